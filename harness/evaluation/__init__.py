@@ -1,0 +1,1 @@
+"""Scores of a model: lm-eval tasks through our own ``LM``."""

@@ -1,0 +1,183 @@
+"""The contract between a fine-tuning method and the engine. The engine knows no method by name; a method knows no engine.
+
+A method is one class in one file (``methods/<name>.py``, or a plug-in in the entry-point group
+``finetune_harness.methods``). The engine calls its hooks in this order::
+
+    check(config, train)              before a model is loaded: raise Refused when the run cannot be done
+    block_scores_needed()             scores to compute from the checkpoint, as a phase of their own
+    prepare(model, context)           freeze, wrap
+    build_optimizer(model, context)   over every parameter that may ever be trained
+    on_step_begin(step, optimizer)    before every optimizer step: resample, apply the state policy
+    finalize(model)                   what is evaluated
+    export(model)                     merged weights in the base architecture, for saving
+
+torch is imported inside hooks, never at the top of a method's module, so that listing and checking work without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, JsonValue
+
+from harness.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from harness.suite import TrainSettings
+
+
+class MethodConfig(BaseModel):
+    """Settings of a method: frozen, unknown keys forbidden. Subclasses give a default only where none can mislead."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    update_in_backward: bool = False
+    """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""
+
+
+class StepOptimizer(Protocol):
+    """A ``torch.optim.Optimizer`` that can also step single parameters."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+
+    def step(self) -> None:
+        """Update every parameter that holds a gradient."""
+
+    def step_parameters(self, params: Iterable[torch.Tensor]) -> None:
+        """Update these parameters, each with a gradient, and nothing else."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Free the gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return moments, counters and groups."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned, dtypes kept."""
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Where the parts of a causal language model are: references taken before a method wraps anything."""
+
+    blocks: tuple[nn.Module, ...]
+    block_names: tuple[str, ...]
+    embedding: nn.Module
+    final_norm: nn.Module
+    head: nn.Module
+    tied_head: bool
+    """True when the head's weight is the embedding's weight, the same storage."""
+
+    names: dict[int, str]
+    """Parameter names of the base model by ``id(parameter)``, taken before wrapping."""
+
+
+@dataclass(frozen=True)
+class BlockScoreRequest:
+    """One score per decoder block, computed from the checkpoint by the engine and cached."""
+
+    kind: Literal["outlier", "weight_norm"]
+    tau: float | None = None
+    """Threshold of the outlier ratio in multiples of the block's mean; None for kinds without one."""
+
+
+class RunContext(Protocol):
+    """What the engine offers a method during a run."""
+
+    seed: int
+    num_steps: int
+    """Optimizer steps of the whole run."""
+    train: TrainSettings
+    decoder: Decoder
+
+    def torch_generator(self, stream: str) -> torch.Generator:
+        """Return a CPU generator of the run's named random stream; the same name gives a fresh, equal generator."""
+
+    def numpy_generator(self, stream: str) -> np.random.Generator:
+        """Return a numpy generator of the run's named random stream."""
+
+    def seed_globally(self, stream: str) -> AbstractContextManager[None]:
+        """Seed the global generators from a stream inside the ``with``, for libraries that draw from them."""
+
+    def block_scores(self, request: BlockScoreRequest) -> Sequence[float]:
+        """Return one score per decoder block, as announced by ``block_scores_needed``."""
+
+    def read_scalar(self, tensor: torch.Tensor) -> float:
+        """Read a one-element tensor; planning answers in place of the value."""
+
+
+class Method(ABC):
+    """A fine-tuning method. One instance serves one run."""
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    summary: ClassVar[str] = ""
+    """One line for ``harness list methods``."""
+    trains: ClassVar[bool] = True
+    """False for a method that leaves the model as it is: no data, no optimizer, no loop."""
+
+    def __init__(self, config: MethodConfig) -> None:
+        self.config = config
+
+    @classmethod
+    def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:  # noqa: B027 - optional hook
+        """Raise ``Refused`` when this run cannot be done, as far as that shows before a model is loaded."""
+
+    def block_scores_needed(self) -> BlockScoreRequest | None:
+        """Return which block scores :meth:`prepare` will ask for, or None."""
+        return None
+
+    @abstractmethod
+    def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
+        """Freeze or wrap the model; return the module that is trained."""
+
+    @abstractmethod
+    def build_optimizer(self, model: nn.Module, context: RunContext) -> StepOptimizer:
+        """Return the optimizer over every parameter that may ever be trained, frozen now or not."""
+
+    def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:  # noqa: B027 - optional hook
+        """Prepare optimizer step ``step`` (0-based, counts optimizer steps and not micro-batches)."""
+
+    def finalize(self, model: nn.Module) -> nn.Module:
+        """Return the module that is evaluated."""
+        return model
+
+    def export(self, model: nn.Module) -> nn.Module:
+        """Return the trained model in the base architecture, adapters merged; may change ``model``."""
+        return model
+
+    def adapter(self, model: nn.Module) -> nn.Module | None:
+        """Return the module whose ``save_pretrained`` writes an adapter, or None for a method without one."""
+        return None
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Return the method's own state at a checkpoint: active set, counters, generators. JSON only."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, JsonValue]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        if state:
+            raise ValueError(f"{type(self).__name__} keeps no state, but got {sorted(state)}")
+
+    def on_resume(self, model: nn.Module, optimizer: StepOptimizer, step: int) -> None:  # noqa: B027 - optional hook
+        """Bring model and optimizer to the restored state before step ``step``, without a new draw."""
+
+    def proof(self) -> dict[str, JsonValue]:
+        """Return what shows that the method was on, beside what the engine observes by itself. JSON only."""
+        return {}
+
+
+METHODS: Registry[Method] = Registry(
+    "method",
+    Method,  # type: ignore[type-abstract]
+    package="harness.methods",
+    entry_points="finetune_harness.methods",
+)

@@ -1,0 +1,216 @@
+"""The record of one run: what was asked, what came out, where, and the proof that the method was on.
+
+Names of measurements end in their unit. What was not measured is None. A record validates without its method, without
+torch, and for ever: a change of layout raises ``SCHEMA_VERSION`` and adds a step to ``UPGRADES``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from harness.errors import HarnessError
+from harness.suite import RunSpec, identity
+from harness.toml_files import first_fault
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
+OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverged"})
+"""Statuses that are answers: not run again unless ``--retry`` asks for it."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Environment(_Part):
+    """Where a run took place."""
+
+    device_type: Literal["cpu", "cuda"]
+    device_name: str
+    device_memory_bytes: int | None
+    driver: str | None
+    num_threads: int
+    """CPU threads of torch: results on a CPU depend on them."""
+    platform: str
+    python: str
+    packages: dict[str, str]
+    """Versions of harness, torch, transformers, peft, lm-eval and what else can move a number."""
+    source_checksum: str
+    """SHA-256 over the harness's own Python and TOML files, so that an installed wheel and a checkout agree."""
+    commit: str | None = None
+    """Git commit of the checkout the harness ran from; None outside a checkout."""
+    dirty: bool | None = None
+    device_busy: str | None = None
+    """What else used the device at the start; None: nothing seen, or nothing to ask."""
+
+    @property
+    def environment_id(self) -> str:
+        """Return the identity of what can move a number: the commit is left out, the source checksum stands for it."""
+        return identity(self.model_dump(mode="json", exclude={"commit", "dirty", "device_busy", "platform"}))
+
+
+class Phase(_Part):
+    """One phase under its own memory meter."""
+
+    name: str
+    """load, block_scores, prepare, validate_before, train, validate_after, finalize, evaluate, save."""
+    seconds: float
+    allocated_peak_bytes: int | None = None
+    """``torch.cuda.max_memory_allocated`` over the phase; None without CUDA."""
+    reserved_peak_bytes: int | None = None
+    allocator_retries: int | None = None
+    device_peak_bytes: int | None = None
+    """Largest device figure sampled through NVML."""
+    device_sample_seconds: float | None = None
+    host_peak_bytes: int | None = None
+    """Largest resident set of the child process up to the end of this phase (``ru_maxrss``)."""
+
+
+class BlockActivity(_Part):
+    """Which decoder blocks were trainable from one step on, until the next entry."""
+
+    step: int
+    blocks: tuple[int, ...]
+
+
+class StepCurve(_Part):
+    """Per optimizer step, in order; step 0 first."""
+
+    loss: tuple[float, ...]
+    """Mean cross-entropy over the trained tokens of the whole accumulated batch, nats."""
+    learning_rate: tuple[float, ...]
+    grad_norm: tuple[float | None, ...]
+    """Global norm before clipping; None where it was not taken."""
+    trained_tokens: tuple[int, ...]
+    """Tokens that carried loss."""
+    tokens: tuple[int, ...]
+    """Tokens that went through the model, padding left out."""
+    seconds: tuple[float, ...]
+    """Synchronised wall-clock seconds, data loading left out."""
+    trainable_params: tuple[int, ...]
+    optimizer_state_bytes: tuple[int, ...]
+    """On the device, after the step."""
+    optimizer_state_host_bytes: tuple[int, ...] = ()
+
+
+class TrainResult(_Part):
+    """What training did and cost."""
+
+    num_steps: int
+    curve: StepCurve
+    block_activity: tuple[BlockActivity, ...]
+    num_blocks: int
+    step_seconds_mean: float | None
+    """Total time over number of steps after the warm-up; None when no step is left after it."""
+    step_seconds_median: float | None
+    num_timed_steps: int
+    covers_refresh_cycle: bool | None = None
+    """False marks a run too short to hold one whole projector-refresh cycle; None for methods without one."""
+    refresh_seconds: float | None = None
+    data_seconds: float
+    trainable_params_mean: float
+    """Parameters that required grad, mean over steps."""
+    trainable_params_ever: int
+    total_params: int
+    peak_optimizer_state_bytes: int
+    validation_loss_before: float | None = None
+    validation_loss_after: float | None = None
+    validation_tokens: int | None = None
+
+
+class Score(_Part):
+    """One metric of one task."""
+
+    task: str
+    metric: str
+    value: float
+    stderr: float | None
+    n: int
+    unit: Literal["fraction", "points"] = "fraction"
+    higher_is_better: bool
+    task_version: str
+    num_fewshot: int | None
+    headline: bool = False
+    """True for the metric that enters the suite's average."""
+
+
+class Proof(_Part):
+    """What shows that the method was on."""
+
+    block_checksums_before: tuple[str, ...] = ()
+    """SHA-256 over each decoder block's parameters after ``prepare``, adapters included."""
+    block_checksums_after: tuple[str, ...] = ()
+    other_checksums_before: dict[str, str] = Field(default_factory=dict)
+    """The same for embedding, final_norm and head."""
+    other_checksums_after: dict[str, str] = Field(default_factory=dict)
+    ever_trainable_blocks: tuple[int, ...] = ()
+    ever_trainable_others: tuple[str, ...] = ()
+    optimizer_state_bytes: int | None = None
+    method: dict[str, JsonValue] = Field(default_factory=dict)
+    """What the method itself reports: draws, projected matrices, refreshes."""
+
+
+class Record(_Part):
+    """One line of a records file."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: Literal["run", "evaluation"] = "run"
+    """``evaluation``: scores added later to a run whose weights were kept; ``of`` names its record."""
+    of: str | None = None
+    run_id: str
+    environment_id: str
+    uuid: str
+    started_at: datetime
+    finished_at: datetime
+    status: Status
+    reason: str | None = None
+    """One sentence for every status but ok."""
+    spec: RunSpec
+    environment: Environment
+    phases: tuple[Phase, ...] = ()
+    predicted_peak_bytes: int | None = None
+    train: TrainResult | None = None
+    scores: tuple[Score, ...] = ()
+    proof: Proof | None = None
+    items: str | None = None
+    """File of every item's outcome, relative to the folder of the records."""
+    weights: str | None = None
+    """Folder of the kept weights, relative to the folder of the records."""
+    log_tail: str | None = None
+    """Last lines of a failed child's error output."""
+
+    def phase(self, name: str) -> Phase | None:
+        """Return the phase called ``name``, or None when the run did not reach it."""
+        return next((phase for phase in self.phases if phase.name == name), None)
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+"""Version -> the step that lifts a record of that version to the next."""
+
+
+def parse_record(data: Any, where: str) -> Record:
+    """Return a record from its JSON value, lifted to the present schema.
+
+    Raises:
+        HarnessError: it is not a record, or of a newer schema.
+    """
+    if not isinstance(data, dict) or not isinstance(version := data.get("schema_version"), int):
+        raise HarnessError(f"{where}: is not a record: schema_version is missing")
+    if version > SCHEMA_VERSION:
+        raise HarnessError(
+            f"{where}: has schema version {version}, newer than {SCHEMA_VERSION}, the newest this harness reads; upgrade it"
+        )
+    while version < SCHEMA_VERSION:
+        if version not in UPGRADES:
+            raise HarnessError(f"{where}: has schema version {version}, which never existed")
+        data = UPGRADES[version](data)
+        version = data["schema_version"]
+    try:
+        return Record.model_validate(data)
+    except ValidationError as error:
+        raise HarnessError(f"{where}: is not a valid record:{first_fault(Record, error)}") from error

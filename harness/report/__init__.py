@@ -1,0 +1,1 @@
+"""Records to conclusions: summary, tables, plots. Never imports torch or the engine."""

@@ -1,0 +1,159 @@
+"""The records on disk: one JSON Lines file a suite, only ever appended to, each line under an exclusive lock.
+
+Many parents may append to one folder at once; a child process never writes here. A line cut off by a crash is moved to
+``<file>.cut`` by the next append, so that nothing is lost and the file stays readable. Readers take what is whole and
+report the rest as warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from harness.errors import HarnessError
+from harness.record import OUTCOMES, Record, parse_record
+
+LOCK_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a store holds: records ordered by (started_at, uuid), and a sentence for each line that is none."""
+
+    records: tuple[Record, ...]
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Store:
+    """A folder of records."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def file_of(self, suite: str) -> Path:
+        """Return the file that holds a suite's records."""
+        return self.folder / f"{suite}.jsonl"
+
+    def check_writable(self) -> None:
+        """Make the folder, and fail before hours are spent when nothing can be written there.
+
+        Raises:
+            HarnessError: it cannot be made or written.
+        """
+        probe = self.folder / f".write-{os.getpid()}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"probe")
+            probe.unlink()
+        except OSError as error:
+            raise HarnessError(
+                f"the results folder {self.folder} cannot be written: {error.strerror or error}; name another with --results"
+            ) from error
+
+    def append(self, record: Record) -> None:
+        """Append one record and make it durable before returning.
+
+        Raises:
+            HarnessError: the line could not be written; nothing of it stays in the file.
+        """
+        line = record.model_dump_json().encode() + b"\n"
+        file = self.file_of(record.spec.suite)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._locked(file), file.open("ab") as stream:
+                _set_cut_line_aside(file)
+                size = stream.seek(0, os.SEEK_END)
+                try:
+                    stream.write(line)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                except OSError:
+                    os.truncate(file, size)
+                    raise
+        except OSError as error:
+            raise HarnessError(f"{file}: the record could not be written: {error.strerror or error}") from error
+
+    def read(self, suite: str | None = None) -> Contents:
+        """Return the records of one suite, or of all.
+
+        Raises:
+            HarnessError: a file is there but cannot be read.
+        """
+        files = [self.file_of(suite)] if suite is not None else sorted(self.folder.glob("*.jsonl"))
+        records: list[Record] = []
+        warnings: list[str] = []
+        for file in files:
+            try:
+                data = file.read_bytes()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+            for number, line in enumerate(data.splitlines(keepends=True), start=1):
+                _read_line(line, f"{file} line {number}", records, warnings)
+        records.sort(key=lambda record: (record.started_at, record.uuid))
+        return Contents(tuple(records), tuple(warnings))
+
+    @contextmanager
+    def _locked(self, file: Path) -> Iterator[None]:
+        try:
+            with FileLock(f"{file}.lock", timeout=LOCK_SECONDS):
+                yield
+        except Timeout as error:
+            raise HarnessError(f"{file}: another process has held its lock for {LOCK_SECONDS:.0f} s") from error
+
+
+def has_outcome(records: tuple[Record, ...], run_id: str, environment_id: str | None, retry: frozenset[str]) -> bool:
+    """Return whether a run is answered: an outcome, in this environment (None: in any), of a status not to be retried.
+
+    The newest record of the run decides, so that a success after an out-of-memory is a success.
+    """
+    matching = [
+        record
+        for record in records
+        if record.kind == "run"
+        and record.run_id == run_id
+        and (environment_id is None or record.environment_id == environment_id)
+        and record.status in OUTCOMES
+    ]
+    return bool(matching) and matching[-1].status not in retry
+
+
+def _read_line(line: bytes, where: str, records: list[Record], warnings: list[str]) -> None:
+    if not line.strip():
+        return
+    if not line.endswith(b"\n"):
+        warnings.append(
+            f"{where}: is cut off after {len(line)} bytes, as by a crash while it was written; it is passed over, and the "
+            "next run does that work again"
+        )
+        return
+    try:
+        records.append(parse_record(json.loads(line), where))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        warnings.append(f"{where}: is not JSON ({error}); it is passed over")
+    except HarnessError as error:
+        warnings.append(f"{error}; it is passed over")
+
+
+def _set_cut_line_aside(file: Path) -> None:
+    """Move what follows the last newline to ``<file>.cut``; the caller holds the lock."""
+    with file.open("rb") as stream:
+        if stream.seek(0, os.SEEK_END) == 0:
+            return
+        stream.seek(-1, os.SEEK_END)
+        if stream.read(1) == b"\n":
+            return
+    data = file.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    with Path(f"{file}.cut").open("ab") as stream:
+        stream.write(data[whole:] + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.truncate(file, whole)

