@@ -1,4 +1,4 @@
-"""The contract between a fine-tuning method and the engine. The engine knows no method by name; a method knows no engine.
+"""The contract between a fine-tuning method and the engine; neither knows the other by name.
 
 A method is one class in one file (``methods/<name>.py``, or a plug-in in the entry-point group
 ``finetune_harness.methods``). The engine calls its hooks in this order::
@@ -128,11 +128,18 @@ class Method(ABC):
         self.config = config
 
     @classmethod
-    def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:  # noqa: B027 - optional hook
+    def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:
         """Raise ``Refused`` when this run cannot be done, as far as that shows before a model is loaded."""
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return which block scores :meth:`prepare` will ask for, or None."""
+        return None
+
+    def cycle_steps(self) -> int | None:
+        """Return the optimizer steps of one whole cycle of refreshes or resamples, or None for a method without one.
+
+        A step time over fewer steps is marked in the record.
+        """
         return None
 
     @abstractmethod
@@ -143,7 +150,7 @@ class Method(ABC):
     def build_optimizer(self, model: nn.Module, context: RunContext) -> StepOptimizer:
         """Return the optimizer over every parameter that may ever be trained, frozen now or not."""
 
-    def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:  # noqa: B027 - optional hook
+    def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
         """Prepare optimizer step ``step`` (0-based, counts optimizer steps and not micro-batches)."""
 
     def finalize(self, model: nn.Module) -> nn.Module:
@@ -167,7 +174,7 @@ class Method(ABC):
         if state:
             raise ValueError(f"{type(self).__name__} keeps no state, but got {sorted(state)}")
 
-    def on_resume(self, model: nn.Module, optimizer: StepOptimizer, step: int) -> None:  # noqa: B027 - optional hook
+    def on_resume(self, model: nn.Module, optimizer: StepOptimizer, step: int) -> None:
         """Bring model and optimizer to the restored state before step ``step``, without a new draw."""
 
     def proof(self) -> dict[str, JsonValue]:

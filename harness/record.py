@@ -113,6 +113,10 @@ class TrainResult(_Part):
     """False marks a run too short to hold one whole projector-refresh cycle; None for methods without one."""
     refresh_seconds: float | None = None
     data_seconds: float
+    checkpoint_seconds: float | None = None
+    """Writing checkpoints; in no step's time."""
+    resumed_at_steps: tuple[int, ...] = ()
+    """Steps at which the run went on from a checkpoint."""
     trainable_params_mean: float
     """Parameters that required grad, mean over steps."""
     trainable_params_ever: int
@@ -203,7 +207,8 @@ def parse_record(data: Any, where: str) -> Record:
         raise HarnessError(f"{where}: is not a record: schema_version is missing")
     if version > SCHEMA_VERSION:
         raise HarnessError(
-            f"{where}: has schema version {version}, newer than {SCHEMA_VERSION}, the newest this harness reads; upgrade it"
+            f"{where}: has schema version {version}, newer than {SCHEMA_VERSION}, the newest that this "
+            "harness reads; upgrade it"
         )
     while version < SCHEMA_VERSION:
         if version not in UPGRADES:

@@ -14,7 +14,6 @@ from typing import Generic, TypeVar
 
 from harness.errors import HarnessError, near_miss
 
-
 T = TypeVar("T")
 
 

@@ -53,7 +53,8 @@ class Store:
             probe.unlink()
         except OSError as error:
             raise HarnessError(
-                f"the results folder {self.folder} cannot be written: {error.strerror or error}; name another with --results"
+                f"the results folder {self.folder} cannot be written: {error.strerror or error}; "
+                "name another with --results"
             ) from error
 
     def append(self, record: Record) -> None:
@@ -130,8 +131,8 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
         return
     if not line.endswith(b"\n"):
         warnings.append(
-            f"{where}: is cut off after {len(line)} bytes, as by a crash while it was written; it is passed over, and the "
-            "next run does that work again"
+            f"{where}: is cut off after {len(line)} bytes, as by a crash while it was written; it is passed over, "
+            "and the next run does that work again"
         )
         return
     try:

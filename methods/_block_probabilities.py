@@ -1,0 +1,141 @@
+"""From a setting and block scores to sampling probabilities, one a block.
+
+Papers: LISA (arXiv 2403.17919), section 3; OwLore/OWS (arXiv 2405.18380), section 3.
+Reference: pixeli99/OwLore@e415973:src/lmflow/pipeline/finetuner.py (modes uniform, decrease, increase, owl,
+owl_reverse, norm) and its metric_cache/llama2_7b_ratio_13.txt (one decimal number a line, in percent).
+
+Deliberate differences from the reference:
+- the file is read once, from a path that the user gives, not at every draw from one fixed path;
+- what cannot be a list of percentages, or has another length than the model has blocks, is an error;
+- mode ``norm`` reads no file: the norms are computed from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from harness.errors import HarnessError, Refused
+from harness.methods._settings import LayerSamplingSettings
+
+
+def read_scores(file: str) -> list[float]:
+    """Return the scores in a file in the format of OwLore's metric cache: percentages, one a line.
+
+    Numbers may also be separated by spaces or commas, and the whole be in brackets.
+
+    Raises:
+        HarnessError: the file cannot be read, or does not hold percentages.
+    """
+    try:
+        text = Path(file).read_text(encoding="utf-8")
+    except OSError as error:
+        raise HarnessError(f"probability_file {file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"probability_file {file}: is not UTF-8 text (byte {error.start})") from error
+    return parse_scores(text, f"probability_file {file}")
+
+
+def parse_scores(text: str, where: str) -> list[float]:
+    """Return the percentages in ``text``.
+
+    Raises:
+        HarnessError: a word is no number, a number no percentage, or none is above zero; the sentence names the line.
+    """
+    text = text.strip()
+    if text.startswith("[") and text.endswith("]"):
+        text = text[1:-1]
+    scores = []
+    for number, line in enumerate(text.splitlines(), 1):
+        for word in line.replace(",", " ").split():
+            try:
+                score = float(word)
+            except ValueError:
+                raise HarnessError(f"{where}: line {number}: expected a number in percent, found '{word}'") from None
+            if not 0.0 <= score <= 100.0:
+                raise HarnessError(f"{where}: line {number}: {word} is not a percentage: expected 0 to 100")
+            scores.append(score)
+    if not any(scores):
+        raise HarnessError(f"{where}: expected one percentage a block, at least one of them above 0")
+    return scores
+
+
+def outlier_counts(scores: Sequence[float], pool: int) -> list[int]:
+    """Return how many of a block's ``pool`` weights are outliers, from percentages.
+
+    Raises:
+        HarnessError: a score is not a whole number of ``pool`` weights, so it was computed over another pool.
+    """
+    counts = []
+    for block, score in enumerate(scores):
+        exact = score * pool / 100.0
+        if abs(exact - round(exact)) > 1e-6 * max(1.0, exact):
+            raise HarnessError(f"block {block}: {score} percent of {pool} weights is {exact}, not a whole number")
+        counts.append(round(exact))
+    return counts
+
+
+def block_probabilities(
+    settings: LayerSamplingSettings, num_blocks: int, scores: Sequence[float] | None
+) -> list[float] | None:
+    """Return the probability of each block, summing to 1; None for uniform, which legacy draws tell from equal ones.
+
+    Args:
+        settings: Kind of probability, and the file for kind ``file``.
+        num_blocks: Blocks of the model.
+        scores: Block scores, for the kinds that follow from them.
+
+    Raises:
+        Refused: the scores cannot be probabilities of this model's blocks, or too few are above zero to draw from.
+    """
+    kind = settings.probability
+    weights: Sequence[float]
+    if kind == "uniform":
+        return None
+    if kind == "decrease":
+        weights = range(num_blocks, 0, -1)
+    elif kind == "increase":
+        weights = range(1, num_blocks + 1)
+    else:
+        if kind == "file":
+            assert settings.probability_file is not None
+            scores = read_scores(settings.probability_file)
+        assert scores is not None
+        weights = scores
+    if len(weights) != num_blocks:
+        raise Refused(f"there are {len(weights)} block scores for probability = '{kind}', but {num_blocks} blocks")
+    if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights) or sum(weights) <= 0.0:
+        raise Refused(f"the block scores for probability = '{kind}' are not all finite and >= 0 with one above 0")
+    probabilities = _normalised(weights)
+    if kind == "outlier_reverse":
+        top = max(probabilities)
+        if all(p == top for p in probabilities):
+            raise Refused("all block scores are equal, so probability = 'outlier_reverse' leaves nothing to draw")
+        probabilities = _normalised([top - p for p in probabilities])
+    _refuse_impossible_draws(settings, probabilities)
+    return probabilities
+
+
+def _refuse_impossible_draws(settings: LayerSamplingSettings, probabilities: Sequence[float]) -> None:
+    if settings.sampling == "without_replacement":
+        possible = sum(p > 0.0 for p in probabilities)
+        if settings.active_layers > possible:
+            raise Refused(
+                f"active_layers is {settings.active_layers}, but only {possible} blocks have a probability above 0"
+            )
+        return
+    worst = max(range(len(probabilities)), key=lambda block: probabilities[block])
+    if settings.active_layers * probabilities[worst] > 1.0:
+        raise Refused(
+            f"coin flips need active_layers times each probability to be at most 1, but for block {worst} it is "
+            f"{settings.active_layers * probabilities[worst]:.3f}: lower active_layers or draw without replacement"
+        )
+
+
+def _normalised(weights: Sequence[float]) -> list[float]:
+    import numpy as np
+
+    array = np.asarray(weights, dtype=np.float64)
+    shares: list[float] = (array / array.sum()).tolist()
+    return shares

@@ -1,0 +1,163 @@
+"""Which blocks are trained: draws at the start of each period, freezing, and the state policy.
+
+Papers: LISA (arXiv 2403.17919), algorithm 1 (coin flips); OwLore/OWS (arXiv 2405.18380).
+Reference: pixeli99/OwLore@e415973:src/lmflow/pipeline/finetuner.py, class DynamicLayerActivationCallback; the
+uniform draw is that of OptimalScale/LMFlow@f3597db:src/lmflow/pipeline/utils/lisa_trainer.py.
+
+Deliberate differences from the reference:
+- draws come from a generator of their own; ``legacy_draws_seed`` gives the references' draws, undisturbed by other
+  users of numpy's global generator;
+- state of a block that is frozen again may be dropped or moved to the host; the references keep it;
+- gradients of a block that is frozen are freed at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+from torch import nn
+
+from harness.method import RunContext
+from harness.methods._optimizers import AdamW
+from harness.methods._settings import LayerSamplingSettings
+
+
+class Draws(Protocol):
+    """What the two generators of numpy share."""
+
+    def choice(self, a: int, size: int, *, replace: bool, p: Sequence[float] | None) -> Any:
+        """Return ``size`` of ``range(a)``."""
+
+
+def draw_blocks(
+    settings: LayerSamplingSettings,
+    num_blocks: int,
+    probabilities: Sequence[float] | None,
+    generator: np.random.Generator | np.random.RandomState,
+) -> list[int]:
+    """Return the blocks of one period, in the order of the draw.
+
+    ``without_replacement``: one after the other, each with its probability among those left (so a block's chance to be
+    drawn is not ``active_layers`` times its probability). ``bernoulli``: each by itself with ``active_layers`` times
+    its probability.
+    """
+    if settings.sampling == "without_replacement":
+        drawn = generator.choice(num_blocks, settings.active_layers, replace=False, p=probabilities)
+        return [int(block) for block in drawn]
+    assert isinstance(generator, np.random.Generator)
+    shares = [1.0 / num_blocks] * num_blocks if probabilities is None else probabilities
+    coins = generator.random(num_blocks)
+    return [block for block in range(num_blocks) if coins[block] < settings.active_layers * shares[block]]
+
+
+class BlockSampler:
+    """Draws blocks, freezes the others, and applies the state policy to an optimizer."""
+
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        settings: LayerSamplingSettings,
+        probabilities: Sequence[float] | None,
+        context: RunContext,
+    ) -> None:
+        self._blocks = blocks
+        self._settings = settings
+        self._probabilities = None if probabilities is None else list(probabilities)
+        self._generator: np.random.Generator | np.random.RandomState
+        if settings.legacy_draws_seed is None:
+            self._generator = context.numpy_generator("layer_sampling")
+        else:
+            self._generator = np.random.RandomState(settings.legacy_draws_seed)
+        self._draws: list[tuple[int, list[int]]] = []
+
+    @property
+    def active(self) -> list[int]:
+        """Blocks of the current period, in the order of the draw; none before the first."""
+        return self._draws[-1][1] if self._draws else []
+
+    def on_step_begin(self, step: int, optimizer: AdamW) -> None:
+        """Draw at a multiple of ``interval_steps``, once, then freeze, unfreeze, and move state."""
+        if step % self._settings.interval_steps != 0 or (self._draws and self._draws[-1][0] == step):
+            return
+        before = set(self.active)
+        drawn = draw_blocks(self._settings, len(self._blocks), self._probabilities, self._generator)
+        self._draws.append((step, drawn))
+        self.apply()
+        self._retire(self._parameters(before - set(drawn)), optimizer)
+        self._welcome(self._parameters(set(drawn) - before), optimizer)
+
+    def apply(self) -> None:
+        """Let the active blocks require gradients and no others; free the gradients of the others."""
+        active = set(self.active)
+        for index, block in enumerate(self._blocks):
+            for p in block.parameters():
+                p.requires_grad_(index in active)
+                if index not in active:
+                    p.grad = None
+
+    def _parameters(self, blocks: Iterable[int]) -> list[torch.Tensor]:
+        return [p for index in sorted(blocks) for p in self._blocks[index].parameters()]
+
+    def _retire(self, params: list[torch.Tensor], optimizer: AdamW) -> None:
+        if self._settings.state_policy == "drop":
+            optimizer.drop_state(params)
+        elif self._settings.state_policy == "offload":
+            optimizer.offload_state(params)
+
+    def _welcome(self, params: list[torch.Tensor], optimizer: AdamW) -> None:
+        optimizer.restore_state(params)
+        if self._settings.returning_step_counter == "reset":
+            optimizer.reset_step_counter(params)
+        if getattr(self._settings, "refresh_on_activation", False):
+            optimizer.drop_projectors(params)
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """Return draws, probabilities and the generator's state."""
+        legacy = isinstance(self._generator, np.random.RandomState)
+        state = self._generator.get_state(legacy=False) if legacy else self._generator.bit_generator.state  # type: ignore[union-attr]
+        return {
+            "draws": [[step, list(blocks)] for step, blocks in self._draws],
+            "probabilities": None if self._probabilities is None else list(self._probabilities),
+            "generator": _plain(state),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them. Probabilities are the saved ones, whatever scores were computed since."""
+        self._draws = [(int(step), [int(block) for block in blocks]) for step, blocks in state["draws"]]
+        self._probabilities = state["probabilities"]
+        generator = _arrays(state["generator"])
+        if isinstance(self._generator, np.random.RandomState):
+            self._generator.set_state(generator)
+        else:
+            self._generator.bit_generator.state = generator
+
+    def proof(self) -> dict[str, JsonValue]:
+        """Return the law, the probabilities and every draw with its step."""
+        blocks = len(self._blocks)
+        shares = [1.0 / blocks] * blocks if self._probabilities is None else self._probabilities
+        return {
+            "sampling": self._settings.sampling,
+            "probability": self._settings.probability,
+            "probabilities": list(shares),
+            "draws": [{"step": step, "blocks": list(drawn)} for step, drawn in self._draws],
+        }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        return {"dtype": str(value.dtype), "values": value.tolist()}
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arrays(value: Any) -> Any:
+    if isinstance(value, dict):
+        if value.keys() == {"dtype", "values"}:
+            return np.asarray(value["values"], dtype=value["dtype"])
+        return {key: _arrays(inner) for key, inner in value.items()}
+    return value

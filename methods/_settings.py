@@ -1,0 +1,135 @@
+"""Settings that methods share, named as ``suites/methods.toml`` and ``--set`` name them, and refusals. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+
+from harness.errors import Refused
+from harness.method import MethodConfig
+from harness.suite import TrainSettings
+
+Dtype = Literal["bf16", "fp32"]
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class AdamWSettings(MethodConfig):
+    """Settings of the one AdamW that every trained method uses."""
+
+    adamw_rule: Literal["torch", "transformers"]
+    """``torch``: eps after the bias correction of the second moment, weight decay before the update, as in
+    ``torch.optim.AdamW``. ``transformers``: eps before it, weight decay after the update, as in the ``adamw_hf`` of
+    older transformers and in galore-torch."""
+    betas: tuple[Beta, Beta]
+    eps: PositiveFloat
+    weight_decay: NonNegativeFloat
+    """Applied to every trained parameter, norms and embeddings included."""
+    moment_dtype: Dtype
+    """Of both moments; Adam's arithmetic runs in it."""
+    master_weights: bool
+    """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
+    stochastic_rounding: bool
+    """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
+
+    @model_validator(mode="after")
+    def _one_remedy_for_lost_updates(self) -> AdamWSettings:
+        if self.master_weights and self.stochastic_rounding:
+            raise ValueError("master_weights and stochastic_rounding exclude each other: choose one")
+        return self
+
+
+class LayerSamplingSettings(MethodConfig):
+    """Which blocks are trained when, and what becomes of the optimizer state of the others."""
+
+    active_layers: PositiveInt
+    """Blocks drawn each period: exactly so many without replacement, so many on average by coin flips."""
+    interval_steps: PositiveInt
+    """Optimizer steps of one period."""
+    sampling: Literal["without_replacement", "bernoulli"]
+    probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
+    probability_file: str | None = None
+    """One score a block, in percent, for ``probability = "file"``."""
+    tau: PositiveFloat | None = None
+    """Threshold of the outlier ratio, in multiples of the block's mean."""
+    state_policy: Literal["drop", "keep", "offload"]
+    """Moments, projector and fp32 master of a block that is frozen again: freed, kept, or moved to the host."""
+    returning_step_counter: Literal["reset", "keep"]
+    """Adam's step counter, used by the bias correction, when a block returns. Dropped state resets by necessity."""
+    train_embedding: bool
+    train_head: bool
+    train_final_norm: bool
+    legacy_draws_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
+    """Draw from numpy's legacy generator with this seed, as the released codes do; None: from the run's own stream."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LayerSamplingSettings:
+        if (self.probability == "file") != (self.probability_file is not None):
+            raise ValueError("probability = 'file' and probability_file go together: give both or neither")
+        if self.probability in ("outlier", "outlier_reverse") and self.tau is None:
+            raise ValueError(f"probability = '{self.probability}' needs tau, the threshold of the outlier ratio")
+        if self.state_policy == "drop" and self.returning_step_counter == "keep":
+            raise ValueError("state_policy = 'drop' resets the step counter: set returning_step_counter = 'reset'")
+        if self.sampling == "bernoulli" and self.legacy_draws_seed is not None:
+            raise ValueError("legacy_draws_seed reproduces draws without replacement, not sampling = 'bernoulli'")
+        if self.sampling == "bernoulli" and not (self.train_embedding or self.train_head or self.train_final_norm):
+            raise ValueError(
+                "sampling = 'bernoulli' may leave every block frozen: train the embedding, the head or the final norm"
+            )
+        return self
+
+
+PROJECTION_KEYS = (
+    "rank",
+    "update_gap",
+    "update_gap_counter",
+    "projection_side",
+    "projector",
+    "scale",
+    "projector_dtype",
+)
+
+
+class ProjectionSettings(MethodConfig):
+    """Low-rank projection of the gradients of the blocks' linear layers."""
+
+    rank: PositiveInt | None = None
+    """Clipped to the smaller side of each matrix."""
+    update_gap: PositiveInt | None = None
+    """A projector is computed anew after so many steps."""
+    update_gap_counter: Literal["global", "parameter"] | None = None
+    """``parameter`` counts a matrix's own updates; ``global`` the run's steps: the first update in each window of
+    ``update_gap`` steps refreshes, so that no projector outlives its window."""
+    projection_side: Literal["reference", "smaller"] | None = None
+    """``reference``: right for rows >= columns, else left (galore-torch's ``std``). ``smaller``: the side that leaves
+    fewer numbers in the state (its ``reverse_std``; square matrices go right)."""
+    projector: Literal["svd", "randomized"] | None = None
+    scale: PositiveFloat | None = None
+    """Factor of the back-projected update."""
+    projector_dtype: Dtype | None = None
+
+
+def require_projection(config: ProjectionSettings) -> None:
+    """Raise ValueError where a setting of the projection is missing."""
+    missing = [key for key in PROJECTION_KEYS if getattr(config, key) is None]
+    if missing:
+        raise ValueError(f"projection needs {', '.join(missing)}")
+
+
+def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> None:
+    """Refuse what no method of ours can do, or what would silently do nothing.
+
+    Raises:
+        Refused: the combination, and what to change.
+    """
+    if train is None:
+        return
+    if config.update_in_backward and train.max_grad_norm is not None:
+        raise Refused(
+            "update_in_backward frees each gradient before the global norm is known, so max_grad_norm = "
+            f"{train.max_grad_norm} cannot be applied: leave max_grad_norm out or set update_in_backward = false"
+        )
+    if train.dtype == "fp32":
+        for key in ("master_weights", "stochastic_rounding"):
+            if getattr(config, key):
+                raise Refused(f"{key} = true has no effect on fp32 weights: set it to false or train in bf16")

@@ -1,0 +1,253 @@
+"""Tiny random models, a small context and a plain training loop: what a method meets, without the engine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.suite import TrainSettings, load_labels
+
+NUM_BLOCKS = 4
+MODELS = ("llama", "mistral")
+SMALL = {
+    "active_layers": 2,
+    "interval_steps": 2,
+    "rank": 4,
+    "update_gap": 3,
+}
+"""Settings that a published configuration gets to fit the tiny models."""
+
+
+@dataclass
+class FakeContext:
+    """What the engine offers, in a few lines."""
+
+    seed: int
+    num_steps: int
+    train: TrainSettings
+    decoder: Decoder
+    scores: Sequence[float] = (0.5, 0.1, 0.2, 0.4)
+    requests: list[BlockScoreRequest] = field(default_factory=list)
+
+    def _seed_of(self, stream: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{self.seed}/{stream}".encode()).digest()[:6], "big")
+
+    def torch_generator(self, stream: str) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed_of(stream))
+
+    def numpy_generator(self, stream: str) -> np.random.Generator:
+        return np.random.default_rng(self._seed_of(stream))
+
+    @contextmanager
+    def seed_globally(self, stream: str) -> Iterator[None]:
+        before = torch.random.get_rng_state()
+        torch.manual_seed(self._seed_of(stream))
+        try:
+            yield
+        finally:
+            torch.random.set_rng_state(before)
+
+    def block_scores(self, request: BlockScoreRequest) -> Sequence[float]:
+        self.requests.append(request)
+        return self.scores
+
+    def read_scalar(self, tensor: torch.Tensor) -> float:
+        return float(tensor)
+
+
+@dataclass
+class Run:
+    """One method on one model, ready to be stepped."""
+
+    method: Method
+    base: nn.Module
+    model: nn.Module
+    optimizer: Any
+    context: FakeContext
+    losses: list[float] = field(default_factory=list)
+
+    def steps(self, first: int, last: int) -> Run:
+        """Train from step ``first`` to before ``last``; batches depend on seed and step only."""
+        in_backward = self.method.config.update_in_backward
+        for step in range(first, last):
+            self.method.on_step_begin(step, self.optimizer)
+            hooks = self._hooks() if in_backward else []
+            ids = self.batch(step)
+            loss = self.model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            self.losses.append(float(loss.detach()))
+            for hook in hooks:
+                hook.remove()
+            if not in_backward:
+                self.optimizer.step()
+            self.optimizer.zero_grad()
+        return self
+
+    def batch(self, step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(self.context.seed * 1000 + step)
+        return torch.randint(0, 64, (2, 8), generator=generator)
+
+    def _hooks(self) -> list[Any]:
+        def update(p: torch.Tensor) -> None:
+            self.optimizer.step_parameters([p])
+            p.grad = None
+
+        return [p.register_post_accumulate_grad_hook(update) for p in self.model.parameters() if p.requires_grad]
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Return copies of all weights."""
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
+
+    def block_weights(self) -> list[list[torch.Tensor]]:
+        """Return copies of the weights of each block."""
+        return [[p.detach().clone() for p in block.parameters()] for block in self.context.decoder.blocks]
+
+
+def tiny_model(architecture: str, *, tied: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
+    shape: dict[str, Any] = {
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": NUM_BLOCKS,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32,
+        "tie_word_embeddings": tied,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        if architecture == "llama":
+            model: nn.Module = LlamaForCausalLM(LlamaConfig(**shape))
+        else:
+            model = MistralForCausalLM(MistralConfig(**shape, sliding_window=16))
+    return model if dtype == torch.float32 else model.to(dtype)  # .to() fails under FakeTensorMode
+
+
+def decoder_of(model: Any) -> Decoder:
+    return Decoder(
+        blocks=tuple(model.model.layers),
+        block_names=tuple(f"model.layers.{i}" for i in range(len(model.model.layers))),
+        embedding=model.model.embed_tokens,
+        final_norm=model.model.norm,
+        head=model.lm_head,
+        tied_head=model.lm_head.weight is model.model.embed_tokens.weight,
+        names={id(p): name for name, p in model.named_parameters()},
+    )
+
+
+def settings_of(label: str, **changes: Any) -> tuple[type[Method], dict[str, Any]]:
+    """Return a label's method and settings, small enough for the tiny models."""
+    entry = load_labels()[label]
+    method = METHODS.get(entry.method)
+    values = {key: value for key, value in entry.values().items() if key in method.Config.model_fields}
+    values |= {key: value for key, value in SMALL.items() if key in values}
+    return method, values | changes
+
+
+def train_settings(**changes: Any) -> TrainSettings:
+    values: dict[str, Any] = {
+        "data": "tiny",
+        "prompt": "plain",
+        "loss_on": "all",
+        "packing": True,
+        "sequence_length": 8,
+        "batch_size": 2,
+        "num_steps": 8,
+        "learning_rate": 1e-2,
+        "lr_scheduler": "constant",
+        "dtype": "fp32",
+    }
+    return TrainSettings(**(values | changes))
+
+
+def start(
+    label: str,
+    architecture: str = "llama",
+    *,
+    seed: int = 1,
+    tied: bool = False,
+    dtype: str = "fp32",
+    scores: Sequence[float] = (0.5, 0.1, 0.2, 0.4),
+    **changes: Any,
+) -> Run:
+    """Return a run of a label on a tiny model, as far as before step 0."""
+    method_class, values = settings_of(label, **changes)
+    train = train_settings(dtype=dtype)
+    config = method_class.Config.model_validate(values)
+    method_class.check(config, train)
+    base = tiny_model(architecture, tied=tied, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    context = FakeContext(seed, 8, train, decoder_of(base), scores)
+    method = method_class(config)
+    model = method.prepare(base, context)
+    optimizer = method.build_optimizer(model, context) if method.trains else None
+    return Run(method, base, model, optimizer, context)
+
+
+def resumed(run: Run, label: str, architecture: str, step: int, **changes: Any) -> Run:
+    """Return a fresh run brought to the state of ``run`` before ``step``, through JSON and copies of the tensors."""
+    other = start(label, architecture, **changes)
+    own = json.loads(json.dumps(run.method.state_dict()))
+    saved = run.optimizer.state_dict()
+    packed = {
+        "state": {
+            index: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entry.items()}
+            for index, entry in saved["state"].items()
+        },
+        "param_groups": json.loads(json.dumps(saved["param_groups"])),
+        "counters": json.loads(json.dumps(saved["counters"])),
+    }
+    other.model.load_state_dict(run.model.state_dict())
+    other.method.load_state_dict(own)
+    other.optimizer.load_state_dict(packed)
+    other.method.on_resume(other.model, other.optimizer, step)
+    return other
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The functions above, for tests."""
+
+    start: Callable[..., Run] = start
+    resumed: Callable[..., Run] = resumed
+    model: Callable[..., Any] = tiny_model
+    decoder_of: Callable[..., Decoder] = decoder_of
+    settings_of: Callable[..., tuple[type[Method], dict[str, Any]]] = settings_of
+    train_settings: Callable[..., TrainSettings] = train_settings
+    context: type[FakeContext] = FakeContext
+    num_blocks: int = NUM_BLOCKS
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    return Tiny()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise ``label`` over every named configuration, ``trained`` and ``sampled`` over their share."""
+    labels = list(load_labels())
+    sampled = [label for label in labels if METHODS.get(load_labels()[label].method).__name__ in ("Lisa", "Owlore")]
+    shares = {
+        "label": labels,
+        "trained": [label for label in labels if METHODS.get(load_labels()[label].method).trains],
+        "sampled": sampled,
+        "architecture": list(MODELS),
+    }
+    for name, values in shares.items():
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, values)
