@@ -1,0 +1,240 @@
+"""The cache of prepared files: checksums, and files and folders that appear whole or not at all.
+
+Whatever is prepared is written beside its place and renamed into it while a file lock is held, so that two processes at
+once never see half of it, and a killed one leaves nothing that counts. A folder is complete when its manifest, written
+last and before the rename, names every file with its size and checksum.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from harness.errors import HarnessError
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is being done, how much is done, and how much there is to do (None: unknown)."""
+
+MANIFEST = "manifest.json"
+_CHUNK = 1 << 20
+
+
+def silent(description: str, done: int, total: int | None) -> None:
+    """Show no progress."""
+
+
+def cache_root() -> Path:
+    """Return the cache: $HARNESS_CACHE, else finetune-harness in $XDG_CACHE_HOME, else in ~/.cache."""
+    if own := os.environ.get("HARNESS_CACHE"):
+        return Path(own).expanduser().absolute()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache").absolute() / "finetune-harness"
+
+
+def file_checksum(file: Path, progress: Progress = silent) -> str:
+    """Return the SHA-256 of a file in hex.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    try:
+        total, done, digest = file.stat().st_size, 0, hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                progress(f"checksum of {file.name}", done, total)
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def known_file_checksum(file: Path, progress: Progress = silent) -> str:
+    """Return the SHA-256 of a file, remembered by (path, size, modification time in ns).
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    memo = cache_root() / "checksums.json"
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+    key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    known = read_json(memo)
+    if isinstance(checksum := known.get(key), str):
+        return checksum
+    checksum = file_checksum(file, progress)
+    update_json(memo, {key: checksum})
+    return checksum
+
+
+def folder_checksum(folder: Path, progress: Progress = silent) -> str:
+    """Return a SHA-256 over the sorted relative names and checksums of a folder's files; hidden ones do not count.
+
+    Raises:
+        HarnessError: there is no such folder, it holds no file, or one cannot be read.
+    """
+    if not folder.is_dir():
+        raise HarnessError(f"{folder}: there is no such folder")
+    files = sorted(
+        (path.relative_to(folder).as_posix(), path)
+        for path in folder.rglob("*")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not files:
+        raise HarnessError(f"{folder}: the folder holds no file")
+    digest = hashlib.sha256()
+    for name, path in files:
+        digest.update(f"{name}\0{known_file_checksum(path, progress)}\n".encode())
+    return digest.hexdigest()
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Return the table in a JSON file of the cache; empty when there is none or it is spoilt."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def update_json(file: Path, changes: dict[str, Any]) -> None:
+    """Merge ``changes`` into the table in a JSON file of the cache, under its lock.
+
+    Raises:
+        HarnessError: the cache cannot be written.
+    """
+    with _locked(file):
+        whole = json.dumps(read_json(file) | changes, indent=1, sort_keys=True)
+        part = _beside(file)
+        part.write_text(whole, encoding="utf-8")
+        part.replace(file)
+
+
+def build_file(target: Path, build: Callable[[Path], None], *, checksum: str | None = None) -> Path:
+    """Return ``target``, built under a lock by ``build(part)`` unless it is there.
+
+    Args:
+        target: A file inside the cache.
+        build: Writes the path it is given.
+        checksum: SHA-256 that the file must have; checked once, before the rename.
+
+    Raises:
+        HarnessError: the cache cannot be written, or the checksum is another.
+    """
+    if target.is_file():
+        return target
+    with _locked(target):
+        if not target.is_file():
+            part = _beside(target)
+            build(part)
+            if checksum is not None and (found := file_checksum(part)) != checksum:
+                part.unlink()
+                raise HarnessError(f"{target.name}: has SHA-256 {found}, expected {checksum}; get the file anew")
+            _flush(part)
+            part.replace(target)
+    return target
+
+
+def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return ``target``, a complete folder, built under a lock by ``build(part)`` unless it is there.
+
+    Raises:
+        HarnessError: the cache cannot be written.
+    """
+    if is_complete(target):
+        return target
+    with _locked(target):
+        if is_complete(target):
+            return target
+        part = _beside(target)
+        part.mkdir()
+        build(part)
+        write_manifest(part)
+        if target.exists():
+            shutil.rmtree(target)
+        part.rename(target)
+    return target
+
+
+def write_manifest(folder: Path) -> None:
+    """Write name, size and checksum of every file of a folder into its manifest."""
+    files = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_checksum(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    for path in [*(folder / name for name in files), manifest]:
+        _flush(path)
+
+
+def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return size and checksum by file name, as the manifest of a folder says; empty where there is none."""
+    files = read_json(folder / MANIFEST).get("files")
+    return files if isinstance(files, dict) else {}
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether a folder has a manifest and every file in it with its size."""
+    files = manifest_of(folder)
+    try:
+        return bool(files) and all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
+    except OSError:
+        return False
+
+
+def spoilt_files(folder: Path) -> list[str]:
+    """Return the files of a folder whose checksum is no longer the manifest's: a full check, slow on weights."""
+    return [
+        name
+        for name, entry in manifest_of(folder).items()
+        if not (folder / name).is_file() or file_checksum(folder / name) != entry["sha256"]
+    ]
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of a place in the cache; what a killed process left beside it is removed."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            for left in target.parent.glob(f".{target.name}.*.part"):
+                _remove(left)
+            try:
+                yield
+            finally:
+                for left in target.parent.glob(f".{target.name}.*.part"):
+                    _remove(left)
+    except OSError as error:
+        place = error.filename or target
+        raise HarnessError(
+            f"{place}: the cache cannot be written: {error.strerror or error}; set HARNESS_CACHE to a folder that can"
+        ) from error
+
+
+def _beside(target: Path) -> Path:
+    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())

@@ -1,0 +1,104 @@
+"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type": …, "instances": […]}``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "instructions": ("instruction", "output"),
+    "questions": ("question", "answer"),
+    "text": ("text",),
+}
+"""Fields that a row of each layout must have, as text; ``input`` may stand beside an instruction."""
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One training example before tokenisation."""
+
+    instruction: str
+    input: str
+    output: str
+    """The answer; for plain text, all of it."""
+    task: str
+    """Task or data set that it comes from."""
+
+
+def read_data_file(file: Path, layout: str, task: str) -> list[TrainingRow]:
+    """Return the rows of a file, in its order.
+
+    Args:
+        file: JSON list, JSON Lines or LMFlow's layout, UTF-8.
+        layout: A key of ``FIELDS``.
+        task: What the rows say they come from.
+
+    Raises:
+        HarnessError: the file cannot be read, is empty, or a row lacks a field; the sentence names row and field.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{file}: is not UTF-8 text (byte {error.start})") from error
+    values = _values(file, text)
+    if not values:
+        raise HarnessError(f"{file}: holds no row")
+    return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(values, 1)]
+
+
+def _values(file: Path, text: str) -> list[Any]:
+    start = text.lstrip()[:1]
+    if start not in ("[", "{"):
+        raise HarnessError(f"{file}: is neither a JSON list nor JSON Lines of objects")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if start == "{" and _is_json(lines[0]) and (len(lines) > 1 or "instances" not in json.loads(lines[0])):
+        return [_parsed(line, f"{file}: row {number}") for number, line in enumerate(lines, 1)]
+    whole = _parsed(text, str(file))
+    if isinstance(whole, list):
+        return whole
+    if isinstance(instances := whole.get("instances"), list):
+        return instances
+    raise HarnessError(f"{file}: is one JSON object; expected a list, JSON Lines, or an object with 'instances'")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise HarnessError(f"{where}: is not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise HarnessError(f"{where}: is not valid JSON: nested too deeply") from error
+
+
+def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
+    expected = " and ".join(FIELDS[layout])
+    expected = " and ".join(FIELDS[layout])
+    if not isinstance(value, dict):
+        raise HarnessError(f"{where}: is {type(value).__name__}, expected an object with {expected}")
+    for field in (*FIELDS[layout], *(("input",) if layout == "instructions" and "input" in value else ())):
+        if field not in value:
+            raise HarnessError(
+                f"{where}: lacks the field '{field}'; the layout '{layout}' needs {expected}, "
+                f"this row has {', '.join(map(str, value)) or 'nothing'}"
+            )
+        if not isinstance(value[field], str):
+            raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected text")
+    if layout == "instructions":
+        return TrainingRow(value["instruction"], value.get("input", ""), value["output"], task)
+    if layout == "questions":
+        return TrainingRow(value["question"], "", value["answer"], task)
+    return TrainingRow("", "", value["text"], task)

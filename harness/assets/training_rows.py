@@ -1,0 +1,132 @@
+"""Training, validation and calibration rows by the name of a data set, from the cache or from a file of the user's.
+
+Packaged rows have parts of their own (see ``split``). Any other data set has no validation part: a fixed share of its
+rows is held out by a hash of their content, rows with the same prompt together, and never trained on. Nothing here
+touches the network, and no data set ever stands in silently for another.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from harness.assets.data_files import TrainingRow, read_data_file
+from harness.assets.downloads import missing_data_sentence, repository_file_place
+from harness.assets.hub import cached_hub_file
+from harness.assets.instructions import instruction_of
+from harness.assets.rows import COMMONSENSE_TASKS, read_rows
+from harness.assets.split import content_hash, normalised
+from harness.datasets import DatasetSpec, find_dataset, load_datasets
+from harness.errors import HarnessError
+
+Part = Literal["train", "validation"]
+HELD_OUT_SHARE = 0.01
+
+
+def load_rows(
+    name: str,
+    part: Part,
+    overrides: Mapping[str, Path] | None = None,
+    *,
+    offline: bool = False,
+    validation_rows: int = 0,
+) -> list[TrainingRow]:
+    """Return the rows of one part of a data set.
+
+    Packaged rows are mixed over their tasks, and validation rows of any data set are ordered, by a hash of their
+    content, so that the first n are unbiased; training rows of a file keep its order.
+
+    Args:
+        name: In datasets.toml.
+        part: The two parts share no prompt.
+        overrides: Local files by data set, from ``--data NAME=PATH``.
+        offline: Only chooses the words for what is missing: nothing here touches the network.
+        validation_rows: How many rows the validation part must hold at least; the same number gives the same parts.
+
+    Raises:
+        HarnessError: no such data set, it is not prepared, or the file is not of its layout.
+    """
+    spec = with_file(find_dataset(name, load_datasets()), overrides)
+    if spec.file is None and spec.packaged is not None:
+        rows = _packaged_rows(spec, part)
+    else:
+        rows = held_out(_file_rows(spec, offline), part, validation_rows, spec.name)
+    if part == "validation" and len(rows) < validation_rows:
+        raise HarnessError(f"data set '{name}': its validation part has {len(rows)} rows, asked for {validation_rows}")
+    return rows
+
+
+def load_texts(name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False) -> list[str]:
+    """Return the training texts of a data set, for calibration: instruction, input and output run together.
+
+    Raises:
+        HarnessError: as :func:`load_rows`.
+    """
+    rows = load_rows(name, "train", overrides, offline=offline)
+    return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
+
+
+def with_file(spec: DatasetSpec, overrides: Mapping[str, Path] | None) -> DatasetSpec:
+    """Return the data set with the file that the user puts in its place, if any."""
+    file = (overrides or {}).get(spec.name)
+    return spec if file is None else spec.model_copy(update={"file": file})
+
+
+def held_out(rows: Sequence[TrainingRow], part: Part, at_least: int, name: str) -> list[TrainingRow]:
+    """Return one part of rows that have none: 1 % of them, and at least ``at_least``, are for validation.
+
+    Raises:
+        HarnessError: too few rows to hold that many out.
+    """
+    wanted = max(at_least, math.ceil(len(rows) * HELD_OUT_SHARE))
+    by_prompt: dict[str, list[TrainingRow]] = {}
+    for row in rows:
+        by_prompt.setdefault(_prompt_hash(row), []).append(row)
+    validation: list[TrainingRow] = []
+    held: set[str] = set()
+    for prompt in sorted(by_prompt):
+        if len(validation) >= wanted:
+            break
+        validation += by_prompt[prompt]
+        held.add(prompt)
+    if len(held) == len(by_prompt):
+        raise HarnessError(f"data set '{name}': has {len(rows)} rows, too few to hold {wanted} out for validation")
+    if part == "validation":
+        return validation
+    return [row for prompt, row in ((_prompt_hash(row), row) for row in rows) if prompt not in held]
+
+
+def _prompt_hash(row: TrainingRow) -> str:
+    prompt = f"{normalised(row.instruction)}\n{normalised(row.input)}"
+    return hashlib.sha256((prompt if prompt.strip() else normalised(row.output)).encode()).hexdigest()
+
+
+def _packaged_rows(spec: DatasetSpec, part: Part) -> list[TrainingRow]:
+    if spec.packaged == "gsm8k":
+        return [TrainingRow(row["question"], "", row["answer"], "gsm8k") for row in read_rows("gsm8k", part)]
+    if spec.packaged == "passages":
+        passages = dict.fromkeys(row["passage"] for row in read_rows("boolq", part))
+        return [TrainingRow("", "", passage, "boolq") for passage in passages]
+    mixed = [
+        (content_hash(row), TrainingRow(instruction, "", output, task))
+        for task in COMMONSENSE_TASKS
+        for row in read_rows(task, part)
+        for instruction, output in (instruction_of(task, row),)
+    ]
+    return [row for _, row in sorted(mixed, key=lambda pair: pair[0])]
+
+
+def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
+    if spec.file is not None:
+        return read_data_file(spec.file, spec.layout, spec.name)
+    file = repository_file_place(spec) if spec.repository is not None else cached_hub_file(spec)
+    if file is None or not file.is_file():
+        why = "--offline forbids its download" if offline else "was never prepared"
+        raise HarnessError(missing_data_sentence(spec, why))
+    rows = read_data_file(file, spec.layout, spec.name)
+    if spec.num_rows is not None and len(rows) != spec.num_rows:
+        raise HarnessError(f"data set '{spec.name}': {file} holds {len(rows)} rows, expected {spec.num_rows}")
+    return rows

