@@ -1,0 +1,140 @@
+"""report.md: the tables of a summary with what a reader needs to take them for what they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from harness.report.layout import escape_markdown, markdown_table
+from harness.report.statistics import LEVEL
+from harness.report.summary import Summary
+from harness.report.tables import (
+    common_training,
+    cost_table,
+    environment_table,
+    label_table,
+    missing_table,
+    score_table,
+    settings_text,
+)
+from harness.report.units import percent
+
+PLOT_TITLES = {
+    "memory_score": "Memory against score",
+    "loss": "Loss in training",
+    "blocks": "Decoder blocks trained at each step",
+}
+DEFINITIONS = (
+    "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
+    "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
+    f"Intervals are at the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the "
+    "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
+    "Student's t over the seeds: it covers the seed, not the choice of items, and has no width where all seeds agree. "
+    "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
+    "average: unweighted mean of the headline metrics of the suite's tasks.",
+    "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "
+    "the seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
+    "host peak RSS: largest resident set of the run's process up to the end of training, loading of the model "
+    "included, largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
+    "step time: synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
+    "included, loading of data left out; mean over the seeds. A `*` marks a run shorter than one refresh cycle.",
+    "trainable parameters a step: parameters that required a gradient, mean over the steps; ever: those that did at "
+    "any step. In brackets the share of all parameters.",
+    "optimizer state, peak: largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
+    "held-out loss: mean cross-entropy in nats on one fixed batch that is not trained on, before and after training.",
+)
+
+
+def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path) -> str:
+    """Return report.md.
+
+    Args:
+        summary: What to report.
+        plots: Files of each plot by name, below ``out``.
+        out: The folder of the report, to which links are relative.
+    """
+    suite = summary.suite
+    parts = [f"# Report of suite {escape_markdown(suite.name)}, version {summary.view.suite_version}\n"]
+    parts.append(f"{escape_markdown(suite.description)}\n")
+    parts += ["## Results\n", *_results(summary), "## Notes\n", _bullets(_notes(summary))]
+    parts += ["## Plots\n", *_plots(plots, out)]
+    missing = missing_table(summary)
+    parts.append("## Runs without a result\n")
+    parts.append("Every run has one.\n" if missing is None else markdown_table(missing))
+    parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in DEFINITIONS)]
+    parts += ["## Protocol\n", *_protocol(summary), "## Environment\n"]
+    parts.append(f"Environment {escape_markdown(summary.view.environment_id)}.\n")
+    records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
+    parts.append(markdown_table(environment_table(summary.view.environment, records)))
+    return "\n".join(parts)
+
+
+def _results(summary: Summary) -> list[str]:
+    parts = []
+    for model in summary.models:
+        parts.append(f"### {escape_markdown(model)}\n")
+        if not summary.has_records(model):
+            runs = sum(len(row.runs) for row in summary.rows_of(model))
+            parts.append(f"Not run: none of its {runs} runs has a record yet.\n")
+            continue
+        parts.append("Scores: mean in %, [95% interval], (n = items).\n")
+        parts.append(markdown_table(score_table(summary, model)))
+        parts.append("Cost.\n")
+        parts.append(markdown_table(cost_table(summary, model)))
+    return parts
+
+
+def result_notes(summary: Summary) -> list[str]:
+    """Return the sentences that must stand with the tables wherever they are shown."""
+    notes = list(summary.suite.notes)
+    if not summary.suite.ranking:
+        notes.append("The suite is no ranking: nothing is marked as best.")
+    if summary.view.environment.device_type != "cuda":
+        notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
+    return notes
+
+
+def _notes(summary: Summary) -> list[str]:
+    notes = result_notes(summary)
+    if summary.suite.ranking:
+        notes.append("Nothing is marked as best: this report makes no tests between labels.")
+    return notes + list(summary.notes)
+
+
+def _plots(plots: Mapping[str, Sequence[Path]], out: Path) -> list[str]:
+    if not plots:
+        return ["No run has a result to plot.\n"]
+    parts = []
+    for name, files in plots.items():
+        by_kind = {file.suffix: file.relative_to(out).as_posix() for file in files}
+        parts.append(f"![{PLOT_TITLES[name]}]({by_kind['.png']})\n")
+        parts.append(f"[{PLOT_TITLES[name]}, as SVG]({by_kind['.svg']})\n")
+    return parts
+
+
+def _protocol(summary: Summary) -> list[str]:
+    view = summary.view
+    evaluation = settings_text(view.evaluation.model_dump(mode="json"))
+    training = settings_text(common_training(summary))
+    records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
+    sources = dict.fromkeys(f"{role}: {name}" for record in records for role, name in record.spec.sources.items())
+    first, last = min(r.started_at for r in records), max(r.finished_at for r in records)
+    lines = [
+        f"Protocol {view.protocol}; scores of another protocol do not compare with these.",
+        *(f"Model {name}." for name in dict.fromkeys(_model_text(record.spec.model) for record in records)),
+        f"Evaluation: {evaluation}.",
+        f"Training, the same for every label: {training}.",
+        f"At most {view.max_steps} optimizer steps." if view.max_steps is not None else "No bound on optimizer steps.",
+        f"Data: {', '.join(sorted(sources))}.",
+        f"Run from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}.",
+    ]
+    return [_bullets(lines), markdown_table(label_table(summary))]
+
+
+def _model_text(model: Mapping[str, str | None]) -> str:
+    rest = {key: value for key, value in model.items() if key != "name"}
+    return f"{model['name']}: {settings_text(rest)}"
+
+
+def _bullets(lines: Sequence[str]) -> str:
+    return "".join(f"- {escape_markdown(line)}\n" for line in lines)

@@ -1,0 +1,247 @@
+"""The tables of a report: scores and cost, a row a label, in plain text that any page can set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from harness.record import Environment, Record, Score
+from harness.report.layout import Column, Table
+from harness.report.quantities import (
+    NO_CUDA,
+    NO_TRAINING,
+    estimate_text,
+    host_peak_bytes,
+    label_text,
+    mean_of,
+    row_status,
+    status_words,
+    train_peak_bytes,
+)
+from harness.report.statistics import Estimate, estimate_average, estimate_score
+from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
+from harness.report.units import NOTHING, gib, significant
+from harness.suite import RunSpec
+
+NOT_SCORED = "not scored"
+NO_RECORD = "no record yet"
+COST_COLUMNS = (
+    "label",
+    "average",
+    "peak memory (GiB)",
+    "host peak RSS (GiB)",
+    "step time, mean (s)",
+    "step time, median (s)",
+    "trainable parameters a step",
+    "trainable parameters ever",
+    "optimizer state, peak (GiB)",
+    "held-out loss, before -> after (nats)",
+)
+SHORT_RUN = "*"
+"""Marks a step time taken over less than one refresh cycle."""
+
+
+def score_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
+    """Return the estimate of one metric over a row's finished runs and its unit; None unless all have it."""
+    scores = [run.score(column) for run in row.finished]
+    known = [score for score in scores if score is not None]
+    if not known or len(known) < len(scores):
+        return None
+    return estimate_score(known), known[0].unit
+
+
+def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
+    """Return the mean of the headline metrics over the suite's tasks and its unit.
+
+    None where a task is missing in a finished run, or where the metrics have different units: such a mean is not one.
+    """
+    entering = [column for column in columns if column.in_average]
+    runs: list[list[Score]] = []
+    for run in row.finished:
+        scores = [run.score(column) for column in entering]
+        known = [score for score in scores if score is not None]
+        if not known or len(known) < len(scores):
+            return None
+        runs.append(known)
+    units = {score.unit for run in runs for score in run}
+    if len(units) != 1:
+        return None
+    return estimate_average(runs), units.pop()
+
+
+def column_title(column: ScoreColumn) -> str:
+    """Return how a task's column is called: the metric is named where it is not accuracy."""
+    return column.task if column.metric in {None, "acc"} else f"{column.task} {column.metric}"
+
+
+def score_table(summary: Summary, model: str) -> Table:
+    """Return the scores of one model: a row a label, a column a task, the average last."""
+    columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
+    columns.append(Column(average_title(summary)))
+    rows = []
+    for row in summary.rows_of(model):
+        if not row.finished:
+            rows.append((row.label, *[row_status(row)] * (len(columns) - 1)))
+            continue
+        cells = [score_of_row(row, column) for column in summary.columns]
+        cells.append(average_of_row(row, summary.columns))
+        rows.append((label_text(row), *(NOT_SCORED if cell is None else estimate_text(*cell) for cell in cells)))
+    return Table(tuple(columns), tuple(rows))
+
+
+def average_title(summary: Summary) -> str:
+    """Return the heading of the average."""
+    return f"average of {sum(column.in_average for column in summary.columns)} tasks"
+
+
+def cost_table(summary: Summary, model: str) -> Table:
+    """Return what each label of one model cost, beside its average."""
+    columns = (Column(COST_COLUMNS[0], "left"), *(Column(title) for title in COST_COLUMNS[1:]))
+    rows = tuple(
+        (label_text(row), *_cost_cells(summary, row))
+        if row.finished
+        else (row.label, *[row_status(row)] * (len(columns) - 1))
+        for row in summary.rows_of(model)
+    )
+    return Table(columns, rows)
+
+
+def _cost_cells(summary: Summary, row: Row) -> list[str]:
+    average = average_of_row(row, summary.columns)
+    first = NOT_SCORED if average is None else estimate_text(*average)
+    trained = [record.train for record in row.records if record.train is not None]
+    if not trained:
+        return [first, *[NO_TRAINING] * (len(COST_COLUMNS) - 2)]
+    total = trained[0].total_params
+    a_step = mean_of(row, lambda train: train.trainable_params_mean)
+    ever = max(train.trainable_params_ever for train in trained)
+    before = mean_of(row, lambda train: train.validation_loss_before)
+    after = mean_of(row, lambda train: train.validation_loss_after)
+    short = any(train.covers_refresh_cycle is False for train in trained)
+    return [
+        first,
+        peak_text(summary, row),
+        gib(host_peak_bytes(row)),
+        _seconds(mean_of(row, lambda train: train.step_seconds_mean), short),
+        _seconds(mean_of(row, lambda train: train.step_seconds_median), short),
+        parameters_text(a_step, total),
+        parameters_text(ever, total),
+        gib(max(train.peak_optimizer_state_bytes for train in trained)),
+        NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
+    ]
+
+
+def peak_text(summary: Summary, row: Row) -> str:
+    """Return the headline peak in GiB, or why there is none."""
+    peak = train_peak_bytes(row)
+    if peak is None and summary.view.environment.device_type != "cuda":
+        return NO_CUDA
+    return gib(peak)
+
+
+def parameters_text(count: float | None, total: int) -> str:
+    """Return a number of parameters in millions and its share of the model's."""
+    if count is None:
+        return NOTHING
+    share = f" ({significant(100 * count / total)}%)" if total else ""
+    return f"{significant(count / 1e6)} M{share}"
+
+
+def _seconds(value: float | None, short: bool) -> str:
+    return "too few steps" if value is None else significant(value) + (SHORT_RUN if short else "")
+
+
+def missing_table(summary: Summary) -> Table | None:
+    """Return every run without a result, with its reason; a model without records is one row. None: all have one."""
+    rows: list[tuple[str, ...]] = []
+    for model in summary.models:
+        runs = [run for row in summary.rows_of(model) for run in row.runs]
+        if not summary.has_records(model):
+            rows.append((model, "all", "all", status_words(ABSENT), NO_RECORD))
+            continue
+        rows += [
+            (run.model, run.label, str(run.seed), status_words(run.status), _reason(run.record))
+            for run in runs
+            if run.status != "ok"
+        ]
+    rows += [
+        (r.spec.model_name, r.spec.label, str(r.spec.seed), f"evaluation: {status_words(r.status)}", _reason(r))
+        for r in summary.failed_evaluations
+    ]
+    if not rows:
+        return None
+    titles = ("model", "label", "seed", "status", "reason")
+    return Table(tuple(Column(title, "left") for title in titles), tuple(rows))
+
+
+def _reason(record: Record | None) -> str:
+    if record is None:
+        return NO_RECORD
+    return record.reason or "no reason recorded"
+
+
+def label_table(summary: Summary) -> Table:
+    """Return what each label stands for: its method, its settings, and how its training differs from the others'."""
+    specs: dict[str, RunSpec] = {}
+    for row in summary.rows:
+        for run in row.runs:
+            if run.record is not None:
+                specs.setdefault(row.label, run.record.spec)
+    common = common_training(summary)
+    rows = []
+    for label, spec in specs.items():
+        own = {} if spec.train is None else spec.train.model_dump(mode="json")
+        differing = {key: value for key, value in own.items() if key not in common}
+        rows.append((label, spec.method, settings_text(spec.config), settings_text(differing) if own else NO_TRAINING))
+    titles = ("label", "method", "settings", "training, where labels differ")
+    return Table(tuple(Column(title, "left") for title in titles), tuple(rows))
+
+
+def common_training(summary: Summary) -> dict[str, object]:
+    """Return the train settings that every recorded label shares."""
+    found = [
+        run.record.spec.train.model_dump(mode="json")
+        for row in summary.rows
+        for run in row.runs
+        if run.record is not None and run.record.spec.train is not None
+    ]
+    if not found:
+        return {}
+    return {key: value for key, value in found[0].items() if all(other[key] == value for other in found[1:])}
+
+
+def settings_text(settings: Mapping[str, object]) -> str:
+    """Return settings as ``key = value`` in one text."""
+    return ", ".join(f"{key} = {_value(value)}" for key, value in settings.items()) or NOTHING
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ", ".join(map(_value, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def environment_table(environment: Environment, records: Sequence[Record]) -> Table:
+    """Return where the shown runs took place."""
+    commits = dict.fromkeys(
+        "outside a checkout"
+        if (where := record.environment).commit is None
+        else where.commit + (" (with uncommitted changes)" if where.dirty else "")
+        for record in records
+    )
+    busy = dict.fromkeys(record.environment.device_busy for record in records if record.environment.device_busy)
+    memory = environment.device_memory_bytes
+    rows = [
+        ("device", f"{environment.device_type}: {environment.device_name}"),
+        ("device memory", NOTHING if memory is None else f"{gib(memory)} GiB"),
+        ("driver", environment.driver or NOTHING),
+        ("CPU threads of torch", str(environment.num_threads)),
+        ("platform", "; ".join(dict.fromkeys(record.environment.platform for record in records))),
+        ("Python", environment.python),
+        *((f"package {name}", version) for name, version in sorted(environment.packages.items())),
+        ("harness source checksum", environment.source_checksum),
+        ("harness commit", "; ".join(commits)),
+        ("device in use by others at the start", "; ".join(busy) or "nothing seen"),
+    ]
+    return Table((Column("what", "left"), Column("value", "left")), tuple(rows))

@@ -1,0 +1,148 @@
+"""The tables on a terminal: scores and cost of each model within 120 columns, plain text where there is no terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from harness.report.layout import one_line
+from harness.report.page import result_notes
+from harness.report.quantities import host_peak_bytes, mean_of, row_status, status_words
+from harness.report.statistics import Estimate
+from harness.report.summary import Row, ScoreColumn, Summary, summarize
+from harness.report.tables import average_of_row, peak_text, score_of_row
+from harness.report.units import NOTHING, gib, percent, significant
+from harness.store import Contents
+from harness.suite import Suite
+
+WIDTH = 118
+LABEL_WIDTH = 24
+SHORT_TASKS = {
+    "social_iqa": "siqa",
+    "hellaswag": "hellas.",
+    "winogrande": "winogr.",
+    "arc_easy": "arc-e",
+    "arc_challenge": "arc-c",
+    "openbookqa": "obqa",
+}
+SHORT_STATUS = {"out_of_memory": "OOM", "interrupted": "stopped"}
+TASK_WIDTH = 9
+
+
+def terminal_table(suite: Suite, contents: Contents, console: Console) -> None:
+    """Print the scores and the cost of every recorded label.
+
+    Raises:
+        HarnessError: there is no record of the suite.
+    """
+    summary = summarize(suite, contents)
+    parts: list[RenderableType] = []
+    for model in summary.models:
+        rows = summary.rows_of(model)
+        if summary.has_records(model):
+            title = f"{suite.name} {summary.view.suite_version}, {model}"
+            parts += [_scores(summary, rows, title), Text(), _cost(summary, rows), Text()]
+        else:
+            parts += [Text(f"{suite.name}, {model}: not run"), Text()]
+    parts += [Text(one_line(note)) for note in (*result_notes(summary), *summary.notes)]
+    if console.is_terminal:
+        console.print(Group(*parts))
+        return
+    page = io.StringIO()
+    Console(file=page, width=WIDTH, color_system=None, force_terminal=False, emoji=False).print(Group(*parts))
+    console.out("\n".join(line.rstrip() for line in page.getvalue().splitlines()), highlight=False)
+
+
+def _table(title: str, heads: Sequence[str]) -> RichTable:
+    table = RichTable(
+        title=Text(one_line(title)),
+        title_justify="left",
+        box=box.ASCII2,
+        padding=(0, 0),
+        show_edge=False,
+    )
+    for i, head in enumerate(heads):
+        left = i == 0
+        table.add_column(Text(head), justify="left" if left else "right", no_wrap=not left, overflow="fold")
+    return table
+
+
+def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
+    table = _table(
+        f"{title}: accuracy in %, 95% interval below it, n items a task",
+        ["label", *(_head(rows, column) for column in summary.columns), "average"],
+    )
+    for row in rows:
+        label = Text(one_line(row.label, LABEL_WIDTH))
+        if not row.finished:
+            table.add_row(label, *[Text(short_status(row))] * (len(summary.columns) + 1))
+            continue
+        cells = [score_of_row(row, column) for column in summary.columns]
+        cells.append(average_of_row(row, summary.columns))
+        if len(row.finished) < len(row.runs):
+            label.append(f"\n{len(row.finished)} of {len(row.runs)} seeds, {row_status(row)}")
+        table.add_row(label, *(_cell(cell) for cell in cells))
+    return table
+
+
+def short_status(row: Row) -> str:
+    """Return the status of a row without a result in a word that fits a column; of several the first."""
+    status = next(run.status for run in row.runs if run.status != "ok")
+    return SHORT_STATUS.get(status, status_words(status))
+
+
+def _head(rows: Sequence[Row], column: ScoreColumn) -> str:
+    name = SHORT_TASKS.get(column.task, one_line(column.task, TASK_WIDTH))
+    counts = [cell[0].num_items for row in rows if row.finished and (cell := score_of_row(row, column)) is not None]
+    if not counts:
+        return name
+    low, high = min(count[0] for count in counts), max(count[1] for count in counts)
+    return f"{name}\nn={low}" if low == high else f"{name}\nn={low}-{high}"
+
+
+def _cell(cell: tuple[Estimate, str] | None) -> Text:
+    if cell is None:
+        return Text(NOTHING)
+    estimate, unit = cell
+    write = percent if unit == "fraction" else "{:.2f}".format
+    if estimate.interval is None:
+        return Text(write(estimate.mean))
+    low, high = estimate.interval
+    return Text(f"{write(estimate.mean)}\n{write(low)}-{write(high)}")
+
+
+def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
+    cuda = summary.view.environment.device_type == "cuda"
+    heads = ["label", "peak memory\n(CUDA), GiB", "host peak\nRSS, GiB", "step,\nmean s", "step,\nmedian s"]
+    heads += ["trained\na step, M", "trained\never, M", "optimizer\nstate, GiB", "held-out loss,\nbefore -> after"]
+    table = _table("cost", heads)
+    for row in rows:
+        trained = [record.train for record in row.records if record.train is not None]
+        if not trained:
+            status = short_status(row) if not row.finished else NOTHING
+            table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *[Text(status)] * (len(heads) - 1))
+            continue
+        a_step = mean_of(row, lambda train: train.trainable_params_mean)
+        before = mean_of(row, lambda train: train.validation_loss_before)
+        after = mean_of(row, lambda train: train.validation_loss_after)
+        cells = [
+            peak_text(summary, row) if cuda else "no CUDA",
+            gib(host_peak_bytes(row)),
+            _number(mean_of(row, lambda train: train.step_seconds_mean)),
+            _number(mean_of(row, lambda train: train.step_seconds_median)),
+            _number(None if a_step is None else a_step / 1e6),
+            _number(max(train.trainable_params_ever for train in trained) / 1e6),
+            gib(max(train.peak_optimizer_state_bytes for train in trained)),
+            NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
+        ]
+        table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *(Text(cell) for cell in cells))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else significant(value)

@@ -1,0 +1,111 @@
+"""The view of a report: what the runs of one table have in common, chosen from the records, and how others differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from harness.record import Environment, Record
+from harness.report.units import gib
+from harness.suite import EvaluationSettings, Suite
+
+LEFT_ASIDE = {"commit", "dirty", "device_busy", "platform", "packages", "device_memory_bytes"}
+
+
+@dataclass(frozen=True)
+class View:
+    """What the runs of one table have in common."""
+
+    suite_version: int
+    protocol: str
+    evaluation: EvaluationSettings
+    max_steps: int | None
+    environment: Environment
+    environment_id: str
+
+    def differences(self, record: Record) -> tuple[str, ...]:
+        """Return how a record differs from the view, in words; nothing when it belongs."""
+        spec = record.spec
+        found = []
+        for what, ours, theirs in (
+            ("suite version", self.suite_version, spec.suite_version),
+            ("protocol", self.protocol, spec.protocol),
+        ):
+            if ours != theirs:
+                found.append(f"{what} {theirs} instead of {ours}")
+        if record.kind == "run":
+            if spec.evaluation != self.evaluation:
+                found += _changed_fields(self.evaluation.model_dump(), spec.evaluation.model_dump())
+            if spec.train is not None and spec.max_steps != self.max_steps:
+                found.append(f"max_steps {_said(spec.max_steps)} instead of {_said(self.max_steps)}")
+        if record.environment_id != self.environment_id:
+            changes = _changed_fields(_flat(self.environment), _flat(record.environment))
+            changes = [change for change in changes if not change.startswith("source_checksum ")] or [
+                "other source code"
+            ]
+            found.append(f"environment {record.environment_id[:8]} ({'; '.join(changes)})")
+        return tuple(found)
+
+
+def choose_view(suite: Suite, records: Sequence[Record]) -> View:
+    """Return the view of the newest record, those preferred that ran what the suite asks for now, uncut."""
+
+    def rank(item: tuple[int, Record]) -> tuple[bool, bool, bool, int]:
+        position, record = item
+        spec = record.spec
+        return (
+            spec.suite_version == suite.version,
+            spec.protocol == suite.protocol,
+            spec.evaluation == suite.evaluation,
+            position,
+        )
+
+    best = max(enumerate(records), key=rank)[1]
+    spec = best.spec
+    bounds = [
+        (record.spec.max_steps is None, position, record.spec.max_steps)
+        for position, record in enumerate(records)
+        if record.spec.train is not None
+        and record.environment_id == best.environment_id
+        and (record.spec.suite_version, record.spec.protocol) == (spec.suite_version, spec.protocol)
+        and record.spec.evaluation == spec.evaluation
+    ]
+    max_steps = max(bounds)[2] if bounds else None
+    return View(spec.suite_version, spec.protocol, spec.evaluation, max_steps, best.environment, best.environment_id)
+
+
+def view_notes(suite: Suite, view: View) -> list[str]:
+    """Return a sentence for each way in which the view is not what the suite asks for now."""
+    notes = []
+    if view.suite_version != suite.version:
+        notes.append(
+            f"The records are of version {view.suite_version} of the suite; it is at version {suite.version} now."
+        )
+    if view.protocol != suite.protocol:
+        notes.append(f"The records follow protocol {view.protocol}; the suite follows {suite.protocol} now.")
+    changes = _changed_fields(suite.evaluation.model_dump(), view.evaluation.model_dump())
+    if view.max_steps is not None:
+        changes.append(f"at most {view.max_steps} optimizer steps")
+    if changes:
+        notes.append(f"These runs were cut or changed against the suite: {'; '.join(changes)}.")
+    return notes
+
+
+def _flat(environment: Environment) -> dict[str, object]:
+    values = environment.model_dump(mode="json", exclude=LEFT_ASIDE)
+    memory = environment.device_memory_bytes
+    return values | {"device_memory": None if memory is None else f"{gib(memory)} GiB"} | environment.packages
+
+
+def _changed_fields(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:
+    return [
+        f"{key} {_said(theirs.get(key))} instead of {_said(ours.get(key))}"
+        for key in dict.fromkeys((*ours, *theirs))
+        if ours.get(key) != theirs.get(key)
+    ]
+
+
+def _said(value: object) -> str:
+    if value is None:
+        return "none"
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

@@ -1,0 +1,187 @@
+"""Records for the report's tests, made in Python: every status, several seeds, a second environment, hostile text."""
+
+from __future__ import annotations
+
+import random
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from harness.record import BlockActivity, Environment, Phase, Proof, Record, Score, StepCurve, TrainResult
+from harness.suite import EvaluationSettings, RunSpec, Suite, TrainSettings
+
+GIB = 2**30
+TASKS = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+START = datetime(2026, 11, 23, 8, 0, tzinfo=UTC)
+HOSTILE = "a|b `c`\n<script>alert(1)</script> $x_1$ [link](http://x.invalid) *bold* \x1b[31m"
+TRAIN = {
+    "data": "packaged-train",
+    "prompt": "alpaca",
+    "loss_on": "answer",
+    "packing": False,
+    "sequence_length": 128,
+    "batch_size": 4,
+    "num_steps": 30,
+    "learning_rate": 1e-4,
+    "lr_scheduler": "linear",
+    "dtype": "fp32",
+}
+CPU = Environment(
+    device_type="cpu",
+    device_name="test processor",
+    device_memory_bytes=None,
+    driver=None,
+    num_threads=2,
+    platform="Linux-test",
+    python="3.11.9",
+    packages={"torch": "2.13.0", "lm-eval": "0.4.13"},
+    source_checksum="c" * 64,
+    commit="d" * 40,
+    dirty=False,
+)
+CUDA = CPU.model_copy(
+    update={"device_type": "cuda", "device_name": "test device", "device_memory_bytes": 80 * GIB, "driver": "600.1"}
+)
+
+
+def make_suite(**changes: Any) -> Suite:
+    values: dict[str, Any] = {
+        "name": "quick",
+        "version": 1,
+        "protocol": "packaged-v1",
+        "description": "Six labels on a small model.",
+        "notes": ("These scores are not comparable with published ones.", "It shows the machinery and not a ranking."),
+        "ranking": False,
+        "models": ("tiny",),
+        "labels": ("base", "full", "lora", "galore", "lisa", "owlore"),
+        "seeds": (1,),
+        "train": TRAIN,
+        "evaluation": EvaluationSettings(tasks=TASKS, rows="packaged-scored", num_fewshot=0),
+    }
+    return Suite.model_validate(values | changes)
+
+
+def make_scores(label: str, seed: int, tasks: tuple[str, ...] = TASKS, n: int = 40) -> tuple[Score, ...]:
+    """Headline accuracies as whole shares of ``n``, and for hellaswag a second metric that is no headline."""
+    draw = random.Random(f"{label} {seed}")
+    scores = []
+    for task in tasks:
+        value = draw.randint(n // 5, n // 2) / n
+        scores.append(_score(task, "acc", value, n, headline=True))
+        if task == "hellaswag":
+            scores.append(_score(task, "acc_norm", draw.randint(n // 5, n // 2) / n, n, headline=False))
+    return tuple(scores)
+
+
+def _score(task: str, metric: str, value: float, n: int, *, headline: bool) -> Score:
+    return Score(
+        task=task,
+        metric=metric,
+        value=value,
+        stderr=(value * (1 - value) / (n - 1)) ** 0.5,
+        n=n,
+        higher_is_better=True,
+        task_version="1.0",
+        num_fewshot=0,
+        headline=headline,
+    )
+
+
+def make_train(label: str, seed: int, num_steps: int = 30, num_blocks: int = 12) -> TrainResult:
+    draw = random.Random(f"train {label} {seed}")
+    losses = tuple(2.6 * 0.985**i + 0.25 * draw.random() for i in range(num_steps))
+    if label.startswith(("lisa", "owlore")):
+        activity = tuple(
+            BlockActivity(step=step, blocks=tuple(sorted(draw.sample(range(num_blocks), 3))))
+            for step in range(0, num_steps, 5)
+        )
+    else:
+        activity = (BlockActivity(step=0, blocks=tuple(range(num_blocks))),)
+    name = label.partition("[")[0]
+    params = {"lora": 5_000_000, "lisa": 60_000_000, "owlore": 60_000_000}.get(name, 134_515_008)
+    state = {"full": GIB, "lora": GIB // 100, "galore": GIB // 4}.get(name, GIB // 3)
+    ones = (1.0,) * num_steps
+    return TrainResult(
+        num_steps=num_steps,
+        curve=StepCurve(
+            loss=losses,
+            learning_rate=ones,
+            grad_norm=ones,
+            trained_tokens=(64,) * num_steps,
+            tokens=(512,) * num_steps,
+            seconds=ones,
+            trainable_params=(params,) * num_steps,
+            optimizer_state_bytes=(state,) * num_steps,
+        ),
+        block_activity=activity,
+        num_blocks=num_blocks,
+        step_seconds_mean=0.5 + 0.1 * draw.random(),
+        step_seconds_median=0.5,
+        num_timed_steps=num_steps - 3,
+        covers_refresh_cycle=False if label == "galore" else None,
+        refresh_seconds=None,
+        data_seconds=0.25,
+        trainable_params_mean=float(params),
+        trainable_params_ever=params,
+        total_params=134_515_008,
+        peak_optimizer_state_bytes=state,
+        validation_loss_before=2.75,
+        validation_loss_after=2.0 + 0.2 * draw.random(),
+        validation_tokens=256,
+    )
+
+
+def make_record(
+    label: str,
+    *,
+    model: str = "tiny",
+    seed: int = 1,
+    minute: int = 0,
+    status: str = "ok",
+    reason: str | None = None,
+    suite: Suite | None = None,
+    environment: Environment = CPU,
+    spec: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Record:
+    """Return a record; ``base`` does not train, and only ``ok`` has results. ``minute`` places it in time."""
+    suite = suite if suite is not None else make_suite()
+    trains = label != "base"
+    values: dict[str, Any] = {
+        "suite": suite.name,
+        "suite_version": suite.version,
+        "protocol": suite.protocol,
+        "model": {"name": model, "source": "packaged:tiny", "checksum": "e" * 64},
+        "label": label,
+        "method": "base" if label == "base" else "full",
+        "config": {} if label == "base" else {"rank": 8, "update_in_backward": False},
+        "train": TrainSettings.model_validate(TRAIN) if trains else None,
+        "evaluation": suite.evaluation,
+        "calibration": None,
+        "sources": {"evaluation": "packaged", **({"train": "packaged"} if trains else {})},
+        "max_steps": None,
+        "seed": seed,
+    }
+    run = RunSpec.model_validate(values | (spec or {}))
+    started = START + timedelta(minutes=minute)
+    peak = None if environment.device_type == "cpu" else int((8 + random.Random(label).random() * 10) * GIB)
+    host = int((1.5 + random.Random(label).random()) * GIB)
+    phases = [Phase(name="load", seconds=2.0, host_peak_bytes=GIB)]
+    if trains:
+        phases.append(Phase(name="train", seconds=20.0, allocated_peak_bytes=peak, host_peak_bytes=host))
+    phases.append(Phase(name="evaluate", seconds=10.0, allocated_peak_bytes=peak, host_peak_bytes=host))
+    fields: dict[str, Any] = {
+        "run_id": run.run_id,
+        "environment_id": environment.environment_id,
+        "uuid": f"{label}-{model}-{seed}-{minute}",
+        "started_at": started,
+        "finished_at": started + timedelta(seconds=40),
+        "status": status,
+        "reason": reason,
+        "spec": run,
+        "environment": environment,
+    }
+    if status == "ok":
+        train = make_train(label, seed) if trains else None
+        scores = make_scores(label, seed, suite.evaluation.tasks)
+        fields |= {"phases": tuple(phases), "scores": scores, "train": train, "proof": Proof()}
+    return Record.model_validate(fields | changes)

@@ -1,0 +1,157 @@
+"""What the cells of the tables say, and that recorded text stays text."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.record import Record
+from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
+from harness.report.summary import Summary, summarize
+from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
+from harness.report.units import GIB, gib, significant
+from harness.store import Contents
+from harness.suite import Suite
+
+make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
+
+
+def summary_of(suite: Suite, *records: Record) -> Summary:
+    return summarize(suite, Contents(records))
+
+
+def cells(table: Table, label: str) -> dict[str, str]:
+    row = next(row for row in table.rows if row[0].startswith(label))
+    return dict(zip((column.title for column in table.columns), row, strict=True))
+
+
+def test_a_score_cell_holds_mean_interval_and_n() -> None:
+    run = make.make_record("lora")
+    scores = (run.scores[0].model_copy(update={"value": 81 / 263, "n": 263}), *run.scores[1:])
+    table = score_table(
+        summary_of(make.make_suite(labels=("lora",)), run.model_copy(update={"scores": scores})), "tiny"
+    )
+    assert cells(table, "lora")["boolq"] == "30.8 [25.5, 36.6] (n=263)"
+    assert list(cells(table, "lora")) == ["label", *make.TASKS, "average of 8 tasks"]
+
+
+def test_seeds_are_counted_and_missing_ones_named() -> None:
+    suite = make.make_suite(labels=("lora",), seeds=(1, 2, 3))
+    records = [make.make_record("lora", suite=suite, seed=seed) for seed in (1, 2)]
+    failed = make.make_record("lora", suite=suite, seed=3, status="out_of_memory", reason="x")
+    row = score_table(summary_of(suite, *records, failed), "tiny").rows[0]
+    assert row[0] == "lora (2 of 3 seeds; out of memory)"
+    assert row[1].endswith("(n=40, 2 seeds)")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [("out_of_memory", "out of memory"), ("refused", "refused"), ("timed_out", "timed out")]
+)
+def test_a_row_without_a_result_has_its_status_in_every_cell(status: str, words: str) -> None:
+    summary = summary_of(make.make_suite(labels=("lora",)), make.make_record("lora", status=status, reason="why"))
+    for table in (score_table(summary, "tiny"), cost_table(summary, "tiny")):
+        assert set(table.rows[0][1:]) == {words}
+    missing = missing_table(summary)
+    assert missing is not None
+    assert missing.rows == (("tiny", "lora", "1", words, "why"),)
+
+
+def test_an_average_without_all_its_tasks_is_none() -> None:
+    run = make.make_record("lora")
+    partial = run.model_copy(update={"scores": run.scores[1:]})
+    row = cells(score_table(summary_of(make.make_suite(labels=("lora",)), partial), "tiny"), "lora")
+    assert (row["boolq"], row["average of 8 tasks"]) == (NOT_SCORED, NOT_SCORED)
+    assert row["piqa"].endswith("(n=40)")
+
+
+def test_without_cuda_the_peak_is_not_measured_and_the_hosts_stands_apart() -> None:
+    summary = summary_of(make.make_suite(labels=("base", "full")), make.make_record("base"), make.make_record("full"))
+    row = cells(cost_table(summary, "tiny"), "full")
+    assert row["peak memory (GiB)"] == "not measured (no CUDA)"
+    assert float(row["host peak RSS (GiB)"]) == pytest.approx(1.9, abs=0.1)
+    assert set(cost_table(summary, "tiny").rows[0][2:]) == {"no training"}
+
+
+def test_with_cuda_the_peak_is_the_largest_over_the_seeds_in_gib() -> None:
+    suite = make.make_suite(labels=("full",), seeds=(1, 2))
+    one, two = (make.make_record("full", suite=suite, seed=seed, environment=make.CUDA) for seed in (1, 2))
+    phases = tuple(
+        phase.model_copy(update={"allocated_peak_bytes": 21 * GIB}) if phase.name == "train" else phase
+        for phase in two.phases
+    )
+    summary = summary_of(suite, one, two.model_copy(update={"phases": phases}))
+    row = cells(cost_table(summary, "tiny"), "full")
+    assert row["peak memory (GiB)"] == "21.0"
+    assert row["optimizer state, peak (GiB)"] == "1.00"
+    assert row["trainable parameters ever"] == "135 M (100%)"
+
+
+def test_a_step_time_over_less_than_a_refresh_cycle_is_marked() -> None:
+    summary = summary_of(
+        make.make_suite(labels=("galore", "lora")), make.make_record("galore"), make.make_record("lora")
+    )
+    assert cells(cost_table(summary, "tiny"), "galore")["step time, median (s)"] == "0.500*"
+    assert cells(cost_table(summary, "tiny"), "lora")["step time, median (s)"] == "0.500"
+
+
+def test_labels_are_explained_by_their_settings() -> None:
+    train = {**make.TRAIN, "learning_rate": 3e-4}
+    records = [make.make_record("lora"), make.make_record("full", minute=1, spec={"train": train})]
+    summary = summary_of(make.make_suite(labels=("full", "lora")), *records)
+    assert cells(label_table(summary), "full")["training, where labels differ"] == "learning_rate = 0.0003"
+    assert cells(label_table(summary), "lora")["settings"] == "rank = 8, update_in_backward = false"
+
+
+def test_a_model_without_records_is_one_row_of_the_missing() -> None:
+    suite = make.make_suite(models=("tiny", "big"), labels=("lora",))
+    missing = missing_table(summary_of(suite, make.make_record("lora", suite=suite)))
+    assert missing is not None
+    assert missing.rows == (("big", "all", "all", "not run", "no record yet"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.00999999, "0.0100"), (0, "0"), (1234567.0, "1234567"), (99.96, "100"), (-0.5, "-0.500"), (float("nan"), "nan")],
+)
+def test_numbers_keep_three_significant_digits(value: float, text: str) -> None:
+    assert significant(value) == text
+
+
+def test_missing_bytes_are_no_number() -> None:
+    assert gib(None) == "–"
+    assert gib(3 * GIB // 2) == "1.50"
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("a|b", "a\\|b"),
+        ("`rm`", "\\`rm\\`"),
+        ("two\nlines\r\n\tthree", "two lines three"),
+        ("<script>", "&lt;script>"),
+        ("**bold** _it_ snake_case", "\\*\\*bold\\*\\* \\_it\\_ snake_case"),
+        ("[x](http://h.invalid)", "\\[x\\](http://h.invalid)"),
+        ("owlore[rank=64]", "owlore[rank=64]"),
+        ("> quote", "\\> quote"),
+        ("$x$ # @someone &amp;", "\\$x\\$ \\# &#64;someone &amp;amp;"),
+        ("\x1b[31m\u202ered\x00", "\\[31mred"),
+    ],
+)
+def test_recorded_text_stays_text_in_markdown(text: str, markdown: str) -> None:
+    assert escape_markdown(text) == markdown
+
+
+def test_text_is_cut_with_an_ellipsis() -> None:
+    assert one_line("abcdef", 4) == "abc…"
+    assert one_line("abcd", 4) == "abcd"
+
+
+def test_a_markdown_table_keeps_its_columns_whatever_the_text() -> None:
+    table = Table((Column("a", "left"), Column("b|c")), ((make.HOSTILE, "1"), ("x", "2")))
+    lines = markdown_table(table).splitlines()
+    assert len(lines) == 4
+    assert {line.replace("\\|", "").count("|") for line in lines} == {3}
+    assert len({len(line) for line in lines}) == 1

@@ -1,0 +1,222 @@
+"""The files of a report and the table on a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from harness.errors import HarnessError
+from harness.report.page import report_markdown
+from harness.report.summary import summarize
+from harness.report.write import terminal_table, write_report
+from harness.store import Contents, Store
+from harness.suite import Suite
+
+FIXTURES = Path(__file__).parent / "fixtures_report"
+make = SimpleNamespace(**runpy.run_path(str(FIXTURES / "factory.py")))
+
+
+def mixed() -> tuple[Suite, Contents]:
+    """One suite with every kind of cell: ok, out of memory, failed, refused, absent, left out, added, hostile."""
+    suite = make.make_suite(labels=("base", "full", "lora", "galore", "lisa", "owlore"), seeds=(1, 2))
+    other = make.CPU.model_copy(update={"packages": {"torch": "2.12.0", "lm-eval": "0.4.13"}})
+    lora = make.make_record("lora", suite=suite, minute=4)
+    records = [
+        make.make_record("galore", suite=suite, minute=-9, environment=other),
+        make.make_record("base", suite=suite, minute=0),
+        make.make_record("full", suite=suite, minute=1, status="out_of_memory", reason="needs 9 GiB, has 8"),
+        make.make_record("full", suite=suite, seed=2, minute=2, status="refused", reason="too large | by far"),
+        lora,
+        make.make_record("lora", suite=suite, seed=2, minute=5),
+        make.make_record("galore", suite=suite, minute=6),
+        make.make_record("galore", suite=suite, seed=2, minute=7, status="failed", reason=make.HOSTILE),
+        make.make_record("lisa", suite=suite, minute=8),
+        make.make_record(f"owlore[{make.HOSTILE}]", suite=suite, minute=9),
+        make.make_record(
+            "lora",
+            suite=suite,
+            minute=10,
+            kind="evaluation",
+            of=lora.uuid,
+            scores=make.make_scores("lora", 1, ("gsm8k",)),
+        ),
+    ]
+    return suite, Contents(tuple(records), ("quick.jsonl line 12: is cut off; it is passed over",))
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_markdown_of_a_fixed_set_of_records_is_the_golden_one(tmp_path: Path) -> None:
+    """On a wanted change look at the new text, then put it in the place of golden.md."""
+    suite, contents = mixed()
+    plots = {
+        name: [tmp_path / "plots" / f"{name}.{kind}" for kind in ("svg", "png")]
+        for name in ("memory_score", "loss", "blocks")
+    }
+    text = report_markdown(summarize(suite, contents), plots, tmp_path)
+    (tmp_path / "actual.md").write_text(text, encoding="utf-8")
+    assert text == (FIXTURES / "golden.md").read_text(encoding="utf-8"), f"see {tmp_path / 'actual.md'}"
+
+
+def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    files = write_report(suite, contents, tmp_path / "out", ["md", "csv"])
+    plots = [f"plots/{name}.{kind}" for name in ("memory_score", "loss", "blocks") for kind in ("svg", "png")]
+    found = [file.relative_to(tmp_path / "out").as_posix() for file in files]
+    assert found == ["report.md", "scores.csv", "runs.csv", *plots]
+    assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(files)
+    text = files[0].read_text(encoding="utf-8")
+    assert all(f"({name})" in text for name in plots)
+
+
+def test_scores_csv_holds_every_number_in_full(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    write_report(suite, contents, tmp_path, ["csv"])
+    rows = rows_of(tmp_path / "scores.csv")
+    # 7 shown runs of 9 metrics, one left out, and the benchmark added later
+    ok = [record for record in contents.records if record.status == "ok"]
+    assert len(rows) == sum(len(record.scores) for record in ok) == 7 * 9 + 1
+    lora = next(record for record in ok if record.spec.label == "lora")
+    row = next(r for r in rows if r["uuid"] == lora.uuid and r["task"] == "piqa")
+    score = next(score for score in lora.scores if score.task == "piqa")
+    assert (float(row["value"]), float(row["stderr"]), row["n"]) == (score.value, score.stderr, "40")
+    assert (row["run_id"], row["environment_id"], row["protocol"]) == (lora.run_id, lora.environment_id, "packaged-v1")
+    assert (row["model"], row["seed"], row["unit"], row["headline"], row["limit"]) == (
+        "tiny",
+        "1",
+        "fraction",
+        "True",
+        "",
+    )
+    assert [r["label"] for r in rows if r["in_table"] == "False"] == ["galore"] * 9
+    assert {r["label"] for r in rows if r["task"] == "gsm8k"} == {"lora"}
+
+
+def test_runs_csv_has_a_row_for_every_run_absent_ones_too(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    write_report(suite, contents, tmp_path, ["csv"])
+    rows = rows_of(tmp_path / "runs.csv")
+    shown = {(r["label"], r["seed"]): r for r in rows if r["in_table"] == "True"}
+    assert len(rows) == len(shown) + 1
+    assert {key: r["status"] for key, r in shown.items() if "[" not in key[0]} == {
+        ("base", "1"): "ok",
+        ("full", "1"): "out_of_memory",
+        ("full", "2"): "refused",
+        ("lora", "1"): "ok",
+        ("lora", "2"): "ok",
+        ("galore", "1"): "ok",
+        ("galore", "2"): "failed",
+        ("lisa", "1"): "ok",
+        ("lisa", "2"): "absent",
+        ("owlore", "1"): "absent",
+        ("owlore", "2"): "absent",
+    }
+    lora = shown["lora", "1"]
+    assert lora["peak_optimizer_state_bytes"] == str(make.GIB // 100)
+    assert lora["train_allocated_peak_bytes"] == ""
+    assert lora["packages"] == "lm-eval==0.4.13; torch==2.13.0"
+    assert shown["galore", "2"]["reason"] == make.HOSTILE
+    assert shown["lisa", "2"]["run_id"] == ""
+
+
+def test_only_csv_loads_neither_matplotlib_nor_torch(tmp_path: Path) -> None:
+    suite = make.make_suite()
+    store = Store(tmp_path / "records")
+    store.append(make.make_record("lora"))
+    (tmp_path / "suite.json").write_text(suite.model_dump_json(), encoding="utf-8")
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from harness.report.write import write_report\n"
+        "from harness.store import Store\n"
+        "from harness.suite import Suite\n"
+        "suite = Suite.model_validate_json(Path('suite.json').read_text())\n"
+        "write_report(suite, Store(Path('records')).read('quick'), Path('out'), ['csv'])\n"
+        "loaded = {'matplotlib', 'torch', 'harness.engine', 'harness.evaluation'} & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+    assert len(rows_of(tmp_path / "out" / "runs.csv")) == 6
+
+
+def test_an_unknown_or_missing_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    with pytest.raises(HarnessError, match="no report format 'mdd'; did you mean 'md'"):
+        write_report(suite, contents, tmp_path / "out", ["mdd"])
+    with pytest.raises(HarnessError, match="needs a format"):
+        write_report(suite, contents, tmp_path / "out", [])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    suite, contents = mixed()
+    with pytest.raises(HarnessError, match=r"cannot be made: .*; name another with --out"):
+        write_report(suite, contents, tmp_path / "file" / "out", ["csv"])
+
+
+def test_a_file_that_cannot_be_replaced_is_one_sentence_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    (tmp_path / "scores.csv" / "inside").mkdir(parents=True)
+    suite, contents = mixed()
+    with pytest.raises(HarnessError, match=r"scores\.csv: cannot be written"):
+        write_report(suite, contents, tmp_path, ["csv"])
+    assert [path.name for path in tmp_path.iterdir()] == ["scores.csv"]
+
+
+def test_no_record_writes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="harness run --suite quick"):
+        write_report(make.make_suite(), Contents(()), tmp_path / "out", ["md", "csv"])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_table_stays_within_120_columns(terminal: bool) -> None:
+    suite, contents = mixed()
+    page = io.StringIO()
+    terminal_table(suite, contents, Console(file=page, width=120, force_terminal=terminal, color_system=None))
+    lines = page.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 120
+    assert any("not a ranking" in line for line in lines)
+
+
+def test_the_plain_table_is_as_wide_as_it_needs_and_has_no_escapes() -> None:
+    suite = make.make_suite()
+    records = tuple(make.make_record(label, minute=i) for i, label in enumerate(suite.labels))
+    page = io.StringIO()
+    terminal_table(suite, Contents(records), Console(file=page, width=40))
+    lines = page.getvalue().splitlines()
+    base = next(i for i, line in enumerate(lines) if line.startswith("base"))
+    assert len(lines[base].split("|")) == len(make.TASKS) + 2
+    assert lines[base].split("|")[1].strip() == f"{100 * records[0].scores[0].value:.1f}"
+    assert "\x1b" not in page.getvalue()
+    assert max(len(line) for line in lines) <= 100
+    assert sum("no CUDA|" in line.replace(" ", "").replace("noCUDA", "no CUDA") for line in lines) == 5
+
+
+def test_hostile_text_does_not_become_markup_on_a_terminal() -> None:
+    suite = make.make_suite(labels=("lora",), notes=("[red]note[/red] \x1b[2J",))
+    record = make.make_record("lora[[bold]x[/bold]]")
+    page = io.StringIO()
+    terminal_table(suite, Contents((record,)), Console(file=page, width=120, force_terminal=True, color_system=None))
+    assert "[bold]x[/bold]" in page.getvalue()
+    assert "[red]note[/red] [2J" in page.getvalue()
+    assert "\x1b[2J" not in page.getvalue()
+
+
+def test_a_row_without_a_result_shows_its_status_on_the_terminal() -> None:
+    suite, contents = mixed()
+    page = io.StringIO()
+    terminal_table(suite, contents, Console(file=page))
+    line = next(line for line in page.getvalue().splitlines() if line.startswith("full"))
+    assert line.count("OOM") == len(make.TASKS) + 2  # the eight, gsm8k and the average
