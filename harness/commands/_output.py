@@ -1,0 +1,127 @@
+"""What the commands print: plain tables, warnings, progress. Plain lines when the output is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TimeRemainingColumn as _TimeRemaining
+from rich.table import Table
+from rich.text import Text
+
+from harness.engine.task import RunTask
+from harness.record import Record
+
+PIPE_WIDTH = 160
+"""Columns of a table when the output is no terminal."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console; one that is no terminal is wide and plain."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    """Print rows with the same keys as a table."""
+    if not rows:
+        print("none")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for key in rows[0]:
+        table.add_column(key.replace("_", " "), overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(str(value)) for value in row.values()))
+    console().print(table)
+
+
+def warn(sentences: Iterable[str]) -> None:
+    """Print warnings, one a line, on standard error."""
+    for sentence in sentences:
+        print(f"harness: warning: {sentence}", file=sys.stderr)
+
+
+class Display:
+    """Shows on standard error how runs or downloads go: bars in a terminal, else a line for each thing that ends."""
+
+    def __init__(self, num_runs: int | None = None) -> None:
+        self._console = console(stderr=True)
+        self._bars: Progress | None = None
+        self._inner: TaskID | None = None
+        self._outer: TaskID | None = None
+        self._num_runs = num_runs
+        self._done = 0
+        self._began = 0.0
+        self._last: tuple[str, float] = ("", 0.0)
+        self._title = ""
+
+    def __enter__(self) -> Display:
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                _TimeRemaining(),
+                console=self._console,
+                transient=True,
+            )
+            if self._num_runs is not None:
+                self._outer = self._bars.add_task("runs", total=self._num_runs)
+            self._inner = self._bars.add_task("starting", total=None)
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def run_begins(self, task: RunTask) -> None:
+        """Say which run starts."""
+        self._began = time.monotonic()
+        self._title = _title(task.spec)
+        if self._bars is None:
+            self._line(f"{self._counter()} {self._title}: started")
+        elif self._inner is not None:
+            self._bars.reset(self._inner, description=f"{self._title}: starting", total=None)
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Show what goes on inside a run or a download."""
+        if self._bars is not None and self._inner is not None:
+            title = f"{self._title}: {what}" if self._title else what
+            self._bars.update(self._inner, description=title, completed=done, total=total)
+            return
+        name, now = what.partition(",")[0], time.monotonic()
+        if self._num_runs is None and (name != self._last[0] or now - self._last[1] > 10):
+            self._last = (name, now)
+            self._line(what if total is None else f"{what}: {done} of {total}")
+
+    def run_ended(self, record: Record) -> None:
+        """Say how a run ended."""
+        seconds = time.monotonic() - self._began
+        reason = f": {record.reason}" if record.reason else ""
+        self._line(f"{self._counter()} {_title(record.spec)}: {record.status} in {seconds:.1f} s{reason}")
+        self._done += 1
+        if self._bars is not None and self._outer is not None:
+            self._bars.update(self._outer, completed=self._done)
+
+    def _counter(self) -> str:
+        return f"[{self._done + 1}/{self._num_runs}]"
+
+    def _line(self, text: str) -> None:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def _title(spec: Any) -> str:
+    return f"{spec.model_name} {spec.label} seed {spec.seed}"

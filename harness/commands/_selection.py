@@ -1,0 +1,93 @@
+"""What the options of ``run``, ``prepare`` and ``status`` choose: a suite, models, data, and the runs they make."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.assets.prepare import resolve_model, source_identities
+from harness.datasets import load_datasets
+from harness.errors import HarnessError, near_miss
+from harness.models import BaseModelSpec, find_model, load_models
+from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A suite and the runs chosen from it."""
+
+    suite: Suite
+    models: Mapping[str, BaseModelSpec]
+    data: Mapping[str, Path]
+    """Local files that stand in for data sets."""
+    specs: tuple[RunSpec, ...]
+
+
+def select(args: argparse.Namespace) -> Selection:
+    """Return what the command line asks for.
+
+    Raises:
+        HarnessError: a suite, model, label, data set or setting is not known or not valid.
+    """
+    suite = load_suite(args.suite)
+    models = _models(suite, args.model)
+    data = _data(args.data)
+    specs = expand(
+        suite,
+        models=models,
+        sources=source_identities(data),
+        labels=args.method,
+        seeds=getattr(args, "seed", None),
+        overrides=_overrides(getattr(args, "overrides", [])),
+        limit=getattr(args, "limit", None),
+        max_steps=getattr(args, "max_steps", None),
+    )
+    return Selection(suite, models, data, tuple(specs))
+
+
+def existing(path: str, option: str) -> Path:
+    """Return a path that the user gave, absolute.
+
+    Raises:
+        HarnessError: nothing is there.
+    """
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise HarnessError(f"{option}: there is no file or folder '{path}'")
+    return found.resolve()
+
+
+def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
+    known = load_models()
+    chosen: dict[str, BaseModelSpec] = {}
+    for text in wanted or suite.models:
+        name, equals, path = text.partition("=")
+        spec = find_model(name, known)
+        chosen[name] = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
+    return chosen
+
+
+def _data(assignments: list[str]) -> dict[str, Path]:
+    known = load_datasets()
+    chosen = {}
+    for text in assignments:
+        name, equals, path = text.partition("=")
+        if not equals:
+            raise HarnessError(f"--data {text}: expected NAME=PATH")
+        if name not in known:
+            raise HarnessError(f"--data {text}: there is no data set '{name}'{near_miss(name, known)}")
+        chosen[name] = existing(path, f"--data {text}")
+    return chosen
+
+
+def _overrides(assignments: list[str]) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for text in assignments:
+        key, value = parse_assignment(text)
+        if key in changes:
+            raise HarnessError(f"--set {text}: '{key}' is set twice")
+        changes[key] = value
+    return changes

@@ -1,0 +1,81 @@
+"""``harness evaluate``: scores added to a run whose weights were kept, without training, as a record of its own."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from pathlib import Path
+
+from harness.assets.cache import cache_root
+from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
+from harness.commands._assets import convert
+from harness.commands._find import find_records
+from harness.commands._output import Display
+from harness.commands._selection import existing
+from harness.engine.executors import run_locally, work_folder
+from harness.engine.task import RunTask
+from harness.errors import HarnessError
+from harness.models import BaseModelSpec, find_model, load_models
+from harness.record import Record
+from harness.store import Store
+
+
+def main(args: argparse.Namespace) -> int:
+    """Evaluate the newest kept weights of a run."""
+    store = Store(Path(args.results).resolve())
+    kept = [record for record in find_records(args.results, args.run_id) if record.weights is not None]
+    if not kept:
+        raise HarnessError(
+            f"the weights of run '{args.run_id}' were not kept; run it again with --keep-weights --retry ok"
+        )
+    record = kept[-1]
+    weights = store.folder / str(record.weights)
+    if not (weights / "config.json").is_file():
+        raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
+    store.check_writable()
+    wheels = [existing(path, "--wheel") for path in args.wheel]
+    spec = find_model(record.spec.model_name, load_models())
+    adapter = weights / "adapter"
+    with Display() as display:
+        rows = prepare_rows(offline=args.offline, wheels=wheels, progress=display.progress)
+        folder = weights
+        if adapter.is_dir():
+            folder = _base_folder(record, spec, args, wheels, display)
+    evaluation = record.spec.evaluation.model_copy(
+        update={"tasks": tuple(args.benchmark), "limit": args.limit or record.spec.evaluation.limit}
+    )
+    identifier = uuid.uuid4().hex
+    task = RunTask(
+        spec=record.spec.model_copy(update={"evaluation": evaluation}),
+        uuid=identifier,
+        model=spec,
+        model_folder=folder,
+        rows_folder=rows,
+        cache_folder=cache_root(),
+        work_folder=work_folder(store, record.run_id, identifier),
+        offline=args.offline,
+        run_id=record.run_id,
+        of=record.uuid,
+        adapter_folder=adapter if adapter.is_dir() else None,
+    )
+
+    from harness.engine.environment import describe_environment
+
+    with Display(1) as display:
+        tally = run_locally([task], store=store, environment=describe_environment(), watcher=display)
+    for score in tally.records[0].scores:
+        print(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
+    return tally.exit_code
+
+
+def _base_folder(
+    record: Record, spec: BaseModelSpec, args: argparse.Namespace, wheels: list[Path], display: Display
+) -> Path:
+    """Return the folder of the base model under an adapter, checked to be the one that was trained on."""
+    resolved = resolve_model(spec, None)
+    if resolved.identity() != record.spec.model:
+        raise HarnessError(
+            f"run {record.run_id} trained an adapter on {record.spec.model}, but '{spec.name}' is now "
+            f"{resolved.identity()}; the merged weights can be evaluated by a suite with --model {spec.name}=PATH"
+        )
+    return prepare_model(resolved, convert=convert, offline=args.offline, wheels=wheels, progress=display.progress)

@@ -1,0 +1,87 @@
+"""``harness list``: methods, models, suites, benchmarks. Works where torch is absent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from harness.commands._output import print_table
+from harness.method import METHODS
+from harness.models import load_models
+from harness.suite import load_labels, load_suite, suite_names
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print what there is of one kind."""
+    rows = {"methods": _methods, "models": _models, "suites": _suites, "benchmarks": _benchmarks}[args.what]()
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    else:
+        print_table([{key: _plain(value) for key, value in row.items() if key != "settings"} for row in rows])
+    return 0
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value)
+    return "" if value is None else str(value)
+
+
+def _methods() -> list[dict[str, Any]]:
+    rows = []
+    named = load_labels()
+    for label, entry in named.items():
+        sources = entry.sources()
+        settings = {key: {"value": value, "source": sources[key]} for key, value in entry.values().items()}
+        rows.append({"label": label, "method": entry.method, "summary": entry.summary, "settings": settings})
+    for name in METHODS.names():
+        if all(entry.method != name for entry in named.values()):
+            rows.append({"label": name, "method": name, "summary": METHODS.get(name).summary, "settings": {}})
+    return rows
+
+
+def _models() -> list[dict[str, Any]]:
+    return [
+        {
+            "model": name,
+            "source": f"packaged:{spec.packaged}" if spec.packaged else f"hub:{spec.hub_id}",
+            "architecture": spec.architecture,
+            "licence": f"{spec.licence} (gated)" if spec.gated else spec.licence,
+            "summary": spec.summary,
+        }
+        for name, spec in load_models().items()
+    ]
+
+
+def _suites() -> list[dict[str, Any]]:
+    suites = [load_suite(name) for name in suite_names()]
+    return [
+        {
+            "suite": suite.name,
+            "version": suite.version,
+            "protocol": suite.protocol,
+            "models": list(suite.models),
+            "labels": list(suite.labels),
+            "seeds": list(suite.seeds),
+            "description": suite.description,
+        }
+        for suite in suites
+    ]
+
+
+def _benchmarks() -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    for name in suite_names():
+        evaluation = load_suite(name).evaluation
+        rows.extend(
+            {
+                "benchmark": task,
+                "suite": name,
+                "rows": evaluation.rows,
+                "num_fewshot": evaluation.num_fewshot,
+                "limit": evaluation.limit,
+            }
+            for task in evaluation.tasks
+        )
+    return rows

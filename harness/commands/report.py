@@ -1,0 +1,26 @@
+"""``harness report``: tables and plots from records alone. Works where torch is absent."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from harness.cli import FORMATS
+from harness.commands._output import console, warn
+from harness.report.write import terminal_table, write_report
+from harness.store import Store
+from harness.suite import load_suite
+
+
+def main(args: argparse.Namespace) -> int:
+    """Write the report, print its table and name the files."""
+    suite = load_suite(args.suite)
+    contents = Store(Path(args.results)).read(suite.name)
+    warn(contents.warnings)
+    out = Path(args.out if args.out is not None else f"report-{suite.name}")
+    files = write_report(suite, contents, out, args.format or FORMATS)
+    terminal_table(suite, contents, console())
+    print()
+    for file in files:
+        print(file)
+    return 1 if contents.warnings else 0

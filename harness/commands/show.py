@@ -1,0 +1,112 @@
+"""``harness show``: the newest record of a run, readable, or whole as JSON."""
+
+from __future__ import annotations
+
+import argparse
+
+from rich.text import Text
+
+from harness.commands._find import find_records
+from harness.commands._output import console, print_table
+from harness.record import Record
+
+GIB = 2**30
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the newest record of a run."""
+    records = find_records(args.results, args.run_id)
+    record = records[-1]
+    if args.json:
+        print(record.model_dump_json(indent=2))
+        return 0
+    print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])
+    if record.phases:
+        print()
+        print_table([_phase_row(phase.model_dump()) for phase in record.phases])
+    if record.scores:
+        print()
+        print_table(
+            [
+                {
+                    "task": score.task,
+                    "metric": score.metric,
+                    "value": f"{score.value:.4f}",
+                    "stderr": "" if score.stderr is None else f"{score.stderr:.4f}",
+                    "n": str(score.n),
+                    "shots": "" if score.num_fewshot is None else str(score.num_fewshot),
+                }
+                for score in record.scores
+            ]
+        )
+    if record.log_tail:
+        console().print(Text(f"\n{record.log_tail}"))
+    return 0
+
+
+def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
+    spec, environment = record.spec, record.environment
+    facts = [
+        ("run", f"{record.run_id} ({num_records} record{'s' if num_records > 1 else ''}, the newest is shown)"),
+        ("suite", f"{spec.suite} version {spec.suite_version}, protocol {spec.protocol}"),
+        ("model", ", ".join(f"{key} {value}" for key, value in spec.model.items() if value)),
+        ("label", f"{spec.label} (method {spec.method}), seed {spec.seed}"),
+        ("status", record.status + (f": {record.reason}" if record.reason else "")),
+        ("started", record.started_at.isoformat(timespec="seconds")),
+        ("took", f"{(record.finished_at - record.started_at).total_seconds():.1f} s"),
+        ("device", f"{environment.device_name}, {environment.num_threads} threads"),
+        ("settings", ", ".join(f"{key}={value}" for key, value in spec.config.items())),
+    ]
+    if spec.train is not None:
+        train = spec.train.model_dump(exclude_none=True)
+        facts.append(("training", ", ".join(f"{key}={value}" for key, value in train.items())))
+    if record.train is not None:
+        facts += _train_facts(record)
+    for name, value in (("items", record.items), ("weights", record.weights)):
+        if value is not None:
+            facts.append((name, value))
+    return facts
+
+
+def _train_facts(record: Record) -> list[tuple[str, str]]:
+    train = record.train
+    assert train is not None
+    visited = sorted({block for entry in train.block_activity for block in entry.blocks})
+    loss = train.curve.loss
+    facts = [
+        ("steps", f"{train.num_steps}, loss {loss[0]:.4f} at the first and {loss[-1]:.4f} at the last"),
+        (
+            "trainable parameters",
+            f"{train.trainable_params_mean:,.0f} a step, {train.trainable_params_ever:,} ever, "
+            f"of {train.total_params:,}",
+        ),
+        ("optimizer state", f"{train.peak_optimizer_state_bytes / GIB:.4f} GiB at its largest"),
+        ("blocks ever trainable", f"{len(visited)} of {train.num_blocks}: {', '.join(map(str, visited))}"),
+    ]
+    if train.step_seconds_mean is not None and train.step_seconds_median is not None:
+        facts.append(
+            (
+                "step time",
+                f"mean {train.step_seconds_mean:.3f} s, median {train.step_seconds_median:.3f} s over "
+                f"{train.num_timed_steps} steps after the warm-up",
+            )
+        )
+    if train.validation_loss_before is not None and train.validation_loss_after is not None:
+        facts.append(
+            ("held-out loss", f"{train.validation_loss_before:.4f} before, {train.validation_loss_after:.4f} after")
+        )
+    return facts
+
+
+def _phase_row(phase: dict[str, object]) -> dict[str, str]:
+    def gib(key: str) -> str:
+        value = phase[key]
+        return "not measured" if not isinstance(value, int) else f"{value / GIB:.3f} GiB"
+
+    return {
+        "phase": str(phase["name"]),
+        "seconds": f"{phase['seconds']:.2f}",
+        "allocated peak": gib("allocated_peak_bytes"),
+        "reserved peak": gib("reserved_peak_bytes"),
+        "host peak": gib("host_peak_bytes"),
+    }

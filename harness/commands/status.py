@@ -1,0 +1,57 @@
+"""``harness status``: what of a suite is done, failed, still to do, by the same rule by which ``run`` skips."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from pathlib import Path
+
+from harness.commands._output import print_table, warn
+from harness.commands._selection import select
+from harness.record import Record
+from harness.store import Store, has_outcome
+from harness.suite import RunSpec
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print one row a run."""
+    selection = select(args)
+    contents = Store(Path(args.results)).read(selection.suite.name)
+    environment_id = None if args.any_environment else _environment_id()
+    rows = [_row(spec, contents.records, environment_id) for spec in selection.specs]
+    warn(contents.warnings)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 1 if contents.warnings else 0
+    print_table([{key: str(value) for key, value in row.items()} for row in rows])
+    done = sum(row["to_do"] == "no" for row in rows)
+    print(f"\n{done} of {len(rows)} runs done, {len(rows) - done} to do")
+    return 1 if contents.warnings else 0
+
+
+def _environment_id() -> str | None:
+    """Return the present environment's id, or None where torch is absent and nothing could run anyway."""
+    if importlib.util.find_spec("torch") is None:
+        return None
+    from harness.engine.environment import describe_environment
+
+    return describe_environment().environment_id
+
+
+def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None) -> dict[str, str]:
+    of_run = [record for record in records if record.run_id == spec.run_id and record.kind == "run"]
+    here = [record for record in of_run if environment_id is None or record.environment_id == environment_id]
+    newest = (here or of_run)[-1] if of_run else None
+    state = "not run" if newest is None else str(newest.status)
+    if of_run and not here:
+        state += " in another environment"
+    return {
+        "run_id": spec.run_id,
+        "model": spec.model_name,
+        "label": spec.label,
+        "seed": str(spec.seed),
+        "state": state,
+        "to_do": "no" if has_outcome(records, spec.run_id, environment_id, frozenset()) else "yes",
+        "reason": (newest.reason or "") if newest is not None else "",
+    }

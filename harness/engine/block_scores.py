@@ -1,0 +1,149 @@
+"""One score per decoder block, from weights and calibration text; cached, because a suite asks for it many times.
+
+``outlier`` is OWL's layerwise outlier distribution (luuyin/OWL@dddb7a4, lib/prune_all.py and lib/layerwrapper.py), on
+which OwLore samples (arXiv 2405.18380, tau = 13)::
+
+    A_ij = ||X_j||_2 * |W_ij|       for every linear weight of the block
+    D    = 100 * #{A_ij > tau * mean(A)} / #A      in percent; one pool, one mean over all matrices of the block
+
+||X_j|| is the norm of input feature j over all calibration tokens, in fp32; a constant factor cancels. Norms and
+embeddings are no part of the pool; the comparison is strict. OWL runs the blocks one after the other on the outputs of
+the block before; without pruning that is the plain forward pass, which is what runs here.
+
+``weight_norm`` is the Frobenius norm over the same pool (chosen by us: the file that the released code reads for this
+mode was never published).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.errors import HarnessError
+from harness.method import BlockScoreRequest, Decoder
+from harness.suite import CalibrationSettings, identity
+
+
+def block_scores(
+    request: BlockScoreRequest, model: nn.Module, decoder: Decoder, samples: Sequence[torch.Tensor]
+) -> list[float]:
+    """Return one score per decoder block.
+
+    Args:
+        request: Kind of score and its threshold.
+        model: The base model, unwrapped.
+        decoder: Its parts.
+        samples: Calibration sequences, each (1, tokens) int64; not used by ``weight_norm``.
+
+    Raises:
+        HarnessError: a block holds no linear weight, or the scores are not finite.
+    """
+    linears = [_linears(block, name) for block, name in zip(decoder.blocks, decoder.block_names, strict=True)]
+    with torch.no_grad():
+        if request.kind == "weight_norm":
+            scores = [
+                math.sqrt(sum(float(linear.weight.float().square().sum(dtype=torch.float64)) for linear in block))
+                for block in linears
+            ]
+        else:
+            assert request.tau is not None
+            squares = _input_squares(model, [linear for block in linears for linear in block], samples)
+            scores = [_outlier_percent(block, squares, request.tau) for block in linears]
+    if not all(math.isfinite(score) for score in scores):
+        raise HarnessError(f"block scores '{request.kind}' are not finite: {scores}")
+    return scores
+
+
+def calibration_samples(texts: Sequence[str], tokenizer: Any, settings: CalibrationSettings) -> list[torch.Tensor]:
+    """Return ``num_samples`` sequences of ``sequence_length`` tokens, cut from the texts in their order.
+
+    Raises:
+        HarnessError: the texts do not hold enough tokens.
+    """
+    needed = settings.num_samples * settings.sequence_length
+    ids: list[int] = []
+    for text in texts:
+        ids.extend(tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"])
+        if len(ids) >= needed:
+            break
+    if len(ids) < needed:
+        raise HarnessError(
+            f"calibration data '{settings.data}' holds {len(ids)} tokens, fewer than the {needed} that "
+            f"{settings.num_samples} samples of {settings.sequence_length} need; lower one of them"
+        )
+    return list(torch.tensor(ids[:needed]).view(settings.num_samples, 1, settings.sequence_length))
+
+
+class ScoreCache:
+    """Block scores on disk, keyed by everything that can move them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def get(self, key: dict[str, Any]) -> list[float] | None:
+        """Return the scores kept under a key, or None; a damaged file counts as none."""
+        try:
+            kept = json.loads(self._file(key).read_text())
+        except (OSError, ValueError):
+            return None
+        if not isinstance(kept, dict) or kept.get("key") != key or not isinstance(kept.get("scores"), list):
+            return None
+        return [float(score) for score in kept["scores"]]
+
+    def put(self, key: dict[str, Any], scores: Sequence[float]) -> None:
+        """Keep scores under a key."""
+        file = self._file(key)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps({"key": key, "scores": list(scores)}))
+        beside.replace(file)
+
+    def _file(self, key: dict[str, Any]) -> Path:
+        return self._folder / f"{identity(key)}.json"
+
+
+def _linears(block: nn.Module, name: str) -> list[nn.Linear]:
+    found = [module for module in block.modules() if isinstance(module, nn.Linear)]
+    if not found:
+        raise HarnessError(f"block '{name}' holds no nn.Linear to score")
+    return found
+
+
+def _input_squares(
+    model: nn.Module, linears: Sequence[nn.Linear], samples: Sequence[torch.Tensor]
+) -> dict[nn.Linear, torch.Tensor]:
+    """Return sum over tokens of the squared input of each linear: (in_features,) fp32."""
+    squares = {linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears}
+
+    def collect(linear: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+        squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
+
+    hooks = [linear.register_forward_pre_hook(collect) for linear in linears]
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        for sample in samples:
+            model(input_ids=sample.to(device), use_cache=False, logits_to_keep=1)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    return squares
+
+
+def _outlier_percent(linears: Sequence[nn.Linear], squares: dict[nn.Linear, torch.Tensor], tau: float) -> float:
+    def importance(linear: nn.Linear) -> torch.Tensor:
+        return linear.weight.float().abs() * squares[linear].sqrt()  # (out_features, in_features)
+
+    size = sum(linear.weight.numel() for linear in linears)
+    mean = sum(float(importance(linear).sum(dtype=torch.float64)) for linear in linears) / size
+    above = sum(int((importance(linear) > tau * mean).sum()) for linear in linears)
+    return 100.0 * above / size

@@ -1,0 +1,86 @@
+"""A run's child process: ``python -m harness.engine.child`` with one RunTask as a JSON line on standard input.
+
+Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends at once. Events go out as
+JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record is written
+to the work folder, beside and renamed; the parent alone writes the store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from typing import Any
+
+from harness.engine.task import RunTask
+
+RECORD_FILE = "record.json"
+PROGRESS_SECONDS = 0.2
+ORPHANED = 17
+"""Exit status of a child whose parent went away."""
+
+
+def main() -> None:
+    """Execute the task on standard input."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        os._exit(ORPHANED)
+    task = RunTask.model_validate_json(line)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    send = _event_sender()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    send({"event": "started", "pid": os.getpid()})
+
+    from harness.engine.runner import execute
+
+    record = execute(task, _throttled(send))
+    beside = task.work_folder / f"{RECORD_FILE}.tmp"
+    with beside.open("wb") as stream:
+        stream.write(record.model_dump_json().encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+    beside.replace(task.work_folder / RECORD_FILE)
+    send({"event": "finished"})
+    # Skip the interpreter's slow teardown: the record is on disk.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _end_with_parent() -> None:
+    while sys.stdin.buffer.read(4096):
+        pass
+    os._exit(ORPHANED)
+
+
+def _event_sender() -> Any:
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def send(event: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(event), file=events, flush=True)
+        except BrokenPipeError:
+            os._exit(ORPHANED)
+
+    return send
+
+
+def _throttled(send: Any) -> Any:
+    last: dict[str, Any] = {"at": 0.0, "what": ""}
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        kind = what.partition(",")[0]
+        if kind == last["what"] and done != total and now - last["at"] < PROGRESS_SECONDS:
+            return
+        last.update(at=now, what=kind)
+        send({"event": "progress", "what": what, "done": done, "total": total})
+
+    return progress
+
+
+if __name__ == "__main__":
+    main()

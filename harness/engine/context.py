@@ -1,0 +1,57 @@
+"""What the engine offers a method during a run: the concrete ``harness.method.RunContext``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+
+from harness.engine import seeding
+from harness.method import BlockScoreRequest, Decoder
+from harness.suite import TrainSettings
+
+
+class EngineContext:
+    """The context of one real run: scalars are read from tensors, block scores were computed beforehand."""
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        num_steps: int,
+        train: TrainSettings,
+        decoder: Decoder,
+        block_scores: Mapping[BlockScoreRequest, Sequence[float]] | None = None,
+        scalar_reader: Callable[[torch.Tensor], float] | None = None,
+    ) -> None:
+        self.seed = seed
+        self.num_steps = num_steps
+        self.train = train
+        self.decoder = decoder
+        self._block_scores = dict(block_scores or {})
+        self._read_scalar = scalar_reader
+
+    def torch_generator(self, stream: str) -> torch.Generator:
+        """Return a fresh CPU generator of a named stream."""
+        return seeding.torch_generator(self.seed, stream)
+
+    def numpy_generator(self, stream: str) -> np.random.Generator:
+        """Return a fresh numpy generator of a named stream."""
+        return seeding.numpy_generator(self.seed, stream)
+
+    def seed_globally(self, stream: str) -> AbstractContextManager[None]:
+        """Seed the global generators from a named stream inside a ``with``."""
+        return seeding.seeded_globally(self.seed, stream)
+
+    def block_scores(self, request: BlockScoreRequest) -> Sequence[float]:
+        """Return the scores that the method announced in ``block_scores_needed``."""
+        assert request in self._block_scores, f"{request} was not announced by block_scores_needed"
+        return self._block_scores[request]
+
+    def read_scalar(self, tensor: torch.Tensor) -> float:
+        """Return the value of a one-element tensor; waits for the device."""
+        if self._read_scalar is not None:
+            return self._read_scalar(tensor)
+        return float(tensor.item())

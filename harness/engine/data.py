@@ -1,0 +1,228 @@
+"""Training examples: rows become token ids with a loss mask, and a seeded order of micro-batches.
+
+Two layouts, recorded in TrainSettings: one example a row, padded on the right to the longest of its micro-batch; or
+packed, all examples concatenated and cut to ``sequence_length`` without regard to where one ends, as the released code
+of OwLore does it (pixeli99/OwLore, block_size 512).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from harness.engine.seeding import torch_generator
+from harness.errors import HarnessError
+from harness.suite import TrainSettings
+
+IGNORED = -100
+"""Label of a token without loss, as in torch's cross-entropy."""
+
+# Source: tatsu-lab/stanford_alpaca, README, the two prompts.
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+
+
+class Row(Protocol):
+    """One training row, as the assets give it."""
+
+    @property
+    def instruction(self) -> str:
+        """Return what is asked."""
+
+    @property
+    def input(self) -> str:
+        """Return what it is asked of; may be empty."""
+
+    @property
+    def output(self) -> str:
+        """Return the answer."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """Token ids of one row, and which of them carry loss."""
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Rows that go through the model at once."""
+
+    input_ids: torch.Tensor  # (rows, length) int64
+    labels: torch.Tensor  # (rows, length) int64, IGNORED where there is no loss
+    attention_mask: torch.Tensor | None  # (rows, length) int64, 0 on padding; None when there is none
+    num_tokens: int
+    """Padding left out."""
+    num_trained_tokens: int
+    """Labels that the loss sees: the first token of a row has nothing to be predicted from."""
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return the batch on a device."""
+        mask = self.attention_mask
+        return MicroBatch(
+            self.input_ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            mask.to(device, non_blocking=True) if mask is not None else None,
+            self.num_tokens,
+            self.num_trained_tokens,
+        )
+
+
+def encode(row: Row, tokenizer: Any, settings: TrainSettings) -> Example:
+    """Return a row's tokens: prompt, answer, end of sequence; too long a prompt loses its beginning.
+
+    Raises:
+        HarnessError: the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
+    """
+    if tokenizer.eos_token_id is None:
+        raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
+    prompt = _prompt_ids(row, tokenizer, settings)
+    answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    whole = len(prompt) + len(answer)
+    if not settings.packing:
+        answer = answer[: settings.sequence_length]
+        room = settings.sequence_length - len(answer)
+        prompt = prompt[-room:] if room else []
+    on_prompt = settings.loss_on == "all"
+    return Example(
+        ids=(*prompt, *answer),
+        trained=(*(on_prompt for _ in prompt), *(True for _ in answer)),
+        truncated=len(prompt) + len(answer) < whole,
+    )
+
+
+def pack(examples: Sequence[Example], length: int) -> list[Example]:
+    """Return the concatenation of all examples, cut into pieces of exactly ``length`` tokens; the rest is dropped."""
+    ids = [token for example in examples for token in example.ids]
+    trained = [flag for example in examples for flag in example.trained]
+    return [
+        Example(tuple(ids[start : start + length]), tuple(trained[start : start + length]))
+        for start in range(0, len(ids) - length + 1, length)
+    ]
+
+
+def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
+    """Return examples as one micro-batch, padded on the right to the longest."""
+    length = max(len(example.ids) for example in examples)
+    padded = any(len(example.ids) < length for example in examples)
+    input_ids = torch.full((len(examples), length), pad_id, dtype=torch.int64)
+    labels = torch.full((len(examples), length), IGNORED, dtype=torch.int64)
+    mask = torch.zeros((len(examples), length), dtype=torch.int64)
+    for row, example in enumerate(examples):
+        ids = torch.tensor(example.ids, dtype=torch.int64)
+        size = len(example.ids)
+        input_ids[row, :size] = ids
+        labels[row, :size] = torch.where(torch.tensor(example.trained), ids, IGNORED)
+        mask[row, :size] = 1
+    return MicroBatch(
+        input_ids,
+        labels,
+        mask if padded else None,
+        num_tokens=int(mask.sum()),
+        num_trained_tokens=int((labels[:, 1:] != IGNORED).sum()),
+    )
+
+
+class TrainData:
+    """The encoded training rows of a run, and the order in which steps see them."""
+
+    def __init__(self, rows: Sequence[Row], tokenizer: Any, settings: TrainSettings, seed: int) -> None:
+        """Take the rows; packed ones are encoded here.
+
+        Raises:
+            HarnessError: there is nothing to train on.
+        """
+        self._settings = settings
+        self._seed = seed
+        self._tokenizer = tokenizer
+        self._rows = rows
+        self._packed: list[Example] | None = None
+        if settings.packing:
+            packed = pack([encode(row, tokenizer, settings) for row in rows], settings.sequence_length)
+            self._packed = [example for example in packed if any(example.trained[1:])]
+        if not len(self):
+            raise HarnessError(f"data set '{settings.data}' holds no example with a token to train on")
+
+    def __len__(self) -> int:
+        """Return the number of examples of one epoch."""
+        return len(self._rows if self._packed is None else self._packed)
+
+    def example(self, index: int) -> Example:
+        """Return one example; unpacked rows are encoded when they are asked for, so that a run starts at once."""
+        if self._packed is not None:
+            return self._packed[index]
+        return encode(self._rows[index], self._tokenizer, self._settings)
+
+    def num_steps(self, max_steps: int | None) -> int:
+        """Return the optimizer steps of the run."""
+        settings = self._settings
+        if settings.num_steps is not None:
+            steps = settings.num_steps
+        else:
+            assert settings.num_epochs is not None
+            rows = settings.batch_size * settings.gradient_accumulation_steps
+            steps = max(1, math.ceil(len(self) * settings.num_epochs / rows))
+        return steps if max_steps is None else min(steps, max_steps)
+
+    def step_batches(self, first_step: int = 0) -> Iterator[list[MicroBatch]]:
+        """Yield the micro-batches of each optimizer step, for ever, from ``first_step`` on."""
+        size, accumulation = self._settings.batch_size, self._settings.gradient_accumulation_steps
+        order = self._order(first_step * size * accumulation)
+        fill = pad_id(self._tokenizer)
+        while True:
+            yield [collate([self.example(next(order)) for _ in range(size)], fill) for _ in range(accumulation)]
+
+    def _order(self, position: int) -> Iterator[int]:
+        epoch, offset = divmod(position, len(self))
+        while True:
+            generator = torch_generator(self._seed, f"data_order/{epoch}")
+            permutation = torch.randperm(len(self), generator=generator).tolist()
+            yield from permutation[offset:]
+            epoch, offset = epoch + 1, 0
+
+
+def validation_batches(rows: Sequence[Row], tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+    """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
+    unpacked = settings.model_copy(update={"packing": False})
+    examples = [encode(row, tokenizer, unpacked) for row in rows[: settings.validation_rows]]
+    size = settings.batch_size
+    return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Return the id that fills rows up; it is masked, so any will do."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
+
+
+def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
+    if settings.prompt == "chat":
+        if not tokenizer.chat_template:
+            raise HarnessError(
+                f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
+                f"data set '{settings.data}'"
+            )
+        content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if settings.prompt == "alpaca":
+        template = ALPACA_WITH_INPUT if row.input else ALPACA
+        text = template.format(instruction=row.instruction, input=row.input)
+    else:
+        text = f"{row.instruction}\n{row.input}\n" if row.input else f"{row.instruction}\n"
+    return list(tokenizer(text)["input_ids"])

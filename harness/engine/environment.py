@@ -1,0 +1,125 @@
+"""Where a run takes place: device, driver, Python, library versions, and the harness's own source."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+import platform
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from harness.record import Environment
+
+PACKAGES = (
+    "finetune-harness",
+    "torch",
+    "transformers",
+    "peft",
+    "lm-eval",
+    "tokenizers",
+    "safetensors",
+    "accelerate",
+    "datasets",
+    "numpy",
+)
+SOURCES = ("harness", "harness.methods", "harness.suites")
+
+
+def default_device() -> torch.device:
+    """Return the device a run uses: the first CUDA device, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+@cache
+def describe_environment() -> Environment:
+    """Return the present environment."""
+    device = default_device()
+    cuda = device.type == "cuda"
+    properties = torch.cuda.get_device_properties(device) if cuda else None
+    commit, dirty = _commit()
+    return Environment(
+        device_type="cuda" if cuda else "cpu",
+        device_name=properties.name if properties else _processor(),
+        device_memory_bytes=properties.total_memory if properties else None,
+        driver=_driver() if cuda else None,
+        num_threads=torch.get_num_threads(),
+        platform=platform.platform(),
+        python=platform.python_version(),
+        packages=_versions(),
+        source_checksum=source_checksum(),
+        commit=commit,
+        dirty=dirty,
+        device_busy=_busy(device) if cuda else None,
+    )
+
+
+@cache
+def source_checksum() -> str:
+    """Return the SHA-256 over the harness's own Python and TOML files: relative path and bytes of each, sorted."""
+    digest = hashlib.sha256()
+    for package in SOURCES:
+        root = Path(str(importlib.resources.files(package)))
+        for file in sorted(root.rglob("*")):
+            if file.suffix in {".py", ".toml"} and file.is_file():
+                digest.update(f"{package}/{file.relative_to(root).as_posix()}\n".encode())
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _driver() -> str | None:
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text()
+    except OSError:
+        return None
+    return text.splitlines()[0].strip()
+
+
+def _busy(device: torch.device) -> str | None:
+    """Return what else uses the device, or None; taken before this process allocates anything on it."""
+    free, total = torch.cuda.mem_get_info(device)
+    used = total - free
+    # An idle device with one fresh context holds well under 1 GB.
+    return f"{used} of {total} bytes in use before the run" if used > 1_000_000_000 else None
+
+
+def _commit() -> tuple[str | None, bool | None]:
+    """Return commit and dirty flag of the checkout that this package lies in; (None, None) outside a checkout."""
+    root = Path(str(importlib.resources.files("harness")))
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return (commit.strip() if commit else None), (bool(changes.strip()) if changes is not None else None)

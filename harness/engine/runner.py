@@ -1,0 +1,310 @@
+"""RunSpec -> Record, inside a child process; load, block scores, prepare, train, finalize, evaluate, save are phases.
+
+Whatever happens ends in a record: this is the one place that catches ``Exception``, and it writes it down.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from harness.engine.block_scores import ScoreCache, block_scores, calibration_samples
+from harness.engine.checkpoint import Checkpoints
+from harness.engine.context import EngineContext
+from harness.engine.data import MicroBatch, TrainData, validation_batches
+from harness.engine.decoder import Checksums, checksums, find_decoder
+from harness.engine.environment import default_device, describe_environment
+from harness.engine.loading import load_model, load_tokenizer, save_weights
+from harness.engine.memory import PhaseMeter
+from harness.engine.task import RunTask
+from harness.engine.training import Diverged, TrainingLoop, mean_loss
+from harness.errors import HarnessError, Refused
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.record import Proof, Record, Score, Status, TrainResult
+from harness.suite import TrainSettings
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is going on, how much is done, and of how much (None: not known)."""
+
+LOG_LINES = 40
+
+
+@dataclass
+class _Outcome:
+    train: TrainResult | None = None
+    scores: tuple[Score, ...] = ()
+    proof: Proof | None = None
+    items: str | None = None
+    weights: str | None = None
+
+
+@dataclass
+class _Run:
+    """The parts of a run as they come to be."""
+
+    task: RunTask
+    progress: Progress
+    device: torch.device
+    meter: PhaseMeter
+    outcome: _Outcome = field(default_factory=_Outcome)
+
+
+def execute(task: RunTask, progress: Progress) -> Record:
+    """Return the record of a run; never raises but for an interrupt that comes while the record is made."""
+    started_at = datetime.now(UTC)
+    environment = describe_environment()
+    device = default_device()
+    run = _Run(task, progress, device, PhaseMeter(device))
+    status: Status = "ok"
+    reason: str | None = None
+    log_tail: str | None = None
+    try:
+        if task.of is None:
+            _train_and_evaluate(run)
+        else:
+            _evaluate_kept(run)
+    except Refused as error:
+        status, reason = "refused", str(error)
+    except (Diverged, FloatingPointError) as error:
+        status, reason = "diverged", str(error)
+    except KeyboardInterrupt:
+        status, reason = "interrupted", f"interrupted in phase {run.meter.current}"
+    except HarnessError as error:
+        status, reason = "failed", str(error)
+    except Exception as error:
+        log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
+        status, reason = _status_of(error, run.meter.current)
+    return Record(
+        kind="run" if task.of is None else "evaluation",
+        of=task.of,
+        run_id=task.run_id,
+        environment_id=environment.environment_id,
+        uuid=task.uuid,
+        started_at=started_at,
+        finished_at=datetime.now(UTC),
+        status=status,
+        reason=reason,
+        spec=task.spec,
+        environment=environment,
+        phases=run.meter.phases,
+        log_tail=log_tail,
+        **vars(run.outcome),
+    )
+
+
+def _status_of(error: Exception, phase: str | None) -> tuple[Status, str]:
+    text = str(error).strip().splitlines()
+    first = text[0] if text else type(error).__name__
+    host = isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    if host or isinstance(error, torch.OutOfMemoryError):
+        return "out_of_memory", f"out of memory in phase {phase}: {first}"
+    return "failed", f"{type(error).__name__} in phase {phase}: {first}"
+
+
+def _train_and_evaluate(run: _Run) -> None:
+    task, spec, meter = run.task, run.task.spec, run.meter
+    method_class = METHODS.get(spec.method)
+    config = method_class.Config.model_validate(spec.config)
+    method_class.check(config, spec.train)
+    method = method_class(config)
+    if spec.train is not None and spec.train.deterministic:
+        torch.use_deterministic_algorithms(True)
+    with meter.phase("load"):
+        run.progress("loading", 0, None)
+        tokenizer = load_tokenizer(task.model_folder)
+        model = load_model(task.model_folder, spec.train.dtype if spec.train else "fp32", run.device)
+        decoder = find_decoder(model, task.model)
+    trained = model if spec.train is None else _train(run, method, model, tokenizer, decoder)
+    _evaluate(run, trained, tokenizer)
+    if task.keep_weights:
+        with meter.phase("save"):
+            run.progress("saving", 0, None)
+            _save(run, method, trained, tokenizer)
+
+
+def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder: Decoder) -> nn.Module:
+    """Train ``model`` and return what is evaluated."""
+    spec, meter = run.task.spec, run.meter
+    settings = spec.train
+    assert settings is not None
+    with meter.phase("data"):
+        data, held_out = _data(run, settings, tokenizer)
+    context = EngineContext(
+        seed=spec.seed,
+        num_steps=data.num_steps(spec.max_steps),
+        train=settings,
+        decoder=decoder,
+        block_scores=_block_scores(run, method, model, tokenizer, decoder),
+    )
+    with meter.phase("prepare"):
+        run.progress("preparing", 0, None)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={"use_reentrant": False}
+            )
+        model = method.prepare(model, context)
+        loop = TrainingLoop(model, method, method.build_optimizer(model, context), context)
+    before = checksums(decoder)
+    loss_before = _held_out_loss(run, "validate_before", model, held_out, context)
+    try:
+        with meter.phase("train"):
+            _run_loop(run, loop, data)
+    finally:
+        # An out-of-memory or a divergence keeps what was seen until then.
+        if loop.step:
+            run.outcome.train = loop.result()
+    loss_after = _held_out_loss(run, "validate_after", model, held_out, context)
+    run.outcome.train = loop.result().model_copy(
+        update={
+            "validation_loss_before": loss_before,
+            "validation_loss_after": loss_after,
+            "validation_tokens": sum(batch.num_trained_tokens for batch in held_out) if held_out else None,
+        }
+    )
+    run.outcome.proof = _proof(loop, method, before, checksums(decoder))
+    with meter.phase("finalize"):
+        trained = method.finalize(model)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_disable()  # type: ignore[operator]
+    del loop
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return trained
+
+
+def _data(run: _Run, settings: TrainSettings, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
+    from harness.assets.training_rows import load_rows
+
+    def rows(part: Literal["train", "validation"]) -> list[Any]:
+        return load_rows(
+            settings.data,
+            part,
+            run.task.data_overrides,
+            offline=run.task.offline,
+            validation_rows=settings.validation_rows,
+        )
+
+    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed)
+    return data, validation_batches(rows("validation"), tokenizer, settings) if settings.validation_rows else []
+
+
+def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData) -> None:
+    folder, total = run.task.checkpoint_folder, loop.context.num_steps
+    checkpoints = Checkpoints(folder, loop) if folder is not None else None
+    if checkpoints is not None:
+        checkpoints.restore()
+    run.progress("training", loop.step, total)
+    loop.run(
+        data.step_batches(loop.step),
+        lambda done, loss: run.progress(f"training, loss {loss:.3f}", done, total),
+        checkpoints.save if checkpoints is not None else None,
+        run.task.checkpoint_every,
+    )
+
+
+def _held_out_loss(
+    run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext
+) -> float | None:
+    if not batches:
+        return None
+    with run.meter.phase(phase):
+        return mean_loss(model, batches, context)[0]
+
+
+def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksums) -> Proof:
+    return Proof(
+        block_checksums_before=before[0],
+        block_checksums_after=after[0],
+        other_checksums_before=before[1],
+        other_checksums_after=after[1],
+        ever_trainable_blocks=loop.ever_trainable_blocks,
+        ever_trainable_others=loop.ever_trainable_others,
+        optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
+        method=method.proof(),
+    )
+
+
+def _block_scores(
+    run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder: Decoder
+) -> dict[BlockScoreRequest, list[float]]:
+    from harness.assets.training_rows import load_texts
+
+    spec = run.task.spec
+    request = method.block_scores_needed()
+    if request is None:
+        return {}
+    calibration = spec.calibration
+    assert calibration is not None and spec.train is not None
+    with run.meter.phase("block_scores"):
+        run.progress("scoring blocks", 0, None)
+        key = {
+            "kind": request.kind,
+            "tau": request.tau,
+            "model": spec.model,
+            "dtype": spec.train.dtype,
+            "calibration": calibration.model_dump(mode="json"),
+            "data": spec.sources["calibration"],
+            "packages": {name: describe_environment().packages.get(name) for name in ("torch", "transformers")},
+            "device": run.device.type,
+        }
+        cache = ScoreCache(run.task.cache_folder / "block_scores")
+        scores = cache.get(key)
+        if scores is None:
+            texts = load_texts(calibration.data, overrides=run.task.data_overrides, offline=run.task.offline)
+            samples = calibration_samples(texts, tokenizer, calibration)
+            scores = block_scores(request, model, decoder, samples)
+            cache.put(key, scores)
+    return {request: scores}
+
+
+def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
+    from harness.evaluation.scoring import evaluate, write_items
+
+    settings = run.task.spec.evaluation
+    if not settings.tasks:
+        return
+    with run.meter.phase("evaluate"):
+        run.progress("evaluating", 0, None)
+        evaluation = evaluate(
+            model,
+            tokenizer,
+            settings,
+            rows_folder=run.task.rows_folder,
+            datasets_cache=run.task.cache_folder / "datasets",
+            device=str(run.device),
+            offline=run.task.offline,
+            progress=lambda done, total: run.progress("evaluating", done, total),
+        )
+    file = run.task.work_folder / "items.jsonl.zst"
+    write_items(file, evaluation.items)
+    run.outcome.scores = evaluation.scores
+    run.outcome.items = file.name
+
+
+def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
+    folder = run.task.work_folder / "weights"
+    adapter = method.adapter(model)
+    if adapter is not None:
+        adapter.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
+    save_weights(method.export(model), tokenizer, folder)
+    run.outcome.weights = folder.name
+
+
+def _evaluate_kept(run: _Run) -> None:
+    task = run.task
+    train = task.spec.train
+    with run.meter.phase("load"):
+        run.progress("loading", 0, None)
+        tokenizer = load_tokenizer(task.model_folder)
+        model = load_model(task.model_folder, train.dtype if train else "fp32", run.device)
+        if task.adapter_folder is not None:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, task.adapter_folder)
+    _evaluate(run, model, tokenizer)

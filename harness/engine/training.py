@@ -1,0 +1,311 @@
+"""The training loop: one for every method, short, because it is what is being measured.
+
+Loss is the cross-entropy summed over the trained tokens of all micro-batches of an optimizer step, divided by their
+number: k micro-batches equal one batch, whatever the lengths of the answers. The number is known before the first
+forward pass, so nothing is rescaled afterwards. Logits are cast to fp32 before the cross-entropy, as in transformers.
+
+With ``update_in_backward`` the optimizer steps each parameter in a post-accumulate hook of the last micro-batch and its
+gradient is freed at once; the hooks are registered on every parameter of the optimizer while it briefly requires grad,
+because a hook cannot be registered on a frozen one but survives freezing.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from harness.engine import seeding
+from harness.engine.data import IGNORED, MicroBatch
+from harness.engine.decoder import active_blocks, active_others
+from harness.method import Method, RunContext, StepOptimizer
+from harness.record import BlockActivity, StepCurve, TrainResult
+
+WARMUP_STEPS = 3
+"""Steps left out of the step time."""
+SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+"""What of a scheduler's state moves; the rest is made anew from the settings."""
+
+
+class Diverged(Exception):
+    """The loss is not finite; the message says at which step."""
+
+
+def summed_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
+    """Return the cross-entropy summed over the trained tokens of a micro-batch: (), fp32, nats."""
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    predictions = logits[:, :-1].flatten(0, 1).float()  # (rows * (length - 1), vocabulary)
+    targets = batch.labels[:, 1:].flatten()
+    return functional.cross_entropy(predictions, targets, ignore_index=IGNORED, reduction="sum")
+
+
+@torch.no_grad()
+def mean_loss(model: nn.Module, batches: Sequence[MicroBatch], context: RunContext) -> tuple[float, int]:
+    """Return the mean cross-entropy over the trained tokens of fixed batches, in nats, and the number of tokens."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    total = sum(context.read_scalar(summed_loss(model, batch.to(device))) for batch in batches)
+    model.train(was_training)
+    tokens = sum(batch.num_trained_tokens for batch in batches)
+    return total / tokens, tokens
+
+
+@dataclass
+class _Curve:
+    loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    grad_norm: list[float | None] = field(default_factory=list)
+    trained_tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    trainable_params: list[int] = field(default_factory=list)
+    optimizer_state_bytes: list[int] = field(default_factory=list)
+    optimizer_state_host_bytes: list[int] = field(default_factory=list)
+
+
+class TrainingLoop:
+    """Runs optimizer steps and observes, independently of the method, what was trainable and what it cost."""
+
+    def __init__(self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext) -> None:
+        from transformers import get_scheduler
+
+        self.model = model
+        self.method = method
+        self.optimizer = optimizer
+        self.context = context
+        self.device = next(model.parameters()).device
+        self.scheduler = get_scheduler(
+            context.train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=context.train.warmup_steps,
+            num_training_steps=context.num_steps,
+        )
+        self.step = 0
+        self._curve = _Curve()
+        self._activity: list[BlockActivity] = []
+        self._ever_blocks: set[int] = set()
+        self._ever_others: set[str] = set()
+        self._ever_params: dict[str, int] = {}
+        self._data_seconds = 0.0
+        self._checkpoint_seconds: float | None = None
+        self._resumed_at: list[int] = []
+        self._update_now = False
+        self._hooks = self._register_hooks() if method.config.update_in_backward else []
+
+    def run(
+        self,
+        batches: Iterator[list[MicroBatch]],
+        on_step: Callable[[int, float], None],
+        save: Callable[[], None] | None = None,
+        save_every: int | None = None,
+    ) -> None:
+        """Train to the run's last step.
+
+        Args:
+            batches: The micro-batches of each step, from the present step on.
+            on_step: Called after each step with the number of steps done and the loss.
+            save: Writes a checkpoint; called every ``save_every`` steps, but not after the last.
+            save_every: Optimizer steps between checkpoints.
+
+        Raises:
+            Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward.
+        """
+        self.model.train()
+        gc.collect()
+        while self.step < self.context.num_steps:
+            start = time.perf_counter()
+            micro_batches = [batch.to(self.device) for batch in next(batches)]
+            self._synchronize()
+            begin = time.perf_counter()
+            self._data_seconds += begin - start
+            loss, grad_norm, rate = self.train_step(micro_batches)
+            self._synchronize()
+            self._observe(micro_batches, loss, grad_norm, rate, time.perf_counter() - begin)
+            self.step += 1
+            on_step(self.step, loss)
+            if save is not None and save_every and self.step % save_every == 0 and self.step < self.context.num_steps:
+                start = time.perf_counter()
+                save()
+                self._checkpoint_seconds = (self._checkpoint_seconds or 0.0) + time.perf_counter() - start
+        for hook in self._hooks:
+            hook.remove()
+
+    def train_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float | None, float]:
+        """Make one optimizer step; return its loss, the gradient norm where it was taken, and the learning rate."""
+        step, context = self.step, self.context
+        self.method.on_step_begin(step, self.optimizer)
+        self._note_active(step)
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
+        with seeding.seeded_globally(context.seed, f"forward/{step}"):
+            loss = self._backward(micro_batches, num_trained)
+        value = context.read_scalar(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {step}")
+        grad_norm = None
+        if not self._hooks:
+            if context.train.max_grad_norm is not None:
+                grad_norm = self._clip(context.train.max_grad_norm)
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scheduler.step()
+        return value, grad_norm, rate
+
+    def result(self) -> TrainResult:
+        """Return what the steps so far did and cost."""
+        curve = self._curve
+        timed = curve.seconds[WARMUP_STEPS:]
+        cycle = self.method.cycle_steps()
+        return TrainResult(
+            num_steps=self.step,
+            checkpoint_seconds=self._checkpoint_seconds,
+            resumed_at_steps=tuple(self._resumed_at),
+            curve=StepCurve(**{name: tuple(values) for name, values in vars(curve).items()}),
+            block_activity=tuple(self._activity),
+            num_blocks=len(self.context.decoder.blocks),
+            step_seconds_mean=statistics.fmean(timed) if timed else None,
+            step_seconds_median=statistics.median(timed) if timed else None,
+            num_timed_steps=len(timed),
+            covers_refresh_cycle=None if cycle is None else len(timed) >= cycle,
+            refresh_seconds=getattr(self.optimizer, "refresh_seconds", None),
+            data_seconds=self._data_seconds,
+            trainable_params_mean=statistics.fmean(curve.trainable_params) if curve.trainable_params else 0.0,
+            trainable_params_ever=sum(self._ever_params.values()),
+            total_params=sum(p.numel() for p in self.model.parameters()),
+            peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
+        )
+
+    @property
+    def ever_trainable_blocks(self) -> tuple[int, ...]:
+        """Return the blocks that required grad at some step."""
+        return tuple(sorted(self._ever_blocks))
+
+    @property
+    def ever_trainable_others(self) -> tuple[str, ...]:
+        """Return which of embedding, final_norm and head required grad at some step."""
+        return tuple(sorted(self._ever_others))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loop's own state, JSON only: step, schedule, and what was observed so far."""
+        return {
+            "step": self.step,
+            "scheduler": {k: v for k, v in self.scheduler.state_dict().items() if k in SCHEDULER_STATE},
+            "curve": vars(self._curve),
+            "activity": [entry.model_dump(mode="json") for entry in self._activity],
+            "ever_blocks": sorted(self._ever_blocks),
+            "ever_others": sorted(self._ever_others),
+            "ever_params": self._ever_params,
+            "data_seconds": self._data_seconds,
+            "checkpoint_seconds": self._checkpoint_seconds,
+            "resumed_at": self._resumed_at,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned; the run counts as resumed at that step."""
+        self.step = state["step"]
+        functions = [None] * len(self.scheduler.base_lrs)  # the schedule's own are made anew
+        self.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": functions})
+        self._curve = _Curve(**state["curve"])
+        self._activity = [BlockActivity.model_validate(entry) for entry in state["activity"]]
+        self._ever_blocks, self._ever_others = set(state["ever_blocks"]), set(state["ever_others"])
+        self._ever_params = dict(state["ever_params"])
+        self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
+        self._resumed_at = [*state["resumed_at"], self.step]
+
+    def _backward(self, micro_batches: Sequence[MicroBatch], num_trained: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            self._update_now = index == len(micro_batches) - 1
+            loss = summed_loss(self.model, batch) / num_trained
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self._update_now = False
+        return total
+
+    def _clip(self, max_norm: float) -> float:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        for gradient in gradients:
+            gradient.mul_(scale.to(gradient.device))
+        return self.context.read_scalar(norm)
+
+    def _register_hooks(self) -> list[Any]:
+        def update(parameter: torch.Tensor) -> None:
+            if self._update_now:
+                self.optimizer.step_parameters([parameter])
+                parameter.grad = None
+
+        hooks = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                trainable = parameter.requires_grad
+                parameter.requires_grad_(True)
+                hooks.append(parameter.register_post_accumulate_grad_hook(update))
+                parameter.requires_grad_(trainable)
+        return hooks
+
+    def _note_active(self, step: int) -> None:
+        blocks = active_blocks(self.context.decoder)
+        if not self._activity or self._activity[-1].blocks != blocks:
+            self._activity.append(BlockActivity(step=step, blocks=blocks))
+        self._ever_blocks.update(blocks)
+        self._ever_others.update(active_others(self.context.decoder))
+        trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
+        self._ever_params.update(trainable)
+        self._curve.trainable_params.append(sum(trainable.values()))
+
+    def _observe(
+        self, batches: Sequence[MicroBatch], loss: float, grad_norm: float | None, rate: float, seconds: float
+    ) -> None:
+        curve = self._curve
+        curve.loss.append(loss)
+        curve.learning_rate.append(rate)
+        curve.grad_norm.append(grad_norm)
+        curve.trained_tokens.append(sum(batch.num_trained_tokens for batch in batches))
+        curve.tokens.append(sum(batch.num_tokens for batch in batches))
+        curve.seconds.append(seconds)
+        on_device, on_host = optimizer_state_bytes(self.optimizer, self.device)
+        curve.optimizer_state_bytes.append(on_device)
+        curve.optimizer_state_host_bytes.append(on_host)
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def optimizer_state_bytes(optimizer: StepOptimizer, device: torch.device) -> tuple[int, int]:
+    """Return the bytes of optimizer state on the device and on the host, each storage counted once and whole.
+
+    An optimizer that moves states itself says where they are through ``state_bytes()``; on a CPU the two places cannot
+    be told apart by looking at the tensors.
+    """
+    own = getattr(optimizer, "state_bytes", None)
+    if own is not None:
+        found = own()
+        return int(found["device"]), int(found["host"])
+    sizes: dict[tuple[str, int], int] = {}
+    _collect_storages(list(optimizer.state.values()), sizes)
+    on_device = sum(size for (place, _), size in sizes.items() if place == device.type)
+    return on_device, sum(sizes.values()) - on_device
+
+
+def _collect_storages(value: Any, sizes: dict[tuple[str, int], int]) -> None:
+    if isinstance(value, torch.Tensor):
+        storage = value.untyped_storage()
+        sizes[value.device.type, storage.data_ptr()] = storage.nbytes()
+    elif isinstance(value, dict):
+        for inner in value.values():
+            _collect_storages(inner, sizes)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _collect_storages(inner, sizes)

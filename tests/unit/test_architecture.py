@@ -1,0 +1,156 @@
+"""The walls: who may import whom, what is packaged, what works where torch is absent."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import harness
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = Path(harness.__file__).parent
+CONTRACTS = {"errors", "registry", "method", "models", "suite", "record", "store", "datasets", "toml_files"}
+HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
+MAY_IMPORT = {
+    "contracts": {"contracts"},
+    "methods": {"contracts", "methods"},
+    "assets": {"contracts", "assets"},
+    "planning": {"contracts", "methods", "assets", "engine", "planning"},
+    "engine": {"contracts", "methods", "assets", "engine", "evaluation"},
+    "evaluation": {"contracts", "assets", "evaluation"},
+    "report": {"contracts", "report"},
+}
+
+
+def part_of(module: str) -> str:
+    names = module.split(".")
+    if len(names) == 1:
+        return "contracts"
+    return "contracts" if names[1] in CONTRACTS else names[1]
+
+
+def files(part: str) -> list[Path]:
+    if part == "contracts":
+        return [PACKAGE / f"{name}.py" for name in sorted(CONTRACTS) if (PACKAGE / f"{name}.py").exists()]
+    import importlib
+
+    folder = Path(str(importlib.import_module(f"harness.{part}").__file__)).parent
+    return sorted(folder.glob("*.py"))
+
+
+def imports(file: Path, *, top_level_only: bool) -> Iterator[str]:
+    """Yield the modules a file imports; what stands under ``if TYPE_CHECKING`` is for the type checker alone."""
+
+    def walk(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.FunctionDef) and top_level_only:
+                continue
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module and not child.level:
+                yield child.module
+            yield from walk(child)
+
+    yield from walk(ast.parse(file.read_text()))
+
+
+@pytest.mark.parametrize("part", sorted(MAY_IMPORT))
+def test_a_part_imports_only_what_it_may(part: str) -> None:
+    found = files(part)
+    assert found
+    for file in found:
+        used = {part_of(name) for name in imports(file, top_level_only=False) if name.split(".")[0] == "harness"}
+        assert used <= MAY_IMPORT[part], f"{file.name} imports {used - MAY_IMPORT[part]}"
+
+
+@pytest.mark.parametrize("part", ["contracts", "assets", "report", "commands"])
+def test_no_torch_outside_the_engine(part: str) -> None:
+    for file in files(part):
+        heavy = {name.split(".")[0] for name in imports(file, top_level_only=True)} & HEAVY
+        assert not heavy, f"{file.name} imports {heavy}"
+        assert "torch" not in {name.split(".")[0] for name in imports(file, top_level_only=False)}, file.name
+
+
+def test_a_method_module_imports_no_torch_at_its_top() -> None:
+    public = [file for file in files("methods") if not file.name.startswith("_")]
+    assert len(public) >= 6
+    for file in public:
+        assert not {name.split(".")[0] for name in imports(file, top_level_only=True)} & (HEAVY | {"numpy"}), file.name
+
+
+def test_no_method_is_named_outside_its_own_file() -> None:
+    from harness.method import METHODS
+
+    names = set(METHODS.names()) - {"base", "full"}  # these two are ordinary words
+    for part in ("contracts", "assets", "engine", "evaluation", "report", "commands", "planning"):
+        for file in files(part):
+            words = {
+                node.value
+                for node in ast.walk(ast.parse(file.read_text()))
+                if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            }
+            assert not words & names, f"{file.name} branches on {words & names}"
+
+
+def test_every_folder_with_code_is_packaged() -> None:
+    table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    listed = set(table["packages"])
+    found = {"harness", "harness.methods", "harness.suites"}
+    found |= {
+        f"harness.{folder.relative_to(ROOT / 'harness').as_posix().replace('/', '.')}"
+        for folder in (ROOT / "harness").rglob("*")
+        if folder.is_dir() and (folder / "__init__.py").exists()
+    }
+    assert listed == found
+
+
+WITHOUT_TORCH = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "peft", "lm_eval"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+from harness.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "methods"],
+        ["list", "models", "--json"],
+        ["list", "suites"],
+        ["list", "benchmarks"],
+        ["run", "--suite", "commonsense", "--dry-run"],
+        ["status", "--suite", "quickstart"],
+    ],
+)
+def test_commands_that_need_no_torch_work_without_it(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+def test_a_command_that_needs_torch_says_so_without_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "run", "--suite", "quickstart"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "torch" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,126 @@
+"""Training examples: which tokens carry loss, truncation, packing, order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+
+from harness.engine.data import IGNORED, TrainData, collate, encode, pack, validation_batches
+from harness.errors import HarnessError
+from tests.records import TRAIN
+
+EOS = 257
+
+
+@dataclass(frozen=True)
+class Row:
+    instruction: str
+    output: str
+    input: str = ""
+
+
+def text_of(tokenizer: Any, ids: Any) -> str:
+    return str(tokenizer.decode(ids))
+
+
+def test_only_the_answer_and_its_end_carry_loss(tokenizer: Any) -> None:
+    example = encode(Row("Say hi", "hi"), tokenizer, TRAIN)
+    trained = [token for token, flag in zip(example.ids, example.trained, strict=True) if flag]
+    assert text_of(tokenizer, example.ids) == "Say hi\nhi</s>"
+    assert text_of(tokenizer, trained) == "hi</s>"
+
+
+def test_loss_on_all_covers_the_prompt_too(tokenizer: Any) -> None:
+    example = encode(Row("Say hi", "hi"), tokenizer, TRAIN.model_copy(update={"loss_on": "all"}))
+    assert all(example.trained)
+
+
+def test_alpaca_prompt_names_the_input_only_where_there_is_one(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"prompt": "alpaca", "sequence_length": 1000})
+    plain = text_of(tokenizer, encode(Row("Say {hi}", "hi"), tokenizer, settings).ids)
+    given = text_of(tokenizer, encode(Row("Say {hi}", "hi", "loudly"), tokenizer, settings).ids)
+    assert "### Input" not in plain
+    assert plain.endswith("### Instruction:\nSay {hi}\n\n### Response:\nhi</s>")
+    assert "### Input:\nloudly\n\n### Response:\nhi</s>" in given
+
+
+def test_chat_prompt_is_the_tokenizers_template(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"prompt": "chat"})
+    example = encode(Row("Say hi", "hi"), tokenizer, settings)
+    assert text_of(tokenizer, example.ids) == "<s>user: Say hi</s><s>assistant: hi</s>"
+
+
+def test_a_long_prompt_loses_its_beginning_and_the_answer_stays(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"sequence_length": 8})
+    example = encode(Row("0123456789", "abc"), tokenizer, settings)
+    assert example.truncated
+    assert text_of(tokenizer, example.ids) == "789\nabc</s>"
+    only_answer = encode(Row("0123456789", "abcdefghijk"), tokenizer, settings)
+    assert text_of(tokenizer, only_answer.ids) == "abcdefgh"
+
+
+def test_packing_concatenates_and_cuts(tokenizer: Any) -> None:
+    examples = [encode(Row("a", "bcd"), tokenizer, TRAIN), encode(Row("e", "fgh"), tokenizer, TRAIN)]
+    packed = pack(examples, 5)
+    assert [text_of(tokenizer, example.ids) for example in packed] == ["a\nbcd", "</s>e\nfg"]
+    assert packed[0].trained == (False, False, True, True, True)
+
+
+def test_padding_carries_no_loss_and_is_masked(tokenizer: Any) -> None:
+    batch = collate([encode(Row("a", "bcd"), tokenizer, TRAIN), encode(Row("a", "b"), tokenizer, TRAIN)], pad_id=EOS)
+    assert batch.input_ids.shape == (2, 6)
+    assert batch.attention_mask is not None
+    assert batch.attention_mask.tolist() == [[1] * 6, [1] * 4 + [0] * 2]
+    assert batch.labels[1].tolist()[:2] == [IGNORED, IGNORED]
+    assert batch.labels[1].tolist()[4:] == [IGNORED, IGNORED]
+    assert (batch.num_tokens, batch.num_trained_tokens) == (10, 6)
+
+
+def test_rows_of_one_length_need_no_mask(tokenizer: Any) -> None:
+    row = encode(Row("a", "b"), tokenizer, TRAIN)
+    assert collate([row, row], pad_id=EOS).attention_mask is None
+
+
+def rows(count: int) -> list[Row]:
+    return [Row(f"{index:03d}", "x" * (1 + index % 5)) for index in range(count)]
+
+
+def seen(tokenizer: Any, seed: int, steps: int, first: int = 0) -> list[list[list[int]]]:
+    data = TrainData(rows(7), tokenizer, TRAIN.model_copy(update={"gradient_accumulation_steps": 2}), seed)
+    return [[batch.input_ids.tolist() for batch in step] for step in islice(data.step_batches(first), steps)]
+
+
+def test_the_order_is_the_seeds_and_can_be_entered_at_any_step(tokenizer: Any) -> None:
+    whole = seen(tokenizer, seed=1, steps=6)
+    assert seen(tokenizer, seed=1, steps=6) == whole
+    assert seen(tokenizer, seed=2, steps=6) != whole
+    assert seen(tokenizer, seed=1, steps=3, first=3) == whole[3:]
+
+
+def test_an_epoch_sees_every_row_once(tokenizer: Any) -> None:
+    data = TrainData(rows(8), tokenizer, TRAIN, seed=3)
+    firsts = [tuple(ids[:3]) for step in islice(data.step_batches(), 4) for b in step for ids in b.input_ids.tolist()]
+    assert len(set(firsts)) == 8
+
+
+def test_steps_follow_from_epochs_rows_and_accumulation(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"num_steps": None, "num_epochs": 1.5, "gradient_accumulation_steps": 2})
+    data = TrainData(rows(10), tokenizer, settings, seed=1)
+    assert data.num_steps(None) == 4  # 15 rows in steps of 4
+    assert data.num_steps(2) == 2
+
+
+def test_nothing_to_train_on_is_one_sentence(tokenizer: Any) -> None:
+    with pytest.raises(HarnessError, match="no example with a token to train on"):
+        TrainData([], tokenizer, TRAIN, seed=1)
+
+
+def test_the_held_out_batch_is_the_first_rows_unpacked(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"validation_rows": 3, "packing": True})
+    batches = validation_batches(rows(9), tokenizer, settings)
+    assert [len(batch.input_ids) for batch in batches] == [2, 1]
+    assert torch.equal(batches[1].input_ids, torch.tensor([[*encode(rows(3)[2], tokenizer, TRAIN).ids]]))

@@ -1,0 +1,166 @@
+"""Suites: strict reading, precedence of settings, labels, identities."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.models import BaseModelSpec
+from harness.suite import RunSpec, Suite, expand, load_labels, load_suite, parse_assignment, suite_names
+
+TEXT = """
+name = "tiny"
+version = 1
+protocol = "test"
+description = "a suite of the tests"
+models = ["a"]
+labels = ["base", "full", "galore"]
+seeds = [1, 2]
+[train]
+data = "rows"
+prompt = "plain"
+loss_on = "answer"
+packing = false
+sequence_length = 64
+batch_size = 2
+num_steps = 4
+learning_rate = 1e-3
+lr_scheduler = "linear"
+dtype = "fp32"
+[evaluation]
+tasks = ["piqa"]
+rows = "packaged-scored"
+"""
+MODELS = {"a": BaseModelSpec(name="a", architecture="LlamaForCausalLM", hub_id="someone/a")}
+
+
+def read(tmp_path: Path, text: str = TEXT) -> Suite:
+    file = tmp_path / "tiny.toml"
+    file.write_text(text)
+    return load_suite(str(file))
+
+
+def runs(suite: Suite, **changes: object) -> list[RunSpec]:
+    return expand(suite, models=MODELS, sources={}, **changes)  # type: ignore[arg-type]
+
+
+def test_every_packaged_suite_is_valid() -> None:
+    assert {"quickstart", "commonsense", "commonsense-small"} <= set(suite_names())
+    for name in suite_names():
+        assert load_suite(name).name == name
+
+
+def test_runs_come_in_a_fixed_order_and_base_once_a_model(tmp_path: Path) -> None:
+    found = [(spec.label, spec.seed) for spec in runs(read(tmp_path))]
+    assert found == [("base", 1), ("full", 1), ("full", 2), ("galore", 1), ("galore", 2)]
+
+
+def test_identities_differ_and_do_not_depend_on_the_order_of_keys(tmp_path: Path) -> None:
+    specs = runs(read(tmp_path))
+    ids = [spec.run_id for spec in specs]
+    assert len(set(ids)) == len(ids)
+    assert all(len(run_id) == 16 for run_id in ids)
+    backwards = dict(reversed(specs[1].model_dump(mode="json").items()))
+    assert RunSpec.model_validate(backwards).run_id == ids[1]
+
+
+@pytest.mark.parametrize("change", [{"limit": 3}, {"max_steps": 2}, {"seeds": [7]}, {"overrides": {"batch_size": 1}}])
+def test_whatever_is_asked_differently_is_another_run(tmp_path: Path, change: dict[str, object]) -> None:
+    suite = read(tmp_path)
+    assert runs(suite, labels=["full"], **change)[0].run_id != runs(suite, labels=["full"])[0].run_id
+
+
+def test_a_set_value_shows_in_the_label(tmp_path: Path) -> None:
+    spec = runs(read(tmp_path), labels=["galore"], overrides={"rank": 4})[0]
+    assert spec.label == "galore[rank=4]"
+    assert spec.config["rank"] == 4
+
+
+def test_a_set_value_must_fit_every_label(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"label 'full' \(method full\) has no setting 'rank'"):
+        runs(read(tmp_path), labels=["full", "galore"], overrides={"rank": 4})
+
+
+def test_settings_of_a_label_win_over_train_and_sweeps_over_both(tmp_path: Path) -> None:
+    text = TEXT + "[settings.galore]\nlearning_rate = 0.5\n[sweep.galore]\nrank = [2, 4]\n"
+    found = {spec.label: spec for spec in runs(read(tmp_path, text), seeds=[1])}
+    assert list(found) == ["base", "full", "galore[rank=2]", "galore[rank=4]"]
+    galore, full = found["galore[rank=2]"].train, found["full"].train
+    assert galore is not None
+    assert full is not None
+    assert (galore.learning_rate, full.learning_rate) == (0.5, 1e-3)
+
+
+def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
+    spec = runs(read(tmp_path), labels=["full"], overrides={"num_epochs": 2})[0]
+    assert spec.train is not None
+    assert (spec.train.num_steps, spec.train.num_epochs) == (None, 2)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("version = 1", "verison = 1", "has no setting 'verison'; did you mean 'version'?"),
+        (
+            'labels = ["base", "full", "galore"]',
+            'labels = ["fulll"]',
+            "there is no label 'fulll'; did you mean 'full'?",
+        ),
+        ("seeds = [1, 2]", "seeds = []", "seeds is empty"),
+        ("seeds = [1, 2]", "seeds = [1, 1]", "seeds names something twice"),
+        ("seeds = [1, 2]", "seeds = [-1]", "greater than or equal to 0"),
+        ("batch_size = 2", "batch_sise = 2", "has no setting 'batch_sise'; did you mean 'batch_size'?"),
+        ("batch_size = 2", "batch_size = 0", "batch_size is 0"),
+        ("num_steps = 4", "", "give exactly one of num_steps and num_epochs"),
+        ('rows = "packaged-scored"', 'rows = "packed"', "evaluation.rows is 'packed'"),
+        ("[evaluation]", "[evaluation", "is not valid TOML"),
+        ('name = "tiny"', 'name = "../tiny"', "name is '../tiny'"),
+        ("learning_rate = 1e-3", "learning_rate = nan", "learning_rate is nan"),
+        ("[evaluation]", "[settings.lora]\nrank = 1\n[evaluation]", "for a label that the suite does not run"),
+        ("[evaluation]", "[settings.full]\nrnak = 1\n[evaluation]", "has no setting 'rnak'"),
+    ],
+)
+def test_a_fault_in_a_suite_is_one_sentence(tmp_path: Path, old: str, new: str, said: str) -> None:
+    assert old in TEXT
+    with pytest.raises(HarnessError) as caught:
+        read(tmp_path, TEXT.replace(old, new, 1))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "tiny.toml" in str(caught.value)
+
+
+def test_a_suite_that_is_not_there_is_answered_with_a_near_miss(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match="there is no suite 'quickstrat'; did you mean 'quickstart'"):
+        load_suite("quickstrat")
+    with pytest.raises(HarnessError, match="cannot be read"):
+        load_suite(str(tmp_path / "none.toml"))
+
+
+def test_a_suite_can_define_a_label_of_its_own(tmp_path: Path) -> None:
+    text = TEXT.replace('"galore"]', '"mine"]') + '[methods.mine]\nmethod = "full"\n'
+    entry = load_labels()["full"].values()
+    settings = "\n".join(f"{key} = {str(value).lower()}" for key, value in entry.items() if isinstance(value, bool))
+    numbers = "\n".join(f"{k} = {v!r}" for k, v in entry.items() if not isinstance(v, bool))
+    specs = runs(read(tmp_path, text + f"[methods.mine.settings]\n{settings}\n{numbers}\n"), seeds=[1])
+    assert [spec.label for spec in specs] == ["base", "full", "mine"]
+    assert specs[2].config == specs[1].config
+
+
+def test_block_scores_need_calibration_data(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"label 'owlore' needs block scores; name their data in \[calibration\]"):
+        runs(read(tmp_path), labels=["owlore"])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a=1", 1), ("a=1.5", 1.5), ("a=true", True), ("a=svd", "svd"), ("a=[1, 2]", [1, 2]), ("a=", "")],
+)
+def test_set_values_are_toml_or_plain_words(text: str, value: object) -> None:
+    assert parse_assignment(text) == ("a", value)
+
+
+def test_a_set_without_a_value_is_one_sentence() -> None:
+    with pytest.raises(HarnessError, match="expected key=value"):
+        parse_assignment("rank")
