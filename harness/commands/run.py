@@ -45,7 +45,9 @@ def main(args: argparse.Namespace) -> int:
         prepared = prepare(selection, offline=args.offline, wheels=wheels, progress=display.progress)
     repeats = args.repeat or 1
     tasks = [
-        _task(spec, args, selection=selection, prepared=prepared, store=store, environment_id=environment.environment_id)
+        _task(
+            spec, args, selection=selection, prepared=prepared, store=store, environment_id=environment.environment_id
+        )
         for _ in range(repeats)
         for spec in specs
     ]

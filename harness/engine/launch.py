@@ -31,7 +31,7 @@ from harness.record import Environment, Record, Status
 
 Progress = Callable[[str, int, int | None], None]
 
-# OpenMP threads that wait spin by default. On a machine with other work that made a CPU step over 20 times slower (67 s in
+# OpenMP threads that wait spin by default. Beside other work that made a CPU step over 20 times slower (67 s in
 # place of 2 s, measured); waiting asleep costs nothing that could be seen on an idle one.
 CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Defaults; what the user sets wins."""

@@ -1,0 +1,335 @@
+"""Our ``LM`` for lm-eval: log-likelihoods and greedy generation of a transformers causal language model.
+
+Tokenisation, truncation and scores are those of lm-eval's own ``HFLM`` (lm_eval 0.4.13, models/huggingface.py): the
+continuation is what the encoding of context + continuation adds to that of the context, a context too long is cut from
+the left, the first token of an empty context is the tokenizer's bos (else eos). Deliberate differences:
+
+- Requests that begin alike are encoded once (:mod:`harness.evaluation.packing`); HFLM shares one-token
+  continuations only.
+- Batches are made under a budget of padded tokens, halved for good when the device runs out of memory.
+- The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
+- An empty continuation is an error with a sentence instead of an ``assert``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+    resolve_max_length,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from harness.errors import HarnessError
+from harness.evaluation.packing import Row, Scored, batches, plan_rows
+
+SHARING_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""``model_type`` of the decoders that take a 4D boolean mask and explicit positions under sdpa attention."""
+
+ATTENTION_SLOWNESS = 4.0
+"""How much slower a FLOP of masked attention is than one of a matrix product: rows grow less far. Chosen by us."""
+
+MIN_ROW_TOKENS = 2048
+"""How long a row that saves tokens may grow under a smaller budget: apart, its sequences would cost more."""
+
+LOGITS_CHUNK = 1 << 24
+"""Elements of logits that are turned into fp32 at once."""
+
+DEFAULT_GENERATED_TOKENS = 256
+"""Source: lm_eval 0.4.13, models/huggingface.py, ``HFLM.max_gen_toks``."""
+
+
+class HarnessLM(TemplateLM):  # type: ignore[misc]
+    """A causal language model as lm-eval asks for it; the model must be in evaluation mode."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        device: str | torch.device,
+        batch_tokens: int,
+        max_length: int | None = None,
+        share_prefixes: bool = True,
+        on_progress: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            model: A transformers causal language model on ``device``, peft-wrapped or not.
+            tokenizer: Its tokenizer.
+            device: Where inputs go.
+            batch_tokens: Padded tokens of one forward pass.
+            max_length: Most tokens of one sequence; None: what the model's config says.
+            share_prefixes: False: every request is a row of its own.
+            on_progress: Called after each forward pass with the indices of the requests it answered.
+        """
+        super().__init__()
+        self.model = model
+        self.tokenizer = tokenizer
+        self.batch_tokens = batch_tokens
+        self.max_length = max_length if max_length is not None else resolve_max_length(model.config, tokenizer)
+        self.share_prefixes = share_prefixes
+        self.on_progress = on_progress
+        self.token_counts: list[tuple[int, int]] = []
+        """Tokens of context and continuation of each request of the last call of :meth:`loglikelihood`."""
+        self.num_processed_tokens = 0
+        """Tokens that went through the model for log-likelihoods, padding left out."""
+        self._device = torch.device(device)
+        self._prefix_text = tokenizer.decode(self.prefix_token_id)
+        self._encode = lru_cache(maxsize=32)(self._encode_afresh)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+
+    @property
+    def eot_token_id(self) -> int:
+        """Return the token that ends a text."""
+        return int(self.tokenizer.eos_token_id)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """Return the token that stands for an empty context."""
+        bos = self.tokenizer.bos_token_id
+        return self.eot_token_id if bos is None else int(bos)
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
+        """Return the tokens of a text; None: the tokenizer's own special tokens, unless the text begins with them."""
+        return self._encode(string, add_special_tokens)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Return log-likelihood and greediness of each continuation given its context."""
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)  # type: ignore[no-any-return]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Return the log-likelihood of each text, in windows of the model's length where it is longer."""
+        windows: list[tuple[None, list[int], list[int]]] = []
+        owners: list[int] = []
+        for owner, request in enumerate(requests):
+            (text,) = request.args
+            for window in get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            ):
+                windows.append((None, *make_disjoint_window(window)))
+                owners.append(owner)
+        totals = [0.0] * len(requests)
+        for owner, (value, _) in zip(owners, self._score(windows, lambda index: owners[index]), strict=True):
+            totals[owner] += value
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Return what the model writes after each context, up to the first stop text."""
+        answers = [""] * len(requests)
+        groups: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
+        for index, request in enumerate(requests):
+            context, settings = request.args
+            groups.setdefault(repr(settings), []).append((index, context, settings))
+        for group in groups.values():
+            settings = normalize_gen_kwargs(group[0][2], DEFAULT_GENERATED_TOKENS)
+            stops = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
+            new_tokens = int(settings.pop("max_gen_toks"))
+            room = self.max_length - new_tokens
+            if room < 1:
+                raise HarnessError(
+                    f"a task generates up to {new_tokens} tokens, but the model's length is {self.max_length}; "
+                    "there is no room for a prompt"
+                )
+            prompts = sorted(
+                ((index, self.tok_encode(context)[-room:]) for index, context, _ in group),
+                key=lambda prompt: (-len(prompt[1]), prompt[0]),
+            )
+            while prompts:
+                rows = max(1, min(len(prompts), self.batch_tokens // (len(prompts[0][1]) + new_tokens)))
+                try:
+                    texts = self._generate([tokens for _, tokens in prompts[:rows]], new_tokens, stops, settings)
+                except torch.OutOfMemoryError:
+                    if rows == 1:
+                        raise
+                    self._back_off()
+                    continue
+                for (index, _), text in zip(prompts[:rows], texts, strict=True):
+                    answers[index] = text
+                self._report([index for index, _ in prompts[:rows]])
+                prompts = prompts[rows:]
+        return answers
+
+    def _encode_afresh(self, string: str, add_special_tokens: bool | None) -> list[int]:
+        if add_special_tokens is None and string.startswith(self._prefix_text):
+            add_special_tokens = False
+        kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **kwargs))
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any
+    ) -> list[tuple[float, bool]]:
+        self.token_counts = [(len(context), len(continuation)) for _, context, continuation in requests]
+        return self._score(requests, lambda index: index)
+
+    def _score(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], reported_as: Callable[[int], int]
+    ) -> list[tuple[float, bool]]:
+        """Return sum of log-probabilities and greediness of each (text, context tokens, continuation tokens)."""
+        sequences = [self._sequence(index, *request) for index, request in enumerate(requests)]
+        shares = self.share_prefixes and self._takes_tree_masks(sequences)
+        room = max(self.batch_tokens, MIN_ROW_TOKENS) if shares else 0
+        rows = plan_rows(sequences, row_tokens=room, tokens_per_key=self._tokens_per_key() if shares else 0.0)
+        self.num_processed_tokens = sum(len(row.tokens) for row in rows)
+        results: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
+        while rows:
+            batch = next(batches(rows, self.batch_tokens))
+            try:
+                scores = self._score_batch(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1 and batch[0].is_chain:
+                    raise
+                if len(batch) == 1:  # the last resort: its sequences one by one
+                    alone = [sequences[index] for index, _, _ in batch[0].scored]
+                    rows[:1] = plan_rows(alone, row_tokens=0, tokens_per_key=0.0)
+                self._back_off()
+                continue
+            for index, value, greedy in scores:
+                results[index] = (value, greedy)
+            self._report([reported_as(index) for index, _, _ in scores])
+            rows = rows[len(batch) :]
+        return results
+
+    def _sequence(self, index: int, text: Any, context: list[int], continuation: list[int]) -> Scored:
+        if not context or not continuation:
+            raise HarnessError(
+                f"request {index} has an empty context or continuation after tokenisation: {text!r:.120}"
+            )
+        if len(continuation) > self.max_length:
+            raise HarnessError(
+                f"request {index} has a continuation of {len(continuation)} tokens, longer than the model's length "
+                f"{self.max_length}: {text!r:.120}"
+            )
+        inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
+        return Scored(index, tuple(inputs), tuple(continuation))
+
+    def _takes_tree_masks(self, sequences: Sequence[Scored]) -> bool:
+        config = self.model.config
+        if config.model_type not in SHARING_ARCHITECTURES or config._attn_implementation != "sdpa":
+            return False
+        window = getattr(config, "sliding_window", None)
+        return window is None or max((len(sequence.inputs) for sequence in sequences), default=0) <= window
+
+    def _tokens_per_key(self) -> float:
+        """Return how many keys a token can attend to for the cost of its matrix products.
+
+        FLOPs of one decoder layer and token: ``2 (4 h^2 + 3 h f)`` in its matrices, ``4 h`` for each key, with h the
+        hidden and f the intermediate size (grouped keys and values make the former a little less).
+        """
+        config = self.model.config
+        return float(4 * config.hidden_size + 3 * config.intermediate_size) / 2 / ATTENTION_SLOWNESS
+
+    @torch.no_grad()
+    def _score_batch(self, batch: Sequence[Row]) -> list[tuple[int, float, bool]]:
+        """Return (index, sum of log-probabilities, greedy) of every continuation in a batch of rows."""
+        longest = max(len(row.tokens) for row in batch)
+        tokens = np.zeros((len(batch), longest), dtype=np.int64)
+        kept = np.zeros((len(batch), longest), dtype=np.bool_)
+        for number, row in enumerate(batch):
+            tokens[number, : len(row.tokens)] = row.tokens
+            for _, places, _ in row.scored:
+                kept[number, places] = True
+        logits = self._logits(batch, tokens, kept)  # (kept positions, vocab)
+        places_of = np.cumsum(kept.reshape(-1)) - 1
+        take = np.concatenate(
+            [places_of[number * longest + places] for number, row in enumerate(batch) for _, places, _ in row.scored]
+        )
+        targets = np.concatenate([np.asarray(targets) for row in batch for _, _, targets in row.scored])
+        values, best = self._token_scores(logits, take, targets)
+        scores, end = [], 0
+        for row in batch:
+            for index, _, wanted in row.scored:
+                begin, end = end, end + len(wanted)
+                scores.append(
+                    (index, float(values[begin:end].sum()), bool((best[begin:end] == targets[begin:end]).all()))
+                )
+        return scores
+
+    def _logits(self, batch: Sequence[Row], tokens: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> torch.Tensor:
+        """Return the logits at the kept positions, row by row: (kept positions, vocab).
+
+        Padding stands on the right, where no causal token sees it, so that rows of one sequence each need no mask.
+        """
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(self._device), "use_cache": False}
+        if not all(row.is_chain for row in batch):
+            longest = tokens.shape[1]
+            visible = np.zeros((len(batch), 1, longest, longest), dtype=np.bool_)
+            visible[:, :, np.arange(longest), np.arange(longest)] = True  # a token that sees nothing becomes NaN
+            positions = np.zeros_like(tokens)
+            for number, row in enumerate(batch):
+                length = len(row.tokens)
+                visible[number, 0, :length, :length] = row.visible()
+                positions[number, :length] = row.positions
+            inputs["attention_mask"] = torch.from_numpy(visible).to(self._device)
+            inputs["position_ids"] = torch.from_numpy(positions).to(self._device)
+        keep = torch.from_numpy(kept).to(self._device)
+        if self._keeps_logits:
+            return self.model(**inputs, logits_to_keep=keep).logits  # type: ignore[no-any-return]
+        return self.model(**inputs).logits[keep]  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _token_scores(
+        logits: torch.Tensor, take: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the log-probability of each target and the likeliest token there, as float64 and int64 arrays."""
+        normalisers, best = [], []
+        step = max(1, LOGITS_CHUNK // logits.shape[-1])
+        for chunk in (logits[first : first + step] for first in range(0, len(logits), step)):
+            normalisers.append(chunk.float().logsumexp(-1))
+            best.append(chunk.argmax(-1))
+        where = torch.from_numpy(take).to(logits.device)
+        wanted = torch.from_numpy(targets).to(logits.device)
+        values = logits[where, wanted].float() - torch.cat(normalisers)[where]
+        return values.double().cpu().numpy(), torch.cat(best)[where].cpu().numpy()
+
+    @torch.no_grad()
+    def _generate(
+        self, prompts: Sequence[list[int]], new_tokens: int, stops: list[str], settings: dict[str, Any]
+    ) -> list[str]:
+        from lm_eval.models.utils_hf import stop_sequences_criteria
+
+        longest = max(len(prompt) for prompt in prompts)
+        known = (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id)
+        pad = next(token for token in known if token is not None)
+        tokens = torch.full((len(prompts), longest), pad, dtype=torch.int64)
+        mask = torch.zeros_like(tokens)
+        for row, prompt in enumerate(prompts):
+            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[row, longest - len(prompt) :] = 1
+        if not settings.get("do_sample"):
+            settings = {key: value for key, value in settings.items() if key != "temperature"}
+        written = self.model.generate(
+            input_ids=tokens.to(self._device),
+            attention_mask=mask.to(self._device),
+            max_new_tokens=new_tokens,
+            stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
+            pad_token_id=pad,
+            use_cache=True,
+            **settings,
+        )
+        texts = self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
+        return [postprocess_generated_text(text, stops, None) for text in texts]
+
+    def _back_off(self) -> None:
+        self.batch_tokens = max(1, self.batch_tokens // 2)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _report(self, indices: Sequence[int]) -> None:
+        if self.on_progress is not None:
+            self.on_progress(indices)

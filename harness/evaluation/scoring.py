@@ -1,0 +1,258 @@
+"""Scores of a model on lm-eval's tasks, with every item's outcome.
+
+Requests, filters, metrics, aggregation and standard errors are lm-eval's own; the glue between them is ours, because
+``lm_eval.evaluator.evaluate`` draws progress bars of its own and keeps neither log-likelihoods nor token counts apart.
+lm-eval's ``use_cache`` is never used: its key has no model in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import random
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import zstandard
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean, stderr_for_metric
+from lm_eval.api.task import Task
+from lm_eval.utils import handle_non_serializable, hash_string
+
+from harness.errors import HarnessError
+from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.tasks import load_tasks, no_progress_bars
+from harness.record import Score
+from harness.suite import EvaluationSettings
+
+HEADLINE_METRIC = "acc"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found."""
+
+    scores: tuple[Score, ...]
+    items: list[dict[str, Any]]
+    """One plain JSON object an item: task, index, doc_hash, prompt_hash, target, metrics, and the model's answer."""
+
+
+def evaluate(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    settings: EvaluationSettings,
+    *,
+    rows_folder: Path | None,
+    datasets_cache: Path,
+    device: str,
+    offline: bool,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Return a model's scores on the tasks of the settings; the model is left as it was.
+
+    Args:
+        model: On ``device``; peft-wrapped or not.
+        tokenizer: The model's.
+        settings: Tasks, rows, shots, limit, tokens of a batch.
+        rows_folder: Packaged rows, ``<task>/<part>.jsonl``.
+        datasets_cache: Where downloads for ``hub`` rows are kept.
+        device: Where the model is.
+        offline: Touch no network.
+        progress: Called with (items done, items in all) after each forward pass.
+
+    Raises:
+        HarnessError: a task or its rows are not there, or the model's outputs are not finite.
+    """
+    with _fenced(settings.fewshot_seed, torch.device(device)), _evaluation_mode(model), no_progress_bars():
+        tasks = load_tasks(settings, rows_folder=rows_folder, datasets_cache=datasets_cache, offline=offline)
+        for task in tasks.values():
+            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that lm-eval does not let one switch off
+                task.build_all_requests(limit=settings.limit)
+        lm = HarnessLM(model, tokenizer, device=device, batch_tokens=settings.batch_tokens)
+        tokens = _answer(lm, [instance for task in tasks.values() for instance in task.instances], progress)
+        scores: list[Score] = []
+        items: list[dict[str, Any]] = []
+        for name, task in tasks.items():
+            task.apply_filters()
+            found = _items(name, task, settings.limit, tokens)
+            items.extend(found)
+            scores.extend(_scores(name, task, found))
+        return Evaluation(tuple(scores), items)
+
+
+def write_items(path: Path, items: Sequence[dict[str, Any]]) -> None:
+    """Write items as JSON Lines, compressed with zstandard; the file appears whole or not at all.
+
+    Raises:
+        HarnessError: it cannot be written.
+    """
+    lines = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(zstandard.ZstdCompressor(level=10).compress(lines.encode()))
+        part.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path}: the items could not be written: {error.strerror or error}") from error
+
+
+def read_items(path: Path) -> list[dict[str, Any]]:
+    """Return the items of a file that :func:`write_items` wrote.
+
+    Raises:
+        HarnessError: it cannot be read, or is cut off or damaged.
+    """
+    try:
+        text = zstandard.ZstdDecompressor().decompress(path.read_bytes()).decode()
+        return [json.loads(line) for line in text.split("\n") if line]  # splitlines() would also cut at U+2028
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (zstandard.ZstdError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise HarnessError(f"{path}: is no file of items, or was cut off ({error})") from error
+
+
+def _answer(
+    lm: HarnessLM, instances: Sequence[Instance], progress: Callable[[int, int], None] | None
+) -> dict[int, tuple[int, int]]:
+    """Have the model answer every request; return the tokens of context and continuation by the request's ``id``."""
+    left = Counter((instance.task_name, instance.doc_id) for instance in instances)
+    total, tokens = len(left), {}
+    kinds: dict[str, list[Instance]] = defaultdict(list)
+    for instance in instances:
+        kinds[instance.request_type].extend([instance] * (instance.repeats or 1))
+        left[(instance.task_name, instance.doc_id)] += (instance.repeats or 1) - 1
+    if progress is not None:
+        progress(0, total)
+    for kind, requests in kinds.items():
+
+        def answered(indices: Sequence[int], requests: Sequence[Instance] = requests) -> None:
+            for index in indices:
+                left[(requests[index].task_name, requests[index].doc_id)] -= 1
+            if progress is not None:
+                progress(sum(count <= 0 for count in left.values()), total)
+
+        lm.on_progress = answered
+        for request, response in zip(requests, getattr(lm, kind)(requests), strict=True):
+            request.resps.append(response)
+        if kind == "loglikelihood":
+            tokens.update({id(request): pair for request, pair in zip(requests, lm.token_counts, strict=True)})
+    return tokens
+
+
+def _items(name: str, task: Task, limit: int | None, tokens: dict[int, tuple[int, int]]) -> list[dict[str, Any]]:
+    """Return the outcome of every item of a task whose requests are answered and filtered."""
+    requests: dict[int, list[Instance]] = defaultdict(list)
+    for instance in task.instances:
+        requests[instance.doc_id].append(instance)
+    items = []
+    for index, doc in task.doc_iterator(limit=limit):
+        asked = sorted(requests[index], key=lambda instance: instance.idx)
+        metrics: dict[str, Any] = {}
+        for filter_name in asked[0].filtered_resps:
+            results = task.process_results(doc, [instance.filtered_resps[filter_name] for instance in asked])
+            suffix = "" if filter_name == "none" else f",{filter_name}"
+            metrics.update({f"{metric}{suffix}": _plain(value) for metric, value in results.items()})
+        item = {
+            "task": name,
+            "index": index,
+            "doc_hash": hash_string(
+                json.dumps(asked[0].doc, indent=2, default=handle_non_serializable, ensure_ascii=False)
+            ),
+            "prompt_hash": hash_string(asked[0].args[0]),
+            "target": _plain(task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)),
+            "metrics": metrics,
+        }
+        if asked[0].request_type == "loglikelihood":
+            pairs = [tokens[id(instance)] for instance in asked]
+            item["loglikelihoods"] = [float(instance.resps[0][0]) for instance in asked]
+            item["greedy"] = [bool(instance.resps[0][1]) for instance in asked]
+            item["num_context_tokens"] = [context for context, _ in pairs]
+            item["num_continuation_tokens"] = [continuation for _, continuation in pairs]
+            _check_finite(item["loglikelihoods"], f"task '{name}', item {index}: the log-likelihood of a choice")
+        else:
+            item["responses"] = [[_plain(response) for response in instance.resps] for instance in asked]
+        items.append(item)
+    return items
+
+
+def _scores(name: str, task: Task, items: Sequence[dict[str, Any]]) -> list[Score]:
+    """Return every metric of a task, aggregated by the task's own functions."""
+    values: dict[str, list[Any]] = defaultdict(list)
+    for item in items:
+        for metric, value in item["metrics"].items():
+            values[metric].append(value)
+    headline = HEADLINE_METRIC if HEADLINE_METRIC in values else next(iter(values), None)
+    scores = []
+    for metric, outcomes in values.items():
+        own_name = metric.partition(",")[0]
+        aggregate = task.aggregation().get(own_name, mean)
+        # Only the mean has its standard error in closed form; the bootstrap of the others is left out.
+        stderr = stderr_for_metric(aggregate, bootstrap_iters=1) if aggregate is mean and len(outcomes) > 1 else None
+        value = float(aggregate(outcomes))
+        _check_finite([value], f"task '{name}': the metric {metric}")
+        scores.append(
+            Score(
+                task=name,
+                metric=metric,
+                value=value,
+                stderr=float(stderr(outcomes)) if stderr is not None else None,
+                n=len(outcomes),
+                higher_is_better=bool(task.higher_is_better().get(own_name, True)),
+                task_version=str(task.VERSION),
+                num_fewshot=task.get_config("num_fewshot"),
+                headline=metric == headline,
+            )
+        )
+    return scores
+
+
+def _check_finite(values: Sequence[float], what: str) -> None:
+    for value in values:
+        if not math.isfinite(value):
+            raise HarnessError(f"{what} is {value}: the model's outputs are not finite, so there is no score")
+
+
+def _plain(value: Any) -> Any:
+    """Return a metric's or a document's value as plain JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off; put every module back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def _fenced(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed the global generators for what a task may draw from them, and put them back as they were."""
+    python, legacy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

