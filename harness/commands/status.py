@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 from pathlib import Path
 
@@ -32,10 +31,10 @@ def main(args: argparse.Namespace) -> int:
 
 def _environment_id() -> str | None:
     """Return the present environment's id, or None where torch is absent and nothing could run anyway."""
-    if importlib.util.find_spec("torch") is None:
+    try:
+        from harness.engine.environment import describe_environment
+    except ModuleNotFoundError:
         return None
-    from harness.engine.environment import describe_environment
-
     return describe_environment().environment_id
 
 

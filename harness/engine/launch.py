@@ -31,11 +31,6 @@ from harness.record import Environment, Record, Status
 
 Progress = Callable[[str, int, int | None], None]
 
-# OpenMP threads that wait spin by default. Beside other work that made a CPU step over 20 times slower (67 s in
-# place of 2 s, measured); waiting asleep costs nothing that could be seen on an idle one.
-CHILD_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Defaults; what the user sets wins."""
-
 GRACE_SECONDS = 30.0
 """How long an interrupted child may take to leave its record."""
 LOG_LINES = 40
@@ -67,7 +62,6 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
         task.work_folder.mkdir(parents=True)
         child = subprocess.Popen(
             [sys.executable, "-m", "harness.engine.child"],
-            env={**CHILD_ENVIRONMENT, **os.environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

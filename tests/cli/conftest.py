@@ -33,8 +33,8 @@ packing = false
 sequence_length = 64
 batch_size = 2
 gradient_accumulation_steps = 2
-num_steps = 6
-learning_rate = 1e-2
+num_steps = 8
+learning_rate = 3e-3
 lr_scheduler = "constant"
 max_grad_norm = 1.0
 dtype = "fp32"
@@ -53,19 +53,20 @@ moment_dtype = "fp32"
 [settings.galore]
 rank = 4
 update_gap = 2
-learning_rate = 1e-2
+learning_rate = 3e-3
 [settings.lisa]
 interval_steps = 2
-learning_rate = 1e-2
+learning_rate = 3e-3
 [settings.lora]
 rank = 4
-learning_rate = 1e-2
+learning_rate = 3e-3
 [settings.owlore]
+tau = 2.0
 active_layers = 2
 interval_steps = 2
 rank = 4
 update_gap = 2
-learning_rate = 1e-2
+learning_rate = 3e-3
 """
 
 

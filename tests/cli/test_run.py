@@ -79,7 +79,7 @@ def test_frozen_blocks_are_untouched_and_trained_ones_are_not(records: dict[str,
         assert record.train is not None
         visited = {block for entry in record.train.block_activity for block in entry.blocks}
         assert visited == changed
-        assert len(record.train.curve.trainable_params) == record.train.num_steps == 6
+        assert len(record.train.curve.trainable_params) == record.train.num_steps == 8
     sampled = records["lisa"].train
     assert sampled is not None
     assert all(len(entry.blocks) == 2 for entry in sampled.block_activity)
@@ -229,7 +229,7 @@ def test_a_method_in_one_file_of_its_own_runs_through_a_suite(folder: Path, tmp_
     assert command("show", record.run_id, cwd=tmp_path).returncode == 0
 
 
-LONG = SUITE.replace("num_steps = 6", "num_steps = 100000").replace(
+LONG = SUITE.replace("num_steps = 8", "num_steps = 100000").replace(
     '"base", "full", "lora", "galore", "lisa", "owlore"', '"base", "lisa"'
 )
 LONG = LONG[: LONG.index("[settings.full]")]
