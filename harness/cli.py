@@ -74,6 +74,24 @@ def build_parser() -> argparse.ArgumentParser:
     _selection(command)
     _assets(command)
 
+    command = commands.add_parser("layers", help="outlier scores of a model's blocks, and how often each would be drawn")
+    command.add_argument(
+        "--model", required=True, metavar="NAME[=PATH]", help="a base model, from a local folder with =PATH"
+    )
+    command.add_argument(
+        "--suite", default="quickstart", metavar="NAME", help="its [calibration] is used (default: quickstart)"
+    )
+    command.add_argument(
+        "--method", default="owlore", metavar="LABEL", help="whose sampling law is shown (default: owlore)"
+    )
+    command.add_argument("--tau", type=_threshold, metavar="X", help="threshold of an outlier, instead of the label's")
+    command.add_argument(
+        "--data", action="append", default=[], metavar="NAME=PATH", help="a local file for a data set; may be repeated"
+    )
+    _assets(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
+
     command = commands.add_parser("run", help="run a suite; what has an outcome is skipped")
     _suite(command)
     _selection(command)
@@ -190,12 +208,20 @@ def _seed(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
+    return _above_zero(text, "a number of seconds above 0")
+
+
+def _threshold(text: str) -> float:
+    return _above_zero(text, "a number above 0")
+
+
+def _above_zero(text: str, expected: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = 0.0
     if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not {expected}")
     return number
 
 

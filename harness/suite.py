@@ -94,10 +94,18 @@ class EvaluationSettings(_Strict):
 class LabelEntry(_Strict):
     """One named configuration: a method and its settings."""
 
-    method: Name
+    method: Name | None = None
+    """None only together with ``alias_of``, until :func:`_with_aliases` fills it in."""
     summary: str = ""
-    alias_of: str | None = None
+    alias_of: Name | None = None
+    """Another label, whose method and settings these begin with."""
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _method_or_alias(self) -> LabelEntry:
+        if self.method is None and self.alias_of is None:
+            raise ValueError("give method or alias_of")
+        return self
 
     def values(self) -> dict[str, Any]:
         """Return the settings without their sources."""
@@ -204,7 +212,7 @@ def load_suite(name: str) -> Suite:
             raise HarnessError(f"there is no suite '{name}'{near_miss(name, known)}")
         table, where = read_toml(f"{name}.toml")
     suite = validate(Suite, table, f"{where}:")
-    labels = load_labels() | suite.methods
+    labels = _labels_for(suite, where)
     for label in suite.labels:
         for settings in _sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, labels, settings, where)
@@ -218,12 +226,38 @@ def load_labels() -> dict[str, LabelEntry]:
         HarnessError: the file is not valid.
     """
     table, where = read_toml("methods.toml")
-    labels: dict[str, LabelEntry] = {}
-    for label, entry in table.items():
-        if "alias_of" in entry:
-            entry = {**table[entry["alias_of"]], **entry}  # noqa: PLW2901
-        labels[label] = validate(LabelEntry, entry, f"{where}: [{label}]")
-    return labels
+    entries = {label: validate(LabelEntry, entry, f"{where}: [{label}]") for label, entry in table.items()}
+    return _with_aliases(entries, entries, where)
+
+
+def _labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
+    """Return the named configurations that a suite may use: its own before those of methods.toml."""
+    known = load_labels()
+    return known | _with_aliases(suite.methods, known | suite.methods, where)
+
+
+def _with_aliases(
+    entries: Mapping[str, LabelEntry], known: Mapping[str, LabelEntry], where: str
+) -> dict[str, LabelEntry]:
+    """Return entries with the method and settings of the label that each is an alias of."""
+    resolved = {}
+    for label, entry in entries.items():
+        if entry.alias_of is None:
+            resolved[label] = entry
+            continue
+        base = known.get(entry.alias_of)
+        if base is None or base.method is None:
+            raise HarnessError(
+                f"{where}: label '{label}' is an alias of '{entry.alias_of}', which is "
+                f"{'an alias itself' if base else 'not a label'}{near_miss(entry.alias_of, known)}"
+            )
+        changes = {
+            "method": base.method,
+            "summary": entry.summary or base.summary,
+            "settings": {**base.settings, **entry.settings},
+        }
+        resolved[label] = entry.model_copy(update=changes)
+    return resolved
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -269,7 +303,7 @@ def expand(
     Raises:
         HarnessError: a label is unknown or a setting does not fit.
     """
-    entries = load_labels() | suite.methods
+    entries = _labels_for(suite, f"suite '{suite.name}'")
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
     for model in models.values():
@@ -352,6 +386,7 @@ def _resolve(
                 f"{where}: there is no label '{label}'{near_miss(label, list(entries) + METHODS.names())}"
             )
         entry = LabelEntry(method=label)
+    assert entry.method is not None
     try:
         method = METHODS.get(entry.method)
     except HarnessError as error:

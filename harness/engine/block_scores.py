@@ -19,13 +19,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest, Decoder
 from harness.suite import CalibrationSettings, identity
@@ -79,6 +80,53 @@ def calibration_samples(texts: Sequence[str], tokenizer: Any, settings: Calibrat
             f"{settings.num_samples} samples of {settings.sequence_length} need; lower one of them"
         )
     return list(torch.tensor(ids[:needed]).view(settings.num_samples, 1, settings.sequence_length))
+
+
+def cached_block_scores(
+    request: BlockScoreRequest,
+    *,
+    model: Mapping[str, str | None],
+    dtype: str,
+    calibration: CalibrationSettings,
+    data: str,
+    device: torch.device,
+    cache_folder: Path,
+    load: Callable[[], tuple[nn.Module, Decoder, Any]],
+    texts: Callable[[], Sequence[str]],
+) -> list[float]:
+    """Return one score per decoder block, from the cache or computed and kept there.
+
+    Args:
+        request: Kind of score and its threshold.
+        model: Identity of the base model.
+        dtype: Of its weights.
+        calibration: Which text, and how much of it.
+        data: Identity of that text.
+        device: Where the scores are computed.
+        cache_folder: Root of the cache.
+        load: Gives model, decoder and tokenizer; called only when the scores are not in the cache.
+        texts: Gives the calibration texts; called only then.
+
+    Raises:
+        HarnessError: as :func:`block_scores` and :func:`calibration_samples`.
+    """
+    key = {
+        "kind": request.kind,
+        "tau": request.tau,
+        "model": dict(model),
+        "dtype": dtype,
+        "calibration": calibration.model_dump(mode="json"),
+        "data": data,
+        "packages": {name: describe_environment().packages.get(name) for name in ("torch", "transformers")},
+        "device": device.type,
+    }
+    cache = ScoreCache(cache_folder / "block_scores")
+    scores = cache.get(key)
+    if scores is None:
+        module, decoder, tokenizer = load()
+        scores = block_scores(request, module, decoder, calibration_samples(texts(), tokenizer, calibration))
+        cache.put(key, scores)
+    return scores
 
 
 class ScoreCache:

@@ -50,7 +50,8 @@ def main() -> None:
 
 
 def _end_with_parent() -> None:
-    while sys.stdin.buffer.read(4096):
+    # Not through sys.stdin: its lock, held by this thread, would abort the interpreter's shutdown after a crash.
+    while os.read(sys.stdin.fileno(), 4096):
         pass
     os._exit(ORPHANED)
 

@@ -61,7 +61,8 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
     try:
         task.work_folder.mkdir(parents=True)
         child = subprocess.Popen(
-            [sys.executable, "-m", "harness.engine.child"],
+            # -P: the child imports the harness that its parent runs, not a folder of that name where it was started.
+            [sys.executable, "-P", "-m", "harness.engine.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

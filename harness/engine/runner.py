@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from harness.engine.block_scores import ScoreCache, block_scores, calibration_samples
+from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import MicroBatch, TrainData, validation_batches
@@ -243,23 +243,17 @@ def _block_scores(
     assert calibration is not None and spec.train is not None
     with run.meter.phase("block_scores"):
         run.progress("scoring blocks", 0, None)
-        key = {
-            "kind": request.kind,
-            "tau": request.tau,
-            "model": spec.model,
-            "dtype": spec.train.dtype,
-            "calibration": calibration.model_dump(mode="json"),
-            "data": spec.sources["calibration"],
-            "packages": {name: describe_environment().packages.get(name) for name in ("torch", "transformers")},
-            "device": run.device.type,
-        }
-        cache = ScoreCache(run.task.cache_folder / "block_scores")
-        scores = cache.get(key)
-        if scores is None:
-            texts = load_texts(calibration.data, overrides=run.task.data_overrides, offline=run.task.offline)
-            samples = calibration_samples(texts, tokenizer, calibration)
-            scores = block_scores(request, model, decoder, samples)
-            cache.put(key, scores)
+        scores = cached_block_scores(
+            request,
+            model=spec.model,
+            dtype=spec.train.dtype,
+            calibration=calibration,
+            data=spec.sources["calibration"],
+            device=run.device,
+            cache_folder=run.task.cache_folder,
+            load=lambda: (model, decoder, tokenizer),
+            texts=lambda: load_texts(calibration.data, overrides=run.task.data_overrides, offline=run.task.offline),
+        )
     return {request: scores}
 
 

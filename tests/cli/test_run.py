@@ -311,6 +311,21 @@ def test_a_run_that_takes_too_long_is_ended_and_said_to_be(tmp_path: Path, model
     assert (record.status, record.reason) == ("timed_out", "timed out after 20.0 s")
 
 
+def test_a_folder_called_harness_where_it_is_started_is_not_imported(tmp_path: Path, model: str) -> None:
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness" / "__init__.py").write_text("raise RuntimeError('the wrong package')")
+    suite = SUITE.replace('"base", "full", "lora", "galore", "lisa", "owlore"', '"base"')
+    (tmp_path / "tiny.toml").write_text(suite[: suite.index("[settings.full]")])
+    done = subprocess.run(
+        [Path(sys.executable).with_name("harness"), "run", "--suite", "tiny.toml", "--model", model, "--offline"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_refusal_is_an_outcome(tmp_path: Path, model: str) -> None:
     suite = textwrap.dedent(SUITE).replace('"base", "full", "lora", "galore", "lisa", "owlore"', '"lisa"')
     suite = suite[: suite.index("[settings.full]")] + "[settings.lisa]\nactive_layers = 40\n"
@@ -320,3 +335,35 @@ def test_a_refusal_is_an_outcome(tmp_path: Path, model: str) -> None:
     (record,) = Store(tmp_path / "results" / "records").read("tiny").records
     assert record.status == "refused"
     assert record.reason == "active_layers is 40, but the model has 4 blocks"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for children in /proc")
+def test_a_killed_run_goes_on_from_its_checkpoint_to_the_same_weights(tmp_path: Path, model: str) -> None:
+    suite = SUITE.replace("num_steps = 8", "num_steps = 300")
+    suite = suite.replace('"base", "full", "lora", "galore", "lisa", "owlore"', '"owlore"')
+    (tmp_path / "tiny.toml").write_text(
+        suite[: suite.index("[settings.full]")] + suite[suite.index("[settings.owlore]") :]
+    )
+    arguments = ("run", "--suite", "tiny.toml", "--model", model, "--offline", "--checkpoint-every", "25")
+    parent = start(tmp_path, *arguments)
+    checkpoints = tmp_path / "results" / "records" / "checkpoints"
+    wait_for(lambda: list(checkpoints.glob("*/step-50/state.json")))
+    os.kill(children(parent.pid)[0], signal.SIGKILL)
+    parent.communicate(timeout=60)
+    resumed = command(*arguments, cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    undisturbed = command(*arguments, "--results", "other", cwd=tmp_path)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    failed, ok = Store(tmp_path / "results" / "records").read("tiny").records
+    (whole,) = Store(tmp_path / "other").read("tiny").records
+    assert (failed.status, ok.status, whole.status) == ("failed", "ok", "ok")
+    assert ok.train is not None
+    assert whole.train is not None
+    assert ok.train.resumed_at_steps
+    assert ok.train.curve.loss == whole.train.curve.loss
+    assert ok.proof is not None
+    assert whole.proof is not None
+    assert ok.proof.block_checksums_after == whole.proof.block_checksums_after
+    assert ok.proof.other_checksums_after == whole.proof.other_checksums_after
+    assert [score.value for score in ok.scores] == [score.value for score in whole.scores]
+    assert not list(checkpoints.iterdir())

@@ -148,6 +148,31 @@ def test_a_suite_can_define_a_label_of_its_own(tmp_path: Path) -> None:
     assert specs[2].config == specs[1].config
 
 
+def test_a_label_can_be_an_alias_with_a_sweep_of_its_own(tmp_path: Path) -> None:
+    text = TEXT.replace('"galore"]', '"wide"]')
+    text += '[methods.wide]\nalias_of = "galore"\nsettings = { scale = 0.5 }\n[sweep.wide]\nrank = [2, 4]\n'
+    found = {spec.label: spec for spec in runs(read(tmp_path, text), seeds=[1])}
+    assert list(found) == ["base", "full", "wide[rank=2]", "wide[rank=4]"]
+    assert found["wide[rank=4]"].method == "galore"
+    assert (found["wide[rank=4]"].config["scale"], found["wide[rank=4]"].config["rank"]) == (0.5, 4)
+    with pytest.raises(HarnessError, match="alias of 'galor', which is not a label; did you mean 'galore'"):
+        read(tmp_path, text.replace('alias_of = "galore"', 'alias_of = "galor"'))
+    with pytest.raises(HarnessError, match="give method or alias_of"):
+        read(tmp_path, text.replace('alias_of = "galore"', 'summary = "x"'))
+
+
+def test_the_ablations_change_one_setting_at_a_time() -> None:
+    suite = load_suite("ablations")
+    models = {"llama2-7b": BaseModelSpec(name="llama2-7b", architecture="LlamaForCausalLM", hub_id="someone/a")}
+    specs = {spec.label: spec for spec in expand(suite, models=models, sources={}, seeds=[1])}
+    plain = specs.pop("owlore").config
+    assert len(specs) == 19
+    for label, spec in specs.items():
+        changed = {key for key, value in spec.config.items() if value != plain[key]}
+        assert len(changed) == 1, label
+    assert specs["law[probability=uniform]"].config["projected"] is True
+
+
 def test_block_scores_need_calibration_data(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match=r"label 'owlore' needs block scores; name their data in \[calibration\]"):
         runs(read(tmp_path), labels=["owlore"])
