@@ -94,8 +94,8 @@ class EvaluationSettings(_Strict):
 class LabelEntry(_Strict):
     """One named configuration: a method and its settings."""
 
-    method: Name | None = None
-    """None only together with ``alias_of``, until :func:`_with_aliases` fills it in."""
+    method: Name = ""
+    """Empty only together with ``alias_of``, until :func:`_with_aliases` fills it in."""
     summary: str = ""
     alias_of: Name | None = None
     """Another label, whose method and settings these begin with."""
@@ -103,7 +103,7 @@ class LabelEntry(_Strict):
 
     @model_validator(mode="after")
     def _method_or_alias(self) -> LabelEntry:
-        if self.method is None and self.alias_of is None:
+        if not (self.method or self.alias_of):
             raise ValueError("give method or alias_of")
         return self
 
@@ -246,7 +246,7 @@ def _with_aliases(
             resolved[label] = entry
             continue
         base = known.get(entry.alias_of)
-        if base is None or base.method is None:
+        if base is None or not base.method:
             raise HarnessError(
                 f"{where}: label '{label}' is an alias of '{entry.alias_of}', which is "
                 f"{'an alias itself' if base else 'not a label'}{near_miss(entry.alias_of, known)}"
@@ -386,7 +386,6 @@ def _resolve(
                 f"{where}: there is no label '{label}'{near_miss(label, list(entries) + METHODS.names())}"
             )
         entry = LabelEntry(method=label)
-    assert entry.method is not None
     try:
         method = METHODS.get(entry.method)
     except HarnessError as error:

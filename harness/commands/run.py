@@ -6,6 +6,8 @@ import argparse
 import shutil
 import uuid
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from harness.assets.cache import cache_root
@@ -14,7 +16,7 @@ from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, existing, select
 from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.task import RunTask
-from harness.record import Environment
+from harness.record import Environment, Record
 from harness.store import Store, has_outcome
 from harness.suite import RunSpec
 
@@ -33,23 +35,22 @@ def main(args: argparse.Namespace) -> int:
     from harness.engine.environment import describe_environment
 
     environment = describe_environment()
-    wanted = _Wanted(store, None if args.any_environment else environment.environment_id, frozenset(args.retry))
-    specs = [spec for spec in selection.specs if args.repeat or wanted(spec)]
-    skipped = len(selection.specs) - len(specs)
-    if skipped:
+    environment_id = None if args.any_environment else environment.environment_id
+    wanted = _always if args.repeat else _Wanted(store, environment_id, frozenset(args.retry))
+    to_do = _to_do(selection, wanted)
+    if to_do.specs:
+        with Display() as display:
+            prepared = prepare(to_do, offline=args.offline, wheels=wheels, progress=display.progress)
+        # A revision that was unknown until now is part of a run's identity.
+        to_do = _to_do(select(args), wanted)
+    if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
-    if not specs:
+    if not to_do.specs:
         return 0
-    selection = Selection(selection.suite, selection.models, selection.data, tuple(specs))
-    with Display() as display:
-        prepared = prepare(selection, offline=args.offline, wheels=wheels, progress=display.progress)
-    repeats = args.repeat or 1
     tasks = [
-        _task(
-            spec, args, selection=selection, prepared=prepared, store=store, environment_id=environment.environment_id
-        )
-        for _ in range(repeats)
-        for spec in specs
+        _task(spec, args, selection=to_do, prepared=prepared, store=store, environment_id=environment.environment_id)
+        for _ in range(args.repeat or 1)
+        for spec in to_do.specs
     ]
     with Display(len(tasks)) as display:
         tally = run_locally(
@@ -58,10 +59,18 @@ def main(args: argparse.Namespace) -> int:
             environment=environment,
             watcher=display,
             timeout_seconds=args.timeout,
-            wanted=(lambda task: True) if args.repeat else (lambda task: wanted(task.spec)),
+            wanted=lambda task: wanted(task.spec),
         )
     _close(store, tally, environment, len(tasks))
     return tally.exit_code
+
+
+def _to_do(selection: Selection, wanted: Callable[[RunSpec], bool]) -> Selection:
+    return replace(selection, specs=tuple(spec for spec in selection.specs if wanted(spec)))
+
+
+def _always(spec: RunSpec) -> bool:
+    return True
 
 
 class _Wanted:
@@ -71,10 +80,15 @@ class _Wanted:
         self._store = store
         self._environment_id = environment_id
         self._retry = retry
+        self._size = -1
+        self._records: tuple[Record, ...] = ()
 
     def __call__(self, spec: RunSpec) -> bool:
-        records = self._store.read(spec.suite).records
-        return not has_outcome(records, spec.run_id, self._environment_id, self._retry)
+        file = self._store.file_of(spec.suite)
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._size:  # an append-only file of the same size is the same file
+            self._records, self._size = self._store.read(spec.suite).records, size
+        return not has_outcome(self._records, spec.run_id, self._environment_id, self._retry)
 
 
 def _task(
