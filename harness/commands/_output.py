@@ -90,13 +90,15 @@ class Display:
         self._title = _title(task.spec)
         if self._bars is None:
             self._line(f"{self._counter()} {self._title}: started")
-        elif self._inner is not None:
-            self._bars.reset(self._inner, description=f"{self._title}: starting", total=None)
+        self.progress("starting", 0, None)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Show what goes on inside a run or a download."""
         if self._bars is not None and self._inner is not None:
             title = f"{self._title}: {what}" if self._title else what
+            if total is None:  # rich keeps a bar's old total when it is given none
+                self._bars.remove_task(self._inner)
+                self._inner = self._bars.add_task(title, total=None)
             self._bars.update(self._inner, description=title, completed=done, total=total)
             return
         name, now = what.partition(",")[0], time.monotonic()
