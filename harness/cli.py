@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from harness import __version__
 from harness.errors import HarnessError
@@ -74,7 +74,9 @@ def build_parser() -> argparse.ArgumentParser:
     _selection(command)
     _assets(command)
 
-    command = commands.add_parser("layers", help="outlier scores of a model's blocks, and how often each would be drawn")
+    command = commands.add_parser(
+        "layers", help="outlier scores of a model's blocks, and how often each would be drawn"
+    )
     command.add_argument(
         "--model", required=True, metavar="NAME[=PATH]", help="a base model, from a local folder with =PATH"
     )
@@ -92,6 +94,38 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
 
+    _add_run(commands)
+
+    command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
+    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
+    command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
+    _results(command)
+    _assets(command)
+
+    command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
+    _suite(command)
+    _selection(command)
+    _results(command)
+    command.add_argument(
+        "--any-environment", action="store_true", help="count also what was run in another environment"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+    command = commands.add_parser("show", help="one record, readable")
+    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    _results(command)
+    command.add_argument("--json", action="store_true", help="the whole record as JSON")
+
+    command = commands.add_parser("report", help="tables and plots of a suite's records")
+    _suite(command)
+    _results(command)
+    command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
+    command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
+    return parser
+
+
+def _add_run(commands: Any) -> None:
     command = commands.add_parser("run", help="run a suite; what has an outcome is skipped")
     _suite(command)
     _selection(command)
@@ -123,34 +157,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end a run that takes longer")
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
-
-    command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
-    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
-    command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
-    command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
-    _results(command)
-    _assets(command)
-
-    command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
-    _suite(command)
-    _selection(command)
-    _results(command)
-    command.add_argument(
-        "--any-environment", action="store_true", help="count also what was run in another environment"
-    )
-    command.add_argument("--json", action="store_true", help="as JSON")
-
-    command = commands.add_parser("show", help="one record, readable")
-    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
-    _results(command)
-    command.add_argument("--json", action="store_true", help="the whole record as JSON")
-
-    command = commands.add_parser("report", help="tables and plots of a suite's records")
-    _suite(command)
-    _results(command)
-    command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
-    command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
-    return parser
 
 
 def _suite(command: argparse.ArgumentParser) -> None:

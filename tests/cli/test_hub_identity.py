@@ -30,7 +30,7 @@ def test_what_is_recorded_after_preparing_is_skipped_by_the_next_call(
 
     def prepare(selection: Any, **_: Any) -> Prepared:
         pinned["revision"] = "a" * 40
-        return Prepared({name: tmp_path for name in selection.models}, tmp_path)
+        return Prepared(dict.fromkeys(selection.models, tmp_path), tmp_path)
 
     def run_locally(tasks: Any, *, store: Store, environment: Any, **_: Any) -> Tally:
         records = tuple(make_record(uuid=task.uuid, spec=task.spec) for task in tasks)

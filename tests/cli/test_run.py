@@ -103,7 +103,8 @@ def test_phases_are_apart_and_cuda_figures_are_absent_on_a_cpu(records: dict[str
     assert all(phase.host_peak_bytes for phase in record.phases)
 
 
-def test_every_item_of_every_task_is_kept(records: dict[str, Record], folder: Path) -> None:
+def test_every_item_is_kept_and_every_method_was_scored_as_trained(records: dict[str, Record], folder: Path) -> None:
+    answers: dict[str, list[float]] = {}
     for record in records.values():
         assert record.items is not None
         data = (folder / "results" / "records" / record.items).read_bytes()
@@ -111,6 +112,11 @@ def test_every_item_of_every_task_is_kept(records: dict[str, Record], folder: Pa
         assert sorted(item["task"] for item in items) == ["piqa", "piqa", "winogrande", "winogrande"]
         assert {(score.task, score.metric) for score in record.scores} >= {("piqa", "acc"), ("winogrande", "acc")}
         assert all(score.n == 2 for score in record.scores)
+        answers[record.spec.label] = [value for item in items for value in item["loglikelihoods"]]
+    base = answers.pop("base")
+    for label, values in answers.items():
+        assert len(values) == len(base)
+        assert values != base, f"{label} was scored as if it had not been trained"
 
 
 def test_a_second_call_skips_everything(folder: Path, model: str, records: dict[str, Record]) -> None:

@@ -18,6 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.suite import TrainSettings, load_labels
 
+LABELS = load_labels()
 NUM_BLOCKS = 4
 MODELS = ("llama", "mistral")
 SMALL = {
@@ -148,7 +149,7 @@ def decoder_of(model: Any) -> Decoder:
 
 def settings_of(label: str, **changes: Any) -> tuple[type[Method], dict[str, Any]]:
     """Return a label's method and settings, small enough for the tiny models."""
-    entry = load_labels()[label]
+    entry = LABELS[label]
     method = METHODS.get(entry.method)
     values = {key: value for key, value in entry.values().items() if key in method.Config.model_fields}
     values |= {key: value for key, value in SMALL.items() if key in values}
@@ -240,11 +241,11 @@ def _one_thread() -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise ``label`` over every named configuration, ``trained`` and ``sampled`` over their share."""
-    labels = list(load_labels())
-    sampled = [label for label in labels if METHODS.get(load_labels()[label].method).__name__ in ("Lisa", "Owlore")]
+    labels = list(LABELS)
+    sampled = [label for label in labels if METHODS.get(LABELS[label].method).__name__ in ("Lisa", "Owlore")]
     shares = {
         "label": labels,
-        "trained": [label for label in labels if METHODS.get(load_labels()[label].method).trains],
+        "trained": [label for label in labels if METHODS.get(LABELS[label].method).trains],
         "sampled": sampled,
         "architecture": list(MODELS),
     }

@@ -147,6 +147,6 @@ print(json.dumps(checked))
 
 
 def test_methods_are_listed_and_checked_without_torch():
-    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", BLOCKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert set(json.loads(done.stdout)) == NAMED

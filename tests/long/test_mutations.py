@@ -6,6 +6,7 @@ not stand exactly once in its file is stale and fails too.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,12 @@ pytestmark = pytest.mark.long
 REPOSITORY = Path(__file__).parents[2]
 PACKAGE = {"harness": "harness", "harness/methods": "methods", "harness/suites": "suites"}
 """Folders of the installed package and of the repository, as pyproject.toml maps them."""
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # none is needed, and loading them takes longer than most tests here
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 TIMEOUT_SECONDS = 300
 TESTS_FAILED = 1
 """Exit status of pytest; 2 to 5 are interrupts, its own errors, wrong usage and nothing collected."""
@@ -69,24 +76,40 @@ class Copy:
         file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
         compile(file.read_text(encoding="utf-8"), fault.file, "exec")
 
-    def python(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run Python where ``import harness`` finds the copy."""
-        own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-        return subprocess.run(
-            [sys.executable, *arguments],
-            cwd=self.checkout,
-            env={**own, "PYTHONPATH": str(self.site), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
 
-    def pytest(self, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        found = self.python("-c", "import harness.methods as m, harness as h; print(h.__file__, m.__file__)")
-        files = (self.site / "harness/__init__.py", self.site / "harness/methods/__init__.py")
-        assert found.stdout.split() == [str(file) for file in files], found.stdout + found.stderr
-        return self.python("-m", "pytest", "-x", "-q", "-rf", "-p", "no:cacheprovider", "-p", "no:xdist", *tests)
+class Pytest:
+    """The forking process of ``preloaded.py``."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def __call__(self, copy: Copy, tests: Sequence[str]) -> tuple[int, str]:
+        """Return exit status and output of pytest over these tests, on the copy."""
+        output = copy.checkout / "output.txt"
+        request = {
+            "site": str(copy.site),
+            "folder": str(copy.checkout),
+            "arguments": ["-x", "-q", "-rfs", "-p", "no:cacheprovider", *tests],
+            "output": str(output),
+            "timeout_seconds": TIMEOUT_SECONDS,
+        }
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline()), output.read_text(encoding="utf-8", errors="replace")
+
+
+@pytest.fixture(scope="module")
+def run_pytest() -> Iterator[Pytest]:
+    own = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    with subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("preloaded.py"))],
+        env={**own, **ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield Pytest(process)
 
 
 def failed_test(output: str) -> str:
@@ -102,22 +125,30 @@ def test_every_fault_is_one_of_its_own():
     assert len({fault.id for fault in FAULTS}) == len(FAULTS)
 
 
-def test_the_copy_without_a_fault_passes_every_selected_test(tmp_path):
-    done = Copy(tmp_path).pytest(sorted({test for fault in FAULTS for test in fault.tests}))
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-    assert "skipped" not in done.stdout.splitlines()[-1]
+def test_the_copy_without_a_fault_passes_every_selected_test(run_pytest: Pytest, tmp_path: Path) -> None:
+    status, output = run_pytest(Copy(tmp_path), sorted({test for fault in FAULTS for test in fault.tests}))
+    assert status == 0, output[-4000:]
+    assert "SKIPPED" not in output
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.id)
-def test_a_planted_fault_is_caught(fault: Fault, tmp_path: Path, record_property: Any) -> None:
+def test_a_planted_fault_is_caught(fault: Fault, run_pytest: Pytest, tmp_path: Path, record_property: Any) -> None:
     copy = Copy(tmp_path)
     copy.plant(fault)
     start = time.perf_counter()
-    done = copy.pytest(fault.tests)
+    status, output = run_pytest(copy, fault.tests)
     seconds = time.perf_counter() - start
-    assert done.returncode == TESTS_FAILED, f"{fault.id} survived: {fault.says}\n{done.stdout[-4000:]}{done.stderr}"
-    caught = failed_test(done.stdout)
+    assert status == TESTS_FAILED, f"{fault.id} ended with {status}: {fault.says}\n{output[-4000:]}"
+    caught = failed_test(output)
     assert any(caught == test or caught.startswith(f"{test}[") for test in fault.tests), caught
     record_property("fault", fault.id)
     record_property("caught_by", caught)
     record_property("seconds", f"{seconds:.1f}")
+
+
+def test_a_package_that_is_not_the_copy_is_noticed(run_pytest: Pytest, tmp_path: Path) -> None:
+    copy = Copy(tmp_path)
+    shutil.rmtree(copy.site)
+    copy.site.mkdir()
+    status, output = run_pytest(copy, FAULTS[0].tests)
+    assert status not in (0, TESTS_FAILED), output
