@@ -1,0 +1,56 @@
+"""``harness layers``: scores of blocks and how often each is drawn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import SUITE, command
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.toml").write_text(SUITE)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "smollm"], "there is no model 'smollm'; did you mean 'smollm2-135m'?"),
+        (["--model", "smollm2-135m", "--method", "lora"], "trains no sample of blocks"),
+        (["--model", "smollm2-135m", "--method", "owlor"], "there is no label 'owlor'; did you mean 'owlore'?"),
+        (["--model", "smollm2-135m", "--out", "plot.txt"], "expected a file that ends in .png or .svg"),
+        (["--model", "smollm2-135m", "--out", "none/plot.png"], "there is no folder 'none'"),
+        (["--model", "smollm2-135m", "--method", "lisa"], "so it has no tau: give --tau"),
+    ],
+)
+def test_wrong_use_is_one_sentence(folder: Path, arguments: list[str], said: str) -> None:
+    done = command("layers", "--suite", "tiny.toml", *arguments, cwd=folder)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
+def test_probabilities_follow_from_scores_and_sum_to_what_is_drawn(folder: Path, tiny_llama: Path) -> None:
+    model = f"smollm2-135m={tiny_llama}"
+    arguments = ("layers", "--suite", "tiny.toml", "--model", model, "--offline")
+    done = command(*arguments, "--json", "--out", "plot.svg", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    table = json.loads(done.stdout)
+    blocks = table["blocks"]
+    assert [row["block"] for row in blocks] == [0, 1, 2, 3]
+    total = sum(row["score"] for row in blocks)
+    assert total > 0
+    for row in blocks:
+        assert row["sampling_probability"] == pytest.approx(row["score"] / total)
+    assert sum(row["sampling_probability"] for row in blocks) == pytest.approx(1.0)
+    assert table["active_layers"] == 2
+    assert sum(row["inclusion_probability"] for row in blocks) == pytest.approx(2.0)
+    assert "<svg" in (folder / "plot.svg").read_text()
+    shown = command(*arguments, cwd=folder)
+    assert f"{blocks[3]['sampling_probability']:.6f}" in shown.stdout
