@@ -12,11 +12,11 @@ from torch import nn
 
 from harness.engine.block_scores import ScoreCache, block_scores, calibration_samples
 from harness.engine.decoder import find_decoder
-from harness.engine.loading import load_model
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest
 from harness.models import BaseModelSpec
 from harness.suite import CalibrationSettings
+from tests.conftest import SHAPE
 
 
 class Toy(nn.Module):
@@ -82,9 +82,16 @@ def test_scaling_weights_or_inputs_changes_nothing() -> None:
     assert score(weights, inputs=4 * inputs) == plain
 
 
-def test_against_a_direct_computation_on_a_tiny_llama(tiny_llama: Path) -> None:
-    model = load_model(tiny_llama, "fp32", torch.device("cpu"))
-    decoder = find_decoder(model, BaseModelSpec(name="t", architecture="LlamaForCausalLM", folder=tiny_llama))
+@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2"])
+def test_against_a_direct_computation(architecture: str, tmp_path: Path) -> None:
+    import transformers
+
+    config = getattr(transformers, f"{architecture}Config")(**SHAPE, head_dim=8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{architecture}ForCausalLM")(config)
+    spec = BaseModelSpec(name="t", architecture=f"{architecture}ForCausalLM", folder=tmp_path)
+    decoder = find_decoder(model, spec)
     samples = [torch.arange(32).view(1, 32), torch.arange(32, 64).view(1, 32)]
     scores = block_scores(BlockScoreRequest("outlier", 3.0), model, decoder, samples)
     inputs: dict[str, list[torch.Tensor]] = {}

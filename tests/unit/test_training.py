@@ -52,7 +52,8 @@ def build(
     entry = load_labels()[label]
     method_class = METHODS.get(entry.method)
     values = {key: value for key, value in entry.values().items() if key in method_class.Config.model_fields}
-    values |= {key: value for key, value in {**SMALL, **(settings or {})}.items() if key in values}
+    values |= {key: value for key, value in SMALL.items() if key in values}
+    values |= {key: value for key, value in (settings or {}).items() if key in method_class.Config.model_fields}
     method = method_class(method_class.Config.model_validate(values))
     model = load_model(folder, training.dtype, torch.device("cpu"))
     spec = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=folder)
@@ -197,14 +198,33 @@ def test_bf16_weights_stay_bf16(tiny_llama: Path, tokenizer: Any) -> None:
 CHECKPOINTED = {"num_steps": 6, "dtype": "bf16", "max_grad_norm": None}
 
 
-@pytest.mark.parametrize("label", LABELS)
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("lisa", {"state_policy": "drop", "returning_step_counter": "reset"}),
+    ("lisa", {"state_policy": "offload"}),
+    ("lisa", {"sampling": "bernoulli"}),
+    ("owlore", {"state_policy": "offload", "returning_step_counter": "reset"}),
+    ("owlore", {"update_gap_counter": "global", "projection_side": "smaller"}),
+    ("owlore", {"refresh_on_activation": True, "projector": "svd"}),
+    ("owlore", {"update_in_backward": True, "weight_decay": 0.1}),
+    ("full", {"master_weights": True, "moment_dtype": "fp32"}),
+    ("galore", {"stochastic_rounding": True}),
+    ("lora", {"update_in_backward": True, "adapter_dtype": "bf16"}),
+]
+CASES = [pytest.param(label, {}, id=label) for label in LABELS] + [
+    pytest.param(label, changes, id="-".join([label, *(f"{key}={value}" for key, value in changes.items())]))
+    for label, changes in OPTIONS
+]
+
+
+@pytest.mark.parametrize(("label", "changes"), CASES)
 @pytest.mark.parametrize("at", [3, 4])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    label: str, at: int, tiny_llama: Path, tokenizer: Any, tmp_path: Path
+    label: str, changes: dict[str, Any], at: int, tiny_llama: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    whole, whole_decoder, whole_loop = train(label, tiny_llama, tokenizer, **CHECKPOINTED)
+    options = {**CHECKPOINTED, "settings": changes}
+    whole, whole_decoder, whole_loop = train(label, tiny_llama, tokenizer, **options)
 
-    first, _, data = build(label, tiny_llama, tokenizer, **CHECKPOINTED)
+    first, _, data = build(label, tiny_llama, tokenizer, **options)
     stopped = Checkpoints(tmp_path, first)
 
     def stop(done: int, loss: float) -> None:
@@ -214,7 +234,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     with pytest.raises(KeyboardInterrupt):
         first.run(data.step_batches(), stop, stopped.save, at)
 
-    second, decoder, data = build(label, tiny_llama, tokenizer, **CHECKPOINTED)
+    second, decoder, data = build(label, tiny_llama, tokenizer, **options)
     assert Checkpoints(tmp_path, second).restore() == at
     second.run(data.step_batches(second.step), lambda done, loss: None)
     assert checksums(decoder) == checksums(whole_decoder)
