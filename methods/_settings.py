@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]

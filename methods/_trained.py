@@ -16,7 +16,7 @@ from harness.methods._settings import (
     ProjectionSettings,
     refuse_bad_training,
 )
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 if TYPE_CHECKING:
     import torch

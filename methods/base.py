@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.errors import Refused
 from harness.method import METHODS, Method, MethodConfig, RunContext, StepOptimizer
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch import nn

@@ -6,7 +6,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from harness.record import Environment, Record
-from harness.suite import EvaluationSettings, RunSpec, TrainSettings
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.suite import RunSpec
 
 TRAIN = TrainSettings(
     data="rows",

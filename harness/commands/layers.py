@@ -24,7 +24,8 @@ from harness.methods._block_probabilities import block_probabilities
 from harness.methods._inclusion import inclusion_probabilities
 from harness.methods._settings import LayerSamplingSettings
 from harness.report.layers import FORMATS, LayerScores, write_layer_plot
-from harness.suite import CalibrationSettings, RunSpec
+from harness.settings import CalibrationSettings
+from harness.suite import RunSpec, labels_for, load_suite
 
 SCORE_NAMES = {"outlier": "outlier ratio, %", "weight_norm": "weight norm"}
 
@@ -108,9 +109,7 @@ def _asked(args: argparse.Namespace) -> _Asked:
 
 def _require_sampling(suite_name: str, label: str) -> None:
     """Raise where a label's method draws no blocks; a label that is not known is said to be so later."""
-    from harness.suite import load_labels, load_suite
-
-    entry = (load_labels() | load_suite(suite_name).methods).get(label)
+    entry = labels_for(load_suite(suite_name), f"suite '{suite_name}'").get(label)
     if entry is not None and not issubclass(METHODS.get(entry.method).Config, LayerSamplingSettings):
         raise HarnessError(f"label '{label}' (method {entry.method}) trains no sample of blocks: it draws none")
 

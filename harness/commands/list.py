@@ -7,9 +7,10 @@ import json
 from typing import Any
 
 from harness.commands._output import print_table
+from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import load_models
-from harness.suite import load_labels, load_suite, suite_names
+from harness.suite import load_suite, suite_names
 
 
 def main(args: argparse.Namespace) -> int:

@@ -29,7 +29,8 @@ from torch import nn
 from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest, Decoder
-from harness.suite import CalibrationSettings, identity
+from harness.settings import CalibrationSettings
+from harness.suite import identity
 
 
 def block_scores(

@@ -10,7 +10,7 @@ import torch
 
 from harness.engine import seeding
 from harness.method import BlockScoreRequest, Decoder
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 
 class EngineContext:

@@ -16,7 +16,7 @@ import torch
 
 from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""

@@ -27,7 +27,7 @@ from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.record import Proof, Record, Score, Status, TrainResult
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is going on, how much is done, and of how much (None: not known)."""

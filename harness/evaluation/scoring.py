@@ -30,7 +30,7 @@ from harness.errors import HarnessError
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.record import Score
-from harness.suite import EvaluationSettings
+from harness.settings import EvaluationSettings
 
 HEADLINE_METRIC = "acc"
 

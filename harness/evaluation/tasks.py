@@ -24,7 +24,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from harness.errors import HarnessError, near_miss
-from harness.suite import EvaluationSettings
+from harness.settings import EvaluationSettings
 
 STOCK_FOLDERS = {
     "boolq": "super_glue/boolq",

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from harness.record import Environment, Record
 from harness.report.units import gib
-from harness.suite import EvaluationSettings, Suite
+from harness.settings import EvaluationSettings
+from harness.suite import Suite
 
 LEFT_ASIDE = {"commit", "dirty", "device_busy", "platform", "packages", "device_memory_bytes"}
 

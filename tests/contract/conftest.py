@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.suite import TrainSettings, load_labels
+from harness.settings import TrainSettings
 
 LABELS = load_labels()
 NUM_BLOCKS = 4

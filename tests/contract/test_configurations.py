@@ -10,8 +10,9 @@ import pytest
 from pydantic import ValidationError
 
 from harness.errors import Refused
+from harness.labels import load_labels
 from harness.method import METHODS
-from harness.suite import TrainSettings, load_labels
+from harness.settings import TrainSettings
 
 NAMED = {
     "owlore", "ows-lowrank", "owlore-code", "ows-fullrank", "lisa", "lisa-paper", "lisa-d", "lisa-matched",
@@ -134,7 +135,7 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 from harness.method import METHODS
-from harness.suite import load_labels
+from harness.labels import load_labels
 checked = []
 for label, entry in load_labels().items():
     method = METHODS.get(entry.method)

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
+from harness.labels import load_labels
 from harness.method import METHODS
-from harness.suite import load_labels
 
 
 def same(a, b):

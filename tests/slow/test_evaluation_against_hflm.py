@@ -57,7 +57,7 @@ def test_embedded_model_scores_as_under_hflm(
 
     from harness.evaluation.scoring import evaluate
     from harness.evaluation.tasks import load_tasks
-    from harness.suite import EvaluationSettings
+    from harness.settings import EvaluationSettings
 
     model, tokenizer = embedded
     settings = EvaluationSettings(

@@ -21,7 +21,7 @@ from harness.engine.decoder import find_decoder
 from harness.engine.loading import load_model, load_tokenizer
 from harness.methods._projection import Basis, basis_for, captured_energy, exact_projector, randomized_projector
 from harness.models import load_models
-from harness.suite import TrainSettings
+from harness.settings import TrainSettings
 
 pytestmark = pytest.mark.slow
 

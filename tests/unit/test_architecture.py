@@ -15,7 +15,19 @@ import harness
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(harness.__file__).parent
-CONTRACTS = {"errors", "registry", "method", "models", "suite", "record", "store", "datasets", "toml_files"}
+CONTRACTS = {
+    "errors",
+    "registry",
+    "method",
+    "settings",
+    "labels",
+    "models",
+    "suite",
+    "record",
+    "store",
+    "datasets",
+    "toml_files",
+}
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
 MAY_IMPORT = {
     "contracts": {"contracts"},

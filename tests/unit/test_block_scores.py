@@ -15,7 +15,7 @@ from harness.engine.decoder import find_decoder
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest
 from harness.models import BaseModelSpec
-from harness.suite import CalibrationSettings
+from harness.settings import CalibrationSettings
 from tests.conftest import SHAPE
 
 

@@ -24,7 +24,7 @@ from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.packing import Scored, batches, plan_rows
 from harness.evaluation.scoring import evaluate, read_items, write_items
 from harness.evaluation.tasks import load_tasks
-from harness.suite import EvaluationSettings
+from harness.settings import EvaluationSettings
 
 EIGHT = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 SENTENCE = (

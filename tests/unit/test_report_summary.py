@@ -11,8 +11,8 @@ import pytest
 from harness.errors import HarnessError
 from harness.record import Record
 from harness.report.summary import Summary, labels_of, summarize
+from harness.settings import EvaluationSettings
 from harness.store import Contents
-from harness.suite import EvaluationSettings
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
+from harness.labels import load_labels
 from harness.models import BaseModelSpec
-from harness.suite import RunSpec, Suite, expand, load_labels, load_suite, parse_assignment, suite_names
+from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment, suite_names
 
 TEXT = """
 name = "tiny"

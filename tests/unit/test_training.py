@@ -15,10 +15,11 @@ from harness.engine.data import MicroBatch, TrainData, collate, encode
 from harness.engine.decoder import checksums, find_decoder
 from harness.engine.loading import load_model
 from harness.engine.training import Diverged, TrainingLoop, mean_loss, summed_loss
+from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest
 from harness.models import BaseModelSpec
 from harness.record import TrainResult
-from harness.suite import TrainSettings, load_labels
+from harness.settings import TrainSettings
 from tests.records import TRAIN
 
 SCORES = (4.0, 3.0, 2.0, 1.0)

