@@ -13,6 +13,7 @@ from harness.commands._find import find_records
 from harness.commands._output import Display
 from harness.commands._selection import existing
 from harness.engine.executors import run_locally, work_folder
+from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, find_model, load_models
@@ -59,10 +60,8 @@ def main(args: argparse.Namespace) -> int:
         adapter_folder=adapter if adapter.is_dir() else None,
     )
 
-    from harness.engine.environment import describe_environment
-
     with Display(1) as display:
-        tally = run_locally([task], store=store, environment=describe_environment(), watcher=display)
+        tally = run_locally([task], store=store, environment=probe_environment(), watcher=display)
     for score in tally.records[0].scores:
         print(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code

@@ -15,6 +15,7 @@ from harness.commands._assets import Prepared, prepare
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, existing, select
 from harness.engine.executors import Tally, run_locally, work_folder
+from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.record import Environment, Record
 from harness.store import Store, has_outcome
@@ -32,9 +33,7 @@ def main(args: argparse.Namespace) -> int:
     contents = store.read(selection.suite.name)
     warn(contents.warnings)
 
-    from harness.engine.environment import describe_environment
-
-    environment = describe_environment()
+    environment = probe_environment()
     environment_id = None if args.any_environment else environment.environment_id
     wanted = _always if args.repeat else _Wanted(store, environment_id, frozenset(args.retry))
     to_do = _to_do(selection, wanted)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.commands._output import print_table, warn
 from harness.commands._selection import select
+from harness.engine.launch import probe_environment
 from harness.record import Record
 from harness.store import Store, has_outcome
 from harness.suite import RunSpec
@@ -32,10 +33,9 @@ def main(args: argparse.Namespace) -> int:
 def _environment_id() -> str | None:
     """Return the present environment's id, or None where torch is absent and nothing could run anyway."""
     try:
-        from harness.engine.environment import describe_environment
+        return probe_environment().environment_id
     except ModuleNotFoundError:
         return None
-    return describe_environment().environment_id
 
 
 def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None) -> dict[str, str]:

@@ -123,3 +123,7 @@ def _commit() -> tuple[str | None, bool | None]:
         return None, None
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return (commit.strip() if commit else None), (bool(changes.strip()) if changes is not None else None)
+
+
+if __name__ == "__main__":
+    print(describe_environment().model_dump_json())

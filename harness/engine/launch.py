@@ -7,6 +7,7 @@ record from the parent, so a crash is written down too. Nothing here imports tor
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -112,6 +113,25 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
     if status == "interrupted":
         raise Interrupted(record)
     return record
+
+
+def probe_environment() -> Environment:
+    """Return the environment as a run's process sees it.
+
+    Asked of a process of its own: looking at a CUDA device makes a context on it, which would stay beside every run.
+
+    Raises:
+        ModuleNotFoundError: torch is not installed.
+        HarnessError: the process failed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    command = [sys.executable, "-P", "-m", "harness.engine.environment"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise HarnessError(f"this machine's environment cannot be described: {last}")
+    return Environment.model_validate_json(done.stdout)
 
 
 def keep_files(task: RunTask, record: Record, folder: Path) -> Record:
