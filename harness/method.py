@@ -151,7 +151,11 @@ class Method(ABC):
         """Return the optimizer over every parameter that may ever be trained, frozen now or not."""
 
     def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
-        """Prepare optimizer step ``step`` (0-based, counts optimizer steps and not micro-batches)."""
+        """Prepare optimizer step ``step`` (0-based, counts optimizer steps and not micro-batches).
+
+        After it the loop seeds the global generators from the step's own stream, so what draws from them in the forward
+        pass, such as dropout, needs no seeding by the method.
+        """
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """Return the module that is evaluated."""

@@ -96,6 +96,8 @@ class StepCurve(_Part):
     optimizer_state_bytes: tuple[int, ...]
     """On the device, after the step."""
     optimizer_state_host_bytes: tuple[int, ...] = ()
+    truncated_rows: tuple[int, ...] = ()
+    """Rows that lost tokens to ``sequence_length``; packed rows are cut from a stream and lose none."""
 
 
 class TrainResult(_Part):

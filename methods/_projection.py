@@ -23,9 +23,9 @@ OVERSAMPLING = 32
 POWER_ITERATIONS = 2
 """Passes that sharpen the range finder's spectrum.
 
-Both chosen on 35 gradient matrices of SmolLM2-135M-Instruct (5 blocks, 2048 tokens, fp32). The worst share of the exact
-projector's energy: at rank 32 0.845 with 0 passes, 0.990 with 1, 0.9987 with 2; at rank 128 0.903, 0.991, 0.9980.
-Time: benchmarks/test_projector_refresh.py.
+Both chosen on 35 gradient matrices of SmolLM2-135M-Instruct, those of tests/slow/test_projector_energy.py. The worst
+share of the exact projector's energy: at rank 32 0.866 with 0 passes, 0.9947 with 1, 0.9995 with 2; at rank 128 0.928,
+0.9946, 0.9988. Time: benchmarks/test_projector_refresh.py.
 """
 
 

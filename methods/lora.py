@@ -7,14 +7,13 @@ peft/optimizers/lorafa.py.
 Deliberate differences from the reference:
 - settings have peft's names, but ``rank`` is peft's ``r``, as for every method here;
 - adapters have the dtype that ``adapter_dtype`` says, in both directions;
-- initial values and dropout draw from named streams: the global generators are seeded anew for each step's dropout;
+- initial values draw from a named stream; dropout draws from the global generators, which the loop seeds at each step;
 - LoRA-FA's correction of the gradient of B is computed in fp32, where peft multiplies in bf16, and the matrix it needs
   once, since A never changes, where peft inverts at every step.
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
@@ -60,11 +59,6 @@ class Lora(TrainedMethod):
     config: LoraConfig
     summary = "low-rank adapters beside frozen weights (peft)"
 
-    def __init__(self, config: LoraConfig) -> None:
-        super().__init__(config)
-        self._context: RunContext | None = None
-        self._dropout_seed = ExitStack()
-
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
 
@@ -74,7 +68,7 @@ class Lora(TrainedMethod):
         import peft
         import torch
 
-        config, self._context = self.config, context
+        config = self.config
         adapter = peft.LoraConfig(
             r=config.rank,
             lora_alpha=config.lora_alpha,
@@ -119,17 +113,8 @@ class Lora(TrainedMethod):
             optimizer.pair_adapters(model)
         return optimizer
 
-    def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
-        """Seed the global generators for this step's dropout, so that a resumed run draws the same."""
-        super().on_step_begin(step, optimizer)
-        if self.config.lora_dropout > 0.0:
-            assert self._context is not None
-            self._dropout_seed.close()
-            self._dropout_seed.enter_context(self._context.seed_globally(f"lora_dropout/{step}"))
-
     def finalize(self, model: nn.Module) -> nn.Module:
         """Return the wrapped model: evaluated unmerged, since merging into bf16 rounds part of it away."""
-        self._dropout_seed.close()
         return model
 
     def export(self, model: nn.Module) -> nn.Module:

@@ -39,6 +39,16 @@ def _only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+def needed(place: Path) -> Path:
+    """Return a file or folder of the cache that tox prepares; missing, it fails under CI and skips elsewhere."""
+    from harness.assets.cache import is_complete
+
+    if not (place.is_file() or is_complete(place)):
+        sentence = f"{place} is not prepared: run 'harness prepare --suite quickstart'"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(sentence)
+    return place
+
+
 def byte_tokenizer() -> Any:
     """Return a tokenizer whose tokens are bytes, with <s>, </s> and a chat template."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers

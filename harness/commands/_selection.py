@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.assets.prepare import resolve_model, source_identities
+from harness.assets.wheels import check_wheel_names
 from harness.datasets import load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.models import BaseModelSpec, find_model, load_models
@@ -58,6 +59,17 @@ def existing(path: str, option: str) -> Path:
     if not found.exists():
         raise HarnessError(f"{option}: there is no file or folder '{path}'")
     return found.resolve()
+
+
+def given_wheels(paths: list[str]) -> list[Path]:
+    """Return the files given with ``--wheel``.
+
+    Raises:
+        HarnessError: one is not there, or is none of the wheels in use.
+    """
+    wheels = [existing(path, "--wheel") for path in paths]
+    check_wheel_names(wheels)
+    return wheels
 
 
 def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:

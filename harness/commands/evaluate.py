@@ -11,7 +11,7 @@ from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
 from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._output import Display
-from harness.commands._selection import existing
+from harness.commands._selection import given_wheels
 from harness.engine.executors import run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
@@ -34,11 +34,13 @@ def main(args: argparse.Namespace) -> int:
     if not (weights / "config.json").is_file():
         raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
     store.check_writable()
-    wheels = [existing(path, "--wheel") for path in args.wheel]
+    wheels = given_wheels(args.wheel)
     spec = find_model(record.spec.model_name, load_models())
     adapter = weights / "adapter"
     with Display() as display:
-        rows = prepare_rows(offline=args.offline, wheels=wheels, progress=display.progress)
+        rows = None
+        if record.spec.evaluation.rows != "hub":
+            rows = prepare_rows(offline=args.offline, wheels=wheels, progress=display.progress)
         folder = weights
         if adapter.is_dir():
             folder = _base_folder(record, spec, args, wheels, display)

@@ -17,7 +17,7 @@ from harness.assets.prepare import prepare_dataset, prepare_model, source_identi
 from harness.assets.training_rows import load_texts
 from harness.commands._assets import convert
 from harness.commands._output import Display, print_table
-from harness.commands._selection import Selection, existing, select
+from harness.commands._selection import Selection, given_wheels, select
 from harness.errors import HarnessError
 from harness.method import METHODS, BlockScoreRequest
 from harness.methods._block_probabilities import block_probabilities
@@ -45,7 +45,7 @@ class _Asked:
 def main(args: argparse.Namespace) -> int:
     """Print a line a block: its score, its probability, and how often a period would train it."""
     plot = None if args.out is None else _plot_file(args.out)
-    wheels = [existing(path, "--wheel") for path in args.wheel]
+    wheels = given_wheels(args.wheel)
     asked = _asked(args)
     with Display() as display:
         scores = _scores(asked, offline=args.offline, wheels=wheels, display=display)

@@ -6,13 +6,13 @@ import argparse
 
 from harness.commands._assets import prepare
 from harness.commands._output import Display
-from harness.commands._selection import existing, select
+from harness.commands._selection import given_wheels, select
 
 
 def main(args: argparse.Namespace) -> int:
     """Bring everything the suite needs into the cache."""
     selection = select(args)
-    wheels = [existing(path, "--wheel") for path in args.wheel]
+    wheels = given_wheels(args.wheel)
     with Display() as display:
         prepare(selection, offline=args.offline, wheels=wheels, progress=display.progress)
     print(f"everything that suite '{selection.suite.name}' needs is there")

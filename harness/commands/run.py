@@ -13,29 +13,28 @@ from pathlib import Path
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._output import Display, print_table, warn
-from harness.commands._selection import Selection, existing, select
+from harness.commands._selection import Selection, given_wheels, select
 from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
-from harness.record import Environment, Record
-from harness.store import Store, has_outcome
+from harness.record import Environment
+from harness.store import Contents, Store, has_outcome
 from harness.suite import RunSpec
 
 
 def main(args: argparse.Namespace) -> int:
     """Run what is to be run; return 0 when every run has an outcome, 1 when one failed, 130 on interrupt."""
-    wheels = [existing(path, "--wheel") for path in args.wheel]
+    wheels = given_wheels(args.wheel)
     selection = select(args)
     store = Store(Path(args.results).resolve())
     if args.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
-    contents = store.read(selection.suite.name)
-    warn(contents.warnings)
-
     environment = probe_environment()
     environment_id = None if args.any_environment else environment.environment_id
-    wanted = _always if args.repeat else _Wanted(store, environment_id, frozenset(args.retry))
+    known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
+    warn(known.contents().warnings)
+    wanted = _always if args.repeat else known
     to_do = _to_do(selection, wanted)
     if to_do.specs:
         with Display() as display:
@@ -75,19 +74,24 @@ def _always(spec: RunSpec) -> bool:
 class _Wanted:
     """Whether a run is still to be done, by the records as they are now."""
 
-    def __init__(self, store: Store, environment_id: str | None, retry: frozenset[str]) -> None:
+    def __init__(self, store: Store, suite: str, environment_id: str | None, retry: frozenset[str]) -> None:
         self._store = store
+        self._suite = suite
         self._environment_id = environment_id
         self._retry = retry
         self._size = -1
-        self._records: tuple[Record, ...] = ()
+        self._contents = Contents(())
+
+    def contents(self) -> Contents:
+        """Return the suite's records; an append-only file of the same size is the same file and is not read again."""
+        file = self._store.file_of(self._suite)
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._size:
+            self._contents, self._size = self._store.read(self._suite), size
+        return self._contents
 
     def __call__(self, spec: RunSpec) -> bool:
-        file = self._store.file_of(spec.suite)
-        size = file.stat().st_size if file.exists() else 0
-        if size != self._size:  # an append-only file of the same size is the same file
-            self._records, self._size = self._store.read(spec.suite).records, size
-        return not has_outcome(self._records, spec.run_id, self._environment_id, self._retry)
+        return not has_outcome(self.contents().records, spec.run_id, self._environment_id, self._retry)
 
 
 def _task(

@@ -69,6 +69,8 @@ class MicroBatch:
     """Padding left out."""
     num_trained_tokens: int
     """Labels that the loss sees: the first token of a row has nothing to be predicted from."""
+    num_truncated: int = 0
+    """Rows that lost tokens to ``sequence_length``."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
@@ -79,6 +81,7 @@ class MicroBatch:
             mask.to(device, non_blocking=True) if mask is not None else None,
             self.num_tokens,
             self.num_trained_tokens,
+            self.num_truncated,
         )
 
 
@@ -134,6 +137,7 @@ def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
         mask if padded else None,
         num_tokens=int(mask.sum()),
         num_trained_tokens=int((labels[:, 1:] != IGNORED).sum()),
+        num_truncated=sum(example.truncated for example in examples),
     )
 
 

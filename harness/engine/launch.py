@@ -96,20 +96,7 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
         "timed_out": f"timed out after {timeout_seconds} s",
         "interrupted": "interrupted",
     }.get(status, _death(child.returncode))
-    record = _left_record(task) or Record(
-        kind="run" if task.of is None else "evaluation",
-        of=task.of,
-        run_id=task.run_id,
-        environment_id=environment.environment_id,
-        uuid=task.uuid,
-        started_at=started_at,
-        finished_at=datetime.now(UTC),
-        status=status,
-        reason=reason,
-        spec=task.spec,
-        environment=environment,
-        log_tail="".join(log) or None,
-    )
+    record = _left_record(task) or task.record(environment, started_at, status, reason, log_tail="".join(log) or None)
     if status == "interrupted":
         raise Interrupted(record)
     return record

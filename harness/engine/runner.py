@@ -80,21 +80,8 @@ def execute(task: RunTask, progress: Progress) -> Record:
     except Exception as error:
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run.meter.current)
-    return Record(
-        kind="run" if task.of is None else "evaluation",
-        of=task.of,
-        run_id=task.run_id,
-        environment_id=environment.environment_id,
-        uuid=task.uuid,
-        started_at=started_at,
-        finished_at=datetime.now(UTC),
-        status=status,
-        reason=reason,
-        spec=task.spec,
-        environment=environment,
-        phases=run.meter.phases,
-        log_tail=log_tail,
-        **vars(run.outcome),
+    return task.record(
+        environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
     )
 
 

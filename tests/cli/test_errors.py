@@ -43,6 +43,7 @@ def folder(tmp_path: Path) -> Path:
         (["run", "--suite", "tiny.toml", "--max-steps", "0"], "'0' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--seed", "-1"], "'-1' is not a whole number from 0"),
         (["run", "--suite", "tiny.toml", "--wheel", "gone.whl"], "there is no file or folder 'gone.whl'"),
+        (["run", "--suite", "tiny.toml", "--wheel", "file"], "is none of the wheels in use"),
         (["run", "--suite", "tiny.toml", "--results", "file"], "the results folder"),
         (["run"], "the following arguments are required: --suite"),
         (["nonsense"], "invalid choice: 'nonsense'"),

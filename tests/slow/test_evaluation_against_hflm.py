@@ -6,31 +6,20 @@ tox prepares model and rows before the tests; they are never downloaded here.
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.assets.cache import is_complete
 from harness.assets.prepare import converted_model_place
 from harness.assets.rows import rows_place
 from harness.models import load_models
+from tests.conftest import needed
 
 pytestmark = pytest.mark.slow
 
 EIGHT = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 ITEMS = 3
-
-
-def needed(path: Path) -> Path:
-    """Return the path of an asset that tox prepares; missing, it fails under CI and skips elsewhere."""
-    if not is_complete(path):
-        sentence = f"{path} is not prepared: run 'harness prepare --suite quickstart'"
-        if os.environ.get("CI"):
-            pytest.fail(sentence)
-        pytest.skip(sentence)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -80,6 +80,14 @@ def test_padding_carries_no_loss_and_is_masked(tokenizer: Any) -> None:
     assert (batch.num_tokens, batch.num_trained_tokens) == (10, 6)
 
 
+def test_rows_that_lost_tokens_are_counted(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"sequence_length": 8})
+    texts = ("0123456789", "a", "9876543210")
+    batch = collate([encode(Row(text, "b"), tokenizer, settings) for text in texts], pad_id=EOS)
+    assert batch.num_truncated == 2
+    assert batch.to(torch.device("cpu")).num_truncated == 2
+
+
 def test_rows_of_one_length_need_no_mask(tokenizer: Any) -> None:
     row = encode(Row("a", "b"), tokenizer, TRAIN)
     assert collate([row, row], pad_id=EOS).attention_mask is None

@@ -11,7 +11,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.record import SCHEMA_VERSION, Record, parse_record
 from harness.store import Store, has_outcome
-from tests.records import make_record
+from tests.records import ENVIRONMENT, make_record
 
 NONE: frozenset[str] = frozenset()
 
@@ -97,6 +97,14 @@ def test_only_an_outcome_in_the_same_environment_counts() -> None:
     assert has_outcome((ok,), ok.run_id, None, NONE)
     assert not has_outcome((ok,), "another", ok.environment_id, NONE)
     assert not has_outcome((ok,), ok.run_id, ok.environment_id, frozenset({"ok"}))
+
+
+def test_a_changed_library_is_another_environment_and_a_commit_alone_is_not() -> None:
+    newer = ENVIRONMENT.model_copy(update={"packages": {"torch": "2.13.1"}})
+    source = ENVIRONMENT.model_copy(update={"source_checksum": "1" * 64})
+    committed = ENVIRONMENT.model_copy(update={"commit": "abc", "dirty": True})
+    assert len({e.environment_id for e in (ENVIRONMENT, newer, source)}) == 3
+    assert committed.environment_id == ENVIRONMENT.environment_id
 
 
 @pytest.mark.parametrize("status", ["failed", "timed_out", "interrupted"])
