@@ -16,7 +16,7 @@ from harness.errors import HarnessError
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Status = Literal["ok", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
 OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverged"})
@@ -98,6 +98,89 @@ class StepCurve(_Part):
     optimizer_state_host_bytes: tuple[int, ...] = ()
     truncated_rows: tuple[int, ...] = ()
     """Rows that lost tokens to ``sequence_length``; packed rows are cut from a stream and lose none."""
+    allocated_peak_bytes: tuple[int, ...] = ()
+    """``torch.cuda.max_memory_allocated`` over each step; empty without CUDA."""
+    reserved_peak_bytes: tuple[int, ...] = ()
+    """``torch.cuda.max_memory_reserved`` over each step; empty without CUDA."""
+    peak_moments: tuple[str, ...] = ()
+    """In which moment of the step the allocated peak came: resample, forward, backward, clip or optimizer."""
+
+
+class MemoryBreakdown(_Part):
+    """What the bytes alive at one moment are, each storage counted once and whole."""
+
+    weights_bytes: int
+    """Parameters and buffers, adapters included."""
+    gradients_bytes: int
+    """Gradients of parameters."""
+    optimizer_state_bytes: int
+    """Moments, projectors and fp32 masters on the device."""
+    activations_bytes: int
+    """All else that the forward and the backward pass make: kept inputs, logits, gradients of activations."""
+    other_bytes: int
+    """Inputs, temporaries of optimizer, clipping and projector, workspaces of libraries."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Return the sum."""
+        return (
+            self.weights_bytes
+            + self.gradients_bytes
+            + self.optimizer_state_bytes
+            + self.activations_bytes
+            + self.other_bytes
+        )
+
+
+class TrackedPeak(_Part):
+    """The largest sum of live storages that the tracker saw; measured, on any device, but only on tracked steps.
+
+    Storages that an operation makes and frees inside itself are not in it.
+    """
+
+    steps: tuple[int, ...]
+    """Steps that were tracked; their times are no part of the step time."""
+    step: int
+    moment: str
+    at_peak: MemoryBreakdown
+
+
+class Prediction(_Part):
+    """What ``harness plan`` says of a run, from its settings and shapes alone."""
+
+    device: Literal["cuda", "cpu"]
+    """Whose attention, workspaces and allocator were assumed."""
+    horizon: Literal["first", "run", "all-visited"]
+    weights_bytes: int
+    gradients_bytes: int
+    """The most gradient bytes that coexist under the update mode."""
+    optimizer_state_bytes: int
+    """After the step that was predicted."""
+    peak_bytes: int
+    peak_phase: str
+    """Moment of the step: resample, forward, backward, clip or optimizer."""
+    peak_step: int
+    at_peak: MemoryBreakdown
+    reserved_bytes: int | None = None
+    """What the caching allocator would hold; None on a CPU."""
+    all_active_peak_bytes: int | None = None
+    """Under coin flips: the peak should every block be drawn at once."""
+    trainable_params: int
+    """In the step that was predicted."""
+    flops_per_step: int
+    """Floating-point operations that one optimizer step needs, a multiply-add being two, recomputation left out."""
+    recomputed_flops_per_step: int
+    """What checkpointing computes again."""
+    predict_seconds: float
+    torch: str
+    """Version that the prediction ran."""
+    assumptions: tuple[str, ...] = ()
+    """Sentences on what was not known and assumed."""
+
+    @property
+    def static_bytes(self) -> int:
+        """Return weights, coexisting gradients and optimizer state."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_state_bytes
 
 
 class TrainResult(_Part):
@@ -124,6 +207,7 @@ class TrainResult(_Part):
     trainable_params_ever: int
     total_params: int
     peak_optimizer_state_bytes: int
+    tracked_peak: TrackedPeak | None = None
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     validation_tokens: int | None = None
@@ -179,7 +263,9 @@ class Record(_Part):
     spec: RunSpec
     environment: Environment
     phases: tuple[Phase, ...] = ()
-    predicted_peak_bytes: int | None = None
+    prediction: Prediction | None = None
+    prediction_error: str | None = None
+    """Why there is no prediction."""
     train: TrainResult | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
@@ -195,7 +281,12 @@ class Record(_Part):
         return next((phase for phase in self.phases if phase.name == name), None)
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift version 1: ``predicted_peak_bytes``, which was never filled, gave way to ``prediction``."""
+    return {**{key: value for key, value in data.items() if key != "predicted_peak_bytes"}, "schema_version": 2}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2}
 """Version -> the step that lifts a record of that version to the next."""
 
 

@@ -31,6 +31,7 @@ from harness.methods._projection import (
 )
 from harness.methods._rounding import round_stochastically
 from harness.methods._update_rules import adamw_update
+from harness.placement import on_host
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -194,7 +195,8 @@ class AdamW(torch.optim.Optimizer):
         """Move the state tensors of these parameters to the host."""
         for p in params:
             if p in self.state:
-                self._move(p, torch.device("cpu"))
+                with on_host():
+                    self._move(p, torch.device("cpu"))
                 self._offloaded.add(self._names[p])
 
     def restore_state(self, params: Iterable[torch.Tensor]) -> None:
@@ -231,6 +233,15 @@ class AdamW(torch.optim.Optimizer):
                     totals[place] += storage.nbytes()
         return totals
 
+    def device_tensors(self) -> list[torch.Tensor]:
+        """Return the state tensors that are not on the host."""
+        return [
+            tensor
+            for p, tensors in self._state_tensors()
+            if self._names[p] not in self._offloaded
+            for tensor in tensors
+        ]
+
     def _state_tensors(self) -> Iterable[tuple[torch.Tensor, list[torch.Tensor]]]:
         """Yield each parameter with state and the tensors held for it; a subclass with further tensors adds them."""
         for p, state in self.state.items():
@@ -240,7 +251,7 @@ class AdamW(torch.optim.Optimizer):
         state = self.state[p]
         for key, value in state.items():
             if isinstance(value, torch.Tensor):
-                state[key] = value.to(device)
+                state[key] = value.to(device, copy=True)
 
     def projections(self) -> dict[str, dict[str, Any]]:
         """Return side, effective rank and number of refreshes of every projected matrix by name. JSON only."""

@@ -26,6 +26,7 @@ from torch.nn import functional
 from harness.engine import seeding
 from harness.engine.data import IGNORED, MicroBatch
 from harness.engine.decoder import active_blocks, active_others
+from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
 from harness.record import BlockActivity, StepCurve, TrainResult
 
@@ -100,6 +101,7 @@ class TrainingLoop:
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
         self._update_now = False
+        self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS)
         self._hooks = self._register_hooks() if method.config.update_in_backward else []
 
     def run(
@@ -128,8 +130,9 @@ class TrainingLoop:
             self._synchronize()
             begin = time.perf_counter()
             self._data_seconds += begin - start
-            loss, grad_norm, rate = self.train_step(micro_batches)
-            self._synchronize()
+            with self.memory.step(self.step):
+                loss, grad_norm, rate = self.train_step(micro_batches)
+                self._synchronize()
             self._observe(micro_batches, loss, grad_norm, rate, time.perf_counter() - begin)
             self.step += 1
             on_step(self.step, loss)
@@ -143,6 +146,7 @@ class TrainingLoop:
     def train_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float | None, float]:
         """Make one optimizer step; return its loss, the gradient norm where it was taken, and the learning rate."""
         step, context = self.step, self.context
+        self.memory.moment("resample")
         self.method.on_step_begin(step, self.optimizer)
         self._note_active(step)
         rate = float(self.optimizer.param_groups[0]["lr"])
@@ -155,7 +159,9 @@ class TrainingLoop:
         grad_norm = None
         if not self._hooks:
             if context.train.max_grad_norm is not None:
+                self.memory.moment("clip")
                 grad_norm = self._clip(context.train.max_grad_norm)
+            self.memory.moment("optimizer")
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
@@ -183,6 +189,7 @@ class TrainingLoop:
             trainable_params_ever=sum(self._ever_params.values()),
             total_params=sum(p.numel() for p in self.model.parameters()),
             peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
+            tracked_peak=self.memory.tracked_peak,
         )
 
     @property
@@ -208,6 +215,7 @@ class TrainingLoop:
             "data_seconds": self._data_seconds,
             "checkpoint_seconds": self._checkpoint_seconds,
             "resumed_at": self._resumed_at,
+            "memory": self.memory.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -221,12 +229,15 @@ class TrainingLoop:
         self._ever_params = dict(state["ever_params"])
         self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
         self._resumed_at = [*state["resumed_at"], self.step]
+        self.memory.load_state_dict(state["memory"])
 
     def _backward(self, micro_batches: Sequence[MicroBatch], num_trained: int) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, batch in enumerate(micro_batches):
             self._update_now = index == len(micro_batches) - 1
+            self.memory.moment("forward")
             loss = summed_loss(self.model, batch) / num_trained
+            self.memory.moment("backward")
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._update_now = False
@@ -243,17 +254,11 @@ class TrainingLoop:
     def _register_hooks(self) -> list[Any]:
         def update(parameter: torch.Tensor) -> None:
             if self._update_now:
+                self.memory.note_gradient(parameter)
                 self.optimizer.step_parameters([parameter])
                 parameter.grad = None
 
-        hooks = []
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                trainable = parameter.requires_grad
-                parameter.requires_grad_(True)
-                hooks.append(parameter.register_post_accumulate_grad_hook(update))
-                parameter.requires_grad_(trainable)
-        return hooks
+        return on_every_parameter(self.optimizer, update)
 
     def _note_active(self, step: int) -> None:
         blocks = active_blocks(self.context.decoder)
@@ -276,38 +281,10 @@ class TrainingLoop:
         curve.tokens.append(sum(batch.num_tokens for batch in batches))
         curve.truncated_rows.append(sum(batch.num_truncated for batch in batches))
         curve.seconds.append(seconds)
-        on_device, on_host = optimizer_state_bytes(self.optimizer, self.device)
+        on_device, on_host = optimizer_state_bytes(self.optimizer)
         curve.optimizer_state_bytes.append(on_device)
         curve.optimizer_state_host_bytes.append(on_host)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def optimizer_state_bytes(optimizer: StepOptimizer, device: torch.device) -> tuple[int, int]:
-    """Return the bytes of optimizer state on the device and on the host, each storage counted once and whole.
-
-    An optimizer that moves states itself says where they are through ``state_bytes()``; on a CPU the two places cannot
-    be told apart by looking at the tensors.
-    """
-    own = getattr(optimizer, "state_bytes", None)
-    if own is not None:
-        found = own()
-        return int(found["device"]), int(found["host"])
-    sizes: dict[tuple[str, int], int] = {}
-    _collect_storages(list(optimizer.state.values()), sizes)
-    on_device = sum(size for (place, _), size in sizes.items() if place == device.type)
-    return on_device, sum(sizes.values()) - on_device
-
-
-def _collect_storages(value: Any, sizes: dict[tuple[str, int], int]) -> None:
-    if isinstance(value, torch.Tensor):
-        storage = value.untyped_storage()
-        sizes[value.device.type, storage.data_ptr()] = storage.nbytes()
-    elif isinstance(value, dict):
-        for inner in value.values():
-            _collect_storages(inner, sizes)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _collect_storages(inner, sizes)

@@ -159,7 +159,7 @@ def _measured(record: Record) -> dict[str, Any]:
         "packages": "; ".join(f"{name}=={version}" for name, version in sorted(where.packages.items())),
         "commit": where.commit,
         "dirty": where.dirty,
-        "predicted_peak_bytes": record.predicted_peak_bytes,
+        "predicted_peak_bytes": record.prediction.peak_bytes if record.prediction else None,
     }
     if train is not None:
         row |= {name: getattr(train, name) for name in TRAIN_COLUMNS}

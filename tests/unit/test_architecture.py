@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "errors",
+    "placement",
     "registry",
     "method",
     "settings",

@@ -169,7 +169,7 @@ def test_state_bytes_see_a_view_that_keeps_a_larger_tensor_alive():
     optimizer.state[p]["projector"] = torch.zeros(5, 5)[:3]
     assert optimizer.state_bytes()["device"] == exact + 2 * 5 * 4
     optimizer.offload_state([p])
-    assert optimizer.state_bytes() == {"device": 0, "host": exact + 2 * 5 * 4}
+    assert optimizer.state_bytes() == {"device": 0, "host": exact}  # a copy holds what is looked at, as from a GPU
     optimizer.restore_state([p])
     optimizer.drop_state([p])
     assert optimizer.state_bytes() == {"device": 0, "host": 0}

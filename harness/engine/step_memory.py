@@ -1,0 +1,142 @@
+"""Memory inside the optimizer step: what was alive at the peak, and in which moment the peak came.
+
+The first steps of a run, which the step time leaves out anyway, are followed by a tracker of live storages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.engine.storage_tracker import Category, Peak, StorageTracker
+from harness.method import StepOptimizer
+from harness.record import MemoryBreakdown, TrackedPeak
+
+
+class StepMemory:
+    """Watches the steps of one training loop."""
+
+    def __init__(self, model: nn.Module, optimizer: StepOptimizer, tracked_steps: int) -> None:
+        """Take what is trained.
+
+        Args:
+            model: As it is trained, adapters included.
+            optimizer: Over its parameters.
+            tracked_steps: How many of the run's first steps are followed by the tracker.
+        """
+        self._model = model
+        self._optimizer = optimizer
+        self._tracked_steps = tracked_steps
+        self._tracker: StorageTracker | None = None
+        self.tracked_peak: TrackedPeak | None = None
+        """The largest peak of the tracked steps, or None when none was tracked."""
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """Watch one optimizer step."""
+        if step >= self._tracked_steps:
+            yield
+            return
+        self._tracker = tracker = StorageTracker()
+        adopt_training(tracker, self._model, self._optimizer)
+        hooks = on_every_parameter(self._optimizer, self.note_gradient)
+        try:
+            with tracker:
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._tracker = None
+        tracker.classify(state_tensors(self._optimizer), "optimizer_state")
+        self._note_peak(step, tracker.take().peak)
+
+    def moment(self, name: str) -> None:
+        """Say what begins: resample, forward, backward, clip or optimizer."""
+        if self._tracker is not None:
+            self._tracker.moment = name
+
+    def note_gradient(self, parameter: torch.Tensor) -> None:
+        """Say that the gradient of a parameter is complete, before it is used up."""
+        if self._tracker is not None and parameter.grad is not None:
+            self._tracker.classify([parameter.grad], "gradients")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, JSON only."""
+        return {"tracked_peak": None if self.tracked_peak is None else self.tracked_peak.model_dump(mode="json")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        peak = state["tracked_peak"]
+        self.tracked_peak = None if peak is None else TrackedPeak.model_validate(peak)
+
+    def _note_peak(self, step: int, peak: Peak) -> None:
+        before = self.tracked_peak
+        steps = (*(before.steps if before else ()), step)
+        if before is not None and before.at_peak.total_bytes >= peak.num_bytes:
+            self.tracked_peak = before.model_copy(update={"steps": steps})
+            return
+        self.tracked_peak = TrackedPeak(steps=steps, step=step, moment=peak.moment, at_peak=breakdown(peak.by_category))
+
+
+def breakdown(by_category: dict[Category, int]) -> MemoryBreakdown:
+    """Return the tracker's totals as a record holds them."""
+    return MemoryBreakdown(**{f"{category}_bytes": size for category, size in by_category.items()})
+
+
+def adopt_training(tracker: StorageTracker, model: nn.Module, optimizer: StepOptimizer) -> None:
+    """Tell a tracker what exists before a step: weights, gradients, and the optimizer's state."""
+    tracker.adopt([*model.parameters(), *model.buffers()], "weights")
+    tracker.adopt((p.grad for p in model.parameters() if p.grad is not None), "gradients")
+    tracker.adopt(state_tensors(optimizer), "optimizer_state")
+
+
+def on_every_parameter(optimizer: StepOptimizer, hook: Any) -> list[Any]:
+    """Register a post-accumulate hook on every parameter of the optimizer, frozen now or not; return the handles."""
+    handles = []
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            trainable = parameter.requires_grad
+            parameter.requires_grad_(True)
+            handles.append(parameter.register_post_accumulate_grad_hook(hook))
+            parameter.requires_grad_(trainable)
+    return handles
+
+
+def state_tensors(optimizer: StepOptimizer) -> list[torch.Tensor]:
+    """Return every tensor of the optimizer's state that lies on the device.
+
+    An optimizer that moves states itself, or holds tensors elsewhere than in ``state``, says what is on the device
+    through ``device_tensors()``: on a CPU the two places cannot be told apart by looking at the tensors.
+    """
+    own = getattr(optimizer, "device_tensors", None)
+    if own is not None:
+        return list(own())
+    device = optimizer.param_groups[0]["params"][0].device
+    return [tensor for tensor in _tensors_in(list(optimizer.state.values())) if tensor.device.type == device.type]
+
+
+def optimizer_state_bytes(optimizer: StepOptimizer) -> tuple[int, int]:
+    """Return the bytes of optimizer state on the device and on the host, each storage counted once and whole."""
+    own = getattr(optimizer, "state_bytes", None)
+    if own is not None:
+        found = own()
+        return int(found["device"]), int(found["host"])
+    on_device = storage_bytes(state_tensors(optimizer))
+    return on_device, storage_bytes(_tensors_in(list(optimizer.state.values()))) - on_device
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Return the bytes of the storages behind tensors, each counted once and whole."""
+    storages = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storages.values())
+
+
+def _tensors_in(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in inner for tensor in _tensors_in(part)]
