@@ -69,11 +69,11 @@ class Peak:
     """Number of events before it."""
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts live device storages by category while it is entered. Host storages are left out: see ``placement``."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.moment = "start"
         """What is going on: ``resample``, ``forward``, ``backward``, ``clip``, ``optimizer``, or anything else."""
         self._known: dict[int, int] = {}
