@@ -157,6 +157,17 @@ class Method(ABC):
         pass, such as dropout, needs no seeding by the method.
         """
 
+    def visit(self, blocks: Sequence[int], optimizer: StepOptimizer) -> bool:
+        """Make these blocks the active ones as a draw of them would, state policy included; planning asks for it.
+
+        The next call of :meth:`on_step_begin` draws nothing. Return False for a method that does not sample blocks.
+        """
+        return False
+
+    def may_activate_every_block(self) -> bool:
+        """Return True when chance alone bounds how many blocks one draw activates, as with coin flips."""
+        return False
+
     def finalize(self, model: nn.Module) -> nn.Module:
         """Return the module that is evaluated."""
         return model

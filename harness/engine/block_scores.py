@@ -32,6 +32,9 @@ from harness.method import BlockScoreRequest, Decoder
 from harness.settings import CalibrationSettings
 from harness.suite import identity
 
+SCORES_FOLDER = "block_scores"
+"""Folder of the kept scores in the cache."""
+
 
 def block_scores(
     request: BlockScoreRequest, model: nn.Module, decoder: Decoder, samples: Sequence[torch.Tensor]
@@ -111,7 +114,41 @@ def cached_block_scores(
     Raises:
         HarnessError: as :func:`block_scores` and :func:`calibration_samples`.
     """
-    key = {
+    key = _score_key(request, model, dtype=dtype, calibration=calibration, data=data, device_type=device.type)
+    cache = ScoreCache(cache_folder / SCORES_FOLDER)
+    scores = cache.get(key)
+    if scores is None:
+        module, decoder, tokenizer = load()
+        scores = block_scores(request, module, decoder, calibration_samples(texts(), tokenizer, calibration))
+        cache.put(key, scores)
+    return scores
+
+
+def kept_block_scores(
+    request: BlockScoreRequest,
+    *,
+    model: Mapping[str, str | None],
+    dtype: str,
+    calibration: CalibrationSettings,
+    data: str,
+    device_type: str,
+    cache_folder: Path,
+) -> list[float] | None:
+    """Return the scores that :func:`cached_block_scores` would find in the cache, or None."""
+    key = _score_key(request, model, dtype=dtype, calibration=calibration, data=data, device_type=device_type)
+    return ScoreCache(cache_folder / SCORES_FOLDER).get(key)
+
+
+def _score_key(
+    request: BlockScoreRequest,
+    model: Mapping[str, str | None],
+    *,
+    dtype: str,
+    calibration: CalibrationSettings,
+    data: str,
+    device_type: str,
+) -> dict[str, Any]:
+    return {
         "kind": request.kind,
         "tau": request.tau,
         "model": dict(model),
@@ -119,15 +156,8 @@ def cached_block_scores(
         "calibration": calibration.model_dump(mode="json"),
         "data": data,
         "packages": {name: describe_environment().packages.get(name) for name in ("torch", "transformers")},
-        "device": device.type,
+        "device": device_type,
     }
-    cache = ScoreCache(cache_folder / "block_scores")
-    scores = cache.get(key)
-    if scores is None:
-        module, decoder, tokenizer = load()
-        scores = block_scores(request, module, decoder, calibration_samples(texts(), tokenizer, calibration))
-        cache.put(key, scores)
-    return scores
 
 
 class ScoreCache:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.resources
 import platform
@@ -13,6 +12,7 @@ from pathlib import Path
 import torch
 
 from harness.record import Environment
+from harness.source import source_checksum
 
 PACKAGES = (
     "finetune-harness",
@@ -26,7 +26,6 @@ PACKAGES = (
     "datasets",
     "numpy",
 )
-SOURCES = ("harness", "harness.methods", "harness.suites")
 
 
 def default_device() -> torch.device:
@@ -55,19 +54,6 @@ def describe_environment() -> Environment:
         dirty=dirty,
         device_busy=_busy(device) if cuda else None,
     )
-
-
-@cache
-def source_checksum() -> str:
-    """Return the SHA-256 over the harness's own Python and TOML files: relative path and bytes of each, sorted."""
-    digest = hashlib.sha256()
-    for package in SOURCES:
-        root = Path(str(importlib.resources.files(package)))
-        for file in sorted(root.rglob("*")):
-            if file.suffix in {".py", ".toml"} and file.is_file():
-                digest.update(f"{package}/{file.relative_to(root).as_posix()}\n".encode())
-                digest.update(file.read_bytes())
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

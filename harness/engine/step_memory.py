@@ -129,6 +129,11 @@ def optimizer_state_bytes(optimizer: StepOptimizer) -> tuple[int, int]:
     return on_device, storage_bytes(_tensors_in(list(optimizer.state.values()))) - on_device
 
 
+def state_bytes_of(optimizer: StepOptimizer, parameter: torch.Tensor) -> int:
+    """Return the bytes that the optimizer's ``state`` holds for one parameter."""
+    return storage_bytes(_tensors_in(optimizer.state.get(parameter)))
+
+
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Return the bytes of the storages behind tensors, each counted once and whole."""
     storages = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}

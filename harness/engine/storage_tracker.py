@@ -107,6 +107,13 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if index != HOST:
                 self._storages[index].category = category
 
+    def note_hidden(self, num_bytes: int) -> None:
+        """Count memory that an operation has just made and freed inside itself, beside its results."""
+        index = self._next
+        self._next += 1
+        self._storages[index] = _Storage(num_bytes, "other")
+        self._events += [(index, num_bytes, self.moment), (index, -num_bytes, self.moment)]
+
     def take(self) -> Span:
         """Return what happened since the last call, and begin anew; live storages stay known."""
         start: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)

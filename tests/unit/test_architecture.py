@@ -18,6 +18,7 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "errors",
     "placement",
+    "source",
     "registry",
     "method",
     "settings",

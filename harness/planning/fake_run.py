@@ -1,0 +1,276 @@
+"""One run on fake tensors: the real model class, the real method, optimizer and training step, and no memory at all.
+
+The model is built and prepared on the ``meta`` device, because peft cannot wrap a model under FakeTensorMode; then
+every parameter and buffer is replaced by a fake CPU tensor of the same shape and dtype, ties kept. So a method may keep
+modules that it saw in ``prepare``, not parameters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import flop_registry
+
+from harness.engine.context import EngineContext
+from harness.engine.data import Example, MicroBatch, collate
+from harness.engine.decoder import active_blocks, find_decoder
+from harness.engine.loading import build_model
+from harness.engine.step_memory import on_every_parameter, optimizer_state_bytes, state_tensors
+from harness.engine.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
+from harness.engine.training import TrainingLoop
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.models import BaseModelSpec
+from harness.planning.attention import Device, attention_flops, listening_to_flops, register_attention
+from harness.planning.cuda import solver_workspace
+from harness.suite import RunSpec
+
+SIMULATED_MICRO_BATCHES = 2
+"""The second micro-batch already runs beside the gradients of the first; further ones are like it."""
+
+
+class PlanTracker(StorageTracker):
+    """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__()
+        self.flops = 0
+        self.recomputed_flops = 0
+        self.flops_factor = 1.0
+        """Micro-batches of a step for each one that is taken."""
+        self.recomputing = False
+        self._cuda = device == "cuda"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation; note its results, its operations and its hidden temporaries."""
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        packet = func._overloadpacket
+        if packet in flop_registry:
+            self.count(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+            self.count(attention_flops(args[0], args[1]))
+        elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            self.count(2 * attention_flops(args[1], args[2]))
+        elif self._cuda:
+            for size in solver_workspace(func, args):
+                self.note_hidden(size)
+        return result
+
+    def count(self, flops: int) -> None:
+        """Add operations, to what is needed or to what checkpointing computes again."""
+        if self.moment in LOSS_MOMENTS:
+            flops = round(flops * self.flops_factor)
+        if self.recomputing:
+            self.recomputed_flops += flops
+        else:
+            self.flops += flops
+
+    def recompute_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the two contexts that torch's checkpointing enters: forward pass, recomputation."""
+        return nullcontext(), self._recompute()
+
+    @contextmanager
+    def _recompute(self) -> Iterator[None]:
+        before, self.recomputing = self.recomputing, True
+        try:
+            yield
+        finally:
+            self.recomputing = before
+
+
+class _Watcher:
+    """Stands in for the loop's own step memory: one tracker follows all of the run."""
+
+    tracked_peak = None
+
+    def __init__(self, tracker: PlanTracker) -> None:
+        self._tracker = tracker
+
+    def moment(self, name: str) -> None:
+        self._tracker.moment = name
+
+    def note_gradient(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is not None:
+            self._tracker.classify([parameter.grad], "gradients")
+
+
+class _Conducted(Method):
+    """Stands in for the method inside the loop: it is :meth:`FakeRun.draw` that lets the method begin a step."""
+
+    def prepare(self, model: nn.Module, context: Any) -> nn.Module:
+        raise NotImplementedError
+
+    def build_optimizer(self, model: nn.Module, context: Any) -> Any:
+        raise NotImplementedError
+
+
+class FakeRun:
+    """A run whose optimizer steps can be taken one by one, and whose active blocks can be chosen."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        model_spec: BaseModelSpec,
+        *,
+        device: Device,
+        num_steps: int,
+        block_scores: Callable[[BlockScoreRequest, int], Sequence[float]],
+    ) -> None:
+        """Build it.
+
+        Args:
+            spec: What is asked; trains.
+            model_spec: Its base model, with a shape or a folder.
+            device: Whose attention and workspaces to assume.
+            num_steps: Optimizer steps of the run.
+            block_scores: Scores for a request and a number of blocks.
+
+        Raises:
+            Refused: the method cannot take this model or these settings.
+        """
+        assert spec.train is not None
+        self.spec, self.train, self.device = spec, spec.train, device
+        method_class = METHODS.get(spec.method)
+        config = method_class.Config.model_validate(spec.config)
+        method_class.check(config, spec.train)
+        self.method: Method = method_class(config)
+        model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=register_attention(device))
+        decoder = find_decoder(model, model_spec)
+        request = self.method.block_scores_needed()
+        scores: Mapping[BlockScoreRequest, Sequence[float]] = (
+            {} if request is None else {request: block_scores(request, len(decoder.blocks))}
+        )
+        self.tracker = PlanTracker(device)
+        self._fake = FakeTensorMode()
+        context = EngineContext(
+            seed=spec.seed,
+            num_steps=num_steps,
+            train=spec.train,
+            decoder=decoder,
+            block_scores=scores,
+            scalar_reader=lambda tensor: 1.0,
+        )
+        if spec.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(  # type: ignore[operator]
+                gradient_checkpointing_kwargs={
+                    "use_reentrant": False,
+                    "context_fn": self.tracker.recompute_contexts,
+                }
+            )
+        self.model = self.method.prepare(model, context)
+        _replace_by_fakes(self.model, self._fake)
+        context.decoder = dataclasses.replace(
+            decoder, names={id(parameter): name for name, parameter in model.named_parameters()}
+        )
+        self.decoder: Decoder = context.decoder
+        with self._fake:
+            self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
+            self.optimizer = self.method.build_optimizer(self.model, context)
+            self.loop = TrainingLoop(self.model, self.method, self.optimizer, context)
+        self.loop.memory = _Watcher(self.tracker)  # type: ignore[assignment]
+        self.loop.method = _Conducted(self.method.config)
+        self.model.train()
+        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self._batch = self._fake_batch()
+        on_every_parameter(self.optimizer, self.loop.memory.note_gradient)
+        self._initial = (self.method.state_dict(), self.optimizer.state_dict())
+
+    def step(self) -> Span:
+        """Take one optimizer step with the blocks that are active; return what was made and freed meanwhile."""
+        accumulation = self.train.gradient_accumulation_steps
+        count = min(accumulation, SIMULATED_MICRO_BATCHES)
+        self.tracker.flops_factor = accumulation / count
+        with self._fake, self.tracker, listening_to_flops(self.tracker.count):
+            self.loop.train_step([self._batch] * count)
+        self.tracker.classify(state_tensors(self.optimizer), "optimizer_state")
+        return self.tracker.take()
+
+    def draw(self, step: int) -> None:
+        """Let the method begin a step, and nothing else."""
+        with self._fake, self.tracker:
+            self.tracker.moment = "resample"
+            self.method.on_step_begin(step, self.optimizer)
+        self.loop.step = step
+
+    def visit(self, blocks: Sequence[int]) -> bool:
+        """Make these blocks the active ones; False for a method that does not sample blocks."""
+        with self._fake, self.tracker:
+            self.tracker.moment = "resample"
+            return self.method.visit(blocks, self.optimizer)
+
+    def give_state(self, parameters: Sequence[torch.Tensor]) -> None:
+        """Let the optimizer update parameters once with gradients from nowhere, so that they have a state."""
+        with self._fake, self.tracker:
+            self.tracker.moment = "optimizer"
+            for parameter in parameters:
+                parameter.grad = torch.empty_like(parameter)
+                self.optimizer.step_parameters([parameter])
+                parameter.grad = None
+        self.tracker.classify(state_tensors(self.optimizer), "optimizer_state")
+
+    def let_refresh(self) -> bool:
+        """Let every active matrix compute a new projector at its next update; False where there is none."""
+        drop = getattr(self.optimizer, "drop_projectors", None)
+        if drop is None or self.method.cycle_steps() is None:
+            return False
+        before = optimizer_state_bytes(self.optimizer)[0]
+        drop(self.active())
+        return optimizer_state_bytes(self.optimizer)[0] != before
+
+    def reset(self) -> None:
+        """Go back to the state before the first draw."""
+        self.loop.step = 0
+        self.method.load_state_dict(self._initial[0])
+        self.optimizer.load_state_dict(self._initial[1])
+
+    def active_blocks(self) -> tuple[int, ...]:
+        """Return the blocks that hold a parameter that requires gradients."""
+        return active_blocks(self.decoder)
+
+    def active(self) -> list[torch.Tensor]:
+        """Return the parameters of the optimizer that require gradients."""
+        return [parameter for parameter in self._parameters if parameter.requires_grad]
+
+    def has_state(self, parameter: torch.Tensor) -> bool:
+        """Return whether the optimizer holds anything for a parameter."""
+        return bool(self.optimizer.state.get(parameter))
+
+    def _fake_batch(self) -> MicroBatch:
+        length = self.train.sequence_length
+        example = Example((0,) * length, (True,) * length)
+        real = collate([example] * self.train.batch_size, pad_id=0)
+        fakes = {
+            field.name: self._fake.from_tensor(value)
+            for field in dataclasses.fields(real)
+            if isinstance(value := getattr(real, field.name), torch.Tensor)
+        }
+        batch = dataclasses.replace(real, **fakes)
+        self.tracker.adopt(fakes.values(), "other")
+        return batch
+
+
+def _replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> None:
+    """Replace every parameter and buffer by a fake CPU tensor; what was one tensor stays one."""
+    known: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in known:
+            made: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+            if isinstance(tensor, nn.Parameter):
+                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            known[id(tensor)] = made
+        return known[id(tensor)]
+
+    kept = []  # a freed tensor's id must not be met again
+    with mode:
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        kept.append(tensor)
+                        tensors[name] = fake(tensor)  # type: ignore[assignment]

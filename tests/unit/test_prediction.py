@@ -1,0 +1,247 @@
+"""Predictions against what torch's own allocator says of the real run, and against the arithmetic of the papers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import _disable_current_modes
+
+from harness.engine.context import EngineContext
+from harness.engine.data import Example, collate
+from harness.engine.decoder import find_decoder
+from harness.engine.loading import build_model
+from harness.engine.step_memory import StepMemory
+from harness.engine.training import TrainingLoop
+from harness.labels import load_labels
+from harness.method import METHODS
+from harness.models import BaseModelSpec, ModelShape, load_models
+from harness.planning.predict import Question, predict
+from harness.record import Prediction
+from harness.suite import RunSpec, expand, load_suite
+
+LABELS = sorted(label for label in load_labels() if label != "base")
+SCORES = [4.0, 3.0, 2.0, 1.0]
+STEPS = 4
+SMALL = BaseModelSpec(
+    name="small",
+    architecture="LlamaForCausalLM",
+    hub_id="nobody/small",
+    shape=ModelShape(
+        hidden_size=192,
+        intermediate_size=512,
+        num_layers=4,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=32,
+        vocab_size=1600,
+        max_positions=512,
+        rope_theta=10000.0,
+        tied_head=False,
+    ),
+)
+LENGTH, ROWS = 96, 4
+TINY = {"rank": 16, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
+
+
+def spec_of(label: str, model: BaseModelSpec, settings: dict[str, Any], **train: Any) -> RunSpec:
+    """Return the run of one label in the commonsense suite with changed settings; what a label lacks is left out."""
+    suite = load_suite("commonsense")
+    changed = {**suite.train, "num_steps": STEPS, **train}
+    changed.pop("num_epochs")
+    suite = suite.model_copy(update={"train": changed})
+    values = load_labels()[label].values()
+    fitting = {key: value for key, value in settings.items() if key in values}
+    return expand(suite, models={model.name: model}, sources={}, labels=[label], seeds=[1], overrides=fitting)[0]
+
+
+def small_spec(label: str, dtype: str = "fp32", **train: Any) -> RunSpec:
+    settings = {**TINY, "moment_dtype": dtype, "projector_dtype": dtype, "adapter_dtype": dtype}
+    if label == "galore-layerwise":
+        train.setdefault("max_grad_norm", None)
+    return spec_of(label, SMALL, settings, dtype=dtype, sequence_length=LENGTH, batch_size=ROWS, **train)
+
+
+def allocator_peak(spec: RunSpec, spoil: Callable[[TrainingLoop], None] = lambda loop: None) -> int:
+    """Return the largest sum of bytes that torch's CPU allocator reports while the steps of a real run are taken."""
+    assert spec.train is not None
+    batches = [
+        collate(
+            [Example(tuple((7 * row + i) % 1600 for i in range(LENGTH)), (True,) * LENGTH) for row in range(ROWS)], 0
+        )
+        for _ in range(STEPS)
+    ]
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        warnings.simplefilter("ignore")
+        model = build_model(SMALL, spec.train.dtype, torch.device("cpu"))
+        decoder = find_decoder(model, SMALL)
+        method_class = METHODS.get(spec.method)
+        method = method_class(method_class.Config.model_validate(spec.config))
+        request = method.block_scores_needed()
+        context = EngineContext(
+            seed=spec.seed,
+            num_steps=STEPS,
+            train=spec.train,
+            decoder=decoder,
+            block_scores={} if request is None else {request: SCORES},
+        )
+        if spec.train.gradient_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained = method.prepare(model, context)
+        loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
+        spoil(loop)
+        trained.train()
+        for batch in batches:
+            with record_function("one step"):
+                loop.train_step([batch])
+            loop.step += 1
+    events = profiler.profiler.kineto_results.events()
+    begin = min(event.start_ns() for event in events if event.name() == "one step")
+    memory = sorted(
+        (event.start_ns(), i, event.nbytes()) for i, event in enumerate(events) if event.name() == "[memory]"
+    )
+    live = peak = 0
+    for time, _, num_bytes in memory:
+        live += num_bytes
+        if time >= begin:
+            peak = max(peak, live)
+    return peak
+
+
+def predicted(spec: RunSpec, model: BaseModelSpec = SMALL, **question: Any) -> Prediction:
+    asked = {"device": "cpu", "horizon": "run", "num_steps": STEPS, **question}
+    return predict(spec, model, Question(**asked), lambda request: SCORES if model is SMALL else None)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+@pytest.mark.parametrize("label", LABELS)
+def test_a_predicted_peak_is_the_allocators_own(label: str, checkpointing: bool) -> None:
+    spec = small_spec(label, gradient_checkpointing=checkpointing)
+    assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec), rel=0.01)
+
+
+@pytest.mark.parametrize("label", ["full", "lora", "owlore"])
+def test_a_predicted_peak_is_the_allocators_own_in_bf16(label: str) -> None:
+    spec = small_spec(label, dtype="bf16", gradient_checkpointing=True)
+    assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec), rel=0.01)
+
+
+def test_a_hidden_allocation_is_noticed() -> None:
+    spec = small_spec("lisa")
+    right = predicted(spec).peak_bytes
+
+    def keep_memory_that_no_operation_shows(loop: TrainingLoop) -> None:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            with _disable_current_modes():
+                loop.hidden = torch.empty(right // 50, dtype=torch.uint8)  # type: ignore[attr-defined]
+
+        loop.context.decoder.blocks[0].register_forward_hook(hook)
+
+    assert allocator_peak(spec, keep_memory_that_no_operation_shows) > 1.015 * right
+
+
+@pytest.mark.parametrize("label", ["full", "lora", "galore", "lisa", "owlore"])
+def test_the_tracker_of_a_real_run_sees_what_is_predicted(label: str) -> None:
+    """The same tracker on real tensors, category by category."""
+    spec = small_spec(label, gradient_checkpointing=True)
+    seen: list[Any] = []
+
+    def watch(loop: TrainingLoop) -> None:
+        loop.memory = StepMemory(loop.model, loop.optimizer, tracked_steps=STEPS)
+        step = loop.train_step
+
+        def tracked(micro_batches: Any) -> Any:
+            with loop.memory.step(loop.step):
+                result = step(micro_batches)
+            seen.append(loop.memory.tracked_peak)
+            return result
+
+        loop.train_step = tracked  # type: ignore[method-assign]
+
+    allocator_peak(spec, watch)
+    peak, told = seen[-1].at_peak, predicted(spec)
+    assert seen[-1].moment == told.peak_phase
+    assert peak.weights_bytes == told.weights_bytes
+    assert peak.optimizer_state_bytes == told.at_peak.optimizer_state_bytes
+    assert peak.gradients_bytes == told.at_peak.gradients_bytes
+    assert peak.activations_bytes == pytest.approx(told.at_peak.activations_bytes, rel=0.002)
+
+
+# The arithmetic of weights, gradients and optimizer state (decimal GB), with bf16 gradients and projectors; recomputed
+# by hand from the shapes, independently of any code: parameters x bytes, 2 moments, r x n projectors.
+BF16, FP32 = {"moment_dtype": "bf16"}, {"moment_dtype": "fp32"}
+DROP = {"state_policy": "drop", "returning_step_counter": "reset"}
+ALL_LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+ROWS_OF_ARITHMETIC = [
+    ("full", {}, "first", (53.91, 80.86), (64.24, 96.36)),
+    ("lisa", {"active_layers": 2, **DROP}, "first", (17.48, 20.15), (24.98, 30.93)),
+    ("lisa", {"active_layers": 4, **DROP}, "first", (19.91, 24.19), (27.60, 35.29)),
+    ("lisa", {"active_layers": 2}, "all-visited", (41.76, 68.72), (51.16, 83.28)),
+    ("ows-fullrank", {"active_layers": 5, **DROP}, "first", (21.12, 26.22), (28.91, 37.47)),
+    ("ows-fullrank", {"active_layers": 5}, "all-visited", (42.98, 69.93), (52.46, 84.59)),
+    ("owlore", {"active_layers": 2, "rank": 128, **DROP}, "first", (15.92, 17.02), (23.31, 27.57)),
+    ("owlore", {"active_layers": 5, "rank": 128, **DROP}, "first", (17.24, 18.41), (24.73, 29.08)),
+    ("owlore", {"active_layers": 5, "rank": 128}, "all-visited", (18.12, 19.98), (25.70, 30.88)),
+    ("owlore", {"active_layers": 5, "rank": 256, **DROP}, "first", (17.40, 18.70), (24.91, 29.41)),
+    ("owlore", {"active_layers": 5, "rank": 256}, "all-visited", (19.16, 21.83), (26.86, 33.01)),
+    ("galore", {"rank": 128}, "first", (29.05, 30.91), (37.48, 42.66)),
+    ("galore-layerwise", {"rank": 128}, "first", (15.83, 17.69), (22.47, 27.65)),
+    ("galore", {"rank": 1024}, "first", (36.36, 43.88), (45.59, 57.57)),
+]
+MODELS = ("llama2-7b", "llama3-8b")
+
+
+def static(label: str, model: str, settings: dict[str, Any], horizon: str = "first") -> Prediction:
+    """Predict with one short row: what is static does not depend on the batch, and less is simulated."""
+    entry = load_models()[model]
+    train: dict[str, Any] = {"batch_size": 1, "sequence_length": 16}
+    if label == "galore-layerwise":
+        train["max_grad_norm"] = None
+    spec = spec_of(label, entry, {"projector": "randomized", **settings}, **train)
+    return predict(spec, entry, Question("cuda", horizon), lambda request: None)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("label", "settings", "horizon", "llama2", "llama3"), ROWS_OF_ARITHMETIC)
+def test_static_memory_is_the_arithmetic(
+    label: str,
+    settings: dict[str, Any],
+    horizon: str,
+    llama2: tuple[float, float],
+    llama3: tuple[float, float],
+    model: str,
+    dtype: str,
+) -> None:
+    expected = (llama2 if model == "llama2-7b" else llama3)[("bf16", "fp32").index(dtype)]
+    found = static(label, model, {**settings, "moment_dtype": dtype}, horizon)
+    assert found.static_bytes / 1e9 == pytest.approx(expected, rel=0.005)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rank", "dtype", "llama2", "llama3"),
+    [(16, "bf16", 13.80, 16.40), (16, "fp32", 14.12, 16.73), (128, "bf16", 16.04, 18.74), (128, "fp32", 18.59, 21.43)],
+)
+def test_static_memory_of_lora_is_the_arithmetic(rank: int, dtype: str, llama2: float, llama3: float) -> None:
+    settings = {"rank": rank, "adapter_dtype": dtype, "moment_dtype": dtype, "target_modules": ALL_LINEAR}
+    for model, expected in zip(MODELS, (llama2, llama3), strict=True):
+        found = static("lora", model, settings)
+        assert found.static_bytes / 1e9 == pytest.approx(expected, rel=0.005)
+    assert static("lora", "llama2-7b", {**settings, "rank": 16}).trainable_params == 39_976_960
+
+
+@pytest.mark.slow
+def test_lisas_published_breakdown_is_met() -> None:
+    # LISA (arXiv 2403.17919), figure of memory for LLaMA-2-7B: optimizer 2.7 GB with E+H+2L; full fine-tuning 13.3
+    # weights, 13.8 gradients, 26.3 optimizer, digitised to 0.3; their arithmetic is 13.48, 13.48, 26.95.
+    lisa = static("lisa", "llama2-7b", {"active_layers": 2, **DROP})
+    assert lisa.optimizer_state_bytes / 1e9 == pytest.approx(2.67, rel=0.005)
+    full = static("full", "llama2-7b", {})
+    parts = (full.weights_bytes, full.gradients_bytes, full.optimizer_state_bytes)
+    assert [part / 1e9 for part in parts] == pytest.approx([13.48, 13.48, 26.95], rel=0.005)
