@@ -17,6 +17,7 @@ from harness.commands._selection import Selection, given_wheels, select
 from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
+from harness.errors import HarnessError
 from harness.record import Environment
 from harness.store import Contents, Store, has_outcome
 from harness.suite import RunSpec
@@ -26,6 +27,8 @@ def main(args: argparse.Namespace) -> int:
     """Run what is to be run; return 0 when every run has an outcome, 1 when one failed, 130 on interrupt."""
     wheels = given_wheels(args.wheel)
     selection = select(args)
+    if args.keep_weights and selection.suite.weights == "random":
+        raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(Path(args.results).resolve())
     if args.dry_run:
         return _dry_run(selection, store)
@@ -108,7 +111,7 @@ def _task(
         spec=spec,
         uuid=identifier,
         model=selection.models[spec.model_name],
-        model_folder=prepared.model_folders[spec.model_name],
+        model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         data_overrides=dict(selection.data),
         cache_folder=cache_root(),
