@@ -65,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"harness {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks")
-    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks"))
+    command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks, devices")
+    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
     command.add_argument("--json", action="store_true", help="as JSON")
 
     command = commands.add_parser("prepare", help="download and convert what a suite needs")

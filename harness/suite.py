@@ -24,7 +24,7 @@ from harness.models import BaseModelSpec, Weights
 from harness.settings import CalibrationSettings, EvaluationSettings, Name, Seed, Strict, TrainSettings
 from harness.toml_files import packaged_toml_names, read_toml, validate
 
-NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml"})
+NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
 
 
 class Suite(Strict):

@@ -125,6 +125,7 @@ def test_a_folder_without_permission_is_one_sentence(folder: Path) -> None:
         ["list", "methods"],
         ["list", "models"],
         ["list", "suites"],
+        ["list", "devices"],
         ["list", "benchmarks", "--json"],
         ["run", "--suite", "commonsense", "--dry-run"],
         ["run", "--suite", "tiny.toml", "--dry-run", "--set", "learning_rate=0.5", "--method", "full"],
