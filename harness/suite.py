@@ -16,14 +16,15 @@ from typing import Any
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
+from harness.datasets import load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.labels import LabelEntry, load_labels, with_aliases
 from harness.method import METHODS, Method
-from harness.models import BaseModelSpec
+from harness.models import BaseModelSpec, Weights
 from harness.settings import CalibrationSettings, EvaluationSettings, Name, Seed, Strict, TrainSettings
 from harness.toml_files import packaged_toml_names, read_toml, validate
 
-NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml"})
+NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
 
 
 class Suite(Strict):
@@ -39,10 +40,13 @@ class Suite(Strict):
     ranking: bool = True
     """False: the report marks nothing as best."""
     models: tuple[Name, ...]
+    weights: Weights = "pretrained"
+    """``random``: every model is built from its shape, nothing is downloaded; for memory and speed alone."""
     labels: tuple[Name, ...]
     seeds: tuple[Seed, ...]
     train: dict[str, Any]
     evaluation: EvaluationSettings
+    """``tasks = []``: nothing is scored."""
     calibration: CalibrationSettings | None = None
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
@@ -177,6 +181,7 @@ def expand(
     Raises:
         HarnessError: a label is unknown or a setting does not fit.
     """
+    assert all(model.weights == suite.weights for model in models.values())
     entries = labels_for(suite, f"suite '{suite.name}'")
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
@@ -186,6 +191,11 @@ def expand(
                 changes = {**point, **(overrides or {})}
                 method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'")
                 needs_scores = method(config).block_scores_needed() is not None
+                if needs_scores and suite.weights == "random":
+                    raise HarnessError(
+                        f"suite '{suite.name}': label '{label}' draws blocks by scores, and scores of random weights "
+                        "mean nothing; set probability = 'uniform'"
+                    )
                 if needs_scores and suite.calibration is None:
                     raise HarnessError(
                         f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
@@ -225,7 +235,7 @@ def _sources_of(
     calibration: CalibrationSettings | None,
     sources: Mapping[str, str],
 ) -> dict[str, str]:
-    used: dict[str, str] = {"evaluation": evaluation.rows}
+    used: dict[str, str] = {} if evaluation.rows is None else {"evaluation": evaluation.rows}
     if train is not None:
         used["train"] = train.data
     if calibration is not None:
@@ -287,8 +297,27 @@ def _resolve(
                 )
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    _check_data(suite, settings, f"{where}: label '{label}'")
     method.check(checked, settings)
     return method, entry, checked, settings
+
+
+def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
+    """Refuse what lacks a tokenizer where one is needed, or would score what learnt from noise."""
+    datasets = load_datasets()
+    dataset = None if train is None else datasets.get(train.data)
+    drawn = dataset is not None and dataset.drawn is not None
+    calibration = None if suite.calibration is None else datasets.get(suite.calibration.data)
+    if calibration is not None and calibration.drawn is not None:
+        raise HarnessError(f"{where}: [calibration] needs a data set of text, and '{calibration.name}' holds none")
+    if suite.evaluation.tasks and (drawn or suite.weights == "random"):
+        what = f"data '{train.data}' are random tokens" if train is not None and drawn else "weights are random"
+        raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]")
+    if suite.weights == "random" and train is not None and not drawn:
+        raise HarnessError(
+            f"{where}: random weights come without a tokenizer, which data '{train.data}' need: set data = "
+            "'random-tokens'"
+        )
 
 
 def _keep_one_length(train: dict[str, Any], key: str) -> None:

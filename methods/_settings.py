@@ -42,8 +42,9 @@ class AdamWSettings(MethodConfig):
 class LayerSamplingSettings(MethodConfig):
     """Which blocks are trained when, and what becomes of the optimizer state of the others."""
 
-    active_layers: PositiveInt
-    """Blocks drawn each period: exactly so many without replacement, so many on average by coin flips."""
+    active_layers: Annotated[int, Field(ge=0)]
+    """Blocks drawn each period: exactly so many without replacement, so many on average by coin flips. 0: none, so that
+    embedding, head and final norm are all that is trained."""
     interval_steps: PositiveInt
     """Optimizer steps of one period."""
     sampling: Literal["without_replacement", "bernoulli"]
@@ -72,7 +73,10 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError("state_policy = 'drop' resets the step counter: set returning_step_counter = 'reset'")
         if self.sampling == "bernoulli" and self.legacy_draws_seed is not None:
             raise ValueError("legacy_draws_seed reproduces draws without replacement, not sampling = 'bernoulli'")
-        if self.sampling == "bernoulli" and not (self.train_embedding or self.train_head or self.train_final_norm):
+        others = self.train_embedding or self.train_head or self.train_final_norm
+        if self.active_layers == 0 and not others:
+            raise ValueError("active_layers = 0 trains nothing: train the embedding, the head or the final norm")
+        if self.sampling == "bernoulli" and not others:
             raise ValueError(
                 "sampling = 'bernoulli' may leave every block frozen: train the embedding, the head or the final norm"
             )

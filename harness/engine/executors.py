@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,22 +34,30 @@ class Tally:
 
     records: tuple[Record, ...]
     interrupted: bool = False
+    left_by_budget: int | None = None
+    """Runs still to do when the budget ended, the one that it cut among them; None: it did not end first."""
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when every run has an outcome, 1 when one failed or timed out, 130 after an interrupt."""
+        """Return 0 when every run has an outcome, 1 when one failed or timed out, 3 when the budget ended first.
+
+        130 after an interrupt.
+        """
         if self.interrupted:
             return 130
+        if self.left_by_budget is not None:
+            return 3
         return 0 if all(record.status in OUTCOMES for record in self.records) else 1
 
 
 def run_locally(
-    tasks: Iterable[RunTask],
+    tasks: Sequence[RunTask],
     *,
     store: Store,
     environment: Environment,
     watcher: Watcher,
     timeout_seconds: float | None = None,
+    stop_at: float | None = None,
     wanted: Callable[[RunTask], bool] = lambda task: True,
 ) -> Tally:
     """Execute tasks one after the other on this machine.
@@ -59,6 +68,7 @@ def run_locally(
         environment: The parent's.
         watcher: Is told how it goes.
         timeout_seconds: Of each run.
+        stop_at: Time of ``time.monotonic()`` after which no run starts and at which the one under way is interrupted.
         wanted: Asked right before a run starts, so that work another process has done meanwhile is not done twice.
 
     Raises:
@@ -74,15 +84,21 @@ def run_locally(
             shutil.rmtree(task.checkpoint_folder, ignore_errors=True)
         watcher.run_ended(kept)
 
-    for task in tasks:
+    def left(position: int) -> Tally:
+        """Return the tally of a budget that ended before the task at a position was done."""
+        return Tally(tuple(records), left_by_budget=sum(map(wanted, tasks[position:])) or None)
+
+    for position, task in enumerate(tasks):
         if not wanted(task):
             continue
+        if stop_at is not None and time.monotonic() >= stop_at:
+            return left(position)
         watcher.run_begins(task)
         try:
-            keep(task, launch(task, environment, watcher.progress, timeout_seconds))
+            keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at))
         except Interrupted as stop:
             keep(task, stop.record)
-            return Tally(tuple(records), interrupted=True)
+            return Tally(tuple(records), interrupted=True) if stop.by_user else left(position)
     return Tally(tuple(records))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
-from typing import IO
+from typing import IO, Literal
 
 from pydantic import ValidationError
 
@@ -38,14 +39,22 @@ LOG_LINES = 40
 
 
 class Interrupted(Exception):
-    """The user asked to stop; the record of what was running is attached."""
+    """The user, or the end of the time there was, asked to stop; the record of what was running is attached."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: Record, by_user: bool) -> None:
         super().__init__("interrupted")
         self.record = record
+        self.by_user = by_user
+        """False where the time was up."""
 
 
-def launch(task: RunTask, environment: Environment, progress: Progress, timeout_seconds: float | None = None) -> Record:
+def launch(
+    task: RunTask,
+    environment: Environment,
+    progress: Progress,
+    timeout_seconds: float | None = None,
+    stop_at: float | None = None,
+) -> Record:
     """Execute a task in a child process and return its record, files not yet moved.
 
     Args:
@@ -53,9 +62,10 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
         environment: The parent's, for the record of a child that leaves none.
         progress: Called with what is going on, how much is done, of how much.
         timeout_seconds: After this long the child is killed and recorded as ``timed_out``.
+        stop_at: When ``time.monotonic()`` reaches it, the child is interrupted as by Ctrl-C.
 
     Raises:
-        Interrupted: Ctrl-C; the child's record is attached.
+        Interrupted: Ctrl-C, or ``stop_at`` has come; the child's record is attached.
         HarnessError: the work folder cannot be made or the child cannot be started.
     """
     started_at = datetime.now(UTC)
@@ -76,18 +86,23 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
     listener = threading.Thread(target=_collect, args=(child.stderr, log), daemon=True)
     listener.start()
     status: Status = "failed"
+    by_user = False
     try:
         try:
             child.stdin.write(task.model_dump_json().encode() + b"\n")
             child.stdin.flush()
-            if not _follow(child, progress, timeout_seconds):
+            end = _follow(child, progress, timeout_seconds, stop_at)
+            if end == "timed_out":
                 status = "timed_out"
                 _kill(child)
+            elif end == "interrupted":
+                status = "interrupted"
+                _interrupt(child)
             child.wait()
         except BrokenPipeError:
             child.wait()
         except KeyboardInterrupt:
-            status = "interrupted"
+            status, by_user = "interrupted", True
             _interrupt(child)
     finally:
         _kill(child)
@@ -98,7 +113,9 @@ def launch(task: RunTask, environment: Environment, progress: Progress, timeout_
     }.get(status, _death(child.returncode))
     record = _left_record(task) or task.record(environment, started_at, status, reason, log_tail="".join(log) or None)
     if status == "interrupted":
-        raise Interrupted(record)
+        if record.status == "interrupted" and not by_user:
+            record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
+        raise Interrupted(record, by_user)
     return record
 
 
@@ -150,22 +167,25 @@ def _move(source: Path, target: Path) -> None:
     source.rename(target)
 
 
-def _follow(child: subprocess.Popen[bytes], progress: Progress, timeout_seconds: float | None) -> bool:
-    """Pass events on until the child closes its output; return False when the time is up."""
+def _follow(
+    child: subprocess.Popen[bytes], progress: Progress, timeout_seconds: float | None, stop_at: float | None
+) -> Literal["closed", "timed_out", "interrupted"]:
+    """Pass events on until the child closes its output or a time is up; return which it was."""
     assert child.stdout is not None
     lines: Queue[bytes | None] = Queue()
     threading.Thread(target=_enqueue, args=(child.stdout, lines), daemon=True).start()
-    deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+    deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
+    stop = math.inf if stop_at is None else stop_at
     while True:
         try:
             # A finite wait lets Ctrl-C through on every platform.
-            line = lines.get(timeout=0.5 if deadline is None else max(0.0, min(0.5, deadline - time.monotonic())))
+            line = lines.get(timeout=max(0.0, min(0.5, min(deadline, stop) - time.monotonic())))
         except Empty:
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            continue
+            line = b""
         if line is None:
-            return True
+            return "closed"
+        if (now := time.monotonic()) >= min(deadline, stop):
+            return "timed_out" if now >= deadline else "interrupted"
         try:
             event = json.loads(line)
         except ValueError:

@@ -1,4 +1,8 @@
-"""Loads a base model and its tokenizer from a folder: safetensors only, no remote code, no network, one dtype."""
+"""Loads a base model and its tokenizer from a folder: safetensors only, no remote code, no network, one dtype.
+
+Or builds the model from its shape alone: with random values for suites that measure memory and speed, or on ``meta``,
+without any, for planning.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import torch
 from torch import nn
 
 from harness.errors import HarnessError
+from harness.models import BaseModelSpec
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -54,6 +59,57 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
             raise
         raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
     model.to(device)
+    model.eval()
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def model_config(spec: BaseModelSpec) -> Any:
+    """Return transformers' configuration of a base model: from its local folder if it has one, else from its shape.
+
+    Raises:
+        HarnessError: the folder's config.json cannot be read, the model has no shape either, or transformers does not
+            know its architecture.
+    """
+    import transformers
+
+    if spec.folder is not None:
+        try:
+            return transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise HarnessError(f"{spec.folder}: the configuration cannot be read: {_first_line(error)}") from error
+    if spec.shape is None:
+        raise HarnessError(f"model '{spec.name}' has no shape in models.toml, so it cannot be built from one")
+    model_class = getattr(transformers, spec.architecture, None)
+    if model_class is None:
+        raise HarnessError(f"model '{spec.name}': transformers {transformers.__version__} has no {spec.architecture}")
+    return model_class.config_class(**spec.shape.config_settings(spec.architecture), architectures=[spec.architecture])
+
+
+def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str) -> nn.Module:
+    """Return the causal language model of a spec with random initial values, in training mode off.
+
+    Every parameter is made on the device in its dtype: no copy on the host, none in fp32. Values come from the global
+    generator, which the caller seeds.
+
+    Args:
+        spec: Shape or local folder say what the model looks like.
+        dtype: ``fp32`` or ``bf16``.
+        device: Where the weights go; on ``meta`` there are none.
+
+    Raises:
+        HarnessError: as :func:`model_config`; or the configuration is of no causal language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = model_config(spec)
+    try:
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=DTYPES[dtype], attn_implementation="sdpa", trust_remote_code=False
+            )
+    except ValueError as error:
+        raise HarnessError(f"model '{spec.name}' cannot be built: {_first_line(error)}") from error
     model.eval()
     assert isinstance(model, nn.Module)
     return model

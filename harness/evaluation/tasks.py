@@ -142,6 +142,7 @@ def _from_rows(manager: TaskManager, name: str, rows_folder: Path, settings: Eva
     scored = config.get("test_split") or config.get("validation_split")
     if scored is None:
         raise HarnessError(f"task '{name}' scores neither a test nor a validation split; packaged rows cannot stand in")
+    assert settings.rows is not None
     splits = {scored: [str(_rows_file(rows_folder, name, SCORED_FILES[settings.rows], scored)), settings.limit]}
     drawn = config.get("fewshot_split") or config.get("training_split")
     if drawn is not None:

@@ -24,7 +24,7 @@ PLOT_TITLES = {
     "loss": "Loss in training",
     "blocks": "Decoder blocks trained at each step",
 }
-DEFINITIONS = (
+SCORE_DEFINITIONS = (
     "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
     "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
     f"Intervals are at the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the "
@@ -32,12 +32,18 @@ DEFINITIONS = (
     "Student's t over the seeds: it covers the seed, not the choice of items, and has no width where all seeds agree. "
     "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
     "average: unweighted mean of the headline metrics of the suite's tasks.",
+)
+DEFINITIONS = (
     "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "
     "the seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
+    "tracked peak: largest sum of live tensors (weights, gradients, optimizer state, activations and all else) in the "
+    "steps that the harness's own tracker followed, on any device, largest over the seeds. What an operation takes and "
+    "frees inside itself is not in it, nor what steps without the tracker added.",
     "host peak RSS: largest resident set of the run's process up to the end of training, loading of the model "
     "included, largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
     "step time: synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
     "included, loading of data left out; mean over the seeds. A `*` marks a run shorter than one refresh cycle.",
+    "tokens a second: mean tokens of a step, padding left out, over the mean step time.",
     "trainable parameters a step: parameters that required a gradient, mean over the steps; ever: those that did at "
     "any step. In brackets the share of all parameters.",
     "optimizer state, peak: largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
@@ -61,7 +67,8 @@ def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: 
     missing = missing_table(summary)
     parts.append("## Runs without a result\n")
     parts.append("Every run has one.\n" if missing is None else markdown_table(missing))
-    parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in DEFINITIONS)]
+    definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
+    parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in definitions)]
     parts += ["## Protocol\n", *_protocol(summary), "## Environment\n"]
     parts.append(f"Environment {escape_markdown(summary.view.environment_id)}.\n")
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
@@ -77,8 +84,9 @@ def _results(summary: Summary) -> list[str]:
             runs = sum(len(row.runs) for row in summary.rows_of(model))
             parts.append(f"Not run: none of its {runs} runs has a record yet.\n")
             continue
-        parts.append("Scores: mean in %, [95% interval], (n = items).\n")
-        parts.append(markdown_table(score_table(summary, model)))
+        if summary.columns:
+            parts.append("Scores: mean in %, [95% interval], (n = items).\n")
+            parts.append(markdown_table(score_table(summary, model)))
         parts.append("Cost.\n")
         parts.append(markdown_table(cost_table(summary, model)))
     return parts
@@ -91,12 +99,14 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append("The suite is no ranking: nothing is marked as best.")
     if summary.view.environment.device_type != "cuda":
         notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
+    if any(run.record.spec.model.get("source") == "random" for row in summary.rows for run in row.runs if run.record):
+        notes.append("The models have random weights: memory and speed are theirs, losses say nothing of a method.")
     return notes
 
 
 def _notes(summary: Summary) -> list[str]:
     notes = result_notes(summary)
-    if summary.suite.ranking:
+    if summary.suite.ranking and summary.columns:
         notes.append("Nothing is marked as best: this report makes no tests between labels.")
     return notes + list(summary.notes)
 
@@ -114,13 +124,13 @@ def _plots(plots: Mapping[str, Sequence[Path]], out: Path) -> list[str]:
 
 def _protocol(summary: Summary) -> list[str]:
     view = summary.view
-    evaluation = settings_text(view.evaluation.model_dump(mode="json"))
+    evaluation = settings_text(view.evaluation.model_dump(mode="json")) if view.evaluation.tasks else "none"
     training = settings_text(common_training(summary))
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
     sources = dict.fromkeys(f"{role}: {name}" for record in records for role, name in record.spec.sources.items())
     first, last = min(r.started_at for r in records), max(r.finished_at for r in records)
     lines = [
-        f"Protocol {view.protocol}; scores of another protocol do not compare with these.",
+        f"Protocol {view.protocol}; what another protocol measured does not compare with it.",
         *(f"Model {name}." for name in dict.fromkeys(_model_text(record.spec.model) for record in records)),
         f"Evaluation: {evaluation}.",
         f"Training, the same for every label: {training}.",

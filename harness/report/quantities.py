@@ -62,6 +62,26 @@ def host_peak_bytes(row: Row) -> int | None:
     return _largest(phase.host_peak_bytes for record in row.records if (phase := record.phase("train")) is not None)
 
 
+def tracked_peak_bytes(row: Row) -> int | None:
+    """Return the largest peak of live storages in the tracked steps over the seeds; None where none was tracked."""
+    return _largest(
+        record.train.tracked_peak.at_peak.total_bytes
+        for record in row.records
+        if record.train is not None and record.train.tracked_peak is not None
+    )
+
+
+def tokens_per_second(train: TrainResult) -> float | None:
+    """Return a step's mean tokens, padding left out, over the mean step time; None where no step was timed."""
+    return None if train.step_seconds_mean is None else fmean(train.curve.tokens) / train.step_seconds_mean
+
+
+def has_held_out_loss(rows: Iterable[Row]) -> bool:
+    """Return whether any run of the rows took the loss of a held-out batch."""
+    results = (record.train for row in rows for record in row.records)
+    return any(train is not None and train.validation_loss_after is not None for train in results)
+
+
 def _largest(values: Iterable[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 

@@ -251,7 +251,9 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
     """Return a note for each data set of which the shown runs saw more than one copy."""
     copies: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        names: dict[str, str] = {"evaluation": record.spec.evaluation.rows}
+        names: dict[str, str] = {}
+        if record.spec.evaluation.rows is not None:
+            names["evaluation"] = record.spec.evaluation.rows
         if record.spec.train is not None:
             names["train"] = record.spec.train.data
         for role, name in names.items():

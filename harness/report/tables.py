@@ -10,11 +10,14 @@ from harness.report.quantities import (
     NO_CUDA,
     NO_TRAINING,
     estimate_text,
+    has_held_out_loss,
     host_peak_bytes,
     label_text,
     mean_of,
     row_status,
     status_words,
+    tokens_per_second,
+    tracked_peak_bytes,
     train_peak_bytes,
 )
 from harness.report.statistics import Estimate, estimate_average, estimate_score
@@ -24,17 +27,21 @@ from harness.suite import RunSpec
 
 NOT_SCORED = "not scored"
 NO_RECORD = "no record yet"
+AVERAGE = "average"
+HELD_OUT = "held-out loss, before -> after (nats)"
 COST_COLUMNS = (
     "label",
-    "average",
+    AVERAGE,
     "peak memory (GiB)",
+    "tracked peak (GiB)",
     "host peak RSS (GiB)",
     "step time, mean (s)",
     "step time, median (s)",
+    "tokens a second",
     "trainable parameters a step",
     "trainable parameters ever",
     "optimizer state, peak (GiB)",
-    "held-out loss, before -> after (nats)",
+    HELD_OUT,
 )
 SHORT_RUN = "*"
 """Marks a step time taken over less than one refresh cycle."""
@@ -94,7 +101,7 @@ def average_title(summary: Summary) -> str:
 
 
 def cost_table(summary: Summary, model: str) -> Table:
-    """Return what each label of one model cost, beside its average."""
+    """Return what each label of one model cost, beside its average and held-out loss where the suite takes them."""
     columns = (Column(COST_COLUMNS[0], "left"), *(Column(title) for title in COST_COLUMNS[1:]))
     rows = tuple(
         (label_text(row), *_cost_cells(summary, row))
@@ -102,7 +109,9 @@ def cost_table(summary: Summary, model: str) -> Table:
         else (row.label, *[row_status(row)] * (len(columns) - 1))
         for row in summary.rows_of(model)
     )
-    return Table(columns, rows)
+    absent = {*(() if summary.columns else (AVERAGE,)), *(() if has_held_out_loss(summary.rows) else (HELD_OUT,))}
+    shown = [i for i, title in enumerate(COST_COLUMNS) if title not in absent]
+    return Table(tuple(columns[i] for i in shown), tuple(tuple(row[i] for i in shown) for row in rows))
 
 
 def _cost_cells(summary: Summary, row: Row) -> list[str]:
@@ -120,9 +129,11 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
     return [
         first,
         peak_text(summary, row),
+        gib(tracked_peak_bytes(row)),
         gib(host_peak_bytes(row)),
         _seconds(mean_of(row, lambda train: train.step_seconds_mean), short),
         _seconds(mean_of(row, lambda train: train.step_seconds_median), short),
+        _seconds(mean_of(row, tokens_per_second), short),
         parameters_text(a_step, total),
         parameters_text(ever, total),
         gib(max(train.peak_optimizer_state_bytes for train in trained)),

@@ -12,7 +12,15 @@ from rich.text import Text
 
 from harness.report.layout import one_line
 from harness.report.page import result_notes
-from harness.report.quantities import host_peak_bytes, mean_of, row_status, status_words
+from harness.report.quantities import (
+    has_held_out_loss,
+    host_peak_bytes,
+    mean_of,
+    row_status,
+    status_words,
+    tokens_per_second,
+    tracked_peak_bytes,
+)
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
 from harness.report.tables import average_of_row, peak_text, score_of_row
@@ -46,7 +54,9 @@ def terminal_table(suite: Suite, contents: Contents, console: Console) -> None:
         rows = summary.rows_of(model)
         if summary.has_records(model):
             title = f"{suite.name} {summary.view.suite_version}, {model}"
-            parts += [_scores(summary, rows, title), Text(), _cost(summary, rows), Text()]
+            if summary.columns:
+                parts += [_scores(summary, rows, title), Text()]
+            parts += [_cost(summary, rows, f"{title}: cost"), Text()]
         else:
             parts += [Text(f"{suite.name}, {model}: not run"), Text()]
     parts += [Text(one_line(note)) for note in (*result_notes(summary), *summary.notes)]
@@ -116,11 +126,13 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
     return Text(f"{write(estimate.mean)}\n{write(low)}-{write(high)}")
 
 
-def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
+def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
-    heads = ["label", "peak memory\n(CUDA), GiB", "host peak\nRSS, GiB", "step,\nmean s", "step,\nmedian s"]
-    heads += ["trained\na step, M", "trained\never, M", "optimizer\nstate, GiB", "held-out loss,\nbefore -> after"]
-    table = _table("cost", heads)
+    losses = has_held_out_loss(rows)
+    heads = ["label", "CUDA\npeak, GiB", "tracked\npeak, GiB", "host\nRSS, GiB", "step,\nmean s"]
+    heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
+    heads += ["held-out loss,\nbefore -> after"] if losses else []
+    table = _table(title, heads)
     for row in rows:
         trained = [record.train for record in row.records if record.train is not None]
         if not trained:
@@ -132,14 +144,16 @@ def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
         after = mean_of(row, lambda train: train.validation_loss_after)
         cells = [
             peak_text(summary, row) if cuda else "no CUDA",
+            gib(tracked_peak_bytes(row)),
             gib(host_peak_bytes(row)),
             _number(mean_of(row, lambda train: train.step_seconds_mean)),
-            _number(mean_of(row, lambda train: train.step_seconds_median)),
+            _number(mean_of(row, tokens_per_second)),
             _number(None if a_step is None else a_step / 1e6),
             _number(max(train.trainable_params_ever for train in trained) / 1e6),
             gib(max(train.peak_optimizer_state_bytes for train in trained)),
-            NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
         ]
+        if losses:
+            cells.append(NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}")
         table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *(Text(cell) for cell in cells))
     return table
 

@@ -69,6 +69,37 @@ update_gap = 2
 learning_rate = 3e-3
 """
 
+RANDOM = """
+name = "tiny"
+version = 1
+protocol = "test"
+description = "memory and speed alone"
+ranking = false
+models = ["smollm2-135m"]
+weights = "random"
+labels = ["full", "lisa", "galore"]
+seeds = [1]
+[train]
+data = "random-tokens"
+prompt = "plain"
+loss_on = "all"
+packing = false
+sequence_length = 16
+batch_size = 2
+num_steps = 6
+learning_rate = 1e-3
+lr_scheduler = "constant"
+dtype = "bf16"
+[evaluation]
+tasks = []
+[settings.lisa]
+interval_steps = 1
+[settings.galore]
+rank = 4
+update_gap = 2
+projector = "svd"
+"""
+
 
 @pytest.fixture(scope="session")
 def prepared() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import SUITE, command
+from tests.cli.conftest import RANDOM, SUITE, command
 from tests.records import make_record
 
 MODEL = "smollm2-135m"
@@ -17,6 +17,8 @@ MODEL = "smollm2-135m"
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tiny.toml").write_text(SUITE)
     (tmp_path / "typo.toml").write_text(SUITE.replace("batch_size", "batch_sise"))
+    (tmp_path / "random.toml").write_text(RANDOM)
+    (tmp_path / "scored.toml").write_text(RANDOM.replace("tasks = []", 'tasks = ["piqa"]\nrows = "hub"'))
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("not a folder")
     return tmp_path
@@ -41,6 +43,19 @@ def folder(tmp_path: Path) -> Path:
         (["run", "--suite", "tiny.toml", "--data", "rows=file"], "there is no data set 'rows'"),
         (["run", "--suite", "tiny.toml", "--limit", "-1"], "'-1' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--max-steps", "0"], "'0' is not a whole number of at least 1"),
+        (["run", "--suite", "tiny.toml", "--budget-seconds", "0"], "'0' is not a number of seconds above 0"),
+        (["run", "--suite", "tiny.toml", "--budget-seconds", "9", "--repeat", "2"], "leave one of them out"),
+        (
+            ["run", "--suite", "random.toml", "--keep-weights"],
+            "suite 'tiny' trains random weights",
+        ),
+        (["run", "--suite", "random.toml", "--data", "random-tokens=file"], "and no file replaces them"),
+        (["run", "--suite", "random.toml", "--method", "owlore"], "scores of random weights mean nothing"),
+        (
+            ["layers", "--suite", "random.toml", "--model", MODEL, "--method", "lisa"],
+            "has random weights, whose blocks' scores mean nothing",
+        ),
+        (["run", "--suite", "scored.toml"], "its data 'random-tokens' are random tokens, so scores would mean nothing"),
         (["run", "--suite", "tiny.toml", "--seed", "-1"], "'-1' is not a whole number from 0"),
         (["run", "--suite", "tiny.toml", "--wheel", "gone.whl"], "there is no file or folder 'gone.whl'"),
         (["run", "--suite", "tiny.toml", "--wheel", "file"], "is none of the wheels in use"),
@@ -110,6 +125,7 @@ def test_a_folder_without_permission_is_one_sentence(folder: Path) -> None:
         ["list", "methods"],
         ["list", "models"],
         ["list", "suites"],
+        ["list", "devices"],
         ["list", "benchmarks", "--json"],
         ["run", "--suite", "commonsense", "--dry-run"],
         ["run", "--suite", "tiny.toml", "--dry-run", "--set", "learning_rate=0.5", "--method", "full"],

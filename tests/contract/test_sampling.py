@@ -237,3 +237,21 @@ def test_the_proof_is_json_and_complete(tiny, sampled):
     proof = json.loads(json.dumps(tiny.start(sampled).steps(0, 3).method.proof()))
     assert proof["sampling"] in ("without_replacement", "bernoulli") and len(proof["draws"]) == 2
     assert sum(proof["probabilities"]) == pytest.approx(1.0)
+
+
+def test_no_active_layer_trains_embedding_head_and_norm_alone(tiny, sampled):
+    run = tiny.start(sampled, active_layers=0, interval_steps=1)
+    before = run.block_weights()
+    others = [part.weight.detach().clone() for part in (run.context.decoder.embedding, run.context.decoder.head)]
+    run.steps(0, 3)
+    assert draws(run) == [(step, []) for step in range(3)]
+    for old, new in zip(before, run.block_weights(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    after = [part.weight for part in (run.context.decoder.embedding, run.context.decoder.head)]
+    assert not any(torch.equal(a, b) for a, b in zip(others, after, strict=True))
+
+
+def test_no_active_layer_and_nothing_else_is_an_error(tiny):
+    nothing = {"train_embedding": False, "train_head": False, "train_final_norm": False}
+    with pytest.raises(ValueError, match="active_layers = 0 trains nothing"):
+        tiny.start("lisa", active_layers=0, **nothing)

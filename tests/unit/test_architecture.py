@@ -28,6 +28,7 @@ CONTRACTS = {
     "record",
     "store",
     "datasets",
+    "devices",
     "toml_files",
 }
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}

@@ -10,9 +10,11 @@ import pytest
 
 from harness.record import Record
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
+from harness.report.page import report_markdown
 from harness.report.summary import Summary, summarize
 from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
 from harness.report.units import GIB, gib, significant
+from harness.settings import EvaluationSettings
 from harness.store import Contents
 from harness.suite import Suite
 
@@ -155,3 +157,20 @@ def test_a_markdown_table_keeps_its_columns_whatever_the_text() -> None:
     assert len(lines) == 4
     assert {line.replace("\\|", "").count("|") for line in lines} == {3}
     assert len({len(line) for line in lines}) == 1
+
+
+def test_a_suite_without_tasks_has_cost_alone() -> None:
+    suite = make.make_suite(labels=("full",), evaluation=EvaluationSettings(tasks=()))
+    run = make.make_record("full")
+    spec = run.spec.model_copy(update={"evaluation": suite.evaluation})
+    summary = summary_of(suite, run.model_copy(update={"spec": spec, "scores": ()}))
+    assert summary.columns == ()
+    row = cells(cost_table(summary, "tiny"), "full")
+    assert "average" not in row
+    assert run.train.step_seconds_mean is not None
+    tokens = sum(run.train.curve.tokens) / len(run.train.curve.tokens)
+    assert row["tokens a second"] == significant(tokens / run.train.step_seconds_mean)
+    page = report_markdown(summary, {}, Path())
+    for absent in ("Scores:", "average", "tasks ="):
+        assert absent not in page
+    assert "Evaluation: none." in page

@@ -1,0 +1,77 @@
+"""The rows that a run trains on: read by the name of their data set, or drawn from the run's seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import torch
+
+from harness.assets.training_rows import load_rows
+from harness.datasets import find_dataset, load_datasets
+from harness.engine.data import Example, Row
+from harness.engine.seeding import torch_generator
+from harness.settings import TrainSettings
+
+
+def run_rows(
+    settings: TrainSettings,
+    part: Literal["train", "validation"],
+    *,
+    overrides: Mapping[str, Path],
+    offline: bool,
+    vocab_size: int,
+    seed: int,
+) -> Sequence[Row | Example]:
+    """Return the rows of one part of a run's data; the parts share none.
+
+    Args:
+        settings: Name the data set, the length of its rows, and how many are held out.
+        part: Which rows.
+        overrides: Local files by data set.
+        offline: Only chooses the words for what is missing.
+        vocab_size: Of the model; drawn ids are below it.
+        seed: Of the run.
+
+    Raises:
+        HarnessError: as :func:`harness.assets.training_rows.load_rows`.
+    """
+    dataset = find_dataset(settings.data, load_datasets())
+    if dataset.drawn is None:
+        return load_rows(settings.data, part, overrides, offline=offline, validation_rows=settings.validation_rows)
+    assert dataset.num_rows is not None
+    num_rows = dataset.num_rows if part == "train" else settings.validation_rows
+    return RandomTokens(num_rows=num_rows, length=settings.sequence_length, vocab_size=vocab_size, seed=seed, part=part)
+
+
+class RandomTokens(Sequence[Example]):
+    """Rows of token ids, each drawn from a stream of its own when it is asked for; every token is trained on."""
+
+    def __init__(self, *, num_rows: int, length: int, vocab_size: int, seed: int, part: str) -> None:
+        """Take the shape of the rows; ``part`` names the stream, so that parts share no row."""
+        self._num_rows = num_rows
+        self._length = length
+        self._vocab_size = vocab_size
+        self._seed = seed
+        self._part = part
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return self._num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        """Return one row, or several."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        generator = torch_generator(self._seed, f"random_tokens/{self._part}/{index}")
+        ids = torch.randint(self._vocab_size, (self._length,), generator=generator)
+        return Example(tuple(ids.tolist()), (True,) * self._length)
