@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
 
+    _add_plan(commands)
     _add_run(commands)
 
     command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
@@ -125,6 +126,36 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_plan(commands: Any) -> None:
+    command = commands.add_parser("plan", help="what runs will need, without a GPU or weights")
+    command.add_argument(
+        "--suite",
+        metavar="NAME",
+        help="a packaged suite, or the path of a .toml file; without one --model and --method in the settings of suite "
+        "commonsense",
+    )
+    _selection(command)
+    _settings(command)
+    command.add_argument("--seed", action="append", type=_seed, metavar="N", help="plan this seed; may be repeated")
+    command.add_argument("--max-steps", type=_positive, metavar="N", help="train at most N optimizer steps")
+    command.add_argument("--batch-size", type=_positive, metavar="B", help="rows of a micro-batch")
+    command.add_argument("--seq-len", type=_positive, metavar="N", help="tokens of a row")
+    command.add_argument("--dtype", choices=("bf16", "fp32"), help="of the weights")
+    command.add_argument("--checkpointing", choices=("on", "off"), help="gradient checkpointing")
+    command.add_argument(
+        "--horizon",
+        choices=("first", "run", "all-visited"),
+        default="run",
+        help="the first active blocks only; the worst step of the run's own draws (default); every block visited",
+    )
+    command.add_argument("--device", metavar="NAME", help="a device of 'harness list devices': its memory and its peak")
+    command.add_argument("--device-memory", metavar="SIZE", help="such as 24GiB: whether each run fits")
+    command.add_argument(
+        "--mfu", type=_share, metavar="X", help="share of the device's peak, for times (above 0, to 1)"
+    )
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
 def _add_run(commands: Any) -> None:
     command = commands.add_parser("run", help="run a suite; what has an outcome is skipped")
     _suite(command)
@@ -132,14 +163,7 @@ def _add_run(commands: Any) -> None:
     _assets(command)
     _results(command)
     command.add_argument("--seed", action="append", type=_seed, metavar="N", help="run this seed; may be repeated")
-    command.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        dest="overrides",
-        help="change a setting; shows in the label",
-    )
+    _settings(command)
     command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
     command.add_argument("--max-steps", type=_positive, metavar="N", help="train at most N optimizer steps")
     command.add_argument("--repeat", type=_positive, metavar="K", help="run everything K more times, done or not")
@@ -179,6 +203,17 @@ def _selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
     command.add_argument(
         "--data", action="append", default=[], metavar="NAME=PATH", help="a local file for a data set; may be repeated"
+    )
+
+
+def _settings(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change a setting; shows in the label",
     )
 
 
@@ -225,6 +260,13 @@ def _seconds(text: str) -> float:
 
 def _threshold(text: str) -> float:
     return _above_zero(text, "a number above 0")
+
+
+def _share(text: str) -> float:
+    number = _above_zero(text, "a number above 0, at most 1")
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0, at most 1")
+    return number
 
 
 def _above_zero(text: str, expected: str) -> float:

@@ -11,7 +11,7 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.planning.questions import PlanAnswer, PlanTask, ask
+from harness.record import Environment, Prediction
+from harness.report.units import gib
 from harness.store import Contents, Store, has_outcome
 from harness.suite import RunSpec
 
@@ -62,8 +65,19 @@ def main(args: argparse.Namespace) -> int:
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
     if not to_do.specs:
         return 0
+    with Display() as display:
+        answers = _predictions(to_do, environment, display)
+    warn(_too_large(answers, environment))
     tasks = [
-        _task(spec, args, selection=to_do, prepared=prepared, store=store, environment_id=environment.environment_id)
+        _task(
+            spec,
+            args,
+            selection=to_do,
+            prepared=prepared,
+            store=store,
+            environment=environment,
+            answer=answers.get(spec.run_id, PlanAnswer()),
+        )
         for _ in range(args.repeat or 1)
         for spec in to_do.specs
     ]
@@ -119,9 +133,11 @@ def _task(
     selection: Selection,
     prepared: Prepared,
     store: Store,
-    environment_id: str,
+    environment: Environment,
+    answer: PlanAnswer,
 ) -> RunTask:
     identifier = uuid.uuid4().hex
+    checkpoints = store.folder / "checkpoints" / f"{spec.run_id}-{environment.environment_id}"
     return RunTask(
         spec=spec,
         uuid=identifier,
@@ -132,10 +148,54 @@ def _task(
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),
         keep_weights=args.keep_weights,
-        checkpoint_folder=None if args.repeat else store.folder / "checkpoints" / f"{spec.run_id}-{environment_id}",
+        checkpoint_folder=None if args.repeat else checkpoints,
         checkpoint_every=args.checkpoint_every,
         offline=args.offline,
         run_id=spec.run_id,
+        prediction=answer.prediction,
+        prediction_error=answer.error,
+        refusal=_refusal(answer.prediction, environment),
+    )
+
+
+def _predictions(selection: Selection, environment: Environment, display: Display) -> dict[str, PlanAnswer]:
+    """Return what each run that trains is told to need on this device, by run id."""
+    specs = [spec for spec in selection.specs if spec.train is not None]
+    tasks = [
+        PlanTask(
+            spec=spec,
+            model=selection.models[spec.model_name],
+            device=environment.device_type,
+            device_name=environment.device_name if environment.device_type == "cuda" else None,
+            cache_folder=cache_root(),
+        )
+        for spec in specs
+    ]
+    answers = ask(tasks, environment.source_checksum, display.progress)
+    return {spec.run_id: answer for spec, answer in zip(specs, answers, strict=True)}
+
+
+def _too_large(answers: Mapping[str, PlanAnswer], environment: Environment) -> list[str]:
+    """Return a sentence when runs are told to need more than the device has."""
+    memory = environment.device_memory_bytes
+    peaks = [answer.prediction.peak_bytes for answer in answers.values() if answer.prediction is not None]
+    too_large = [peak for peak in peaks if memory is not None and peak > memory]
+    if not too_large or memory is None:
+        return []
+    return [
+        f"{len(too_large)} of {len(peaks)} runs are predicted to need up to {gib(max(too_large))} GiB, more than the "
+        f"{gib(memory)} GiB of {environment.device_name}: see harness plan"
+    ]
+
+
+def _refusal(prediction: Prediction | None, environment: Environment) -> str | None:
+    """Return why a run is hopeless: its weights alone do not fit."""
+    memory = environment.device_memory_bytes
+    if prediction is None or memory is None or prediction.weights_bytes <= memory:
+        return None
+    return (
+        f"the weights alone need {gib(prediction.weights_bytes)} GiB, more than the {gib(memory)} GiB of "
+        f"{environment.device_name}; the predicted peak is {gib(prediction.peak_bytes)} GiB"
     )
 
 

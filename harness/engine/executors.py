@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -94,6 +95,9 @@ def run_locally(
         if stop_at is not None and time.monotonic() >= stop_at:
             return left(position)
         watcher.run_begins(task)
+        if task.refusal is not None:
+            keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+            continue
         try:
             keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at))
         except Interrupted as stop:

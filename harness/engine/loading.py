@@ -86,7 +86,7 @@ def model_config(spec: BaseModelSpec) -> Any:
     return model_class.config_class(**spec.shape.config_settings(spec.architecture), architectures=[spec.architecture])
 
 
-def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str) -> nn.Module:
+def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, attention: str = "sdpa") -> nn.Module:
     """Return the causal language model of a spec with random initial values, in training mode off.
 
     Every parameter is made on the device in its dtype: no copy on the host, none in fp32. Values come from the global
@@ -96,6 +96,7 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str) -> 
         spec: Shape or local folder say what the model looks like.
         dtype: ``fp32`` or ``bf16``.
         device: Where the weights go; on ``meta`` there are none.
+        attention: Implementation, by the name that transformers knows.
 
     Raises:
         HarnessError: as :func:`model_config`; or the configuration is of no causal language model.
@@ -106,7 +107,7 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str) -> 
     try:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=DTYPES[dtype], attn_implementation="sdpa", trust_remote_code=False
+                config, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
             )
     except ValueError as error:
         raise HarnessError(f"model '{spec.name}' cannot be built: {_first_line(error)}") from error

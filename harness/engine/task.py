@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from harness.models import BaseModelSpec
-from harness.record import Environment, Record, Status
+from harness.record import Environment, Prediction, Record, Status
 from harness.suite import RunSpec
 
 
@@ -43,6 +43,12 @@ class RunTask(BaseModel):
     adapter_folder: Path | None = None
     """Evaluation only: the adapter to put, unmerged, on the base model."""
 
+    prediction: Prediction | None = None
+    """What was predicted beforehand; goes into the record as it is."""
+    prediction_error: str | None = None
+    refusal: str | None = None
+    """Why this run cannot be done: it is recorded as refused, and no process is started."""
+
     def record(
         self, environment: Environment, started_at: datetime, status: Status, reason: str | None, **parts: Any
     ) -> Record:
@@ -59,5 +65,7 @@ class RunTask(BaseModel):
             reason=reason,
             spec=self.spec,
             environment=environment,
+            prediction=self.prediction,
+            prediction_error=self.prediction_error,
             **parts,
         )

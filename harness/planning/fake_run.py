@@ -34,7 +34,7 @@ SIMULATED_MICRO_BATCHES = 2
 """The second micro-batch already runs beside the gradients of the first; further ones are like it."""
 
 
-class PlanTracker(StorageTracker):
+class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
     """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
 
     def __init__(self, device: Device) -> None:
@@ -244,7 +244,7 @@ class FakeRun:
         length = self.train.sequence_length
         example = Example((0,) * length, (True,) * length)
         real = collate([example] * self.train.batch_size, pad_id=0)
-        fakes = {
+        fakes: dict[str, Any] = {
             field.name: self._fake.from_tensor(value)
             for field in dataclasses.fields(real)
             if isinstance(value := getattr(real, field.name), torch.Tensor)

@@ -171,7 +171,10 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None) -> 
     if horizon == "run":
         assert num_steps is not None
         return _walk(run, num_steps)
-    num_blocks, chosen = len(run.decoder.blocks), max(1, len(run.active_blocks()))
+    num_blocks, chosen = len(run.decoder.blocks), len(run.active_blocks())
+    if chosen == 0 and not run.method.may_activate_every_block():
+        return 0
+    chosen = max(1, chosen)
     for start in range(0, num_blocks, chosen):
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break

@@ -54,7 +54,7 @@ class PlanTask(BaseModel):
                 "spec": spec,
                 "seed": self.spec.seed if samples_blocks(self.spec.method) else None,
                 "num_steps": self.num_steps,
-                "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated"}),
+                "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated", "folder"}),
                 "device": [self.device, self.device_name],
                 "horizon": self.horizon,
                 "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
@@ -77,7 +77,7 @@ class PlanAnswer(BaseModel):
 
 
 def planned_steps(spec: RunSpec) -> int | None:
-    """Return the optimizer steps of a run as far as they are known without its data, else None."""
+    """Return the optimizer steps of a run, or their upper bound, as far as known without its data; else None."""
     train = spec.train
     if train is None:
         return 0
@@ -88,9 +88,8 @@ def planned_steps(spec: RunSpec) -> int | None:
             assert train.num_epochs is not None
             batch = train.batch_size * train.gradient_accumulation_steps
             steps = max(1, -int(-(rows - train.validation_rows) * train.num_epochs // batch))
-    if steps is None or spec.max_steps is None:
-        return steps
-    return min(steps, spec.max_steps)
+    known = [count for count in (steps, spec.max_steps) if count is not None]
+    return min(known, default=None)
 
 
 def samples_blocks(method: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -76,7 +77,7 @@ def test_for_any_sequence_nothing_overlaps_and_the_sums_hold() -> None:
                 live[key] = generator.choice((3, 700, 40_000, 3 * MIB, 12 * MIB, 25 * MIB)) + generator.randrange(999)
                 allocator.allocate(key, live[key])
             blocks = sorted((allocator._blocks[key].address, allocator._blocks[key].size) for key in live)
-            assert all(a + size <= b for (a, size), (b, _) in zip(blocks, blocks[1:], strict=False))
+            assert all(a + size <= b for (a, size), (b, _) in itertools.pairwise(blocks))
             assert allocator.allocated == sum(size for _, size in blocks)
             assert sum(live.values()) <= allocator.allocated <= allocator.reserved
             assert all(size % MIN_BLOCK == 0 for _, size in blocks)

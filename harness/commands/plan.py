@@ -1,0 +1,246 @@
+"""``harness plan``: what runs will need, before they run, without a GPU or weights."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from harness.assets.cache import cache_root
+from harness.commands._output import Display, print_table
+from harness.commands._selection import Selection, select
+from harness.devices import DeviceSpec, find_device, load_devices
+from harness.errors import HarnessError
+from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
+from harness.record import Prediction
+from harness.report.units import NOTHING, gib, significant
+from harness.source import source_checksum
+from harness.suite import RunSpec
+
+DEFAULT_SUITE = "commonsense"
+"""Whose settings a single run is planned with when no suite is named."""
+CONTEXT_BYTES = 500_000_000
+"""What the CUDA context takes beside torch's allocator. Uncalibrated: 0.3 to 0.6 GB are usual."""
+UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
+CHECKPOINTING = {"on": True, "off": False}
+COLUMNS = (
+    "peak GiB",
+    "in",
+    "fits",
+    "weights",
+    "gradients",
+    "state",
+    "activations",
+    "trained M",
+    "step s",
+    "hours",
+)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print a line a run; return 0 when every run has a prediction, 1 when one has none."""
+    if args.suite is None and not (args.model and args.method):
+        raise HarnessError("name a suite with --suite, or one run with --model and --method")
+    device = find_device(args.device, load_devices()) if args.device else None
+    memory = _memory(args, device)
+    args.suite = args.suite or DEFAULT_SUITE
+    args.overrides = [*args.overrides, *_settings(args)]
+    selection = select(args)
+    specs = [spec for spec in selection.specs if spec.train is not None]
+    if not specs:
+        raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
+    with Display() as display:
+        answers = ask(_tasks(selection, specs, args, device), source_checksum(), display.progress)
+    lines = [_line(spec, answer, memory, device, args.mfu) for spec, answer in zip(specs, answers, strict=True)]
+    if args.json:
+        print(json.dumps(lines, indent=1))
+    else:
+        _print(lines, answers, memory, device, args.mfu)
+    return 0 if all(answer.prediction for answer in answers) else 1
+
+
+def parse_memory(text: str) -> int:
+    """Return bytes from ``24GiB``, ``80GB`` or a number of bytes.
+
+    Raises:
+        HarnessError: it is none.
+    """
+    upper = text.strip().upper()
+    unit = next((unit for unit in UNITS if upper.endswith(unit)), "")
+    try:
+        number = float(upper.removesuffix(unit)) * UNITS.get(unit, 1)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise HarnessError(f"--device-memory {text}: expected a size such as 24GiB or 80GB")
+    return int(number)
+
+
+def fits(prediction: Prediction, memory: int) -> str:
+    """Return ``yes``, ``no``, or ``tight``: the peak fits, what the allocator would like to hold does not."""
+    if prediction.peak_bytes + CONTEXT_BYTES > memory:
+        return "no"
+    return "yes" if (prediction.reserved_bytes or prediction.peak_bytes) + CONTEXT_BYTES <= memory else "tight"
+
+
+def _memory(args: argparse.Namespace, device: DeviceSpec | None) -> int | None:
+    if args.device_memory is not None:
+        return parse_memory(args.device_memory)
+    return device.memory_bytes if device else None
+
+
+def _settings(args: argparse.Namespace) -> list[str]:
+    """Return the short options as assignments of ``--set``."""
+    found = []
+    if args.batch_size is not None:
+        found.append(f"batch_size={args.batch_size}")
+    if args.seq_len is not None:
+        found.append(f"sequence_length={args.seq_len}")
+    if args.dtype is not None:
+        found.append(f"dtype={args.dtype}")
+    if args.checkpointing is not None:
+        found.append(f"gradient_checkpointing={str(CHECKPOINTING[args.checkpointing]).lower()}")
+    return found
+
+
+def _tasks(
+    selection: Selection, specs: Sequence[RunSpec], args: argparse.Namespace, device: DeviceSpec | None
+) -> list[PlanTask]:
+    return [
+        PlanTask(
+            spec=spec,
+            model=selection.models[spec.model_name],
+            device="cuda",
+            device_name=device.names[0] if device else None,
+            horizon=args.horizon,
+            cache_folder=cache_root(),
+        )
+        for spec in specs
+    ]
+
+
+def _line(
+    spec: RunSpec, answer: PlanAnswer, memory: int | None, device: DeviceSpec | None, mfu: float | None
+) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "run_id": spec.run_id,
+        "model": spec.model_name,
+        "method": spec.method,
+        "label": spec.label,
+        "seed": spec.seed,
+        "error": answer.error,
+    }
+    prediction = answer.prediction
+    if prediction is None:
+        return found
+    train = spec.train
+    assert train is not None
+    step_seconds = _step_seconds(prediction, None if device is None else device.peak_flops(train.dtype), mfu)
+    steps = planned_steps(spec)
+    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds"})
+    found |= {
+        "activations_bytes": prediction.at_peak.activations_bytes,
+        "static_bytes": prediction.static_bytes,
+        "at_peak": prediction.at_peak.model_dump(mode="json"),
+        "predict_seconds": prediction.predict_seconds,
+        "device_memory_bytes": memory,
+        "fits": None if memory is None else fits(prediction, memory),
+        "num_steps": steps,
+        "step_seconds": step_seconds,
+        "hours": None if step_seconds is None or steps is None else steps * step_seconds / 3600,
+    }
+    return found
+
+
+def _step_seconds(prediction: Prediction, peak_flops: float | None, mfu: float | None) -> float | None:
+    """Return the time of a step: at the given MFU, else the least, with every operation at the device's stated peak."""
+    if peak_flops is None:
+        return None
+    if mfu is not None:
+        return prediction.flops_per_step / (peak_flops * mfu)
+    return (prediction.flops_per_step + prediction.recomputed_flops_per_step) / peak_flops
+
+
+def _print(
+    lines: Sequence[dict[str, Any]],
+    answers: Sequence[PlanAnswer],
+    memory: int | None,
+    device: DeviceSpec | None,
+    mfu: float | None,
+) -> None:
+    """Print one row for all seeds of a run that are told the same, and below it what the columns mean."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for line in lines:
+        rows.setdefault(tuple(_cells(line).values()), []).append(str(line["seed"]))
+    names = tuple(_cells(lines[0]))
+    seeds_differ = any(len(seeds) > 1 for seeds in rows.values()) or len({line["seed"] for line in lines}) > 1
+    print_table(
+        [
+            dict(zip(names[:2], cells[:2], strict=True))
+            | ({"seeds": ", ".join(seeds)} if seeds_differ else {})
+            | dict(zip(names[2:], cells[2:], strict=True))
+            for cells, seeds in rows.items()
+        ]
+    )
+    print()
+    for sentence in _notes(lines, answers, memory, device, mfu):
+        print(sentence)
+
+
+def _cells(line: dict[str, Any]) -> dict[str, str]:
+    found = {"model": str(line["model"]), "label": str(line["label"])}
+    if line["error"] is not None:
+        return found | dict.fromkeys(COLUMNS, NOTHING) | {"peak GiB": "none: see below"}
+    hours, seconds = line["hours"], line["step_seconds"]
+    values = (
+        gib(line["peak_bytes"]),
+        line["peak_phase"],
+        line["fits"] or NOTHING,
+        gib(line["weights_bytes"]),
+        gib(line["gradients_bytes"]),
+        gib(line["optimizer_state_bytes"]),
+        gib(line["activations_bytes"]),
+        f"{line['trainable_params'] / 1e6:,.1f}",
+        NOTHING if seconds is None else significant(seconds),
+        NOTHING if hours is None else significant(hours),
+    )
+    return found | dict(zip(COLUMNS, values, strict=True))
+
+
+def _notes(
+    lines: Sequence[dict[str, Any]],
+    answers: Sequence[PlanAnswer],
+    memory: int | None,
+    device: DeviceSpec | None,
+    mfu: float | None,
+) -> list[str]:
+    notes = [
+        f"{line['model']} {line['label']}: {'refused' if answer.refused else 'no prediction'}: {line['error']}"
+        for line, answer in zip(lines, answers, strict=True)
+        if line["error"] is not None
+    ]
+    notes = list(dict.fromkeys(notes))
+    notes.append(
+        "Peak: bytes of torch's CUDA allocator in the worst step within the horizon; gradients: the most that coexist; "
+        "activations: at the peak. Constants of CUDA libraries are not calibrated."
+    )
+    for label, bound in dict.fromkeys((line["label"], line.get("all_active_peak_bytes")) for line in lines):
+        if bound is not None:
+            notes.append(f"{label}: should its coin flips draw every block at once, {gib(bound)} GiB.")
+    if memory is not None:
+        notes.append(
+            f"fits: in {gib(memory)} GiB less {gib(CONTEXT_BYTES)} GiB for the CUDA context; tight: without what the "
+            "allocator keeps cached."
+        )
+    if device is not None:
+        how = "its whole stated peak, so at least" if mfu is None else f"an MFU of {mfu:g}"
+        notes.append(f"Times: from the operations of a step on {device.name} at {how}.")
+    if any(line.get("num_steps") is None and line["error"] is None for line in lines):
+        notes.append("hours: absent where the number of training rows is not known; give --max-steps.")
+    assumed = dict.fromkeys(sentence for line in lines for sentence in line.get("assumptions", ()))
+    notes += [f"Assumed: {sentence}." for sentence in assumed]
+    hours = [line["hours"] for line in lines if line.get("hours") is not None]
+    if len(hours) == len(lines):
+        notes.append(f"Training of all {len(lines)} runs: {significant(sum(hours))} hours.")
+    return notes
