@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.registry import Registry
 
@@ -41,6 +41,14 @@ class MethodConfig(BaseModel):
 
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""
+    two_pass_clipping: bool = False
+    """Clip with ``update_in_backward``: a first pass takes the global norm, a second makes the clipped updates."""
+
+    @model_validator(mode="after")
+    def _two_passes_are_in_backward(self) -> MethodConfig:
+        if self.two_pass_clipping and not self.update_in_backward:
+            raise ValueError("two_pass_clipping = true is for update_in_backward = true: clipping is exact without it")
+        return self
 
 
 class StepOptimizer(Protocol):

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
+from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.decoder import active_blocks, find_decoder
@@ -155,13 +156,7 @@ class FakeRun:
             block_scores=scores,
             scalar_reader=lambda tensor: 1.0,
         )
-        if spec.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={
-                    "use_reentrant": False,
-                    "context_fn": self.tracker.recompute_contexts,
-                }
-            )
+        enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
         self.model = self.method.prepare(model, context)
         _replace_by_fakes(self.model, self._fake)
         context.decoder = dataclasses.replace(

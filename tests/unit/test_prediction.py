@@ -11,6 +11,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
+from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, collate
 from harness.engine.decoder import find_decoder
@@ -89,8 +90,7 @@ def allocator_peak(spec: RunSpec, spoil: Callable[[TrainingLoop], None] = lambda
             decoder=decoder,
             block_scores={} if request is None else {request: SCORES},
         )
-        if spec.train.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        enable_checkpointing(model, decoder, spec.train)
         trained = method.prepare(model, context)
         loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
         spoil(loop)
