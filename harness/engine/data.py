@@ -72,6 +72,11 @@ class MicroBatch:
     num_truncated: int = 0
     """Rows that lost tokens to ``sequence_length``."""
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors of the batch."""
+        return [t for t in (self.input_ids, self.labels, self.attention_mask) if t is not None]
+
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
         mask = self.attention_mask

@@ -26,6 +26,7 @@ from torch.nn import functional
 from harness.engine import seeding
 from harness.engine.data import IGNORED, MicroBatch
 from harness.engine.decoder import active_blocks, active_others
+from harness.engine.peak_laps import PeakLaps
 from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
 from harness.record import BlockActivity, StepCurve, TrainResult
@@ -72,12 +73,23 @@ class _Curve:
     trainable_params: list[int] = field(default_factory=list)
     optimizer_state_bytes: list[int] = field(default_factory=list)
     optimizer_state_host_bytes: list[int] = field(default_factory=list)
+    allocated_peak_bytes: list[int] = field(default_factory=list)
+    reserved_peak_bytes: list[int] = field(default_factory=list)
+    peak_moments: list[str] = field(default_factory=list)
 
 
 class TrainingLoop:
     """Runs optimizer steps and observes, independently of the method, what was trainable and what it cost."""
 
-    def __init__(self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: StepOptimizer,
+        context: RunContext,
+        laps: PeakLaps | None = None,
+    ) -> None:
+        """Take what is trained; ``laps`` are those of the phase around :meth:`run`, None without CUDA."""
         from transformers import get_scheduler
 
         self.model = model
@@ -101,7 +113,7 @@ class TrainingLoop:
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
         self._update_now = False
-        self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS)
+        self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS, laps=laps)
         self._hooks = self._register_hooks() if method.config.update_in_backward else []
 
     def run(
@@ -130,7 +142,7 @@ class TrainingLoop:
             self._synchronize()
             begin = time.perf_counter()
             self._data_seconds += begin - start
-            with self.memory.step(self.step):
+            with self.memory.step(self.step, (tensor for batch in micro_batches for tensor in batch.tensors)):
                 loss, grad_norm, rate = self.train_step(micro_batches)
                 self._synchronize()
             self._observe(micro_batches, loss, grad_norm, rate, time.perf_counter() - begin)
@@ -284,6 +296,10 @@ class TrainingLoop:
         on_device, on_host = optimizer_state_bytes(self.optimizer)
         curve.optimizer_state_bytes.append(on_device)
         curve.optimizer_state_host_bytes.append(on_host)
+        if (peak := self.memory.step_peak) is not None:
+            curve.allocated_peak_bytes.append(peak.peaks.allocated_bytes)
+            curve.reserved_peak_bytes.append(peak.peaks.reserved_bytes)
+            curve.peak_moments.append(peak.moment)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
