@@ -109,6 +109,8 @@ class TrainingLoop:
         self._ever_blocks: set[int] = set()
         self._ever_others: set[str] = set()
         self._ever_params: dict[str, int] = {}
+        self._parameters = list(model.named_parameters())
+        self._trainable: list[bool] = []
         self._data_seconds = 0.0
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
@@ -273,14 +275,19 @@ class TrainingLoop:
         return on_every_parameter(self.optimizer, update)
 
     def _note_active(self, step: int) -> None:
+        trainable = [p.requires_grad for _, p in self._parameters]
+        if trainable == self._trainable:  # walking the modules at every step would cost more than the rest of the loop
+            self._curve.trainable_params.append(self._curve.trainable_params[-1])
+            return
+        self._trainable = trainable
         blocks = active_blocks(self.context.decoder)
         if not self._activity or self._activity[-1].blocks != blocks:
             self._activity.append(BlockActivity(step=step, blocks=blocks))
         self._ever_blocks.update(blocks)
         self._ever_others.update(active_others(self.context.decoder))
-        trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
-        self._ever_params.update(trainable)
-        self._curve.trainable_params.append(sum(trainable.values()))
+        counts = {name: p.numel() for name, p in self._parameters if p.requires_grad}
+        self._ever_params.update(counts)
+        self._curve.trainable_params.append(sum(counts.values()))
 
     def _observe(
         self, batches: Sequence[MicroBatch], loss: float, grad_norm: float | None, rate: float, seconds: float

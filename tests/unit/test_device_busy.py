@@ -44,22 +44,21 @@ class Nvml:
     class NVMLError(Exception):
         pass
 
-    def __init__(self, used: list[int]) -> None:
+    def __init__(self, used: int | None) -> None:
         self.used = used
         self.asked: list[str] = []
+        self.nvmlInit = lambda: None
+        self.nvmlDeviceGetHandleByUUID = self._handle
+        self.nvmlDeviceGetMemoryInfo = self._info
 
-    def nvmlInit(self) -> None:
-        pass
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+    def _handle(self, uuid: str) -> str:
         self.asked.append(uuid)
         return uuid
 
-    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
-        value = self.used.pop(0) if len(self.used) > 1 else self.used[0]
-        if value < 0:
+    def _info(self, handle: str) -> Any:
+        if self.used is None:
             raise self.NVMLError("the device is lost")
-        return SimpleNamespace(used=value)
+        return SimpleNamespace(used=self.used)
 
 
 def sampled(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> tuple[int | None, bool]:
@@ -70,10 +69,10 @@ def sampled(nvml: Nvml, monkeypatch: pytest.MonkeyPatch) -> tuple[int | None, bo
 
 
 def test_the_sampler_takes_the_whole_devices_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    nvml = Nvml([7 * GB])
+    nvml = Nvml(7 * GB)
     assert sampled(nvml, monkeypatch) == (7 * GB, True)
     assert nvml.asked == ["GPU-1-2-3"]
 
 
 def test_a_sampler_that_fails_on_the_way_gives_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert sampled(Nvml([-1]), monkeypatch) == (None, False)
+    assert sampled(Nvml(None), monkeypatch) == (None, False)
