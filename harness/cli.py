@@ -117,6 +117,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
     _results(command)
     command.add_argument("--json", action="store_true", help="the whole record as JSON")
+    command.add_argument(
+        "--plot", metavar="FILE", help="also draw memory and active blocks over the steps: FILE.png or FILE.svg"
+    )
 
     command = commands.add_parser("report", help="tables and plots of a suite's records")
     _suite(command)

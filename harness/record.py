@@ -61,11 +61,12 @@ class Phase(_Part):
     """load, block_scores, prepare, validate_before, train, validate_after, finalize, evaluate, save."""
     seconds: float
     allocated_peak_bytes: int | None = None
-    """``torch.cuda.max_memory_allocated`` over the phase; None without CUDA."""
+    """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""
     reserved_peak_bytes: int | None = None
     allocator_retries: int | None = None
+    """Allocations in the phase that succeeded only after cached blocks were freed."""
     device_peak_bytes: int | None = None
-    """Largest device figure sampled through NVML."""
+    """Largest use of the whole device, other processes' included, sampled through NVML."""
     device_sample_seconds: float | None = None
     host_peak_bytes: int | None = None
     """Largest resident set of the child process up to the end of this phase (``ru_maxrss``)."""
@@ -143,6 +144,25 @@ class TrackedPeak(_Part):
     step: int
     moment: str
     at_peak: MemoryBreakdown
+
+
+class OutOfMemoryAt(_Part):
+    """Where memory ran out, and what was alive right then, as far as it is known."""
+
+    phase: str
+    step: int | None = None
+    """None outside the steps of training, as are the figures."""
+    moment: str | None = None
+    """resample, forward, backward, clip or optimizer."""
+    weights_bytes: int | None = None
+    gradients_bytes: int | None = None
+    optimizer_state_bytes: int | None = None
+    """On the device."""
+    rest_bytes: int | None = None
+    """Activations and all else: allocated bytes less the three. None where nobody counts them: on a CPU after the
+    tracked steps."""
+    tracked: MemoryBreakdown | None = None
+    """What the tracker knew, on a tracked step."""
 
 
 class Prediction(_Part):
@@ -268,6 +288,8 @@ class Record(_Part):
     prediction: Prediction | None = None
     prediction_error: str | None = None
     """Why there is no prediction."""
+    out_of_memory_at: OutOfMemoryAt | None = None
+    """Only with status out_of_memory; None too where the process was killed before it could say."""
     train: TrainResult | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -15,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.engine.task import RunTask
+from harness.errors import HarnessError
 from harness.record import Record
+from harness.report.style import FORMATS
 
 PIPE_WIDTH = 160
 """Columns of a table when the output is no terminal."""
@@ -45,6 +48,20 @@ def warn(sentences: Iterable[str]) -> None:
     """Print warnings, one a line, on standard error."""
     for sentence in sentences:
         print(f"harness: warning: {sentence}", file=sys.stderr)
+
+
+def plot_file(option: str, text: str) -> Path:
+    """Return the file that an option names for a plot.
+
+    Raises:
+        HarnessError: its ending is none of a plot, or its folder does not exist.
+    """
+    file = Path(text).expanduser()
+    if file.suffix.lower() not in FORMATS:
+        raise HarnessError(f"{option} {text}: expected a file that ends in {' or '.join(FORMATS)}")
+    if not file.parent.is_dir():
+        raise HarnessError(f"{option} {text}: there is no folder '{file.parent}'")
+    return file
 
 
 class Display:

@@ -16,14 +16,14 @@ from harness.assets.cache import cache_root
 from harness.assets.prepare import prepare_dataset, prepare_model, source_identities
 from harness.assets.training_rows import load_texts
 from harness.commands._assets import convert
-from harness.commands._output import Display, print_table
+from harness.commands._output import Display, plot_file, print_table
 from harness.commands._selection import Selection, given_wheels, select
 from harness.errors import HarnessError
 from harness.method import METHODS, BlockScoreRequest
 from harness.methods._block_probabilities import block_probabilities
 from harness.methods._inclusion import inclusion_probabilities
 from harness.methods._settings import LayerSamplingSettings
-from harness.report.layers import FORMATS, LayerScores, write_layer_plot
+from harness.report.layers import LayerScores, write_layer_plot
 from harness.settings import CalibrationSettings
 from harness.suite import RunSpec, labels_for, load_suite
 
@@ -44,7 +44,7 @@ class _Asked:
 
 def main(args: argparse.Namespace) -> int:
     """Print a line a block: its score, its probability, and how often a period would train it."""
-    plot = None if args.out is None else _plot_file(args.out)
+    plot = None if args.out is None else plot_file("--out", args.out)
     wheels = given_wheels(args.wheel)
     asked = _asked(args)
     with Display() as display:
@@ -71,15 +71,6 @@ def main(args: argparse.Namespace) -> int:
         )
         write_layer_plot(drawn, plot)
     return 0
-
-
-def _plot_file(text: str) -> Path:
-    file = Path(text).expanduser()
-    if file.suffix.lower() not in FORMATS:
-        raise HarnessError(f"--out {text}: expected a file that ends in {' or '.join(FORMATS)}")
-    if not file.parent.is_dir():
-        raise HarnessError(f"--out {text}: there is no folder '{file.parent}'")
-    return file
 
 
 def _asked(args: argparse.Namespace) -> _Asked:

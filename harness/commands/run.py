@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> int:
         return _dry_run(selection, store)
     store.check_writable()
     environment = probe_environment()
+    if environment.device_busy:
+        warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
     environment_id = None if args.any_environment else environment.environment_id
     known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
     warn(known.contents().warnings)

@@ -1,4 +1,4 @@
-"""``harness show``: the newest record of a run, readable, or whole as JSON."""
+"""``harness show``: the newest record of a run, readable, or whole as JSON; and drawn over its steps."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ import argparse
 from rich.text import Text
 
 from harness.commands._find import find_records
-from harness.commands._output import console, print_table
-from harness.record import Record
-
-GIB = 2**30
+from harness.commands._output import console, plot_file, print_table
+from harness.record import MemoryBreakdown, OutOfMemoryAt, Record
+from harness.report.quantities import prediction_difference
+from harness.report.units import GIB, gib, signed_percent
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the newest record of a run."""
+    """Print the newest record of a run, and draw it where that is asked."""
+    plot = None if args.plot is None else plot_file("--plot", args.plot)
     records = find_records(args.results, args.run_id)
     record = records[-1]
+    if plot is not None:
+        from harness.report.timeline import write_timeline
+
+        write_timeline(record, plot)
     if args.json:
         print(record.model_dump_json(indent=2))
         return 0
@@ -55,6 +60,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         ("started", record.started_at.isoformat(timespec="seconds")),
         ("took", f"{(record.finished_at - record.started_at).total_seconds():.1f} s"),
         ("device", f"{environment.device_name}, {environment.num_threads} threads"),
+        *([("device not idle", environment.device_busy)] if environment.device_busy else []),
         ("settings", ", ".join(f"{key}={value}" for key, value in spec.config.items())),
     ]
     if spec.train is not None:
@@ -62,6 +68,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         facts.append(("training", ", ".join(f"{key}={value}" for key, value in train.items())))
     if record.train is not None:
         facts += _train_facts(record)
+    facts += _memory_facts(record)
     for name, value in (("items", record.items), ("weights", record.weights)):
         if value is not None:
             facts.append((name, value))
@@ -98,15 +105,60 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
     return facts
 
 
+def _memory_facts(record: Record) -> list[tuple[str, str]]:
+    """Return what was measured and predicted of memory, and where it ran out."""
+    facts = []
+    train, prediction, out = record.train, record.prediction, record.out_of_memory_at
+    if train is not None and train.curve.allocated_peak_bytes:
+        peak = max(train.curve.allocated_peak_bytes)
+        step = train.curve.allocated_peak_bytes.index(peak)
+        moment = train.curve.peak_moments[step]
+        facts.append(("allocated peak", f"{_gib(peak)} in step {step}, moment {moment} (CUDA, every step)"))
+    if train is not None and (tracked := train.tracked_peak) is not None:
+        steps = ", ".join(map(str, tracked.steps))
+        where = f"in step {tracked.step}, moment {tracked.moment} (tracked: {steps})"
+        facts.append(("tracked peak", f"{_gib(tracked.at_peak.total_bytes)} {where}: {_parts(tracked.at_peak)}"))
+    if prediction is not None:
+        where = f"in step {prediction.peak_step}, moment {prediction.peak_phase}"
+        assumed = f"for {prediction.device}, horizon {prediction.horizon}"
+        facts.append(
+            ("predicted peak", f"{_gib(prediction.peak_bytes)} {where} ({assumed}): {_parts(prediction.at_peak)}")
+        )
+        difference = prediction_difference(record)
+        if difference is not None:
+            against = "allocated" if prediction.device == "cuda" else "tracked"
+            facts.append(("predicted against measured", f"{signed_percent(difference)}% of the {against} peak"))
+    elif record.prediction_error is not None:
+        facts.append(("predicted peak", f"none: {record.prediction_error}"))
+    if out is not None:
+        where = f"phase {out.phase}" + ("" if out.step is None else f", step {out.step}, moment {out.moment}")
+        facts.append(("out of memory", where + (f": {_parts(out)}" if out.weights_bytes is not None else "")))
+    return facts
+
+
+def _parts(sizes: MemoryBreakdown | OutOfMemoryAt) -> str:
+    """Return the known sizes of a breakdown, in the order of the record, in GiB."""
+    named = [(name, value) for name, value in sizes if name.endswith("_bytes") and value is not None]
+    return ", ".join(f"{name.removesuffix('_bytes').replace('_', ' ')} {_gib(value)}" for name, value in named)
+
+
+def _gib(value: int) -> str:
+    return f"{gib(value)} GiB"
+
+
 def _phase_row(phase: dict[str, object]) -> dict[str, str]:
-    def gib(key: str) -> str:
+    def shown(key: str) -> str:
         value = phase[key]
         return "not measured" if not isinstance(value, int) else f"{value / GIB:.3f} GiB"
+
+    retries, every = phase["allocator_retries"], phase["device_sample_seconds"]
 
     return {
         "phase": str(phase["name"]),
         "seconds": f"{phase['seconds']:.2f}",
-        "allocated peak": gib("allocated_peak_bytes"),
-        "reserved peak": gib("reserved_peak_bytes"),
-        "host peak": gib("host_peak_bytes"),
+        "allocated peak": shown("allocated_peak_bytes"),
+        "reserved peak": shown("reserved_peak_bytes"),
+        "retries": "not measured" if retries is None else str(retries),
+        "whole device": shown("device_peak_bytes") + ("" if every is None else f" (every {every} s)"),
+        "host peak": shown("host_peak_bytes"),
     }

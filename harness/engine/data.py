@@ -75,6 +75,11 @@ class MicroBatch:
     trained_positions: torch.Tensor | None = None  # (num_trained_tokens,) int64
     """Positions in the flattened input whose next token is trained; None: every position but a row's last."""
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """Return the tensors of the batch."""
+        return [t for t in (self.input_ids, self.labels, self.attention_mask) if t is not None]
+
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
         moved: dict[str, Any] = {

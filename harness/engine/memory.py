@@ -1,8 +1,8 @@
 """Memory and time of each phase of a run, under a meter of its own.
 
-CUDA figures are None without CUDA. The allocated and reserved peaks are reset at the start of a phase and nowhere else,
-so the train phase's peak is the largest over all of its steps, warm-up included. The device figure is sampled through
-NVML in a thread (extra ``gpu``); None where NVML is not installed.
+CUDA figures are None without CUDA. The allocated and reserved peaks are read in laps (``peak_laps``): within the train
+phase one at every moment of every step, warm-up included, and the phase's figure is the largest of them. The device
+figure is sampled through NVML in a thread (extra ``gpu``); None where NVML is not installed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from harness.engine.peak_laps import AllocatorCounters, CudaCounters, PeakLaps
 from harness.record import Phase
 
 DEVICE_SAMPLE_SECONDS = 0.05
@@ -25,9 +26,19 @@ DEVICE_SAMPLE_SECONDS = 0.05
 class PhaseMeter:
     """Collects one :class:`Phase` per ``with meter.phase(name)``."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, counters: AllocatorCounters | None = None) -> None:
+        """Take the device of a run.
+
+        Args:
+            device: Where it runs.
+            counters: Of its allocator; None: the device's own, or nothing on a CPU.
+        """
         self._device = device
+        if counters is None and device.type == "cuda":
+            counters = CudaCounters(device)
         self._phases: list[Phase] = []
+        self.laps = None if counters is None else PeakLaps(counters)
+        """Who reads the allocator's peaks inside a phase goes through these laps; None without CUDA."""
         self.current: str | None = None
         """The phase under way, or the last one begun."""
 
@@ -40,31 +51,39 @@ class PhaseMeter:
     def phase(self, name: str) -> Iterator[None]:
         """Measure what happens inside; the phase is kept also when it raises."""
         self.current = name
-        cuda = self._device.type == "cuda"
-        if cuda:
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            retries = _retries(self._device)
-        sampler = _DeviceSampler(self._device) if cuda else None
+        laps, retries = self.laps, 0
+        if laps is not None:
+            laps.counters.synchronize()
+            retries = laps.counters.num_retries()
+            laps.begin()
+        sampler = _DeviceSampler(self._device) if self._device.type == "cuda" else None
         start = time.perf_counter()
         try:
             yield
         finally:
-            if cuda:
-                torch.cuda.synchronize(self._device)
+            if laps is not None:
+                laps.counters.synchronize()
             seconds = time.perf_counter() - start
+            peaks = None if laps is None else laps.end()
             self._phases.append(
                 Phase(
                     name=name,
                     seconds=seconds,
-                    allocated_peak_bytes=torch.cuda.max_memory_allocated(self._device) if cuda else None,
-                    reserved_peak_bytes=torch.cuda.max_memory_reserved(self._device) if cuda else None,
-                    allocator_retries=_retries(self._device) - retries if cuda else None,
+                    allocated_peak_bytes=peaks.allocated_bytes if peaks else None,
+                    reserved_peak_bytes=peaks.reserved_bytes if peaks else None,
+                    allocator_retries=laps.counters.num_retries() - retries if laps else None,
                     device_peak_bytes=sampler.stop() if sampler else None,
                     device_sample_seconds=DEVICE_SAMPLE_SECONDS if sampler and sampler.available else None,
                     host_peak_bytes=host_peak_bytes(),
                 )
             )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, on the device or on the host."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
 
 
 def host_peak_bytes() -> int:
@@ -73,17 +92,19 @@ def host_peak_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _retries(device: torch.device) -> int:
-    return int(torch.cuda.memory_stats(device).get("num_alloc_retries", 0))
-
-
 class _DeviceSampler:
-    """Samples the device's used memory in a thread."""
+    """Samples the used memory of the whole device in a thread, that of every process on it.
+
+    The process's own share (``nvmlDeviceGetComputeRunningProcesses``) is not taken: NVML gives it by the host's process
+    ids, which a container does not know. What another process holds is thus in the figure; ``Environment.device_busy``
+    says whether one was there when the run began.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._peak: int | None = None
         self._stop = threading.Event()
         self._handle: Any = None
+        self._thread: threading.Thread | None = None
         try:
             import pynvml
 
@@ -103,13 +124,17 @@ class _DeviceSampler:
 
     def _sample(self) -> None:
         while True:
-            used = int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+            try:
+                used = int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+            except self._nvml.NVMLError:
+                self._peak = self._handle = None  # what follows would be missing: no figure rather than half of one
+                return
             self._peak = max(self._peak or 0, used)
             if self._stop.wait(DEVICE_SAMPLE_SECONDS):
                 return
 
     def stop(self) -> int | None:
-        if self._handle is not None:
+        if self._thread is not None:
             self._stop.set()
             self._thread.join()
         return self._peak

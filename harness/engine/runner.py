@@ -23,13 +23,13 @@ from harness.engine.data import Example, MicroBatch, Row, TrainData, validation_
 from harness.engine.decoder import Checksums, checksums, find_decoder
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
-from harness.engine.memory import PhaseMeter
+from harness.engine.memory import PhaseMeter, is_out_of_memory
 from harness.engine.rows import run_rows
 from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.record import Proof, Record, Score, Status, TrainResult
+from harness.record import OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 
 Progress = Callable[[str, int, int | None], None]
@@ -45,6 +45,7 @@ class _Outcome:
     proof: Proof | None = None
     items: str | None = None
     weights: str | None = None
+    out_of_memory_at: OutOfMemoryAt | None = None
 
 
 @dataclass
@@ -82,19 +83,23 @@ def execute(task: RunTask, progress: Progress) -> Record:
         status, reason = "failed", str(error)
     except Exception as error:
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
-        status, reason = _status_of(error, run.meter.current)
+        status, reason = _status_of(error, run)
     return task.record(
         environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
     )
 
 
-def _status_of(error: Exception, phase: str | None) -> tuple[Status, str]:
+def _status_of(error: Exception, run: _Run) -> tuple[Status, str]:
+    phase = run.meter.current
     text = str(error).strip().splitlines()
     first = text[0] if text else type(error).__name__
-    host = isinstance(error, MemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
-    if host or isinstance(error, torch.OutOfMemoryError):
+    if not is_out_of_memory(error):
+        return "failed", f"{type(error).__name__} in phase {phase}: {first}"
+    at = run.outcome.out_of_memory_at
+    if at is None:
+        run.outcome.out_of_memory_at = None if phase is None else OutOfMemoryAt(phase=phase)
         return "out_of_memory", f"out of memory in phase {phase}: {first}"
-    return "failed", f"{type(error).__name__} in phase {phase}: {first}"
+    return "out_of_memory", f"out of memory in phase {phase}, step {at.step}, moment {at.moment}: {first}"
 
 
 def _train_and_evaluate(run: _Run) -> None:
@@ -147,7 +152,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         run.progress("preparing", 0, None)
         enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
-        loop = TrainingLoop(model, method, method.build_optimizer(model, context), context)
+        loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
     before = checksums(decoder)
     loss_before = _held_out_loss(run, "validate_before", model, held_out, context)
     try:
@@ -157,6 +162,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
+        run.outcome.out_of_memory_at = loop.memory.out_of_memory
     loss_after = _held_out_loss(run, "validate_after", model, held_out, context)
     run.outcome.train = loop.result().model_copy(
         update={

@@ -1,61 +1,94 @@
 """Memory inside the optimizer step: what was alive at the peak, and in which moment the peak came.
 
-The first steps of a run, which the step time leaves out anyway, are followed by a tracker of live storages.
+The first steps of a run, which the step time leaves out anyway, are followed by a tracker of live storages. On CUDA the
+allocator's own peaks are read at the end of every moment of every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.engine.memory import is_out_of_memory
+from harness.engine.peak_laps import PeakLaps, Peaks
 from harness.engine.storage_tracker import Category, Peak, StorageTracker
 from harness.method import StepOptimizer
-from harness.record import MemoryBreakdown, TrackedPeak
+from harness.record import MemoryBreakdown, OutOfMemoryAt, TrackedPeak
+
+PHASE = "train"
+"""The phase whose steps are watched."""
+FIRST_MOMENT = "resample"
+
+
+@dataclass(frozen=True)
+class StepPeak:
+    """The allocator's peaks over one step."""
+
+    peaks: Peaks
+    moment: str
+    """In which the allocated peak came; the first of several that are equal."""
 
 
 class StepMemory:
     """Watches the steps of one training loop."""
 
-    def __init__(self, model: nn.Module, optimizer: StepOptimizer, tracked_steps: int) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: StepOptimizer, tracked_steps: int, laps: PeakLaps | None = None
+    ) -> None:
         """Take what is trained.
 
         Args:
             model: As it is trained, adapters included.
             optimizer: Over its parameters.
             tracked_steps: How many of the run's first steps are followed by the tracker.
+            laps: Of the phase around the steps; None without CUDA.
         """
         self._model = model
         self._optimizer = optimizer
         self._tracked_steps = tracked_steps
+        self._laps = laps
+        self._device_type = optimizer.param_groups[0]["params"][0].device.type
+        self._moment = FIRST_MOMENT
         self._tracker: StorageTracker | None = None
+        self._peaks: list[StepPeak] = []
+        self.step_peak: StepPeak | None = None
+        """The allocator's peaks over the last step; None without CUDA."""
+        self.out_of_memory: OutOfMemoryAt | None = None
+        """Where memory ran out, once it has."""
         self.tracked_peak: TrackedPeak | None = None
         """The largest peak of the tracked steps, or None when none was tracked."""
 
     @contextmanager
-    def step(self, step: int) -> Iterator[None]:
-        """Watch one optimizer step."""
-        if step >= self._tracked_steps:
-            yield
-            return
-        self._tracker = tracker = StorageTracker()
-        adopt_training(tracker, self._model, self._optimizer)
-        hooks = on_every_parameter(self._optimizer, self.note_gradient)
+    def step(self, step: int, inputs: Iterable[torch.Tensor] = ()) -> Iterator[None]:
+        """Watch one optimizer step; ``inputs`` are the micro-batches that wait for it on the device."""
+        if self._laps is not None:
+            self._laps.lap()  # what came between the steps is no step's, but the phase keeps it
+        self._moment, self._peaks = FIRST_MOMENT, []
         try:
-            with tracker:
+            if step < self._tracked_steps:
+                with self._tracked(step, inputs):
+                    yield
+            else:
                 yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-            self._tracker = None
-        tracker.classify(state_tensors(self._optimizer), "optimizer_state")
-        self._note_peak(step, tracker.take().peak)
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error) and self.out_of_memory is None:
+                self.out_of_memory = self._what_is_alive(step)
+            raise
+        if self._laps is not None:
+            self._end_moment()
+            self.step_peak = largest_of(self._peaks)
 
     def moment(self, name: str) -> None:
         """Say what begins: resample, forward, backward, clip or optimizer."""
+        if self._laps is not None:
+            self._end_moment()
+        self._moment = name
         if self._tracker is not None:
             self._tracker.moment = name
 
@@ -73,6 +106,60 @@ class StepMemory:
         peak = state["tracked_peak"]
         self.tracked_peak = None if peak is None else TrackedPeak.model_validate(peak)
 
+    def _end_moment(self) -> None:
+        assert self._laps is not None
+        self._peaks.append(StepPeak(self._laps.lap(), self._moment))
+
+    @contextmanager
+    def _tracked(self, step: int, inputs: Iterable[torch.Tensor]) -> Iterator[None]:
+        self._tracker = tracker = StorageTracker(self._device_type)
+        adopt_training(tracker, self._model, self._optimizer)
+        tracker.adopt(inputs, "other")
+        hooks = on_every_parameter(self._optimizer, self.note_gradient)
+        try:
+            with tracker:
+                yield
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                self.out_of_memory = self._what_is_alive(step)
+            raise
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._tracker = None
+        tracker.classify(state_tensors(self._optimizer), "optimizer_state")
+        self._note_peak(step, tracker.take().peak)
+
+    def _what_is_alive(self, step: int) -> OutOfMemoryAt:
+        """Return what is on the device while the error's traceback still holds the tensors of the step.
+
+        Only sizes are read and added on the host: nothing is allocated on the device.
+        """
+        weights = storage_bytes([*self._model.parameters(), *self._model.buffers()])
+        gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
+        states = state_tensors(self._optimizer)
+        known = weights, storage_bytes(gradients), storage_bytes(states)
+        tracked = None
+        if self._tracker is not None:
+            self._tracker.classify(gradients, "gradients")
+            self._tracker.classify(states, "optimizer_state")
+            tracked = breakdown(self._tracker.alive())
+        rest: int | None
+        if self._laps is not None:
+            rest = max(0, self._laps.counters.allocated_bytes() - sum(known))
+        else:
+            rest = None if tracked is None else tracked.activations_bytes + tracked.other_bytes
+        return OutOfMemoryAt(
+            phase=PHASE,
+            step=step,
+            moment=self._moment,
+            weights_bytes=known[0],
+            gradients_bytes=known[1],
+            optimizer_state_bytes=known[2],
+            rest_bytes=rest,
+            tracked=tracked,
+        )
+
     def _note_peak(self, step: int, peak: Peak) -> None:
         before = self.tracked_peak
         steps = (*(before.steps if before else ()), step)
@@ -80,6 +167,12 @@ class StepMemory:
             self.tracked_peak = before.model_copy(update={"steps": steps})
             return
         self.tracked_peak = TrackedPeak(steps=steps, step=step, moment=peak.moment, at_peak=breakdown(peak.by_category))
+
+
+def largest_of(moments: Sequence[StepPeak]) -> StepPeak:
+    """Return the peaks of a step from those of its moments."""
+    top = max(moments, key=lambda moment: moment.peaks.allocated_bytes)
+    return StepPeak(reduce(Peaks.largest, (moment.peaks for moment in moments)), top.moment)
 
 
 def breakdown(by_category: dict[Category, int]) -> MemoryBreakdown:

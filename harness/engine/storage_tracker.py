@@ -72,8 +72,14 @@ class Peak:
 class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts live device storages by category while it is entered. Host storages are left out: see ``placement``."""
 
-    def __init__(self) -> None:
+    def __init__(self, device_type: str | None = None) -> None:
+        """Begin with nothing known.
+
+        Args:
+            device_type: Storages elsewhere count as the host's; None: the place of a storage is not looked at.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
+        self._device_type = device_type
         self.moment = "start"
         """What is going on: ``resample``, ``forward``, ``backward``, ``clip``, ``optimizer``, or anything else."""
         self._known: dict[int, int] = {}
@@ -114,6 +120,14 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._storages[index] = _Storage(num_bytes, "other")
         self._events += [(index, num_bytes, self.moment), (index, -num_bytes, self.moment)]
 
+    def alive(self) -> dict[Category, int]:
+        """Return the bytes alive now."""
+        totals: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
+        for index in self._known.values():
+            if index != HOST:
+                totals[self._storages[index].category] += self._storages[index].size
+        return totals
+
     def take(self) -> Span:
         """Return what happened since the last call, and begin anew; live storages stay known."""
         start: dict[Category, int] = dict.fromkeys(CATEGORIES, 0)
@@ -134,7 +148,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         # A storage keeps its Python object for as long as it lives, so the reference dies with the storage.
         self._references[key] = weakref.ref(storage, partial(self._forget, key))
-        if meant_for_host():
+        elsewhere = self._device_type is not None and tensor.device.type != self._device_type
+        if elsewhere or meant_for_host():
             self._known[key] = HOST
             return
         index = self._known[key] = self._next

@@ -31,6 +31,7 @@ from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.data import MicroBatch
 from harness.engine.decoder import active_blocks, active_others
 from harness.engine.loss import loss_function
+from harness.engine.peak_laps import PeakLaps
 from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
 from harness.record import BlockActivity, StepCurve, TrainResult
@@ -70,12 +71,23 @@ class _Curve:
     trainable_params: list[int] = field(default_factory=list)
     optimizer_state_bytes: list[int] = field(default_factory=list)
     optimizer_state_host_bytes: list[int] = field(default_factory=list)
+    allocated_peak_bytes: list[int] = field(default_factory=list)
+    reserved_peak_bytes: list[int] = field(default_factory=list)
+    peak_moments: list[str] = field(default_factory=list)
 
 
 class TrainingLoop:
     """Runs optimizer steps and observes, independently of the method, what was trainable and what it cost."""
 
-    def __init__(self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: StepOptimizer,
+        context: RunContext,
+        laps: PeakLaps | None = None,
+    ) -> None:
+        """Take what is trained; ``laps`` are those of the phase around :meth:`run`, None without CUDA."""
         from transformers import get_scheduler
 
         self.model = model
@@ -95,6 +107,8 @@ class TrainingLoop:
         self._ever_blocks: set[int] = set()
         self._ever_others: set[str] = set()
         self._ever_params: dict[str, int] = {}
+        self._parameters = list(model.named_parameters())
+        self._trainable: list[bool] = []
         self._data_seconds = 0.0
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
@@ -102,7 +116,7 @@ class TrainingLoop:
         self._summed_loss = loss_function(model, context)
         keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
         self._offload = CheckpointOffload(context.decoder.blocks) if keeps else None
-        self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS)
+        self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS, laps=laps)
         self._hooks = self._register_hooks() if method.config.update_in_backward else []
 
     def run(
@@ -132,7 +146,7 @@ class TrainingLoop:
             self._synchronize()
             begin = time.perf_counter()
             self._data_seconds += begin - start
-            with self.memory.step(self.step):
+            with self.memory.step(self.step, (tensor for batch in micro_batches for tensor in batch.tensors)):
                 loss, grad_norm, rate = self.train_step(micro_batches)
                 self._synchronize()
             self._observe(micro_batches, loss, grad_norm, rate, time.perf_counter() - begin)
@@ -308,14 +322,19 @@ class TrainingLoop:
         return on_every_parameter(self.optimizer, use_up)
 
     def _note_active(self, step: int) -> None:
+        trainable = [p.requires_grad for _, p in self._parameters]
+        if trainable == self._trainable:  # walking the modules at every step would cost more than the rest of the loop
+            self._curve.trainable_params.append(self._curve.trainable_params[-1])
+            return
+        self._trainable = trainable
         blocks = active_blocks(self.context.decoder)
         if not self._activity or self._activity[-1].blocks != blocks:
             self._activity.append(BlockActivity(step=step, blocks=blocks))
         self._ever_blocks.update(blocks)
         self._ever_others.update(active_others(self.context.decoder))
-        trainable = {name: p.numel() for name, p in self.model.named_parameters() if p.requires_grad}
-        self._ever_params.update(trainable)
-        self._curve.trainable_params.append(sum(trainable.values()))
+        counts = {name: p.numel() for name, p in self._parameters if p.requires_grad}
+        self._ever_params.update(counts)
+        self._curve.trainable_params.append(sum(counts.values()))
 
     def _observe(
         self, batches: Sequence[MicroBatch], loss: float, grad_norm: float | None, rate: float, seconds: float
@@ -331,6 +350,10 @@ class TrainingLoop:
         on_device, on_host = optimizer_state_bytes(self.optimizer)
         curve.optimizer_state_bytes.append(on_device)
         curve.optimizer_state_host_bytes.append(on_host)
+        if (peak := self.memory.step_peak) is not None:
+            curve.allocated_peak_bytes.append(peak.peaks.allocated_bytes)
+            curve.reserved_peak_bytes.append(peak.peaks.reserved_bytes)
+            curve.peak_moments.append(peak.moment)
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":

@@ -39,7 +39,7 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
     """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
 
     def __init__(self, device: Device) -> None:
-        super().__init__()
+        super().__init__("cpu")
         self.flops = 0
         self.recomputed_flops = 0
         self.flops_factor = 1.0
@@ -86,8 +86,6 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
 
 class _Watcher:
     """Stands in for the loop's own step memory: one tracker follows all of the run."""
-
-    tracked_peak = None
 
     def __init__(self, tracker: PlanTracker) -> None:
         self._tracker = tracker

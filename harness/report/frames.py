@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from harness.record import Record
+from harness.report.quantities import prediction_difference
 from harness.report.summary import Run, Summary
 
 if TYPE_CHECKING:
@@ -62,6 +63,32 @@ PHASE_COLUMNS = (
     "device_sample_seconds",
     "host_peak_bytes",
 )
+PREDICTION_COLUMNS = (
+    "device",
+    "horizon",
+    "peak_step",
+    "peak_phase",
+    "reserved_bytes",
+    "weights_bytes",
+    "gradients_bytes",
+    "optimizer_state_bytes",
+)
+BREAKDOWN_COLUMNS = (
+    "weights_bytes",
+    "gradients_bytes",
+    "optimizer_state_bytes",
+    "activations_bytes",
+    "other_bytes",
+)
+OUT_OF_MEMORY_COLUMNS = (
+    "phase",
+    "step",
+    "moment",
+    "weights_bytes",
+    "gradients_bytes",
+    "optimizer_state_bytes",
+    "rest_bytes",
+)
 RUN_COLUMNS = (
     *IDENTITY,
     "status",
@@ -81,8 +108,21 @@ RUN_COLUMNS = (
     *(f"train_{name}" for name in PHASE_COLUMNS),
     "train_seconds",
     "evaluate_seconds",
+    "device_busy",
+    "allocated_peak_step",
+    "allocated_peak_moment",
+    "tracked_peak_bytes",
+    "tracked_peak_step",
+    "tracked_peak_moment",
+    *(f"tracked_peak_{name}" for name in BREAKDOWN_COLUMNS),
     "predicted_peak_bytes",
+    *(f"predicted_peak_{name}" for name in BREAKDOWN_COLUMNS),
+    *(f"prediction_{name}" for name in PREDICTION_COLUMNS),
+    "prediction_error",
+    "predicted_against_measured",
+    *(f"out_of_memory_{name}" for name in OUT_OF_MEMORY_COLUMNS),
 )
+"""``predicted_against_measured``: a fraction of the measured peak, on CUDA the allocated, else the tracked one."""
 
 
 def score_frame(summary: Summary) -> pd.DataFrame:
@@ -159,7 +199,10 @@ def _measured(record: Record) -> dict[str, Any]:
         "packages": "; ".join(f"{name}=={version}" for name, version in sorted(where.packages.items())),
         "commit": where.commit,
         "dirty": where.dirty,
-        "predicted_peak_bytes": record.prediction.peak_bytes if record.prediction else None,
+        "device_busy": where.device_busy,
+        "prediction_error": record.prediction_error,
+        "predicted_against_measured": prediction_difference(record),
+        **_memory(record),
     }
     if train is not None:
         row |= {name: getattr(train, name) for name in TRAIN_COLUMNS}
@@ -168,6 +211,26 @@ def _measured(record: Record) -> dict[str, Any]:
         row["train_seconds"] = phase.seconds
     if evaluate is not None:
         row["evaluate_seconds"] = evaluate.seconds
+    return row
+
+
+def _memory(record: Record) -> dict[str, Any]:
+    """Return where the peaks came and what they were made of."""
+    row: dict[str, Any] = {}
+    train, prediction, out = record.train, record.prediction, record.out_of_memory_at
+    if train is not None and train.curve.allocated_peak_bytes:
+        step = max(range(len(train.curve.allocated_peak_bytes)), key=train.curve.allocated_peak_bytes.__getitem__)
+        row |= {"allocated_peak_step": step, "allocated_peak_moment": train.curve.peak_moments[step]}
+    if train is not None and (tracked := train.tracked_peak) is not None:
+        row |= {"tracked_peak_step": tracked.step, "tracked_peak_moment": tracked.moment}
+        row |= {"tracked_peak_bytes": tracked.at_peak.total_bytes}
+        row |= {f"tracked_peak_{name}": getattr(tracked.at_peak, name) for name in BREAKDOWN_COLUMNS}
+    if prediction is not None:
+        row |= {"predicted_peak_bytes": prediction.peak_bytes}
+        row |= {f"predicted_peak_{name}": getattr(prediction.at_peak, name) for name in BREAKDOWN_COLUMNS}
+        row |= {f"prediction_{name}": getattr(prediction, name) for name in PREDICTION_COLUMNS}
+    if out is not None:
+        row |= {f"out_of_memory_{name}": getattr(out, name) for name in OUT_OF_MEMORY_COLUMNS}
     return row
 
 

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.report.files import replace_file
 from harness.report.layout import one_line
-from harness.report.style import COLORS, DPI, common_style
+from harness.report.style import COLORS, common_style, save_as
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-FORMATS: dict[str, dict[str, str | None]] = {
-    ".png": {"Software": None},
-    ".svg": {"Date": None, "Creator": None},
-}
-"""Endings of a plot's file, and the metadata that would make its bytes differ from day to day."""
 
 TITLE_LIMIT = 90
 BLACK, BLUE, ORANGE = COLORS[:3]
@@ -43,12 +35,8 @@ def write_layer_plot(layers: LayerScores, file: Path) -> Path:
     Raises:
         HarnessError: the file cannot be written.
     """
-    ending = file.suffix.lower()
     with common_style():
-        figure = _figure(layers)
-        data = io.BytesIO()
-        figure.savefig(data, format=ending.removeprefix("."), dpi=DPI, metadata=FORMATS[ending])
-    return replace_file(file, data.getvalue())
+        return save_as(_figure(layers), file)
 
 
 def _figure(layers: LayerScores) -> Figure:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report.layout import escape_markdown, markdown_table
+from harness.report.quantities import BUSY, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -17,12 +18,13 @@ from harness.report.tables import (
     score_table,
     settings_text,
 )
-from harness.report.units import percent
+from harness.report.units import NOTHING, percent
 
 PLOT_TITLES = {
     "memory_score": "Memory against score",
     "loss": "Loss in training",
     "blocks": "Decoder blocks trained at each step",
+    "memory": "What the memory peak is made of, measured and predicted",
 }
 SCORE_DEFINITIONS = (
     "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
@@ -36,9 +38,16 @@ SCORE_DEFINITIONS = (
 DEFINITIONS = (
     "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "
     "the seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
-    "tracked peak: largest sum of live tensors (weights, gradients, optimizer state, activations and all else) in the "
-    "steps that the harness's own tracker followed, on any device, largest over the seeds. What an operation takes and "
-    "frees inside itself is not in it, nor what steps without the tracker added.",
+    "tracked peak: the largest sum of live storages on the run's device, CUDA or CPU, that a tracker saw in the run's "
+    "first steps, largest over the seeds. A storage that an operation makes and frees inside itself is not in it. A "
+    f"{NOTHING} stands where no step was tracked: the record is older than the tracker.",
+    "predicted peak: what `harness plan` says of the run from its settings and shapes alone, largest over the seeds. A "
+    f"{NOTHING} stands where the run has no prediction; `harness show` says why.",
+    "predicted against measured: predicted peak less measured peak in % of the measured one, of the run that is "
+    "farthest from zero. Measured is the peak memory on CUDA and the tracked peak on a CPU. A "
+    f"{NOTHING} stands where either is missing or the prediction is for another kind of device.",
+    f"{BUSY} behind a label: others used the device when one of its runs began, so peaks of the device and times may "
+    "be off.",
     "host peak RSS: largest resident set of the run's process up to the end of training, loading of the model "
     "included, largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
     "step time: synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
@@ -101,6 +110,9 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
     if any(run.record.spec.model.get("source") == "random" for row in summary.rows for run in row.runs if run.record):
         notes.append("The models have random weights: memory and speed are theirs, losses say nothing of a method.")
+    busy = dict.fromkeys(row.label for row in summary.rows if is_busy(row))
+    if busy:
+        notes.append(f"{BUSY} The device was not idle when runs of these labels began: {', '.join(busy)}.")
     return notes
 
 

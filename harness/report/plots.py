@@ -1,11 +1,11 @@
-"""The plots of a report: memory against score, loss over steps, and which blocks were trained at which step.
+"""The plots of a report: memory against score, loss over steps, which blocks were trained at which step, memory.
 
 One panel a model; legends outside the data. Figures are built without pyplot, so that no window system is looked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from math import ceil
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from harness.record import Record, TrainResult
 from harness.report.layout import one_line
+from harness.report.memory_plots import memory_figure
 from harness.report.quantities import host_peak_bytes, train_peak_bytes
 from harness.report.statistics import Estimate
 from harness.report.style import GREY, LABEL_LIMIT, LabelStyle, common_style, label_styles, save_figure
@@ -44,7 +45,7 @@ def write_plots(summary: Summary, folder: Path) -> dict[str, list[Path]]:
     written = {}
     with common_style():
         styles = label_styles([row.label for row in summary.rows])
-        for name, draw in (("memory_score", _memory_score), ("loss", _loss), ("blocks", _blocks)):
+        for name, draw in DRAWN.items():
             figure = draw(summary, styles)
             if figure is not None:
                 written[name] = save_figure(figure, folder, name)
@@ -288,3 +289,12 @@ def trained_spans(train: TrainResult) -> dict[int, list[tuple[int, int]]]:
 def _seed_words(records: Sequence[Record]) -> str:
     seeds = [seed for seed, _ in groupby(sorted(record.spec.seed for record in records))]
     return f" (seed {seeds[0]})" if len(seeds) == 1 else " (first seed with a result)"
+
+
+DRAWN: dict[str, Callable[[Summary, dict[str, LabelStyle]], Figure | None]] = {
+    "memory_score": _memory_score,
+    "memory": memory_figure,
+    "loss": _loss,
+    "blocks": _blocks,
+}
+"""Every plot by the stem of its files, in the order of the page."""

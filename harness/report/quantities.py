@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
-from harness.record import TrainResult
+from harness.record import Prediction, Record, TrackedPeak, TrainResult
 from harness.report.statistics import Estimate
 from harness.report.summary import Row
 from harness.report.units import percent
 
 NO_CUDA = "not measured (no CUDA)"
 NO_TRAINING = "no training"
+BUSY = "†"
+"""Marks a label of which a run began on a device that was not idle."""
 STATUS_WORDS = {
     "absent": "not run",
     "out_of_memory": "out of memory",
@@ -52,23 +54,60 @@ def estimate_text(estimate: Estimate, unit: str) -> str:
 
 def train_peak_bytes(row: Row) -> int | None:
     """Return the largest peak of allocated CUDA memory in training over the seeds; None where none was measured."""
-    return _largest(
-        phase.allocated_peak_bytes for record in row.records if (phase := record.phase("train")) is not None
-    )
+    return _largest(run_peak_bytes(record) for record in row.records)
+
+
+def run_peak_bytes(record: Record) -> int | None:
+    """Return the peak of allocated CUDA memory in a run's training; None where none was measured.
+
+    The phase knows what its own process saw; of a resumed run the steps before are in the curve alone.
+    """
+    phase = record.phase("train")
+    curve = () if record.train is None else record.train.curve.allocated_peak_bytes
+    return _largest((None if phase is None else phase.allocated_peak_bytes, *curve))
+
+
+def largest_tracked_peak(row: Row) -> TrackedPeak | None:
+    """Return the largest tracked peak over the seeds."""
+    peaks = [r.train.tracked_peak for r in row.records if r.train is not None and r.train.tracked_peak is not None]
+    return max(peaks, key=lambda peak: peak.at_peak.total_bytes, default=None)
+
+
+def best_prediction(row: Row) -> Prediction | None:
+    """Return the prediction with the largest peak over the seeds, of runs without a result too."""
+    found = [run.record.prediction for run in row.runs if run.record is not None and run.record.prediction is not None]
+    return max(found, key=lambda prediction: prediction.peak_bytes, default=None)
+
+
+def prediction_difference(record: Record) -> float | None:
+    """Return by which fraction of the measured peak the predicted one is larger; None where either is missing.
+
+    Measured is the allocated peak on CUDA and the tracked peak on a CPU; what was predicted for the other is not
+    compared.
+    """
+    prediction = record.prediction
+    if prediction is None or prediction.device != record.environment.device_type or record.train is None:
+        return None
+    tracked = record.train.tracked_peak
+    on_cpu = None if tracked is None else tracked.at_peak.total_bytes
+    measured = run_peak_bytes(record) if prediction.device == "cuda" else on_cpu
+    return prediction.peak_bytes / measured - 1.0 if measured else None
+
+
+def largest_difference(row: Row) -> float | None:
+    """Return the difference of prediction and measurement that is farthest from zero over the seeds."""
+    found = [difference for r in row.records if (difference := prediction_difference(r)) is not None]
+    return max(found, key=abs, default=None)
+
+
+def is_busy(row: Row) -> bool:
+    """Return whether others used the device when a run of this row began."""
+    return any(record.environment.device_busy for record in row.records)
 
 
 def host_peak_bytes(row: Row) -> int | None:
     """Return the largest resident set of the process up to the end of training over the seeds."""
     return _largest(phase.host_peak_bytes for record in row.records if (phase := record.phase("train")) is not None)
-
-
-def tracked_peak_bytes(row: Row) -> int | None:
-    """Return the largest peak of live storages in the tracked steps over the seeds; None where none was tracked."""
-    return _largest(
-        record.train.tracked_peak.at_peak.total_bytes
-        for record in row.records
-        if record.train is not None and record.train.tracked_peak is not None
-    )
 
 
 def tokens_per_second(train: TrainResult) -> float | None:

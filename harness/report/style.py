@@ -24,6 +24,11 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
 GREY = "#6B6B6B"
 GRID = "#DDDDDD"
+FORMATS: dict[str, dict[str, str | None]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+}
+"""Endings of a plot's file, and the metadata that would make its bytes differ from day to day."""
 LABEL_LIMIT = 40
 DPI = 160
 SETTINGS: dict[Any, Any] = {
@@ -96,9 +101,16 @@ def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """
     figure.draw_without_rendering()  # lays the figure out, once for both files
     figure.set_layout_engine("none")
-    files = []
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        data = io.BytesIO()
-        figure.savefig(data, format=kind, dpi=DPI, metadata=metadata)
-        files.append(replace_file(folder / f"{stem}.{kind}", data.getvalue()))
-    return files
+    return [save_as(figure, folder / f"{stem}{ending}") for ending in (".svg", ".png")]
+
+
+def save_as(figure: Figure, file: Path) -> Path:
+    """Save a figure, PNG or SVG by the file's ending, and return the file.
+
+    Raises:
+        HarnessError: the file cannot be written.
+    """
+    ending = file.suffix.lower()
+    data = io.BytesIO()
+    figure.savefig(data, format=ending.removeprefix("."), dpi=DPI, metadata=FORMATS[ending])
+    return replace_file(file, data.getvalue())

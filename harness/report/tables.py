@@ -7,22 +7,26 @@ from collections.abc import Mapping, Sequence
 from harness.record import Environment, Record, Score
 from harness.report.layout import Column, Table
 from harness.report.quantities import (
+    BUSY,
     NO_CUDA,
     NO_TRAINING,
+    best_prediction,
     estimate_text,
     has_held_out_loss,
     host_peak_bytes,
+    is_busy,
     label_text,
+    largest_difference,
+    largest_tracked_peak,
     mean_of,
     row_status,
     status_words,
     tokens_per_second,
-    tracked_peak_bytes,
     train_peak_bytes,
 )
 from harness.report.statistics import Estimate, estimate_average, estimate_score
 from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
-from harness.report.units import NOTHING, gib, significant
+from harness.report.units import NOTHING, gib, signed_percent, significant
 from harness.suite import RunSpec
 
 NOT_SCORED = "not scored"
@@ -34,6 +38,8 @@ COST_COLUMNS = (
     AVERAGE,
     "peak memory (GiB)",
     "tracked peak (GiB)",
+    "predicted peak (GiB)",
+    "predicted against measured (%)",
     "host peak RSS (GiB)",
     "step time, mean (s)",
     "step time, median (s)",
@@ -104,7 +110,7 @@ def cost_table(summary: Summary, model: str) -> Table:
     """Return what each label of one model cost, beside its average and held-out loss where the suite takes them."""
     columns = (Column(COST_COLUMNS[0], "left"), *(Column(title) for title in COST_COLUMNS[1:]))
     rows = tuple(
-        (label_text(row), *_cost_cells(summary, row))
+        (label_text(row) + (f" {BUSY}" if is_busy(row) else ""), *_cost_cells(summary, row))
         if row.finished
         else (row.label, *[row_status(row)] * (len(columns) - 1))
         for row in summary.rows_of(model)
@@ -125,11 +131,14 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
     ever = max(train.trainable_params_ever for train in trained)
     before = mean_of(row, lambda train: train.validation_loss_before)
     after = mean_of(row, lambda train: train.validation_loss_after)
+    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
     short = any(train.covers_refresh_cycle is False for train in trained)
     return [
         first,
         peak_text(summary, row),
-        gib(tracked_peak_bytes(row)),
+        gib(None if tracked is None else tracked.at_peak.total_bytes),
+        gib(None if prediction is None else prediction.peak_bytes),
+        signed_percent(largest_difference(row)),
         gib(host_peak_bytes(row)),
         _seconds(mean_of(row, lambda train: train.step_seconds_mean), short),
         _seconds(mean_of(row, lambda train: train.step_seconds_median), short),

@@ -13,13 +13,14 @@ from rich.text import Text
 from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
+    best_prediction,
     has_held_out_loss,
     host_peak_bytes,
+    largest_tracked_peak,
     mean_of,
     row_status,
     status_words,
     tokens_per_second,
-    tracked_peak_bytes,
 )
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
@@ -129,8 +130,15 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
 def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
     losses = has_held_out_loss(rows)
-    heads = ["label", "CUDA\npeak, GiB", "tracked\npeak, GiB", "host\nRSS, GiB", "step,\nmean s"]
-    heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
+    heads = [
+        "label",
+        "CUDA\npeak, GiB",
+        "tracked\npeak, GiB",
+        "predicted\npeak, GiB",
+        "host\nRSS, GiB",
+        "step,\nmean s",
+    ]
+    heads += ["step,\nmean s", "tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
     heads += ["held-out loss,\nbefore -> after"] if losses else []
     table = _table(title, heads)
     for row in rows:
@@ -142,9 +150,10 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         a_step = mean_of(row, lambda train: train.trainable_params_mean)
         before = mean_of(row, lambda train: train.validation_loss_before)
         after = mean_of(row, lambda train: train.validation_loss_after)
+        tracked, prediction = largest_tracked_peak(row), best_prediction(row)
         cells = [
-            peak_text(summary, row) if cuda else "no CUDA",
-            gib(tracked_peak_bytes(row)),
+            peak_text(summary, row) if cuda else gib(None if tracked is None else tracked.at_peak.total_bytes),
+            gib(None if prediction is None else prediction.peak_bytes),
             gib(host_peak_bytes(row)),
             _number(mean_of(row, lambda train: train.step_seconds_mean)),
             _number(mean_of(row, tokens_per_second)),

@@ -24,6 +24,11 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - exponent)}f}"
 
 
+def signed_percent(value: float | None) -> str:
+    """Return a fraction in per cent with its sign and one decimal, without the unit."""
+    return NOTHING if value is None else f"{100 * value:+.1f}"
+
+
 def gib(value: float | None) -> str:
     """Return bytes in GiB, without the unit."""
     return NOTHING if value is None else significant(value / GIB)

@@ -10,10 +10,13 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from harness.errors import HarnessError
 from harness.record import BlockActivity, Record
+from harness.report.memory_plots import CATEGORIES, memory_figure
 from harness.report.plots import trained_spans, write_plots
 from harness.report.style import COLORS, label_styles
 from harness.report.summary import Summary, summarize
+from harness.report.timeline import write_timeline
 from harness.store import Contents
 from harness.suite import Suite
 
@@ -31,17 +34,19 @@ def texts(svg: Path) -> str:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     suite = make.make_suite()
-    records = [make.make_record(label, minute=i) for i, label in enumerate((*suite.labels, f"lora[{make.HOSTILE}]"))]
+    labels = (*suite.labels, f"lora[{make.HOSTILE}]")
+    records = [make.make_record(label, minute=i) for i, label in enumerate(labels)]
+    records = [record if record.spec.label == "base" else make.with_memory(record) for record in records]
     return write_plots(summary_of(suite, *records), tmp_path_factory.mktemp("plots"))
 
 
 def test_each_plot_is_written_as_svg_and_png(drawn: dict[str, list[Path]]) -> None:
     assert {name: [file.name for file in files] for name, files in drawn.items()} == {
-        name: [f"{name}.svg", f"{name}.png"] for name in ("memory_score", "loss", "blocks")
+        name: [f"{name}.svg", f"{name}.png"] for name in ("memory_score", "memory", "loss", "blocks")
     }
 
 
-@pytest.mark.parametrize("name", ["memory_score", "loss", "blocks"])
+@pytest.mark.parametrize("name", ["memory_score", "memory", "loss", "blocks"])
 def test_the_svg_is_xml_that_holds_every_label_as_text(drawn: dict[str, list[Path]], name: str) -> None:
     found = texts(drawn[name][0])
     for label in ("full", "lora", "galore", "lisa", "owlore", "lora[a|b `c` <script>alert(1)</script> …"):
@@ -57,6 +62,83 @@ def test_the_png_shows_the_labels_colours(drawn: dict[str, list[Path]], name: st
     assert not set(expected) - found
     assert min(image.size) > 400
     assert "Software" not in Image.open(drawn[name][1]).info
+
+
+def bars_of(tmp_path: Path, *records: Record, labels: tuple[str, ...]) -> str:
+    summary = summary_of(make.make_suite(labels=labels), *records)
+    return texts(write_plots(summary, tmp_path)["memory"][0])
+
+
+def test_bars_without_data_are_absent_and_said_so(tmp_path: Path) -> None:
+    full = make.make_record("full", status="out_of_memory", reason="x")
+    records = [
+        make.make_record("base"),
+        make.with_memory(full),
+        make.with_memory(make.make_record("lora", minute=1), tracked=False),
+        make.with_memory(make.make_record("lisa", minute=2), predicted=False),
+    ]
+    found = bars_of(tmp_path, *records, labels=("base", "full", "lora", "lisa")).splitlines()
+    assert [line for line in found if line.startswith("not ")] == [
+        "not measured: out of memory",
+        "not measured",
+        "not predicted",
+    ]
+    assert {"full  measured", "lora  measured", "lisa  measured"} <= set(found)
+    assert "allocated peak of the train phase (CUDA)" not in found
+    assert {"weights", "gradients", "optimizer state", "activations", "other"} <= set(found)
+
+
+def test_on_cuda_the_allocated_peak_is_marked(tmp_path: Path) -> None:
+    record = make.with_memory(make.make_record("lora", environment=make.CUDA), tracked=False)
+    found = bars_of(tmp_path, record, labels=("lora",)).splitlines()
+    assert {"not broken down", "allocated peak of the train phase (CUDA)"} <= set(found)
+
+
+def test_the_widths_of_a_bar_are_its_parts_in_gib() -> None:
+    summary = summary_of(make.make_suite(labels=("full",)), make.with_memory(make.make_record("full")))
+    figure = memory_figure(summary, label_styles(["full"]))
+    assert figure is not None
+    widths = [patch.get_width() for patch in figure.axes[0].patches]  # five parts and the frame, twice
+    parts = [getattr(make.make_breakdown("full"), category.field) / make.GIB for category in CATEGORIES]
+    assert widths[:5] == pytest.approx(parts)
+    assert widths[5] == pytest.approx(sum(parts))
+    assert len(widths) == 12
+
+
+def test_no_two_categories_look_alike_in_a_grey_print() -> None:
+    def grey(color: str) -> float:
+        red, green, blue = bytes.fromhex(color[1:])
+        return (0.2126 * red + 0.7152 * green + 0.0722 * blue) / 255
+
+    looks = [(category.hatch, grey(category.color)) for category in CATEGORIES]
+    for i, (hatch, light) in enumerate(looks):
+        for other_hatch, other_light in looks[i + 1 :]:
+            assert hatch != other_hatch or abs(light - other_light) > 0.2
+
+
+@pytest.mark.parametrize(
+    ("device", "said"),
+    [
+        ("cpu", "tracked peak: 1.24 GiB in step 1, backward"),
+        ("cuda", "largest allocated peak: 1.24 GiB in step 7, optimizer"),
+    ],
+)
+def test_a_timeline_marks_the_step_and_moment_of_the_peak(device: str, said: str, tmp_path: Path) -> None:
+    environment = make.CPU if device == "cpu" else make.CUDA
+    record = make.with_memory(make.make_record("lisa", environment=environment))
+    found = texts(write_timeline(record, tmp_path / "run.svg")).splitlines()
+    assert said in found
+    assert ("reserved peak of the step" in found) == (device == "cuda")
+    assert "optimizer state on the device" in found
+    image = Image.open(write_timeline(record, tmp_path / "run.png"))
+    assert min(image.size) > 800
+
+
+def test_a_timeline_needs_no_peak_but_a_step(tmp_path: Path) -> None:
+    write_timeline(make.make_record("lora"), tmp_path / "run.svg")
+    for record in (make.make_record("base"), make.make_record("lora", status="refused", reason="x")):
+        with pytest.raises(HarnessError, match="has no optimizer step on record"):
+            write_timeline(record, tmp_path / "run.svg")
 
 
 def test_the_host_axis_says_that_it_is_not_gpu_memory(drawn: dict[str, list[Path]]) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from harness.record import Record
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
-from harness.report.page import report_markdown
+from harness.report.page import report_markdown, result_notes
 from harness.report.summary import Summary, summarize
 from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
 from harness.report.units import GIB, gib, significant
@@ -89,6 +89,47 @@ def test_with_cuda_the_peak_is_the_largest_over_the_seeds_in_gib() -> None:
     assert row["peak memory (GiB)"] == "21.0"
     assert row["optimizer state, peak (GiB)"] == "1.00"
     assert row["trainable parameters ever"] == "135 M (100%)"
+
+
+def memory_cells(record: Record) -> tuple[str, ...]:
+    row = cells(cost_table(summary_of(make.make_suite(labels=("full",)), record), "tiny"), "full")
+    names = ("tracked peak (GiB)", "predicted peak (GiB)", "predicted against measured (%)")
+    return tuple(row[name] for name in names)
+
+
+def test_the_difference_of_prediction_and_measurement_needs_both() -> None:
+    record = make.make_record("full")
+    assert memory_cells(make.with_memory(record)) == ("2.42", "2.45", "+1.6")
+    assert memory_cells(make.with_memory(record, predicted=False)) == ("2.42", "–", "–")
+    assert memory_cells(make.with_memory(record, tracked=False)) == ("–", "2.45", "–")
+    assert memory_cells(record) == ("–", "–", "–")
+
+
+def test_a_prediction_for_another_kind_of_device_is_not_compared() -> None:
+    record = make.with_memory(make.make_record("full"))
+    assert record.prediction is not None
+    other = record.model_copy(update={"prediction": make.make_prediction("full", "cuda")})
+    assert memory_cells(other) == ("2.42", "2.45", "–")
+
+
+def test_on_cuda_the_prediction_is_compared_with_the_allocated_peak_of_all_steps() -> None:
+    record = make.with_memory(make.make_record("full", environment=make.CUDA), tracked=False)
+    assert memory_cells(record) == ("–", "2.45", "+1.6")
+    resumed = tuple(  # the phase saw the last steps only; the curve knows the others
+        phase.model_copy(update={"allocated_peak_bytes": GIB}) if phase.name == "train" else phase
+        for phase in record.phases
+    )
+    assert memory_cells(record.model_copy(update={"phases": resumed})) == ("–", "2.45", "+1.6")
+
+
+def test_a_label_whose_run_began_on_a_busy_device_is_marked() -> None:
+    busy = make.CUDA.model_copy(update={"device_busy": "3 of 80 bytes in use before the run"})
+    records = [make.make_record("full", environment=make.CUDA), make.make_record("lora", environment=busy, minute=1)]
+    summary = summary_of(make.make_suite(labels=("full", "lora")), *records)
+    assert [row[0] for row in cost_table(summary, "tiny").rows] == ["full", "lora †"]
+    assert any(
+        note.startswith("† The device was not idle") and note.endswith(": lora.") for note in result_notes(summary)
+    )
 
 
 def test_a_step_time_over_less_than_a_refresh_cycle_is_marked() -> None:

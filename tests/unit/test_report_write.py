@@ -28,17 +28,18 @@ def mixed() -> tuple[Suite, Contents]:
     """One suite with every kind of cell: ok, out of memory, failed, refused, absent, left out, added, hostile."""
     suite = make.make_suite(labels=("base", "full", "lora", "galore", "lisa", "owlore"), seeds=(1, 2))
     other = make.CPU.model_copy(update={"packages": {"torch": "2.12.0", "lm-eval": "0.4.13"}})
-    lora = make.make_record("lora", suite=suite, minute=4)
+    lora = make.with_memory(make.make_record("lora", suite=suite, minute=4))
+    full = make.make_record("full", suite=suite, minute=1, status="out_of_memory", reason="needs 9 GiB, has 8")
     records = [
         make.make_record("galore", suite=suite, minute=-9, environment=other),
         make.make_record("base", suite=suite, minute=0),
-        make.make_record("full", suite=suite, minute=1, status="out_of_memory", reason="needs 9 GiB, has 8"),
+        make.with_memory(full).model_copy(update={"out_of_memory_at": make.make_out_of_memory()}),
         make.make_record("full", suite=suite, seed=2, minute=2, status="refused", reason="too large | by far"),
         lora,
         make.make_record("lora", suite=suite, seed=2, minute=5),
-        make.make_record("galore", suite=suite, minute=6),
+        make.with_memory(make.make_record("galore", suite=suite, minute=6), predicted=False),
         make.make_record("galore", suite=suite, seed=2, minute=7, status="failed", reason=make.HOSTILE),
-        make.make_record("lisa", suite=suite, minute=8),
+        make.with_memory(make.make_record("lisa", suite=suite, minute=8), tracked=False),
         make.make_record(f"owlore[{make.HOSTILE}]", suite=suite, minute=9),
         make.make_record(
             "lora",
@@ -62,7 +63,7 @@ def test_the_markdown_of_a_fixed_set_of_records_is_the_golden_one(tmp_path: Path
     suite, contents = mixed()
     plots = {
         name: [tmp_path / "plots" / f"{name}.{kind}" for kind in ("svg", "png")]
-        for name in ("memory_score", "loss", "blocks")
+        for name in ("memory_score", "memory", "loss", "blocks")
     }
     text = report_markdown(summarize(suite, contents), plots, tmp_path)
     (tmp_path / "actual.md").write_text(text, encoding="utf-8")
@@ -72,7 +73,7 @@ def test_the_markdown_of_a_fixed_set_of_records_is_the_golden_one(tmp_path: Path
 def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:
     suite, contents = mixed()
     files = write_report(suite, contents, tmp_path / "out", ["md", "csv"])
-    plots = [f"plots/{name}.{kind}" for name in ("memory_score", "loss", "blocks") for kind in ("svg", "png")]
+    plots = [f"plots/{name}.{kind}" for name in ("memory_score", "memory", "loss", "blocks") for kind in ("svg", "png")]
     found = [file.relative_to(tmp_path / "out").as_posix() for file in files]
     assert found == ["report.md", "scores.csv", "runs.csv", *plots]
     assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(files)
@@ -128,6 +129,34 @@ def test_runs_csv_has_a_row_for_every_run_absent_ones_too(tmp_path: Path) -> Non
     assert lora["packages"] == "lm-eval==0.4.13; torch==2.13.0"
     assert shown["galore", "2"]["reason"] == make.HOSTILE
     assert shown["lisa", "2"]["run_id"] == ""
+
+
+def test_runs_csv_says_what_was_measured_and_predicted_of_memory(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    write_report(suite, contents, tmp_path, ["csv"])
+    shown = {(r["label"], r["seed"]): r for r in rows_of(tmp_path / "runs.csv") if r["in_table"] == "True"}
+    lora, full, galore = shown["lora", "1"], shown["full", "1"], shown["galore", "1"]
+    assert lora["tracked_peak_bytes"] == str(make.make_breakdown("lora").total_bytes)
+    assert (lora["tracked_peak_step"], lora["tracked_peak_moment"]) == ("1", "backward")
+    assert lora["tracked_peak_weights_bytes"] == lora["predicted_peak_weights_bytes"] == str(516 * make.MIB)
+    assert (lora["prediction_device"], lora["prediction_horizon"]) == ("cpu", "run")
+    measured, predicted = int(lora["tracked_peak_bytes"]), int(lora["predicted_peak_bytes"])
+    assert float(lora["predicted_against_measured"]) == pytest.approx(predicted / measured - 1)
+    assert (full["out_of_memory_step"], full["out_of_memory_moment"]) == ("4", "backward")
+    assert full["out_of_memory_rest_bytes"] == str(400 * make.MIB)
+    assert int(full["predicted_peak_bytes"]) > 0 and full["predicted_against_measured"] == ""
+    assert (galore["predicted_peak_bytes"], galore["allocated_peak_step"]) == ("", "")
+
+
+def test_on_cuda_runs_csv_has_the_step_and_moment_of_the_allocated_peak(tmp_path: Path) -> None:
+    suite = make.make_suite(labels=("full",))
+    busy = make.CUDA.model_copy(update={"device_busy": "3 of 80 bytes in use before the run"})
+    record = make.with_memory(make.make_record("full", suite=suite, environment=busy))
+    write_report(suite, Contents((record,)), tmp_path, ["csv"])
+    (row,) = rows_of(tmp_path / "runs.csv")
+    assert (row["allocated_peak_step"], row["allocated_peak_moment"]) == ("7", "optimizer")
+    assert row["device_busy"] == "3 of 80 bytes in use before the run"
+    assert float(row["predicted_against_measured"]) == pytest.approx(0.0159, abs=1e-4)
 
 
 def test_only_csv_loads_neither_matplotlib_nor_torch(tmp_path: Path) -> None:

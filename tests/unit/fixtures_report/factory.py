@@ -6,7 +6,20 @@ import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harness.record import BlockActivity, Environment, Phase, Proof, Record, Score, StepCurve, TrainResult
+from harness.record import (
+    BlockActivity,
+    Environment,
+    MemoryBreakdown,
+    OutOfMemoryAt,
+    Phase,
+    Prediction,
+    Proof,
+    Record,
+    Score,
+    StepCurve,
+    TrackedPeak,
+    TrainResult,
+)
 from harness.settings import EvaluationSettings, TrainSettings
 from harness.suite import RunSpec, Suite
 
@@ -129,6 +142,92 @@ def make_train(label: str, seed: int, num_steps: int = 30, num_blocks: int = 12)
         validation_loss_after=2.0 + 0.2 * draw.random(),
         validation_tokens=256,
     )
+
+
+MIB = 2**20
+BREAKDOWNS = {
+    "full": (513, 513, 1026, 410, 12),
+    "lora": (516, 10, 20, 395, 6),
+    "galore": (513, 513, 260, 410, 90),
+    "lisa": (513, 140, 280, 330, 10),
+    "owlore": (513, 140, 75, 330, 40),
+}
+"""MiB at the peak: weights, gradients, optimizer state, activations, other."""
+
+
+def make_breakdown(label: str, share: float = 1.0) -> MemoryBreakdown:
+    """Return what a label's peak is made of, all but the weights scaled by ``share``."""
+    weights, *rest = BREAKDOWNS[label.partition("[")[0]]
+    sizes = [weights * MIB, *(int(part * share * MIB) for part in rest)]
+    return MemoryBreakdown(**dict(zip(MemoryBreakdown.model_fields, sizes, strict=True)))
+
+
+def make_tracked(label: str) -> TrackedPeak:
+    moment = "optimizer" if label == "galore" else "backward"
+    return TrackedPeak(steps=(0, 1, 2), step=1, moment=moment, at_peak=make_breakdown(label))
+
+
+def make_prediction(label: str, device: str = "cpu") -> Prediction:
+    at_peak = make_breakdown(label, 1.02)
+    values: dict[str, Any] = {
+        "device": device,
+        "horizon": "run",
+        "weights_bytes": at_peak.weights_bytes,
+        "gradients_bytes": at_peak.gradients_bytes,
+        "optimizer_state_bytes": at_peak.optimizer_state_bytes,
+        "peak_bytes": at_peak.total_bytes,
+        "peak_phase": "backward",
+        "peak_step": 1,
+        "at_peak": at_peak,
+        "reserved_bytes": None if device == "cpu" else at_peak.total_bytes + 64 * MIB,
+        "trainable_params": 1000,
+        "flops_per_step": 10**12,
+        "recomputed_flops_per_step": 0,
+        "predict_seconds": 1.5,
+        "torch": "2.13.0",
+    }
+    return Prediction.model_validate(values)
+
+
+def make_out_of_memory() -> OutOfMemoryAt:
+    return OutOfMemoryAt(
+        phase="train",
+        step=4,
+        moment="backward",
+        weights_bytes=513 * MIB,
+        gradients_bytes=100 * MIB,
+        optimizer_state_bytes=1026 * MIB,
+        rest_bytes=400 * MIB,
+    )
+
+
+def with_memory(record: Record, *, tracked: bool = True, predicted: bool = True) -> Record:
+    """Return a record with what was measured and predicted of its memory; on CUDA with peaks of every step."""
+    label, device = record.spec.label, record.environment.device_type
+    changes: dict[str, Any] = {}
+    if predicted:
+        changes["prediction"] = make_prediction(label, device)
+    if record.train is not None and tracked:
+        update: dict[str, Any] = {"tracked_peak": make_tracked(label)}
+        changes["train"] = record.train.model_copy(update=update)
+    if record.train is not None and device == "cuda":
+        peak = make_breakdown(label).total_bytes
+        draw = random.Random(f"steps {label}")
+        allocated = [int(peak * (0.9 + 0.08 * draw.random())) for _ in record.train.curve.loss]
+        allocated[7] = peak
+        curve = record.train.curve.model_copy(
+            update={
+                "allocated_peak_bytes": tuple(allocated),
+                "reserved_peak_bytes": tuple(max(allocated[: i + 1]) + 96 * MIB for i in range(len(allocated))),
+                "peak_moments": tuple("backward" if size < peak else "optimizer" for size in allocated),
+            }
+        )
+        changes["train"] = changes.get("train", record.train).model_copy(update={"curve": curve})
+        changes["phases"] = tuple(
+            phase.model_copy(update={"allocated_peak_bytes": peak}) if phase.name == "train" else phase
+            for phase in record.phases
+        )
+    return record.model_copy(update=changes)
 
 
 def make_record(
