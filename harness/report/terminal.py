@@ -12,7 +12,16 @@ from rich.text import Text
 
 from harness.report.layout import one_line
 from harness.report.page import result_notes
-from harness.report.quantities import host_peak_bytes, mean_of, row_status, status_words
+from harness.report.quantities import (
+    BUSY,
+    best_prediction,
+    host_peak_bytes,
+    is_busy,
+    largest_tracked_peak,
+    mean_of,
+    row_status,
+    status_words,
+)
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
 from harness.report.tables import average_of_row, peak_text, score_of_row
@@ -118,7 +127,9 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
 
 def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
-    heads = ["label", "peak memory\n(CUDA), GiB", "host peak\nRSS, GiB", "step,\nmean s", "step,\nmedian s"]
+    known = [cell for row in rows if (cell := _tracked_and_predicted(row)) != NOTHING]
+    heads = ["label", "peak memory\n(CUDA), GiB", *(["GiB tracked/\npredicted"] if known else [])]
+    heads += ["host peak\nRSS, GiB", "step,\nmean s", "step,\nmedian s"]
     heads += ["trained\na step, M", "trained\never, M", "optimizer\nstate, GiB", "held-out loss,\nbefore -> after"]
     table = _table("cost", heads)
     for row in rows:
@@ -132,6 +143,7 @@ def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
         after = mean_of(row, lambda train: train.validation_loss_after)
         cells = [
             peak_text(summary, row) if cuda else "no CUDA",
+            *([_tracked_and_predicted(row)] if known else []),
             gib(host_peak_bytes(row)),
             _number(mean_of(row, lambda train: train.step_seconds_mean)),
             _number(mean_of(row, lambda train: train.step_seconds_median)),
@@ -140,8 +152,21 @@ def _cost(summary: Summary, rows: Sequence[Row]) -> RichTable:
             gib(max(train.peak_optimizer_state_bytes for train in trained)),
             NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
         ]
-        table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *(Text(cell) for cell in cells))
+        label = one_line(row.label, LABEL_WIDTH) + (f" {BUSY}" if is_busy(row) else "")
+        table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
+
+
+def _tracked_and_predicted(row: Row) -> str:
+    """Return both peaks of a row in GiB; one sign where neither is known."""
+    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
+    if tracked is None and prediction is None:
+        return NOTHING
+    both = (
+        None if tracked is None else tracked.at_peak.total_bytes,
+        None if prediction is None else prediction.peak_bytes,
+    )
+    return "/".join(map(gib, both))
 
 
 def _number(value: float | None) -> str:
