@@ -66,7 +66,7 @@ def memory_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | N
     """Return the stacked bars of every model with a tracked or a predicted peak, or None."""
     from matplotlib.figure import Figure
 
-    shown = {model: [row for row in summary.rows_of(model) if row.trains is not False] for model in summary.models}
+    shown = {model: [row for row in summary.rows_of(model) if row.trains] for model in summary.models}
     shown = {model: rows for model, rows in shown.items() if any(_has_data(row) for row in rows)}
     if not shown:
         return None

@@ -13,9 +13,11 @@ from rich.text import Text
 from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
+    BUSY,
     best_prediction,
     has_held_out_loss,
     host_peak_bytes,
+    is_busy,
     largest_tracked_peak,
     mean_of,
     row_status,
@@ -130,15 +132,10 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
 def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
     losses = has_held_out_loss(rows)
-    heads = [
-        "label",
-        "CUDA\npeak, GiB",
-        "tracked\npeak, GiB",
-        "predicted\npeak, GiB",
-        "host\nRSS, GiB",
-        "step,\nmean s",
-    ]
-    heads += ["step,\nmean s", "tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
+    known = any(_tracked_and_predicted(row) != NOTHING for row in rows)
+    heads = ["label", "CUDA\npeak, GiB", *(["tracked/pre-\ndicted, GiB"] if known else []), "host\nRSS, GiB"]
+    heads += ["step,\nmean s"]
+    heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
     heads += ["held-out loss,\nbefore -> after"] if losses else []
     table = _table(title, heads)
     for row in rows:
@@ -150,10 +147,9 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         a_step = mean_of(row, lambda train: train.trainable_params_mean)
         before = mean_of(row, lambda train: train.validation_loss_before)
         after = mean_of(row, lambda train: train.validation_loss_after)
-        tracked, prediction = largest_tracked_peak(row), best_prediction(row)
         cells = [
-            peak_text(summary, row) if cuda else gib(None if tracked is None else tracked.at_peak.total_bytes),
-            gib(None if prediction is None else prediction.peak_bytes),
+            peak_text(summary, row) if cuda else "no CUDA",
+            *([_tracked_and_predicted(row)] if known else []),
             gib(host_peak_bytes(row)),
             _number(mean_of(row, lambda train: train.step_seconds_mean)),
             _number(mean_of(row, tokens_per_second)),
@@ -163,8 +159,21 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         ]
         if losses:
             cells.append(NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}")
-        table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *(Text(cell) for cell in cells))
+        label = one_line(row.label, LABEL_WIDTH) + (f" {BUSY}" if is_busy(row) else "")
+        table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
+
+
+def _tracked_and_predicted(row: Row) -> str:
+    """Return both peaks of a row in GiB; one sign where neither is known."""
+    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
+    if tracked is None and prediction is None:
+        return NOTHING
+    both = (
+        None if tracked is None else tracked.at_peak.total_bytes,
+        None if prediction is None else prediction.peak_bytes,
+    )
+    return "/".join(map(gib, both))
 
 
 def _number(value: float | None) -> str:

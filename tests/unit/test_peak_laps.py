@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from harness.engine.memory import PhaseMeter
-from harness.engine.peak_laps import PeakLaps, Peaks
+from harness.engine.peak_laps import CudaCounters, PeakLaps, Peaks
 from harness.engine.step_memory import StepMemory
 from harness.record import TrainResult
 from tests.unit.test_training import build
@@ -167,3 +167,19 @@ def test_on_a_cpu_the_curve_has_no_allocator_peaks(tiny_llama: Path, tokenizer: 
     loop.run(data.step_batches(), lambda done, loss: None)
     curve = loop.result().curve
     assert (curve.allocated_peak_bytes, curve.reserved_peak_bytes, curve.peak_moments) == ((), (), ())
+
+
+def test_the_device_counters_are_torchs_own_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``max_memory_allocated`` and ``max_memory_reserved``, from one reading of the statistics."""
+    stats = {
+        "allocated_bytes": {"all": {"current": 5, "peak": 9}, "small_pool": {"current": 5, "peak": 7}},
+        "reserved_bytes": {"all": {"current": 20, "peak": 30}, "small_pool": {"current": 2, "peak": 2}},
+        "num_alloc_retries": 4,
+    }
+    for module in (torch.cuda, torch.cuda.memory):
+        monkeypatch.setattr(module, "memory_stats_as_nested_dict", lambda device=None: stats)
+    device = torch.device("cuda", 0)
+    counters = CudaCounters(device)
+    assert counters.peaks() == Peaks(torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device))
+    assert counters.peaks() == Peaks(9, 30)
+    assert (counters.allocated_bytes(), counters.num_retries()) == (5, 4)

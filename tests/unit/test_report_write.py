@@ -249,3 +249,12 @@ def test_a_row_without_a_result_shows_its_status_on_the_terminal() -> None:
     terminal_table(suite, contents, Console(file=page))
     line = next(line for line in page.getvalue().splitlines() if line.startswith("full"))
     assert line.count("OOM") == len(make.TASKS) + 2  # the eight, gsm8k and the average
+
+
+def test_the_terminal_shows_the_tracked_beside_the_predicted_peak() -> None:
+    suite, contents = mixed()
+    page = io.StringIO()
+    terminal_table(suite, contents, Console(file=page))
+    rows = [line.split("|") for line in page.getvalue().splitlines() if "no CUDA|" in line and "a|b" not in line]
+    cells = {row[0].strip(): row[2].strip() for row in rows}
+    assert (cells["lora"], cells["galore"], cells["lisa"]) == ("0.925/0.933", "1.74/–", "–/1.26")
