@@ -155,3 +155,25 @@ def test_the_bytes_on_the_host_are_recorded(tiny_llama: Path, tokenizer: Any) ->
     assert plain.offloaded_checkpoint_bytes is None
     assert offloaded.offloaded_checkpoint_bytes is not None and offloaded.offloaded_checkpoint_bytes % NUM_BLOCKS == 0
     assert offloaded.curve.loss == plain.curve.loss
+
+
+def test_a_cuda_tensor_goes_to_pinned_memory_without_waiting(tiny_llama: Path, monkeypatch: Any) -> None:
+    _, decoder = loaded(tiny_llama)
+    offload = CheckpointOffload(decoder.blocks)
+    made: list[dict[str, Any]] = []
+
+    class OnCuda(torch.Tensor):
+        is_cuda = True  # type: ignore[assignment]
+
+    empty_like = torch.empty_like
+
+    def watched(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        made.append(options)
+        return empty_like(tensor.as_subclass(torch.Tensor), device=options["device"])
+
+    monkeypatch.setattr(torch, "empty_like", watched)
+    hidden = torch.arange(6.0).as_subclass(OnCuda)
+    offload._note(decoder.blocks[0], (hidden,), {})
+    copy, _ = offload._pack(hidden)
+    assert made == [{"device": "cpu", "pin_memory": True}]
+    assert torch.equal(offload._unpack((copy, torch.device("cpu"))), torch.arange(6.0))
