@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, JsonValue
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.registry import Registry
 
@@ -41,6 +41,14 @@ class MethodConfig(BaseModel):
 
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""
+    two_pass_clipping: bool = False
+    """Clip with ``update_in_backward``: a first pass takes the global norm, a second makes the clipped updates."""
+
+    @model_validator(mode="after")
+    def _two_passes_are_in_backward(self) -> MethodConfig:
+        if self.two_pass_clipping and not self.update_in_backward:
+            raise ValueError("two_pass_clipping = true is for update_in_backward = true: clipping is exact without it")
+        return self
 
 
 class StepOptimizer(Protocol):
@@ -156,6 +164,17 @@ class Method(ABC):
         After it the loop seeds the global generators from the step's own stream, so what draws from them in the forward
         pass, such as dropout, needs no seeding by the method.
         """
+
+    def visit(self, blocks: Sequence[int], optimizer: StepOptimizer) -> bool:
+        """Make these blocks the active ones as a draw of them would, state policy included; planning asks for it.
+
+        The next call of :meth:`on_step_begin` draws nothing. Return False for a method that does not sample blocks.
+        """
+        return False
+
+    def may_activate_every_block(self) -> bool:
+        """Return True when chance alone bounds how many blocks one draw activates, as with coin flips."""
+        return False
 
     def finalize(self, model: nn.Module) -> nn.Module:
         """Return the module that is evaluated."""

@@ -208,6 +208,8 @@ class TrainResult(_Part):
     total_params: int
     peak_optimizer_state_bytes: int
     tracked_peak: TrackedPeak | None = None
+    offloaded_checkpoint_bytes: int | None = None
+    """The most that inputs of checkpointed blocks took on the host at once; None where they stay on the device."""
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     validation_tokens: int | None = None

@@ -42,7 +42,13 @@ class TrainSettings(Strict):
     """Global norm to clip to; None: no clipping."""
     dtype: Literal["fp32", "bf16"]
     """Of the weights; nothing is cast silently."""
+    loss_chunk_columns: PositiveInt | None = None
+    """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""
     gradient_checkpointing: bool = False
+    checkpoint_granularity: Literal["block", "nested"] = "block"
+    """``nested``: attention and MLP are checkpointed again inside each checkpointed block."""
+    offload_checkpoints: bool = False
+    """Keep the inputs of checkpointed blocks in host memory between the forward and the backward pass."""
     validation_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
     deterministic: bool = False
@@ -51,6 +57,15 @@ class TrainSettings(Strict):
     def _one_length(self) -> TrainSettings:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _checkpointing_is_on(self) -> TrainSettings:
+        if not self.gradient_checkpointing:
+            if self.checkpoint_granularity != "block":
+                raise ValueError("checkpoint_granularity = 'nested' needs gradient_checkpointing = true")
+            if self.offload_checkpoints:
+                raise ValueError("offload_checkpoints = true needs gradient_checkpointing = true")
         return self
 
 

@@ -67,6 +67,17 @@ class Suite(Strict):
         return self
 
 
+LATER_SETTINGS: dict[str, JsonValue] = {
+    "loss_chunk_columns": None,
+    "checkpoint_granularity": "block",
+    "offload_checkpoints": False,
+    "update_slice_elements": None,
+    "two_pass_clipping": False,
+    "project_vocabulary": False,
+}
+"""Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
+
+
 class RunSpec(Strict):
     """Everything that was asked of one run. Plain JSON; validates without the method being installed."""
 
@@ -87,8 +98,17 @@ class RunSpec(Strict):
 
     @property
     def run_id(self) -> str:
-        """Return the first 16 hex digits of the SHA-256 of the canonical JSON of this spec."""
-        return identity(self.model_dump(mode="json"))
+        """Return the first 16 hex digits of the SHA-256 of the canonical JSON of :meth:`asked`."""
+        return identity(self.asked())
+
+    def asked(self) -> dict[str, Any]:
+        """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
+        asked = self.model_dump(mode="json")
+        for settings in (asked["config"], asked["train"] or {}):
+            for name, value in LATER_SETTINGS.items():
+                if name in settings and settings[name] == value:
+                    del settings[name]
+        return asked
 
     @property
     def model_name(self) -> str:

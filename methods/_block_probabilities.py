@@ -81,6 +81,8 @@ def block_probabilities(
 ) -> list[float] | None:
     """Return the probability of each block, summing to 1; None for uniform, which legacy draws tell from equal ones.
 
+    A tour takes no account of them: None.
+
     Args:
         settings: Kind of probability, and the file for kind ``file``.
         num_blocks: Blocks of the model.
@@ -91,7 +93,7 @@ def block_probabilities(
     """
     kind = settings.probability
     weights: Sequence[float]
-    if kind == "uniform":
+    if kind == "uniform" or settings.sampling == "tour":
         return None
     if kind == "decrease":
         weights = range(num_blocks, 0, -1)

@@ -30,6 +30,8 @@ def inclusion_probabilities(settings: LayerSamplingSettings, probabilities: Sequ
         settings: Sampling law and ``active_layers``.
         probabilities: One a block, summing to 1.
     """
+    if settings.sampling == "tour":
+        return [settings.active_layers / len(probabilities)] * len(probabilities)
     if settings.sampling == "bernoulli" or settings.active_layers == 0:
         return [settings.active_layers * p for p in probabilities]
     return successive_sampling(probabilities, settings.active_layers)

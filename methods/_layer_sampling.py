@@ -54,6 +54,12 @@ def draw_blocks(
     return [block for block in range(num_blocks) if coins[block] < settings.active_layers * shares[block]]
 
 
+def tour_stop(period: int, active_layers: int, num_blocks: int) -> list[int]:
+    """Return the blocks of one period of a tour: the next ``active_layers`` in order, after the last the first."""
+    first = period * active_layers
+    return [block % num_blocks for block in range(first, first + active_layers)]
+
+
 class BlockSampler:
     """Draws blocks, freezes the others, and applies the state policy to an optimizer."""
 
@@ -73,6 +79,7 @@ class BlockSampler:
         else:
             self._generator = np.random.RandomState(settings.legacy_draws_seed)
         self._draws: list[tuple[int, list[int]]] = []
+        self._visited = False
 
     @property
     def active(self) -> list[int]:
@@ -81,10 +88,26 @@ class BlockSampler:
 
     def on_step_begin(self, step: int, optimizer: AdamW) -> None:
         """Draw at a multiple of ``interval_steps``, once, then freeze, unfreeze, and move state."""
+        if self._visited:
+            self._visited = False
+            return
         if step % self._settings.interval_steps != 0 or (self._draws and self._draws[-1][0] == step):
             return
+        self._activate(step, self._draw(), optimizer)
+
+    def visit(self, blocks: Sequence[int], optimizer: AdamW) -> None:
+        """Activate these blocks as if they had been drawn; the next step draws nothing."""
+        self._activate(optimizer.global_step, list(blocks), optimizer)
+        self._visited = True
+
+    def _draw(self) -> list[int]:
+        settings, num_blocks = self._settings, len(self._blocks)
+        if settings.sampling == "tour":
+            return tour_stop(len(self._draws), settings.active_layers, num_blocks)
+        return draw_blocks(settings, num_blocks, self._probabilities, self._generator)
+
+    def _activate(self, step: int, drawn: list[int], optimizer: AdamW) -> None:
         before = set(self.active)
-        drawn = draw_blocks(self._settings, len(self._blocks), self._probabilities, self._generator)
         self._draws.append((step, drawn))
         self.apply()
         self._retire(self._parameters(before - set(drawn)), optimizer)
@@ -141,7 +164,7 @@ class BlockSampler:
         shares = [1.0 / blocks] * blocks if self._probabilities is None else self._probabilities
         return {
             "sampling": self._settings.sampling,
-            "probability": self._settings.probability,
+            "probability": "ignored" if self._settings.sampling == "tour" else self._settings.probability,
             "probabilities": list(shares),
             "draws": [{"step": step, "blocks": list(drawn)} for step, drawn in self._draws],
         }

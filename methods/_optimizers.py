@@ -8,7 +8,8 @@ Deliberate differences from the references:
 - moments have a dtype of their own, and Adam's arithmetic runs in it; with the gradient's dtype it is the references';
 - the projector's age is counted apart from Adam's step counter, so that resetting one leaves the other;
 - random numbers come from streams named by parameter and update, so that the order of updates does not matter;
-- one parameter at a time, never multi-tensor: peak memory holds the temporaries of the largest parameter only.
+- one parameter at a time, never multi-tensor: peak memory holds the temporaries of the largest parameter only, and
+  with ``update_slice_elements`` those of so many elements of it.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ from harness.methods._update_rules import adamw_update
 from harness.placement import on_host
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+VECTOR = 64
+"""Slices hold a multiple of so many elements: the CPU's kernels round bf16 otherwise in what is left after whole
+vectors, at most two of 32 elements (AVX-512), so that a cut elsewhere would change bits."""
 
 
 class AdamW(torch.optim.Optimizer):
     """AdamW that steps single parameters; satisfies :class:`harness.method.StepOptimizer`.
 
     Every group states ``lr``, ``betas``, ``eps``, ``weight_decay``, ``rule``, ``moment_dtype``, ``master_weights``,
-    ``stochastic_rounding`` and ``projection`` (None, or rank, update_gap, update_gap_counter, projection_side,
-    projector, scale, projector_dtype); its ``params`` are pairs of base-model name and parameter.
+    ``stochastic_rounding``, ``update_slice_elements`` and ``projection`` (None, or rank, update_gap,
+    update_gap_counter, projection_side, projector, scale, projector_dtype); its ``params`` are pairs of base-model name
+    and parameter.
     """
 
     def __init__(
@@ -108,17 +113,20 @@ class AdamW(torch.optim.Optimizer):
             if self._refresh_due(name, state, projection):
                 self._refresh(name, state, grad, basis, projection)
             grad = project(grad, state["projector"], basis.side)
-        grad = grad.to(DTYPES[group["moment_dtype"]])
+        dtype = DTYPES[group["moment_dtype"]]
         if "exp_avg" not in state:
             state["step"] = 0
-            state["exp_avg"] = torch.zeros_like(grad, memory_format=torch.contiguous_format)
-            state["exp_avg_sq"] = torch.zeros_like(grad, memory_format=torch.contiguous_format)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(grad, dtype=dtype, memory_format=torch.contiguous_format)
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
         target = self._target(p, state, group)
         if projection is None:
-            adamw_update(target, grad, state, group, lambda direction: direction)
+            for rows in _row_slices(p, group["update_slice_elements"]):
+                part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in state.items()}
+                adamw_update(target[rows], grad[rows].to(dtype), part, group, lambda direction: direction)
         else:
+            grad = grad.to(dtype)
             projector, scale = state["projector"], projection["scale"]
             adamw_update(target, grad, state, group, lambda d: project_back(d, projector, basis.side).mul_(scale))
         if target is p:
@@ -302,6 +310,16 @@ class AdamW(torch.optim.Optimizer):
                 key: value.detach().to(device, copy=True) if isinstance(value, torch.Tensor) else value
                 for key, value in saved.items()
             }
+
+
+def _row_slices(p: torch.Tensor, elements: int | None) -> Iterable[Any]:
+    """Return indices that cut ``p`` into whole rows of at most ``elements`` in all, as far as ``VECTOR`` allows."""
+    if elements is None or p.numel() <= elements:
+        return (...,)
+    width = p.numel() // len(p)
+    aligned = VECTOR // math.gcd(VECTOR, width)  # rows
+    rows = max(elements // width // aligned, 1) * aligned
+    return (slice(start, start + rows) for start in range(0, len(p), rows))
 
 
 def _clock(tensor: torch.Tensor) -> float:

@@ -31,11 +31,17 @@ class AdamWSettings(MethodConfig):
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
+    update_slice_elements: PositiveInt | None = None
+    """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
 
     @model_validator(mode="after")
     def _one_remedy_for_lost_updates(self) -> AdamWSettings:
         if self.master_weights and self.stochastic_rounding:
             raise ValueError("master_weights and stochastic_rounding exclude each other: choose one")
+        if self.update_slice_elements is not None and self.stochastic_rounding:
+            raise ValueError(
+                "update_slice_elements and stochastic_rounding exclude each other: slices would draw other numbers"
+            )
         return self
 
 
@@ -43,11 +49,13 @@ class LayerSamplingSettings(MethodConfig):
     """Which blocks are trained when, and what becomes of the optimizer state of the others."""
 
     active_layers: Annotated[int, Field(ge=0)]
-    """Blocks drawn each period: exactly so many without replacement, so many on average by coin flips. 0: none, so that
-    embedding, head and final norm are all that is trained."""
+    """Blocks of each period: exactly so many without replacement or on a tour, on average so many by coin flips. 0:
+    none, so that embedding, head and final norm are all that is trained."""
     interval_steps: PositiveInt
     """Optimizer steps of one period."""
-    sampling: Literal["without_replacement", "bernoulli"]
+    sampling: Literal["without_replacement", "bernoulli", "tour"]
+    """``tour`` takes every block in turn, in order and round again, whatever ``probability`` says: it shows the memory
+    that kept states lead to, and is no published law."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
     probability_file: str | None = None
     """One score a block, in percent, for ``probability = "file"``."""
@@ -71,8 +79,8 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError(f"probability = '{self.probability}' needs tau, the threshold of the outlier ratio")
         if self.state_policy == "drop" and self.returning_step_counter == "keep":
             raise ValueError("state_policy = 'drop' resets the step counter: set returning_step_counter = 'reset'")
-        if self.sampling == "bernoulli" and self.legacy_draws_seed is not None:
-            raise ValueError("legacy_draws_seed reproduces draws without replacement, not sampling = 'bernoulli'")
+        if self.sampling != "without_replacement" and self.legacy_draws_seed is not None:
+            raise ValueError(f"legacy_draws_seed is for draws without replacement, not sampling = '{self.sampling}'")
         others = self.train_embedding or self.train_head or self.train_final_norm
         if self.active_layers == 0 and not others:
             raise ValueError("active_layers = 0 trains nothing: train the embedding, the head or the final norm")
@@ -111,6 +119,8 @@ class ProjectionSettings(MethodConfig):
     scale: PositiveFloat | None = None
     """Factor of the back-projected update."""
     projector_dtype: Dtype | None = None
+    project_vocabulary: bool = False
+    """Project the gradients of embedding and head too, where they are trained; the papers leave them full-rank."""
 
 
 def require_projection(config: ProjectionSettings) -> None:
@@ -128,11 +138,14 @@ def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> N
     """
     if train is None:
         return
-    if config.update_in_backward and train.max_grad_norm is not None:
+    if config.update_in_backward and not config.two_pass_clipping and train.max_grad_norm is not None:
         raise Refused(
             "update_in_backward frees each gradient before the global norm is known, so max_grad_norm = "
-            f"{train.max_grad_norm} cannot be applied: leave max_grad_norm out or set update_in_backward = false"
+            f"{train.max_grad_norm} cannot be applied: set two_pass_clipping = true, leave max_grad_norm out or set "
+            "update_in_backward = false"
         )
+    if config.two_pass_clipping and train.max_grad_norm is None:
+        raise Refused("two_pass_clipping = true has no norm to clip to: give max_grad_norm or set it to false")
     if train.dtype == "fp32":
         for key in ("master_weights", "stochastic_rounding"):
             if getattr(config, key):

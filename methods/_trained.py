@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
@@ -68,7 +69,7 @@ class TrainedMethod(Method):
             Refused: a projection is asked for and the blocks hold no linear layer.
         """
         config, settings = self.config, self.projection()
-        projected = set() if settings is None else linear_weights(context)
+        projected = set() if settings is None else projected_weights(settings, context)
         if settings is not None and not projected:
             raise Refused("the model's blocks hold no linear layer, so there is nothing to project")
         named = self.trained_parameters(model, context)
@@ -81,6 +82,7 @@ class TrainedMethod(Method):
             "moment_dtype": config.moment_dtype,
             "master_weights": config.master_weights,
             "stochastic_rounding": config.stochastic_rounding,
+            "update_slice_elements": config.update_slice_elements,
         }
         low_rank = None if settings is None else {key: getattr(settings, key) for key in PROJECTION_KEYS}
         full_group = [(name, p) for name, p in named if id(p) not in projected]
@@ -107,16 +109,18 @@ class TrainedMethod(Method):
         return {"projected": projected, "refresh_seconds": self._optimizer.refresh_seconds}
 
 
-def linear_weights(context: RunContext) -> set[int]:
-    """Return the ids of the weights of every linear layer inside the decoder's blocks."""
+def projected_weights(settings: ProjectionSettings, context: RunContext) -> set[int]:
+    """Return the ids of the weights whose gradients are projected, should they be trained.
+
+    They are those of every linear layer inside the decoder's blocks, with ``project_vocabulary`` embedding and head
+    too; none where the blocks hold no linear layer.
+    """
     from torch import nn
 
-    return {
-        id(module.weight)
-        for block in context.decoder.blocks
-        for module in block.modules()
-        if isinstance(module, nn.Linear)
-    }
+    decoder = context.decoder
+    inside = [m.weight for block in decoder.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    outside = [decoder.embedding.weight, decoder.head.weight] if inside and settings.project_vocabulary else []
+    return {id(weight) for weight in (*inside, *outside)}
 
 
 class LayerSampledConfig(LayerSamplingSettings, AdamWSettings):
@@ -134,13 +138,15 @@ class LayerSampledMethod(TrainedMethod):
         """Refuse as every trained method does, and where the file of probabilities is not valid."""
         super().check(config, train)
         assert isinstance(config, LayerSampledConfig)
-        if config.probability_file is not None:
+        if config.probability_file is not None and config.sampling != "tour":
             from harness.methods._block_probabilities import read_scores
 
             read_scores(config.probability_file)
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return the request for outlier ratios or weight norms, where the probabilities follow from them."""
+        if self.config.sampling == "tour":
+            return None
         if self.config.probability in ("outlier", "outlier_reverse"):
             return BlockScoreRequest("outlier", self.config.tau)
         return BlockScoreRequest("weight_norm") if self.config.probability == "weight_norm" else None
@@ -156,9 +162,8 @@ class LayerSampledMethod(TrainedMethod):
 
         self._refuse_misfits(model, context)
         request = self.block_scores_needed()
-        probabilities = block_probabilities(
-            self.config, len(context.decoder.blocks), None if request is None else context.block_scores(request)
-        )
+        scores = None if request is None else context.block_scores(request)
+        probabilities = block_probabilities(self.config, len(context.decoder.blocks), scores)
         model.requires_grad_(False)
         for part, trained in self._parts(context):
             part.requires_grad_(trained)
@@ -181,6 +186,16 @@ class LayerSampledMethod(TrainedMethod):
         super().on_step_begin(step, optimizer)
         assert self._sampler is not None
         self._sampler.on_step_begin(step, cast("AdamW", optimizer))
+
+    def visit(self, blocks: Sequence[int], optimizer: StepOptimizer) -> bool:
+        """Activate these blocks as if they had been drawn."""
+        assert self._sampler is not None
+        self._sampler.visit(blocks, cast("AdamW", optimizer))
+        return True
+
+    def may_activate_every_block(self) -> bool:
+        """Return True for coin flips."""
+        return self.config.sampling == "bernoulli"
 
     def state_dict(self) -> dict[str, JsonValue]:
         """Return active blocks, draws, probabilities and generator."""

@@ -32,6 +32,7 @@ class OwloreConfig(ProjectionSettings, LayerSampledConfig):
         if not self.projected:
             keys = (*PROJECTION_KEYS, "refresh_on_activation")
             given = [key for key in keys if getattr(self, key) is not None]
+            given += ["project_vocabulary"] if self.project_vocabulary else []
             if given:
                 raise ValueError(f"projected = false takes no {', '.join(given)}: use the label ows-fullrank")
             return self

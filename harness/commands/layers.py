@@ -197,5 +197,5 @@ def _print(table: dict[str, Any]) -> None:
 
 
 def _law(settings: LayerSamplingSettings) -> str:
-    how = "without replacement" if settings.sampling == "without_replacement" else "by coin flips"
-    return f"{settings.active_layers} {how}"
+    how = {"without_replacement": "without replacement", "bernoulli": "by coin flips", "tour": "in turn"}
+    return f"{settings.active_layers} {how[settings.sampling]}"

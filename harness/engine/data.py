@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -72,18 +72,17 @@ class MicroBatch:
     """Labels that the loss sees: the first token of a row has nothing to be predicted from."""
     num_truncated: int = 0
     """Rows that lost tokens to ``sequence_length``."""
+    trained_positions: torch.Tensor | None = None  # (num_trained_tokens,) int64
+    """Positions in the flattened input whose next token is trained; None: every position but a row's last."""
 
     def to(self, device: torch.device) -> MicroBatch:
         """Return the batch on a device."""
-        mask = self.attention_mask
-        return MicroBatch(
-            self.input_ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            mask.to(device, non_blocking=True) if mask is not None else None,
-            self.num_tokens,
-            self.num_trained_tokens,
-            self.num_truncated,
-        )
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return replace(self, **moved)
 
 
 def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Example:
@@ -143,7 +142,15 @@ def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
         num_tokens=int(mask.sum()),
         num_trained_tokens=int((labels[:, 1:] != IGNORED).sum()),
         num_truncated=sum(example.truncated for example in examples),
+        trained_positions=_trained_positions(labels),
     )
+
+
+def _trained_positions(labels: torch.Tensor) -> torch.Tensor:
+    """Return the positions in the flattened (rows, length) labels whose next token of the same row carries loss."""
+    predicts = torch.zeros_like(labels, dtype=torch.bool)
+    predicts[:, :-1] = labels[:, 1:] != IGNORED
+    return predicts.flatten().nonzero()[:, 0]
 
 
 class TrainData:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from harness.engine import seeding
+from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
@@ -144,10 +145,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     )
     with meter.phase("prepare"):
         run.progress("preparing", 0, None)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable(  # type: ignore[operator]
-                gradient_checkpointing_kwargs={"use_reentrant": False}
-            )
+        enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context)
     before = checksums(decoder)
@@ -170,8 +168,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     run.outcome.proof = _proof(loop, method, before, checksums(decoder))
     with meter.phase("finalize"):
         trained = method.finalize(model)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_disable()  # type: ignore[operator]
+        disable_checkpointing(model, decoder, settings)
     del loop
     if run.device.type == "cuda":
         torch.cuda.empty_cache()

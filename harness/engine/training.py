@@ -7,6 +7,9 @@ forward pass, so nothing is rescaled afterwards. Logits are cast to fp32 before 
 With ``update_in_backward`` the optimizer steps each parameter in a post-accumulate hook of the last micro-batch and its
 gradient is freed at once; the hooks are registered on every parameter of the optimizer while it briefly requires grad,
 because a hook cannot be registered on a frozen one but survives freezing.
+
+With ``two_pass_clipping`` the step is made twice from the same random stream: the first pass only measures, its hooks
+note each complete gradient's norm and free it; the second scales each gradient and updates.
 """
 
 from __future__ import annotations
@@ -16,16 +19,18 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from harness.engine import seeding
-from harness.engine.data import IGNORED, MicroBatch
+from harness.engine.activation_checkpointing import CheckpointOffload
+from harness.engine.data import MicroBatch
 from harness.engine.decoder import active_blocks, active_others
+from harness.engine.loss import loss_function
 from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
 from harness.record import BlockActivity, StepCurve, TrainResult
@@ -40,21 +45,14 @@ class Diverged(Exception):
     """The loss is not finite; the message says at which step."""
 
 
-def summed_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
-    """Return the cross-entropy summed over the trained tokens of a micro-batch: (), fp32, nats."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    predictions = logits[:, :-1].flatten(0, 1).float()  # (rows * (length - 1), vocabulary)
-    targets = batch.labels[:, 1:].flatten()
-    return functional.cross_entropy(predictions, targets, ignore_index=IGNORED, reduction="sum")
-
-
 @torch.no_grad()
 def mean_loss(model: nn.Module, batches: Sequence[MicroBatch], context: RunContext) -> tuple[float, int]:
     """Return the mean cross-entropy over the trained tokens of fixed batches, in nats, and the number of tokens."""
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    total = sum(context.read_scalar(summed_loss(model, batch.to(device))) for batch in batches)
+    summed = loss_function(model, context)
+    total = sum(context.read_scalar(summed(model, batch.to(device))) for batch in batches)
     model.train(was_training)
     tokens = sum(batch.num_trained_tokens for batch in batches)
     return total / tokens, tokens
@@ -100,7 +98,10 @@ class TrainingLoop:
         self._data_seconds = 0.0
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
-        self._update_now = False
+        self._on_gradient: Callable[[torch.Tensor], None] | None = None
+        self._summed_loss = loss_function(model, context)
+        keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
+        self._offload = CheckpointOffload(context.decoder.blocks) if keeps else None
         self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS)
         self._hooks = self._register_hooks() if method.config.update_in_backward else []
 
@@ -120,7 +121,8 @@ class TrainingLoop:
             save_every: Optimizer steps between checkpoints.
 
         Raises:
-            Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward.
+            Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
+                and with ``two_pass_clipping``.
         """
         self.model.train()
         gc.collect()
@@ -151,12 +153,11 @@ class TrainingLoop:
         self._note_active(step)
         rate = float(self.optimizer.param_groups[0]["lr"])
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
-        with seeding.seeded_globally(context.seed, f"forward/{step}"):
-            loss = self._backward(micro_batches, num_trained)
-        value = context.read_scalar(loss)
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} at step {step}")
         grad_norm = None
+        if self._hooks and self.method.config.two_pass_clipping:
+            value, grad_norm = self._two_passes(micro_batches, num_trained)
+        else:
+            value = self._pass(micro_batches, num_trained, self._update)
         if not self._hooks:
             if context.train.max_grad_norm is not None:
                 self.memory.moment("clip")
@@ -190,6 +191,7 @@ class TrainingLoop:
             total_params=sum(p.numel() for p in self.model.parameters()),
             peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
             tracked_peak=self.memory.tracked_peak,
+            offloaded_checkpoint_bytes=self._offload.peak_bytes if self._offload else None,
         )
 
     @property
@@ -231,34 +233,79 @@ class TrainingLoop:
         self._resumed_at = [*state["resumed_at"], self.step]
         self.memory.load_state_dict(state["memory"])
 
-    def _backward(self, micro_batches: Sequence[MicroBatch], num_trained: int) -> torch.Tensor:
+    def _pass(
+        self, micro_batches: Sequence[MicroBatch], num_trained: int, on_gradient: Callable[[torch.Tensor], None]
+    ) -> float:
+        """Go forward and backward over the step's micro-batches from its random stream; return the finite loss."""
+        with seeding.seeded_globally(self.context.seed, f"forward/{self.step}"):
+            loss = self._backward(micro_batches, num_trained, on_gradient)
+        value = self.context.read_scalar(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {self.step}")
+        return value
+
+    def _two_passes(self, micro_batches: Sequence[MicroBatch], num_trained: int) -> tuple[float, float]:
+        """Measure the global norm in a first pass, update with clipped gradients in a second; return loss and norm."""
+        max_norm = self.context.train.max_grad_norm
+        assert max_norm is not None
+        norms: dict[torch.Tensor, torch.Tensor] = {}
+
+        def measure(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+
+        value = self._pass(micro_batches, num_trained, measure)
+        self.memory.moment("clip")
+        in_order = [norms[p] for group in self.optimizer.param_groups for p in group["params"] if p in norms]
+        norm = torch.nn.utils.get_total_norm(in_order, foreach=False)  # each is its own norm
+        scale = _clip_scale(norm, max_norm)
+
+        def update(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale.to(parameter.device))
+            self._update(parameter)
+
+        self._pass(micro_batches, num_trained, update)
+        return value, self.context.read_scalar(norm)
+
+    def _update(self, parameter: torch.Tensor) -> None:
+        self.optimizer.step_parameters([parameter])
+
+    def _backward(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        num_trained: int,
+        on_gradient: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete."""
         total = torch.zeros((), dtype=torch.float32, device=self.device)
         for index, batch in enumerate(micro_batches):
-            self._update_now = index == len(micro_batches) - 1
+            self._on_gradient = on_gradient if index == len(micro_batches) - 1 else None
             self.memory.moment("forward")
-            loss = summed_loss(self.model, batch) / num_trained
+            with self._offload.forward_pass() if self._offload else nullcontext():
+                loss = self._summed_loss(self.model, batch) / num_trained
             self.memory.moment("backward")
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        self._update_now = False
+        self._on_gradient = None
         return total
 
     def _clip(self, max_norm: float) -> float:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
-        scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)  # as torch.nn.utils.clip_grad_norm_
+        scale = _clip_scale(norm, max_norm)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
         return self.context.read_scalar(norm)
 
     def _register_hooks(self) -> list[Any]:
-        def update(parameter: torch.Tensor) -> None:
-            if self._update_now:
+        def use_up(parameter: torch.Tensor) -> None:
+            if self._on_gradient is not None:
                 self.memory.note_gradient(parameter)
-                self.optimizer.step_parameters([parameter])
+                self._on_gradient(parameter)
                 parameter.grad = None
 
-        return on_every_parameter(self.optimizer, update)
+        return on_every_parameter(self.optimizer, use_up)
 
     def _note_active(self, step: int) -> None:
         blocks = active_blocks(self.context.decoder)
@@ -288,3 +335,8 @@ class TrainingLoop:
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+def _clip_scale(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Return the factor that brings gradients of a global norm to at most ``max_norm``: (), as clip_grad_norm_."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)

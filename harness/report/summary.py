@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, Score
@@ -157,7 +158,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
     reasons: Counter[str] = Counter()
     shown, left_out = [], []
     weights: dict[str, dict[str, str | None]] = {}
-    configs: dict[tuple[str, str], str] = {}
+    configs: dict[tuple[str, str], dict[str, Any]] = {}
     for record in reversed(records):
         spec = record.spec
         differences = view.differences(record)
@@ -165,7 +166,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
             reason = ", ".join(differences)
         elif weights.setdefault(spec.model_name, spec.model) != spec.model:
             reason = f"other weights under the name {spec.model_name} than its newest record"
-        elif configs.setdefault((spec.model_name, spec.label), key := spec.model_dump_json(exclude={"seed"})) != key:
+        elif configs.setdefault((spec.model_name, spec.label), key := spec.asked() | {"seed": None}) != key:
             reason = f"other settings of label {spec.label} than its newest record"
         else:
             shown.append(record)

@@ -33,6 +33,7 @@ def ours(p, *, lr, weight_decay, rank, update_gap, scale, side="reference", dtyp
         "moment_dtype": dtype,
         "master_weights": False,
         "stochastic_rounding": False,
+        "update_slice_elements": None,
         "projection": {
             "rank": rank,
             "update_gap": update_gap,

@@ -31,6 +31,7 @@ def optimizer_of(named, *, projection=None, **changes):
         "moment_dtype": "fp32",
         "master_weights": False,
         "stochastic_rounding": False,
+        "update_slice_elements": None,
         "projection": projection,
     }
     return AdamW(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.labels import load_labels
 from harness.models import BaseModelSpec
+from harness.record import parse_record
 from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment, suite_names
 
 TEXT = """
@@ -190,3 +192,17 @@ def test_set_values_are_toml_or_plain_words(text: str, value: object) -> None:
 def test_a_set_without_a_value_is_one_sentence() -> None:
     with pytest.raises(HarnessError, match="expected key=value"):
         parse_assignment("rank")
+
+
+def test_settings_that_came_later_leave_run_ids_as_they_were():
+    file = Path(__file__).parents[2] / "results" / "records" / "configurations.jsonl"
+    records = [parse_record(json.loads(line), file.name) for line in file.read_text().splitlines()]
+    assert records and all(record.run_id == record.spec.run_id for record in records)
+    spec = records[1].spec
+    assert spec.train is not None and "loss_chunk_columns" not in spec.asked()["train"]
+    ids = {spec.run_id}
+    for change in ({"loss_chunk_columns": 8}, {"offload_checkpoints": True}, {"checkpoint_granularity": "nested"}):
+        ids.add(spec.model_copy(update={"train": spec.train.model_copy(update=change)}).run_id)
+    for config in ({"two_pass_clipping": True}, {"update_slice_elements": 8}, {"project_vocabulary": True}):
+        ids.add(spec.model_copy(update={"config": spec.config | config}).run_id)
+    assert len(ids) == 7

@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import MicroBatch, TrainData, collate, encode
 from harness.engine.decoder import checksums, find_decoder
 from harness.engine.loading import load_model
-from harness.engine.training import Diverged, TrainingLoop, mean_loss, summed_loss
+from harness.engine.loss import summed_loss
+from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest
 from harness.models import BaseModelSpec
@@ -61,6 +63,7 @@ def build(
     decoder = find_decoder(model, spec)
     context = EngineContext(seed=seed, num_steps=training.num_steps or 1, train=training, decoder=decoder)
     context._block_scores = Scores()
+    enable_checkpointing(model, decoder, training)
     trained = method.prepare(model, context)
     optimizer = method.build_optimizer(trained, context)
     return TrainingLoop(trained, method, optimizer, context), decoder, TrainData(ROWS, tokenizer, training, seed)
@@ -167,10 +170,8 @@ def test_clipping_bounds_the_step_and_records_the_norm_before(tiny_llama: Path, 
 
 def test_checkpointing_changes_no_bit_of_the_loss(tiny_llama: Path, tokenizer: Any) -> None:
     plain, _, _ = train("full", tiny_llama, tokenizer)
-    loop, _, data = build("full", tiny_llama, tokenizer)
-    loop.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loop.run(data.step_batches(), lambda done, loss: None)
-    assert loop.result().curve.loss == plain.curve.loss
+    checkpointed, _, _ = train("full", tiny_llama, tokenizer, gradient_checkpointing=True)
+    assert checkpointed.curve.loss == plain.curve.loss
 
 
 def test_a_loss_that_is_not_finite_stops_at_once(tiny_llama: Path, tokenizer: Any) -> None:
@@ -210,6 +211,11 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("full", {"master_weights": True, "moment_dtype": "fp32"}),
     ("galore", {"stochastic_rounding": True}),
     ("lora", {"update_in_backward": True, "adapter_dtype": "bf16"}),
+    ("lora", {"loss_chunk_columns": 64, "gradient_checkpointing": True, "checkpoint_granularity": "nested"}),
+    ("full", {"update_slice_elements": 100, "master_weights": True, "moment_dtype": "fp32"}),
+    ("owlore", {"update_in_backward": True, "two_pass_clipping": True, "max_grad_norm": 0.1}),
+    ("galore", {"project_vocabulary": True, "loss_chunk_columns": 64}),
+    ("lisa", {"sampling": "tour", "gradient_checkpointing": True, "offload_checkpoints": True}),
 ]
 CASES = [pytest.param(label, {}, id=label) for label in LABELS] + [
     pytest.param(label, changes, id="-".join([label, *(f"{key}={value}" for key, value in changes.items())]))
@@ -222,7 +228,8 @@ CASES = [pytest.param(label, {}, id=label) for label in LABELS] + [
 def test_a_resumed_run_ends_like_an_uninterrupted_one(
     label: str, changes: dict[str, Any], at: int, tiny_llama: Path, tokenizer: Any, tmp_path: Path
 ) -> None:
-    options = {**CHECKPOINTED, "settings": changes}
+    how = {key: value for key, value in changes.items() if key in TrainSettings.model_fields}
+    options = {**CHECKPOINTED, **how, "settings": changes}
     whole, whole_decoder, whole_loop = train(label, tiny_llama, tokenizer, **options)
 
     first, _, data = build(label, tiny_llama, tokenizer, **options)

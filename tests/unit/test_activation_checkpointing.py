@@ -1,0 +1,157 @@
+"""Nested checkpointing and its offload: what they keep, that they are undone, what they refuse."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness.engine.activation_checkpointing import CheckpointOffload, disable_checkpointing, enable_checkpointing
+from harness.engine.data import MicroBatch
+from harness.engine.decoder import find_decoder
+from harness.engine.loading import load_model
+from harness.engine.loss import summed_loss
+from harness.engine.storage_tracker import StorageTracker
+from harness.errors import Refused
+from harness.models import BaseModelSpec
+from harness.settings import TrainSettings
+from tests.records import TRAIN
+from tests.unit.test_training import train
+
+BLOCK = TRAIN.model_copy(update={"gradient_checkpointing": True})
+NESTED = BLOCK.model_copy(update={"checkpoint_granularity": "nested"})
+NUM_BLOCKS, WIDTH, ROWS, LENGTH = 4, 32, 2, 64
+INPUT_BYTES = 4 * ROWS * LENGTH * WIDTH
+
+
+def loaded(folder: Path) -> tuple[Any, Any]:
+    model = load_model(folder, "fp32", torch.device("cpu"))
+    return model.train(), find_decoder(model, BaseModelSpec(name="tiny", architecture="Llama", folder=folder))
+
+
+def batch(length: int = LENGTH) -> MicroBatch:
+    ids = torch.randint(0, 260, (ROWS, length), generator=torch.Generator().manual_seed(0))
+    return MicroBatch(ids, ids, None, ids.numel(), ids[:, 1:].numel())
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_names_stay_and_everything_is_undone(tiny_llama: Path) -> None:
+    model, decoder = loaded(tiny_llama)
+    names, modules = [n for n, _ in model.named_parameters()], [n for n, _ in model.named_modules()]
+    enable_checkpointing(model, decoder, NESTED)
+    assert model.is_activation_checkpointing
+    assert [n for n, _ in model.named_parameters()] == names
+    assert [n for n, _ in model.named_modules()] == modules
+    disable_checkpointing(model, decoder, NESTED)
+    assert not model.is_activation_checkpointing
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_context_function_sees_every_second_computation(tiny_llama: Path) -> None:
+    model, decoder = loaded(tiny_llama)
+    seen: list[str] = []
+
+    @contextmanager
+    def noted(what: str):
+        seen.append(what)
+        yield
+
+    enable_checkpointing(model, decoder, NESTED, lambda: (noted("first"), noted("again")))
+    loss = summed_loss(model, batch())
+    assert seen == ["first"] * 3 * NUM_BLOCKS  # a block, its attention, its MLP
+    loss.backward()
+    # Recomputing a block goes through its attention, and stops where the MLP begins: nothing after that is needed.
+    assert seen.count("again") == 3 * NUM_BLOCKS
+    assert seen.count("first") == 4 * NUM_BLOCKS
+
+
+def test_nested_checkpoints_hold_less_while_a_block_is_recomputed(tiny_llama: Path) -> None:
+    peaks, found = {}, {}
+    for settings in (TRAIN, BLOCK, NESTED):
+        model, decoder = loaded(tiny_llama)
+        enable_checkpointing(model, decoder, settings)
+        # The loss is left out: on so small a model its logits are the peak.
+        hidden = model.model(input_ids=batch(512).input_ids, use_cache=False).last_hidden_state
+        tracker = StorageTracker()
+        target = hidden.square().mean()
+        del hidden
+        with tracker:
+            target.backward()
+        key = settings.gradient_checkpointing, settings.checkpoint_granularity
+        peaks[key], found[key] = tracker.take().peak.num_bytes, gradients(model)
+    # What attention keeps: query and its output as wide as the block's input, key and value half as wide.
+    assert peaks[True, "block"] - peaks[True, "nested"] >= 3 * 4 * ROWS * 512 * WIDTH
+    for name, gradient in found[False, "block"].items():
+        assert torch.equal(found[True, "nested"][name], gradient), name
+
+
+@pytest.mark.parametrize("settings", [BLOCK, NESTED], ids=["block", "nested"])
+def test_offloaded_inputs_are_not_on_the_device(settings: TrainSettings, tiny_llama: Path) -> None:
+    kept, found = {}, {}
+    for offloaded in (False, True):
+        model, decoder = loaded(tiny_llama)
+        enable_checkpointing(model, decoder, settings)
+        offload = CheckpointOffload(decoder.blocks) if offloaded else None
+        tracker = StorageTracker()
+        with tracker:
+            with offload.forward_pass() if offload else nullcontext():
+                loss = summed_loss(model, batch())
+            events = tracker.take().events
+            loss.backward()
+        sizes = [event.num_bytes for event in events]
+        kept[offloaded] = sizes.count(INPUT_BYTES) - sizes.count(-INPUT_BYTES)
+        found[offloaded] = gradients(model)
+        if offload:
+            assert offload.peak_bytes == NUM_BLOCKS * INPUT_BYTES
+            assert offload._held == 0  # all were fetched and let go
+    assert kept[False] - kept[True] == NUM_BLOCKS
+    assert all(torch.equal(found[True][name], gradient) for name, gradient in found[False].items())
+
+
+def test_the_hooks_of_the_offload_are_gone_after_the_pass(tiny_llama: Path) -> None:
+    model, decoder = loaded(tiny_llama)
+    enable_checkpointing(model, decoder, BLOCK)
+    offload = CheckpointOffload(decoder.blocks)
+    with pytest.raises(KeyError), offload.forward_pass():
+        raise KeyError
+    assert not any(block._forward_pre_hooks for block in decoder.blocks)
+    summed_loss(model, batch()).backward()
+    assert offload.peak_bytes == 0
+
+
+def test_an_offload_that_finds_nothing_is_refused(tiny_llama: Path) -> None:
+    model, decoder = loaded(tiny_llama)
+    with (
+        pytest.raises(Refused, match="found no input of a decoder block"),
+        CheckpointOffload(decoder.blocks).forward_pass(),
+    ):
+        model.model.embed_tokens(batch().input_ids)
+
+
+def test_blocks_without_children_to_checkpoint_are_refused(tiny_llama: Path) -> None:
+    from dataclasses import replace
+
+    model, decoder = loaded(tiny_llama)
+    bare = replace(decoder, blocks=(torch.nn.Sequential(torch.nn.Linear(2, 2)),))
+    with pytest.raises(Refused, match="finds nothing inside a block"):
+        enable_checkpointing(model, bare, NESTED)
+
+
+@pytest.mark.parametrize(("option", "value"), [("checkpoint_granularity", "nested"), ("offload_checkpoints", True)])
+def test_options_of_checkpointing_need_it(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} = .* needs gradient_checkpointing = true"):
+        TrainSettings.model_validate(TRAIN.model_dump() | {option: value})
+
+
+def test_the_bytes_on_the_host_are_recorded(tiny_llama: Path, tokenizer: Any) -> None:
+    plain, _, _ = train("full", tiny_llama, tokenizer, gradient_checkpointing=True)
+    offloaded, _, _ = train("full", tiny_llama, tokenizer, gradient_checkpointing=True, offload_checkpoints=True)
+    assert plain.offloaded_checkpoint_bytes is None
+    assert offloaded.offloaded_checkpoint_bytes is not None and offloaded.offloaded_checkpoint_bytes % NUM_BLOCKS == 0
+    assert offloaded.curve.loss == plain.curve.loss
