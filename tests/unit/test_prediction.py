@@ -247,3 +247,12 @@ def test_lisas_published_breakdown_is_met() -> None:
     full = static("full", "llama2-7b", {})
     parts = (full.weights_bytes, full.gradients_bytes, full.optimizer_state_bytes)
     assert [part / 1e9 for part in parts] == pytest.approx([13.48, 13.48, 26.95], rel=0.005)
+
+
+def test_nested_checkpoints_keep_no_more_than_checkpointed_blocks() -> None:
+    nested, block = (
+        predicted(small_spec("full", gradient_checkpointing=True, checkpoint_granularity=granularity))
+        for granularity in ("nested", "block")
+    )
+    assert nested.recomputed_flops_per_step > block.recomputed_flops_per_step
+    assert nested.peak_bytes == block.peak_bytes  # the loss is the peak here, and nothing else is kept for it
