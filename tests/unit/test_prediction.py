@@ -249,10 +249,14 @@ def test_lisas_published_breakdown_is_met() -> None:
     assert [part / 1e9 for part in parts] == pytest.approx([13.48, 13.48, 26.95], rel=0.005)
 
 
-def test_nested_checkpoints_keep_no_more_than_checkpointed_blocks() -> None:
+@pytest.mark.parametrize(("dtype", "peak_is_the_loss"), [("fp32", False), ("bf16", True)])
+def test_nested_checkpoints_keep_no_more_than_checkpointed_blocks(dtype: str, peak_is_the_loss: bool) -> None:
     nested, block = (
-        predicted(small_spec("full", gradient_checkpointing=True, checkpoint_granularity=granularity))
+        predicted(small_spec("full", dtype=dtype, gradient_checkpointing=True, checkpoint_granularity=granularity))
         for granularity in ("nested", "block")
     )
     assert nested.recomputed_flops_per_step > block.recomputed_flops_per_step
-    assert nested.peak_bytes == block.peak_bytes  # the loss is the peak here, and nothing else is kept for it
+    if peak_is_the_loss:  # whatever else is kept for the backward pass would show there
+        assert nested.peak_bytes == block.peak_bytes
+    else:
+        assert nested.peak_bytes < block.peak_bytes
