@@ -27,6 +27,9 @@ from harness.suite import RunSpec
 
 Horizon = Literal["first", "run", "all-visited"]
 
+WALKED_CHANGES = 500
+"""Changes of the active blocks that are walked: kept states are complete by then."""
+
 Scores = Callable[[BlockScoreRequest], Sequence[float] | None]
 """Block scores where they are known, else None."""
 
@@ -82,7 +85,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     if horizon == "run" and question.num_steps is None:
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
-    step = _go_to_worst_step(run, horizon, question.num_steps)
+    step = _go_to_worst_step(run, horizon, question.num_steps, assumptions)
     steps = _Steps(run, question)
     state_before = optimizer_state_bytes(run.optimizer)[0]
     taken = [steps.take()]
@@ -163,14 +166,14 @@ class _Steps:
         return self.allocator.peak_allocated
 
 
-def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None) -> int:
+def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str]) -> int:
     """Bring a run to the step that needs most within the horizon; return its number."""
     run.draw(0)
     if horizon == "first" or num_steps == 1:
         return 0
     if horizon == "run":
         assert num_steps is not None
-        return _walk(run, num_steps)
+        return _walk(run, num_steps, assumptions)
     num_blocks, chosen = len(run.decoder.blocks), len(run.active_blocks())
     if chosen == 0 and not run.method.may_activate_every_block():
         return 0
@@ -182,9 +185,11 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None) -> 
     return 0 if num_steps is None else num_steps - 1
 
 
-def _walk(run: FakeRun, num_steps: int) -> int:
+def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
     """Walk a run's own draws to the step with the most state and gradients; return its number."""
     totals = _draws(run, num_steps)
+    if len(totals) == WALKED_CHANGES:
+        assumptions.append(f"only the first {WALKED_CHANGES} changes of the trained blocks were looked at")
     worst = max(totals, key=lambda step: (totals[step], step))
     if worst != max(totals):
         run.reset()
@@ -215,6 +220,8 @@ def _draws(run: FakeRun, num_steps: int) -> dict[int, int]:
         missing = sum(sizes[parameter] for parameter in active if not run.has_state(parameter))
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in active)
         totals[step] = optimizer_state_bytes(run.optimizer)[0] + missing + gradients
+        if len(totals) == WALKED_CHANGES:
+            break
     return totals
 
 

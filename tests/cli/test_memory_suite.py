@@ -82,15 +82,17 @@ def test_a_budget_cuts_a_suite_and_the_same_command_goes_on(tmp_path: Path, mode
     long = RANDOM[: RANDOM.index("[settings.galore]")] + "num_steps = 100000\n"
     (tmp_path / "tiny.toml").write_text(long.replace('"full", "lisa", "galore"', '"lisa", "full"'))
     arguments = ("run", "--suite", "tiny.toml", "--model", model, "--offline", "--checkpoint-every", "10")
-    budget = ("--budget-seconds", "20")
-    first = command(*arguments, *budget, cwd=tmp_path)
-    assert first.returncode == 3, first.stderr
-    assert "the budget has ended: 2 runs are still to do; the same command goes on with the rest" in first.stdout
-    assert "failed" not in first.stdout
-    assert "Traceback" not in first.stderr
-    second = command(*arguments, *budget, cwd=tmp_path)
-    assert second.returncode == 3, second.stderr
-    before, after = Store(tmp_path / "results" / "records").read("tiny").records
+    store = Store(tmp_path / "results" / "records")
+    for _ in range(8):  # a call on a busy machine may spend its budget before training begins
+        done = command(*arguments, "--budget-seconds", "20", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert "the budget has ended: 2 runs are still to do; the same command goes on with the rest" in done.stdout
+        assert "failed" not in done.stdout
+        assert "Traceback" not in done.stderr
+        trained = [record for record in store.read("tiny").records if record.train is not None]
+        if len(trained) == 2 and trained[0].train is not None and trained[0].train.num_steps >= 10:
+            break
+    before, after = trained
     for record in (before, after):
         assert (record.spec.label, record.status) == ("lisa", "interrupted")
         assert record.reason == "interrupted in phase train: the budget of seconds had ended"

@@ -84,7 +84,7 @@ BAD = [
     ("owlore", {"refresh_on_activation": None}, "needs refresh_on_activation"),
     ("owlore", {"projected": False}, "projected = false takes no rank"),
     ("owlore", {"state_policy": "drop"}, "resets the step counter"),
-    ("owlore", {"active_layers": 0}, "greater than 0"),
+    ("owlore", {"active_layers": -1}, "greater than or equal to 0"),
     ("galore", {"scale": None}, "projection needs scale"),
     ("galore", {"scale": -1.0}, "greater than 0"),
     ("lisa-paper", {"legacy_draws_seed": 111}, "without replacement"),

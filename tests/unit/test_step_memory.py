@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-import harness.engine.training
+import harness.engine.loss
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.runner import execute
 from harness.engine.step_memory import StepMemory
@@ -95,7 +95,7 @@ def error(request: pytest.FixtureRequest) -> Exception:
 def plant(patch: pytest.MonkeyPatch, moment: str, step: int, error: Exception) -> None:
     """Let memory run out in one moment of one step, through what the loop calls there."""
     calls: Iterator[int] = iter(range(1000))
-    loss_of = harness.engine.training.summed_loss
+    loss_of = harness.engine.loss.summed_loss
 
     def failing(gradient: torch.Tensor) -> None:
         raise error
@@ -117,7 +117,7 @@ def plant(patch: pytest.MonkeyPatch, moment: str, step: int, error: Exception) -
     if moment == "optimizer":
         patch.setattr(AdamW, "step", update)
     else:
-        patch.setattr(harness.engine.training, "summed_loss", loss)
+        patch.setattr(harness.engine.loss, "summed_loss", loss)
 
 
 def out_of_memory(patch: pytest.MonkeyPatch, moment: str, step: int, error: Exception, run: RunTask) -> Record:
