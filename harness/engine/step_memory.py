@@ -93,9 +93,18 @@ class StepMemory:
             self._tracker.moment = name
 
     def note_gradient(self, parameter: torch.Tensor) -> None:
-        """Say that the gradient of a parameter is complete, before it is used up."""
+        """Say that the gradient of a parameter is complete."""
         if self._tracker is not None and parameter.grad is not None:
             self._tracker.classify([parameter.grad], "gradients")
+
+    @contextmanager
+    def using_up(self, parameter: torch.Tensor) -> Iterator[None]:
+        """Watch the update of one parameter inside the backward pass.
+
+        The tracker counts it as the optimizer's; reading the allocator around each would cost too much.
+        """
+        with using_up(self._tracker, parameter):
+            yield
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was seen, JSON only."""
@@ -173,6 +182,21 @@ def largest_of(moments: Sequence[StepPeak]) -> StepPeak:
     """Return the peaks of a step from those of its moments."""
     top = max(moments, key=lambda moment: moment.peaks.allocated_bytes)
     return StepPeak(reduce(Peaks.largest, (moment.peaks for moment in moments)), top.moment)
+
+
+@contextmanager
+def using_up(tracker: StorageTracker | None, parameter: torch.Tensor) -> Iterator[None]:
+    """Tell a tracker that a gradient is complete, and that what follows is the optimizer's, not the backward pass's."""
+    if tracker is None:
+        yield
+        return
+    if parameter.grad is not None:
+        tracker.classify([parameter.grad], "gradients")
+    before, tracker.moment = tracker.moment, "optimizer"
+    try:
+        yield
+    finally:
+        tracker.moment = before
 
 
 def breakdown(by_category: dict[Category, int]) -> MemoryBreakdown:

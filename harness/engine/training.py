@@ -315,8 +315,8 @@ class TrainingLoop:
     def _register_hooks(self) -> list[Any]:
         def use_up(parameter: torch.Tensor) -> None:
             if self._on_gradient is not None:
-                self.memory.note_gradient(parameter)
-                self._on_gradient(parameter)
+                with self.memory.using_up(parameter):
+                    self._on_gradient(parameter)
                 parameter.grad = None
 
         return on_every_parameter(self.optimizer, use_up)

@@ -22,7 +22,7 @@ from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.decoder import active_blocks, find_decoder
 from harness.engine.loading import build_model
-from harness.engine.step_memory import on_every_parameter, optimizer_state_bytes, state_tensors
+from harness.engine.step_memory import on_every_parameter, optimizer_state_bytes, state_tensors, using_up
 from harness.engine.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -96,6 +96,9 @@ class _Watcher:
     def note_gradient(self, parameter: torch.Tensor) -> None:
         if parameter.grad is not None:
             self._tracker.classify([parameter.grad], "gradients")
+
+    def using_up(self, parameter: torch.Tensor) -> AbstractContextManager[None]:
+        return using_up(self._tracker, parameter)
 
 
 class _Conducted(Method):
