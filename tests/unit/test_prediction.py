@@ -260,3 +260,38 @@ def test_nested_checkpoints_keep_no_more_than_checkpointed_blocks(dtype: str, pe
         assert nested.peak_bytes == block.peak_bytes
     else:
         assert nested.peak_bytes < block.peak_bytes
+
+
+def test_kept_states_are_there_when_every_block_was_visited() -> None:
+    spec = small_spec("lisa")
+    told = predicted(spec, horizon="all-visited")
+    parameters = sum(parameter.numel() for parameter in build_model(SMALL, "fp32", "meta").parameters())
+    assert told.optimizer_state_bytes == 2 * 4 * parameters
+    assert predicted(spec, horizon="first").optimizer_state_bytes < told.optimizer_state_bytes
+
+
+def test_coin_flips_have_a_bound_of_their_own() -> None:
+    told = predicted(small_spec("lisa-paper"))
+    assert told.all_active_peak_bytes is not None
+    assert told.all_active_peak_bytes >= told.peak_bytes
+    assert predicted(small_spec("lisa")).all_active_peak_bytes is None
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 5])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_operations_of_a_step_are_those_of_the_closed_form(accumulation: int, device: str) -> None:
+    # Full fine-tuning: 2 operations a weight and token forward, 4 backward; attention 4 B H S S D forward, twice that
+    # backward, the causal half not left out. The embedding multiplies nothing.
+    spec = small_spec("full", dtype="bf16", gradient_checkpointing=True, gradient_accumulation_steps=accumulation)
+    shape = SMALL.shape
+    assert shape is not None
+    kv = shape.num_kv_heads * shape.head_dim
+    block = 2 * shape.hidden_size**2 + 2 * shape.hidden_size * kv + 3 * shape.hidden_size * shape.intermediate_size
+    weights = shape.num_layers * block + shape.hidden_size * shape.vocab_size
+    tokens = ROWS * LENGTH
+    attention = 12 * shape.num_layers * ROWS * shape.num_heads * LENGTH**2 * shape.head_dim
+    told = predicted(spec, device=device)
+    assert told.flops_per_step == accumulation * (6 * weights * tokens + attention)
+    assert 0 < told.recomputed_flops_per_step < told.flops_per_step / 3
+    kept = predicted(small_spec("full", dtype="bf16", gradient_checkpointing=False), device=device)
+    assert kept.recomputed_flops_per_step == 0
