@@ -58,7 +58,9 @@ class Phase(_Part):
     """One phase under its own memory meter."""
 
     name: str
-    """load, block_scores, prepare, validate_before, train, validate_after, finalize, evaluate, save."""
+    """load, data, block_scores, prepare, validate_before, general_before, train, validate_during, validate_after,
+    general_after, finalize, evaluate, save. ``validate_during`` is all that interrupted ``train``: in no figure of
+    it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None
     """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""
@@ -233,6 +235,14 @@ class TrainResult(_Part):
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     validation_tokens: int | None = None
+    validation_steps: tuple[int, ...] = ()
+    """Optimizer steps done at each reading of the held-out loss, 0 and the last among them."""
+    validation_losses: tuple[float, ...] = ()
+    """The reading at each of ``validation_steps``, nats."""
+    general_loss_before: float | None = None
+    """Mean cross-entropy on the suite's general text, which is never trained on, nats."""
+    general_loss_after: float | None = None
+    general_tokens: int | None = None
 
 
 class Score(_Part):

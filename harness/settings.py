@@ -51,12 +51,20 @@ class TrainSettings(Strict):
     """Keep the inputs of checkpointed blocks in host memory between the forward and the backward pass."""
     validation_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
+    validation_every_steps: PositiveInt | None = None
+    """Optimizer steps between further readings of that loss during training; None: only before and after."""
     deterministic: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_validate_on(self) -> TrainSettings:
+        if self.validation_every_steps is not None and not self.validation_rows:
+            raise ValueError("validation_every_steps needs validation_rows above 0")
         return self
 
     @model_validator(mode="after")
@@ -69,12 +77,20 @@ class TrainSettings(Strict):
         return self
 
 
-class CalibrationSettings(Strict):
-    """The text on which block scores are computed."""
+class TextSettings(Strict):
+    """Sequences cut from the texts of a data set."""
 
     data: Name
     num_samples: PositiveInt
     sequence_length: PositiveInt
+
+
+class CalibrationSettings(TextSettings):
+    """The text on which block scores are computed: of the data set's training part."""
+
+
+class GeneralTextSettings(TextSettings):
+    """The text whose loss is taken before and after training, for forgetting: of the data set's validation part."""
 
 
 class EvaluationSettings(Strict):

@@ -21,7 +21,15 @@ from harness.errors import HarnessError, near_miss
 from harness.labels import LabelEntry, load_labels, with_aliases
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec, Weights
-from harness.settings import CalibrationSettings, EvaluationSettings, Name, Seed, Strict, TrainSettings
+from harness.settings import (
+    CalibrationSettings,
+    EvaluationSettings,
+    GeneralTextSettings,
+    Name,
+    Seed,
+    Strict,
+    TrainSettings,
+)
 from harness.toml_files import packaged_toml_names, read_toml, validate
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
@@ -48,6 +56,8 @@ class Suite(Strict):
     evaluation: EvaluationSettings
     """``tasks = []``: nothing is scored."""
     calibration: CalibrationSettings | None = None
+    general: GeneralTextSettings | None = None
+    """Every run that trains takes the loss of this text before and after."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
@@ -74,6 +84,7 @@ LATER_SETTINGS: dict[str, JsonValue] = {
     "update_slice_elements": None,
     "two_pass_clipping": False,
     "project_vocabulary": False,
+    "validation_every_steps": None,
 }
 """Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
 
@@ -91,8 +102,10 @@ class RunSpec(Strict):
     train: TrainSettings | None
     evaluation: EvaluationSettings
     calibration: CalibrationSettings | None
+    general: GeneralTextSettings | None = None
     sources: dict[str, str]
-    """What identifies the data: ``train``, ``evaluation``, ``calibration`` -> name and checksum or revision."""
+    """What identifies the data: ``train``, ``evaluation``, ``calibration``, ``general`` -> name and checksum or
+    revision."""
     max_steps: PositiveInt | None
     seed: Seed
 
@@ -108,6 +121,8 @@ class RunSpec(Strict):
             for name, value in LATER_SETTINGS.items():
                 if name in settings and settings[name] == value:
                     del settings[name]
+        if asked["general"] is None:
+            del asked["general"]
         return asked
 
     @property
@@ -221,6 +236,7 @@ def expand(
                         f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
                     )
                 calibration = suite.calibration if needs_scores else None
+                general = suite.general if method.trains else None
                 for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
                     runs.append(
                         RunSpec(
@@ -234,7 +250,8 @@ def expand(
                             train=train,
                             evaluation=evaluation,
                             calibration=calibration,
-                            sources=_sources_of(train, evaluation, calibration, sources),
+                            general=general,
+                            sources=_sources_of(train, evaluation, calibration, general, sources),
                             max_steps=max_steps if method.trains else None,
                             seed=seed,
                         )
@@ -253,6 +270,7 @@ def _sources_of(
     train: TrainSettings | None,
     evaluation: EvaluationSettings,
     calibration: CalibrationSettings | None,
+    general: GeneralTextSettings | None,
     sources: Mapping[str, str],
 ) -> dict[str, str]:
     used: dict[str, str] = {} if evaluation.rows is None else {"evaluation": evaluation.rows}
@@ -260,6 +278,8 @@ def _sources_of(
         used["train"] = train.data
     if calibration is not None:
         used["calibration"] = calibration.data
+    if general is not None:
+        used["general"] = general.data
     return {role: sources.get(name, name) for role, name in sorted(used.items())}
 
 
@@ -327,9 +347,11 @@ def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
     datasets = load_datasets()
     dataset = None if train is None else datasets.get(train.data)
     drawn = dataset is not None and dataset.drawn is not None
-    calibration = None if suite.calibration is None else datasets.get(suite.calibration.data)
-    if calibration is not None and calibration.drawn is not None:
-        raise HarnessError(f"{where}: [calibration] needs a data set of text, and '{calibration.name}' holds none")
+    for table, text in (("calibration", suite.calibration), ("general", suite.general)):
+        if text is not None and (found := datasets.get(text.data)) is not None and found.drawn is not None:
+            raise HarnessError(f"{where}: [{table}] needs a data set of text, and '{text.data}' holds none")
+    if suite.general is not None and suite.weights == "random":
+        raise HarnessError(f"{where}: random weights have no text to forget: leave [general] out")
     if suite.evaluation.tasks and (drawn or suite.weights == "random"):
         what = f"data '{train.data}' are random tokens" if train is not None and drawn else "weights are random"
         raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]")

@@ -61,13 +61,15 @@ def load_rows(
     return rows
 
 
-def load_texts(name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False) -> list[str]:
-    """Return the training texts of a data set, for calibration: instruction, input and output run together.
+def load_texts(
+    name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False, part: Part = "train"
+) -> list[str]:
+    """Return the texts of one part of a data set: instruction, input and output run together.
 
     Raises:
         HarnessError: as :func:`load_rows`.
     """
-    rows = load_rows(name, "train", overrides, offline=offline)
+    rows = load_rows(name, part, overrides, offline=offline)
     return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
 
 

@@ -31,6 +31,7 @@ def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], prog
     datasets = sorted(
         {spec.train.data for spec in specs if spec.train is not None}
         | {spec.calibration.data for spec in specs if spec.calibration is not None}
+        | {spec.general.data for spec in specs if spec.general is not None}
     )
     for name in datasets:
         prepare_dataset(name, overrides=selection.data, offline=offline, wheels=wheels, progress=progress)

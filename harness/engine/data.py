@@ -17,7 +17,7 @@ import torch
 
 from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
-from harness.settings import TrainSettings
+from harness.settings import TextSettings, TrainSettings
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""
@@ -221,6 +221,46 @@ def validation_batches(rows: Sequence[Row | Example], tokenizer: Any, settings: 
     unpacked = settings.model_copy(update={"packing": False})
     examples = [encode(row, tokenizer, unpacked) for row in rows[: settings.validation_rows]]
     size = settings.batch_size
+    return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
+
+
+def text_samples(texts: Sequence[str], tokenizer: Any, settings: TextSettings, what: str) -> list[list[int]]:
+    """Return ``num_samples`` sequences of ``sequence_length`` token ids, cut from the texts in their order.
+
+    Args:
+        texts: An empty line is set between any two.
+        tokenizer: The model's.
+        settings: How many, how long.
+        what: What the texts are for, in a message.
+
+    Raises:
+        HarnessError: the texts do not hold enough tokens.
+    """
+    length, needed = settings.sequence_length, settings.num_samples * settings.sequence_length
+    ids: list[int] = []
+    for text in texts:
+        ids.extend(tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"])
+        if len(ids) >= needed:
+            break
+    if len(ids) < needed:
+        raise HarnessError(
+            f"{what} data '{settings.data}' holds {len(ids)} tokens, fewer than the {needed} that "
+            f"{settings.num_samples} samples of {settings.sequence_length} need; lower one of them"
+        )
+    return [ids[start : start + length] for start in range(0, needed, length)]
+
+
+def general_batches(
+    texts: Sequence[str], tokenizer: Any, settings: TextSettings, train: TrainSettings
+) -> list[MicroBatch]:
+    """Return samples of the general text, all of whose tokens carry loss, no more at once than a training micro-batch.
+
+    Raises:
+        HarnessError: as :func:`text_samples`.
+    """
+    samples = text_samples(texts, tokenizer, settings, "general")
+    examples = [Example(tuple(ids), (True,) * len(ids)) for ids in samples]
+    size = max(1, train.batch_size * train.sequence_length // settings.sequence_length)
     return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
 
 

@@ -19,7 +19,7 @@ from harness.engine.activation_checkpointing import disable_checkpointing, enabl
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, Row, TrainData, validation_batches
+from harness.engine.data import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
 from harness.engine.decoder import Checksums, checksums, find_decoder
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
@@ -141,6 +141,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     assert settings is not None
     with meter.phase("data"):
         data, held_out = _data(run, settings, model, tokenizer)
+        general = _general_text(run, tokenizer, settings)
     context = EngineContext(
         seed=spec.seed,
         num_steps=data.num_steps(spec.max_steps),
@@ -154,21 +155,33 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
     before = checksums(decoder)
-    loss_before = _held_out_loss(run, "validate_before", model, held_out, context)
+    loss_before = _loss(run, "validate_before", model, held_out, context)
+    if loss_before is not None:
+        loop.note_validation(loss_before)
+    general_before = _loss(run, "general_before", model, general, context)
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()  # what these reserved is no part of the train phase
+
     try:
         with meter.phase("train"):
-            _run_loop(run, loop, data)
+            _run_loop(run, loop, data, held_out)
     finally:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
         run.outcome.out_of_memory_at = loop.memory.out_of_memory
-    loss_after = _held_out_loss(run, "validate_after", model, held_out, context)
+    loss_after = _loss(run, "validate_after", model, held_out, context)
+    if loss_after is not None:
+        loop.note_validation(loss_after)
+    general_after = _loss(run, "general_after", model, general, context)
     run.outcome.train = loop.result().model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,
-            "validation_tokens": sum(batch.num_trained_tokens for batch in held_out) if held_out else None,
+            "validation_tokens": _trained_tokens(held_out),
+            "general_loss_before": general_before,
+            "general_loss_after": general_after,
+            "general_tokens": _trained_tokens(general),
         }
     )
     run.outcome.proof = _proof(loop, method, before, checksums(decoder))
@@ -196,7 +209,21 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
     return data, validation_batches(rows("validation"), tokenizer, settings) if settings.validation_rows else []
 
 
-def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData) -> None:
+def _general_text(run: _Run, tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+    from harness.assets.training_rows import load_texts
+
+    general = run.task.spec.general
+    if general is None:
+        return []
+    texts = load_texts(general.data, overrides=run.task.data_overrides, offline=run.task.offline, part="validation")
+    return general_batches(texts, tokenizer, general, settings)
+
+
+def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[MicroBatch]) -> None:
+    def validate() -> float:
+        with run.meter.aside("validate_during"):
+            return mean_loss(loop.model, held_out, loop.context)[0]
+
     folder, total = run.task.checkpoint_folder, loop.context.num_steps
     checkpoints = Checkpoints(folder, loop) if folder is not None else None
     if checkpoints is not None:
@@ -207,16 +234,19 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData) -> None:
         lambda done, loss: run.progress(f"training, loss {loss:.3f}", done, total),
         checkpoints.save if checkpoints is not None else None,
         run.task.checkpoint_every,
+        validate if held_out else None,
     )
 
 
-def _held_out_loss(
-    run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext
-) -> float | None:
+def _loss(run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext) -> float | None:
     if not batches:
         return None
     with run.meter.phase(phase):
         return mean_loss(model, batches, context)[0]
+
+
+def _trained_tokens(batches: list[MicroBatch]) -> int | None:
+    return sum(batch.num_trained_tokens for batch in batches) if batches else None
 
 
 def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksums) -> Proof:

@@ -57,6 +57,8 @@ DEFINITIONS = (
     "any step. In brackets the share of all parameters.",
     "optimizer state, peak: largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
     "held-out loss: mean cross-entropy in nats on one fixed batch that is not trained on, before and after training.",
+    "general text loss: the same on a fixed text that no label is trained on; where it rises, training has cost the "
+    "model something else. It is there where the suite names such a text.",
 )
 
 

@@ -12,7 +12,10 @@ from harness.report.quantities import (
     NO_TRAINING,
     best_prediction,
     estimate_text,
+    general_losses,
+    has_general_loss,
     has_held_out_loss,
+    held_out_losses,
     host_peak_bytes,
     is_busy,
     label_text,
@@ -33,6 +36,7 @@ NOT_SCORED = "not scored"
 NO_RECORD = "no record yet"
 AVERAGE = "average"
 HELD_OUT = "held-out loss, before -> after (nats)"
+GENERAL = "general text loss, before -> after (nats)"
 COST_COLUMNS = (
     "label",
     AVERAGE,
@@ -48,6 +52,7 @@ COST_COLUMNS = (
     "trainable parameters ever",
     "optimizer state, peak (GiB)",
     HELD_OUT,
+    GENERAL,
 )
 SHORT_RUN = "*"
 """Marks a step time taken over less than one refresh cycle."""
@@ -115,8 +120,12 @@ def cost_table(summary: Summary, model: str) -> Table:
         else (row.label, *[row_status(row)] * (len(columns) - 1))
         for row in summary.rows_of(model)
     )
-    absent = {*(() if summary.columns else (AVERAGE,)), *(() if has_held_out_loss(summary.rows) else (HELD_OUT,))}
-    shown = [i for i, title in enumerate(COST_COLUMNS) if title not in absent]
+    present = {
+        AVERAGE: bool(summary.columns),
+        HELD_OUT: has_held_out_loss(summary.rows),
+        GENERAL: has_general_loss(summary.rows),
+    }
+    shown = [i for i, title in enumerate(COST_COLUMNS) if present.get(title, True)]
     return Table(tuple(columns[i] for i in shown), tuple(tuple(row[i] for i in shown) for row in rows))
 
 
@@ -129,8 +138,6 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
     total = trained[0].total_params
     a_step = mean_of(row, lambda train: train.trainable_params_mean)
     ever = max(train.trainable_params_ever for train in trained)
-    before = mean_of(row, lambda train: train.validation_loss_before)
-    after = mean_of(row, lambda train: train.validation_loss_after)
     tracked, prediction = largest_tracked_peak(row), best_prediction(row)
     short = any(train.covers_refresh_cycle is False for train in trained)
     return [
@@ -146,7 +153,8 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
         parameters_text(a_step, total),
         parameters_text(ever, total),
         gib(max(train.peak_optimizer_state_bytes for train in trained)),
-        NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
+        held_out_losses(row),
+        general_losses(row),
     ]
 
 

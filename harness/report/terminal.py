@@ -15,7 +15,10 @@ from harness.report.page import result_notes
 from harness.report.quantities import (
     BUSY,
     best_prediction,
+    general_losses,
+    has_general_loss,
     has_held_out_loss,
+    held_out_losses,
     host_peak_bytes,
     is_busy,
     largest_tracked_peak,
@@ -131,12 +134,13 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
 
 def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
-    losses = has_held_out_loss(rows)
+    losses, general = has_held_out_loss(rows), has_general_loss(rows)
     known = any(_tracked_and_predicted(row) != NOTHING for row in rows)
     heads = ["label", "CUDA\npeak, GiB", *(["tracked/pre-\ndicted, GiB"] if known else []), "host\nRSS, GiB"]
     heads += ["step,\nmean s"]
     heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
     heads += ["held-out loss,\nbefore -> after"] if losses else []
+    heads += ["general loss,\nbefore -> after"] if general else []
     table = _table(title, heads)
     for row in rows:
         trained = [record.train for record in row.records if record.train is not None]
@@ -145,8 +149,6 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *[Text(status)] * (len(heads) - 1))
             continue
         a_step = mean_of(row, lambda train: train.trainable_params_mean)
-        before = mean_of(row, lambda train: train.validation_loss_before)
-        after = mean_of(row, lambda train: train.validation_loss_after)
         cells = [
             peak_text(summary, row) if cuda else "no CUDA",
             *([_tracked_and_predicted(row)] if known else []),
@@ -157,8 +159,8 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             _number(max(train.trainable_params_ever for train in trained) / 1e6),
             gib(max(train.peak_optimizer_state_bytes for train in trained)),
         ]
-        if losses:
-            cells.append(NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}")
+        cells += [held_out_losses(row)] if losses else []
+        cells += [general_losses(row)] if general else []
         label = one_line(row.label, LABEL_WIDTH) + (f" {BUSY}" if is_busy(row) else "")
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table

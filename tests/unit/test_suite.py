@@ -11,6 +11,7 @@ from harness.errors import HarnessError
 from harness.labels import load_labels
 from harness.models import BaseModelSpec
 from harness.record import parse_record
+from harness.settings import GeneralTextSettings
 from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment, suite_names
 
 TEXT = """
@@ -118,6 +119,12 @@ def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
         ("batch_size = 2", "batch_size = 0", "batch_size is 0"),
         ("num_steps = 4", "", "give exactly one of num_steps and num_epochs"),
         ('rows = "packaged-scored"', 'rows = "packed"', "evaluation.rows is 'packed'"),
+        ("batch_size = 2", "batch_size = 2\nvalidation_every_steps = 5", "needs validation_rows above 0"),
+        (
+            "[evaluation]",
+            "[general]\ndata = 'random-tokens'\nnum_samples = 1\nsequence_length = 4\n[evaluation]",
+            "[general] needs a data set of text, and 'random-tokens' holds none",
+        ),
         ("[evaluation]", "[evaluation", "is not valid TOML"),
         ('name = "tiny"', 'name = "../tiny"', "name is '../tiny'"),
         ("learning_rate = 1e-3", "learning_rate = nan", "learning_rate is nan"),
@@ -201,6 +208,9 @@ def test_settings_that_came_later_leave_run_ids_as_they_were():
     spec = records[1].spec
     assert spec.train is not None and "loss_chunk_columns" not in spec.asked()["train"]
     ids = {spec.run_id}
+    assert "general" not in spec.asked()
+    general = GeneralTextSettings(data="packaged-passages", num_samples=1, sequence_length=8)
+    assert spec.model_copy(update={"general": general}).run_id != spec.run_id
     for change in ({"loss_chunk_columns": 8}, {"offload_checkpoints": True}, {"checkpoint_granularity": "nested"}):
         ids.add(spec.model_copy(update={"train": spec.train.model_copy(update=change)}).run_id)
     for config in ({"two_pass_clipping": True}, {"update_slice_elements": 8}, {"project_vocabulary": True}):
