@@ -75,9 +75,11 @@ def _checkpointed(forward: Callable[..., Any], context_fn: ContextFn, *args: Any
     names = [name for name, value in kwargs.items() if isinstance(value, torch.Tensor)]
     rest = {name: value for name, value in kwargs.items() if name not in names}
 
+    count = len(args)  # not args itself in what follows: the checkpoint keeps what its function refers to
+
     def positional(*values: Any) -> Any:
-        named = dict(zip(names, values[len(args) :], strict=True))
-        return forward(*values[: len(args)], **named, **rest)
+        named = dict(zip(names, values[count:], strict=True))
+        return forward(*values[:count], **named, **rest)
 
     tensors = (kwargs[name] for name in names)
     return checkpoint(positional, *args, *tensors, use_reentrant=False, context_fn=context_fn)

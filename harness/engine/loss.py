@@ -1,11 +1,12 @@
 """The loss: cross-entropy summed over the trained tokens, plain or over slices of the vocabulary.
 
-The plain way holds the logits of all tokens, and an fp32 copy of them beside two more in the backward pass: for
-LLaMA-3's vocabulary at 16x512 tokens 4.2 GB each. The sliced way (``loss_chunk_columns``) never holds more than one
-slice: forward, each slice of the head's rows gives its logits, which enter a running log-sum-exp; backward, the slice
-is computed again, turned into its gradient and used up. What is rounded is what the plain way rounds: logits in the
-dtype of the weights, the loss in fp32, the gradient of the head in one product over all tokens. The gradient of the
-hidden states is summed over slices in fp32 and rounded once. Positions without a label enter no product at all.
+The plain way holds the logits of all tokens and fp32 copies of them, for LLaMA-3's vocabulary at 16x512 tokens 4.2 GB
+each. The sliced way (``loss_chunk_columns``) never holds more than one slice: forward, each slice of the head's rows
+gives its logits, which enter a running sum of exponentials; backward, the slice is computed again, turned into its
+gradient and used up. What is rounded is what the plain way rounds: logits in the dtype of the weights, the loss in
+fp32, the gradient of the head in one product over all tokens. The gradient of the hidden states is summed over slices
+in fp32 and rounded once. Positions without a label enter no product at all. The held-out loss goes the same way, which
+took 0.5 to 1.2 times as long as the plain one on a CPU (512 tokens, 49,152 words) and never holds the logits either.
 
 No paper is followed; Cut Cross-Entropy (arXiv 2411.09009) has the same idea in one fused kernel.
 """
@@ -111,17 +112,19 @@ class SlicedCrossEntropy(torch.autograd.Function):
             columns: Of one slice.
         """
         W, wide = weight, torch.promote_types(h.dtype, torch.float32)
-        log_sum = torch.full((len(h),), float("-inf"), dtype=wide, device=h.device)
+        largest = torch.full((len(h),), float("-inf"), dtype=wide, device=h.device)
+        total = torch.zeros((len(h),), dtype=wide, device=h.device)  # of exp(z - largest)
         chosen = torch.zeros((len(h),), dtype=wide, device=h.device)
         for start in range(0, len(W), columns):
             z = (h @ W[start : start + columns].t()).to(wide)  # (tokens, columns)
-            log_sum = torch.logaddexp(log_sum, z.logsumexp(1))
             index, inside = _within(targets, start, z.shape[1])
             chosen += torch.where(inside, z.gather(1, index[:, None])[:, 0], 0.0)
+            before, largest = largest, torch.maximum(largest, z.amax(1))
+            total = total * (before - largest).exp_() + z.sub_(largest[:, None]).exp_().sum(1)
             del z
-        ctx.save_for_backward(h, W, targets, log_sum)
+        ctx.save_for_backward(h, W, targets, largest, total)
         ctx.columns = columns
-        return (log_sum - chosen).sum()
+        return (largest - chosen + total.log()).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:  # type: ignore[override]
@@ -131,17 +134,17 @@ class SlicedCrossEntropy(torch.autograd.Function):
             ctx: Autograd's.
             grad: (), fp32 or fp64.
         """
-        h, W, targets, log_sum = ctx.saved_tensors
+        h, W, targets, largest, total = ctx.saved_tensors
         wants_h, wants_W = ctx.needs_input_grad[:2]
-        dh = torch.zeros_like(h, dtype=log_sum.dtype) if wants_h else None
+        dh = torch.zeros_like(h, dtype=total.dtype) if wants_h else None
         dW = torch.empty_like(W) if wants_W else None
         for start in range(0, len(W), ctx.columns):
             rows = slice(start, start + ctx.columns)
-            z = (h @ W[rows].t()).to(log_sum.dtype)
-            p = z.sub_(log_sum[:, None]).exp_()
-            index, inside = _within(targets, start, p.shape[1])
-            p.scatter_add_(1, index[:, None], -inside[:, None].to(p.dtype))
-            dz = p.mul_(grad).to(h.dtype)
+            z = (h @ W[rows].t()).to(total.dtype)
+            index, inside = _within(targets, start, z.shape[1])
+            p = z.sub_(largest[:, None]).exp_().mul_((grad / total)[:, None])
+            p.scatter_add_(1, index[:, None], torch.where(inside, -grad, 0.0)[:, None])
+            dz = p.to(h.dtype)
             del z, p
             if dW is not None:
                 torch.mm(dz.t(), h, out=dW[rows])

@@ -52,6 +52,11 @@ DEFINITIONS = (
     "included, largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
     "step time: synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
     "included, loading of data left out; mean over the seeds. A `*` marks a run shorter than one refresh cycle.",
+    "operations a step: floating-point operations that a step of the method needs by the prediction, a multiply-add "
+    "being two, attention counted without regard to the causal mask, what checkpointing computes again and projector "
+    "refreshes left out; scaled by the tokens there were.",
+    "MFU: those operations a second over the device's stated dense peak for the dtype of the weights (`harness list "
+    f"devices`); a {NOTHING} where the device's peak is not known.",
     "tokens a second: mean tokens of a step, padding left out, over the mean step time.",
     "trainable parameters a step: parameters that required a gradient, mean over the steps; ever: those that did at "
     "any step. In brackets the share of all parameters.",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from statistics import fmean
 
+from harness.devices import known_device, load_devices
 from harness.record import Prediction, Record, TrackedPeak, TrainResult
 from harness.report.statistics import Estimate
 from harness.report.summary import Row
@@ -115,6 +116,39 @@ def tokens_per_second(train: TrainResult) -> float | None:
     return None if train.step_seconds_mean is None else fmean(train.curve.tokens) / train.step_seconds_mean
 
 
+def step_flops(record: Record) -> float | None:
+    """Return the operations that a mean step of a run needed; None without a prediction.
+
+    What was predicted for rows of full length is scaled by the tokens that there were; of shorter rows that counts a
+    little more for attention than there was.
+    """
+    prediction, settings, train = record.prediction, record.spec.train, record.train
+    if prediction is None or settings is None or train is None or not train.curve.tokens:
+        return None
+    planned = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
+    return prediction.flops_per_step * fmean(train.curve.tokens) / planned
+
+
+def model_flops_utilization(record: Record) -> float | None:
+    """Return the operations needed a second over the device's stated dense peak for the weights' dtype, 0 to 1.
+
+    None where the step was not timed, nothing was predicted, or the device's peak is not known.
+    """
+    flops, train, settings = step_flops(record), record.train, record.spec.train
+    device = known_device(record.environment.device_name, load_devices())
+    if flops is None or train is None or train.step_seconds_mean is None or settings is None or device is None:
+        return None
+    peak = device.peak_flops(settings.dtype)
+    return None if peak is None else flops / train.step_seconds_mean / peak
+
+
+def mean_of_records(row: Row, value: Callable[[Record], float | None]) -> float | None:
+    """Return the mean over seeds of something of a record; None unless every finished run has it."""
+    found = [value(record) for record in row.records if record.train is not None]
+    known = [one for one in found if one is not None]
+    return fmean(known) if known and len(known) == len(found) else None
+
+
 def has_held_out_loss(rows: Iterable[Row]) -> bool:
     """Return whether any run of the rows took the loss of a held-out batch."""
     results = (record.train for row in rows for record in row.records)
@@ -150,6 +184,4 @@ def _largest(values: Iterable[int | None]) -> int | None:
 
 def mean_of(row: Row, value: Callable[[TrainResult], float | None]) -> float | None:
     """Return the mean over seeds of something measured in training; None unless every finished run has it."""
-    found = [value(record.train) for record in row.records if record.train is not None]
-    known = [one for one in found if one is not None]
-    return fmean(known) if known and len(known) == len(found) else None
+    return mean_of_records(row, lambda record: None if record.train is None else value(record.train))

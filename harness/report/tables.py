@@ -22,14 +22,17 @@ from harness.report.quantities import (
     largest_difference,
     largest_tracked_peak,
     mean_of,
+    mean_of_records,
+    model_flops_utilization,
     row_status,
     status_words,
+    step_flops,
     tokens_per_second,
     train_peak_bytes,
 )
 from harness.report.statistics import Estimate, estimate_average, estimate_score
 from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
-from harness.report.units import NOTHING, gib, signed_percent, significant
+from harness.report.units import NOTHING, gib, percent, signed_percent, significant
 from harness.suite import RunSpec
 
 NOT_SCORED = "not scored"
@@ -48,6 +51,8 @@ COST_COLUMNS = (
     "step time, mean (s)",
     "step time, median (s)",
     "tokens a second",
+    "operations a step (TFLOP)",
+    "MFU (%)",
     "trainable parameters a step",
     "trainable parameters ever",
     "optimizer state, peak (GiB)",
@@ -139,6 +144,7 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
     a_step = mean_of(row, lambda train: train.trainable_params_mean)
     ever = max(train.trainable_params_ever for train in trained)
     tracked, prediction = largest_tracked_peak(row), best_prediction(row)
+    flops, mfu = mean_of_records(row, step_flops), mean_of_records(row, model_flops_utilization)
     short = any(train.covers_refresh_cycle is False for train in trained)
     return [
         first,
@@ -150,6 +156,8 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
         _seconds(mean_of(row, lambda train: train.step_seconds_mean), short),
         _seconds(mean_of(row, lambda train: train.step_seconds_median), short),
         _seconds(mean_of(row, tokens_per_second), short),
+        NOTHING if flops is None else significant(flops / 1e12),
+        NOTHING if mfu is None else percent(mfu) + (SHORT_RUN if short else ""),
         parameters_text(a_step, total),
         parameters_text(ever, total),
         gib(max(train.peak_optimizer_state_bytes for train in trained)),

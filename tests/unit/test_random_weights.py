@@ -18,7 +18,7 @@ from harness.engine.loading import build_model, load_model, model_config
 from harness.engine.rows import RandomTokens, run_rows
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, ModelShape, load_models
-from harness.suite import expand, load_suite
+from harness.suite import RunSpec, expand, load_suite
 from tests.records import TRAIN
 
 SHAPE = ModelShape(
@@ -230,3 +230,57 @@ def test_random_weights_have_no_scores_to_draw_blocks_by(tmp_path: Path) -> None
     model = load_models()["llama2-7b"].with_weights("random")
     with pytest.raises(HarnessError, match="scores of random weights mean nothing; set probability = 'uniform'"):
         expand(suite, models={"llama2-7b": model}, sources={})
+
+
+def memory_specs(name: str) -> list[RunSpec]:
+    suite, known = load_suite(name), load_models()
+    models = {model: known[model].with_weights(suite.weights) for model in suite.models}
+    return expand(suite, models=models, sources={})
+
+
+def test_the_memory_suite_downloads_and_scores_nothing_and_is_short() -> None:
+    specs = memory_specs("memory")
+    assert {spec.model_name for spec in specs} == {"llama2-7b", "llama3-8b", "mistral-7b", "tinyllama-1.1b"}
+    for spec in specs:
+        assert spec.model["source"] == "random"
+        assert spec.evaluation.tasks == ()
+        assert spec.calibration is None
+        assert spec.train is not None
+        assert spec.train.num_steps is not None
+        assert spec.train.num_steps <= 60
+        assert spec.train.dtype == "bf16"
+        shape = f"{spec.train.batch_size}x{spec.train.sequence_length}"
+        assert spec.label.endswith(f"-{shape}")
+        assert spec.train.gradient_checkpointing == (shape != "1x1024")
+        if (active := spec.config.get("active_layers")) and "steady" not in spec.label and "svd" not in spec.label:
+            assert (spec.config["sampling"], spec.config["interval_steps"]) == ("tour", 1)
+            assert spec.train.num_steps * int(str(active)) >= 32
+
+
+def test_ours_and_the_codes_settings_are_told_apart() -> None:
+    specs = {spec.label: spec for spec in memory_specs("memory") if spec.model_name == "llama2-7b"}
+    for label, spec in specs.items():
+        assert spec.train is not None
+        ours = "-ours" in label or "-steady" in label
+        assert (spec.train.loss_chunk_columns is not None) == ours
+        assert spec.config["update_in_backward"] == (ours or "layerwise" in label)
+        clipped = "-ours-clipped" in label or ("-ours" not in label and spec.config["update_in_backward"] is False)
+        assert (spec.train.max_grad_norm is not None) == (clipped and not label.endswith("1x1024"))
+        assert spec.config["two_pass_clipping"] == ("-ours-clipped" in label)
+        if "state_policy" in spec.config and not label.endswith("1x1024"):
+            assert spec.config["state_policy"] == ("drop" if ours else "keep")
+
+
+def test_every_setting_of_the_memory_suites_labels_says_its_source() -> None:
+    for label, entry in load_suite("memory").methods.items():
+        assert entry.alias_of is not None
+        assert entry.summary, label
+        assert set(entry.sources().values()) <= {"paper", "code", "ours"}, label
+
+
+def test_the_small_suite_takes_the_same_paths() -> None:
+    specs = memory_specs("memory-small")
+    assert any(spec.config["update_in_backward"] for spec in specs)
+    assert any(spec.config["two_pass_clipping"] for spec in specs)
+    assert {spec.method for spec in specs} == {"full", "lora", "galore", "lisa", "owlore"}
+    assert all(spec.model["source"] == "random" for spec in specs)

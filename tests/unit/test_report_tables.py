@@ -11,6 +11,7 @@ import pytest
 from harness.record import Record
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
 from harness.report.page import report_markdown, result_notes
+from harness.report.quantities import model_flops_utilization, step_flops
 from harness.report.summary import Summary, summarize
 from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
 from harness.report.units import GIB, gib, significant
@@ -215,3 +216,28 @@ def test_a_suite_without_tasks_has_cost_alone() -> None:
     for absent in ("Scores:", "average", "tasks ="):
         assert absent not in page
     assert "Evaluation: none." in page
+
+
+def test_mfu_is_the_operations_needed_over_time_and_the_stated_peak() -> None:
+    record = make.make_record("lora", prediction=make.make_prediction("lora"))
+    assert record.train is not None
+    assert record.spec.train is not None
+    settings = record.spec.train
+    planned = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
+    curve = record.train.curve.model_copy(update={"tokens": (planned // 2,) * len(record.train.curve.tokens)})
+    gpu = record.environment.model_copy(update={"device_type": "cuda", "device_name": "NVIDIA H100 80GB HBM3"})
+    train = record.train.model_copy(update={"curve": curve, "step_seconds_mean": 0.5})
+    timed = record.model_copy(
+        update={
+            "train": train,
+            "environment": gpu,
+            "spec": record.spec.model_copy(update={"train": settings.model_copy(update={"dtype": "bf16"})}),
+        }
+    )
+    assert timed.prediction is not None
+    assert step_flops(timed) == pytest.approx(timed.prediction.flops_per_step / 2, rel=0.05)
+    expected = step_flops(timed) / 0.5 / 989.5e12  # type: ignore[operator]
+    assert model_flops_utilization(timed) == pytest.approx(expected)
+    unknown = gpu.model_copy(update={"device_name": "a device of tomorrow"})
+    assert model_flops_utilization(timed.model_copy(update={"environment": unknown})) is None
+    assert model_flops_utilization(timed.model_copy(update={"prediction": None})) is None

@@ -1,0 +1,173 @@
+"""``harness plan`` through the real command, and the prediction that every run carries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.commands.plan import fits, parse_memory
+from harness.commands.run import _refusal, _too_large
+from harness.errors import HarnessError
+from harness.planning.questions import PlanAnswer
+from harness.record import MemoryBreakdown, Prediction
+from tests.cli.conftest import command
+from tests.records import ENVIRONMENT
+
+SHAPE = ["--max-steps", "4", "--batch-size", "2", "--seq-len", "32", "--set", "max_grad_norm=1.0"]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {"HARNESS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
+def planned(cache: dict[str, str], cwd: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = command("plan", "--json", *arguments, cwd=cwd, environment=cache)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert isinstance(found, list)
+    return found
+
+
+def test_json_holds_what_is_promised_and_is_answered_from_the_cache(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("--model", "smollm2-135m", "--method", "lisa", "--seed", "1", *SHAPE, "--device", "h100-sxm")
+    (first,) = planned(cache, tmp_path, *asked)
+    for key in ("weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes"):
+        assert first[key] > 0
+    assert first["static_bytes"] == first["weights_bytes"] + first["gradients_bytes"] + first["optimizer_state_bytes"]
+    assert first["peak_bytes"] == sum(first["at_peak"].values()) > first["static_bytes"] / 2
+    assert 0 <= first["weights_bytes"] - 2 * 134_515_008 < 1000  # bf16, and the rotary buffer
+    assert first["model"] == "smollm2-135m"
+    assert first["method"] == "lisa"
+    assert first["label"].startswith("lisa[")
+    assert first["peak_phase"] in ("forward", "backward", "clip", "optimizer")
+    assert first["trainable_params"] < 134_515_008
+    assert first["predict_seconds"] > 0
+    assert first["fits"] == "yes"
+    assert first["hours"] == pytest.approx(4 * first["step_seconds"] / 3600)
+    (again,) = planned(cache, tmp_path, *asked)
+    assert again == first
+    assert len(list((Path(cache["HARNESS_CACHE"]) / "predictions").iterdir())) == 1
+
+
+def test_a_horizon_that_sees_more_needs_more(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("--model", "smollm2-135m", "--method", "lisa", "--seed", "1", *SHAPE, "--set", "interval_steps=1")
+    states = [
+        planned(cache, tmp_path, *asked, "--horizon", horizon)[0]["optimizer_state_bytes"]
+        for horizon in ("first", "run", "all-visited")
+    ]
+    assert states == sorted(states)
+    assert len(set(states)) == 3
+    assert states[-1] == 2 * 2 * 134_515_008  # two bf16 moments of every parameter
+
+
+def test_a_table_says_what_fits(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("plan", "--model", "smollm2-135m", "--method", "lisa", *SHAPE, "--device-memory", "100MB")
+    done = command(*asked, cwd=tmp_path, environment=cache)
+    assert done.returncode == 0, done.stderr
+    row = next(line for line in done.stdout.splitlines() if line.startswith("smollm2-135m"))
+    assert "1, 2, 3" not in row or " no " in row
+    assert " no " in row
+    assert "not calibrated" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["plan"], "name a suite with --suite, or one run with --model and --method"),
+        (["plan", "--model", "smollm2-135m", "--method", "base"], "nothing of what is chosen trains"),
+        (["plan", "--suite", "quickstart", "--device-memory", "much"], "expected a size such as 24GiB"),
+        (["plan", "--suite", "quickstart", "--device", "h100-sxn"], "did you mean 'h100-sxm'"),
+        (["plan", "--suite", "quickstart", "--mfu", "1.5"], "is not a number above 0, at most 1"),
+        (["plan", "--suite", "quikstart"], "did you mean 'quickstart'"),
+    ],
+)
+def test_wrong_use_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_refused_configuration_is_said_and_the_others_are_planned(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("plan", "--model", "smollm2-135m", "--method", "lisa", "--method", "lora", *SHAPE)
+    done = command(*asked, "--set", "update_in_backward=true", "--json", cwd=tmp_path, environment=cache)
+    assert done.returncode in (1, 2)
+    assert "max_grad_norm" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("1.5 GiB", 3 * 2**29), ("1000", 1000)]
+)
+def test_sizes_are_read(text: str, expected: int) -> None:
+    assert parse_memory(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GiB", "-1GB", "0", "nan", "inf", "12 stone"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(HarnessError, match="expected a size"):
+        parse_memory(text)
+
+
+def prediction(weights: int, peak: int, reserved: int) -> Prediction:
+    rest = {"gradients_bytes": 0, "optimizer_state_bytes": 0, "activations_bytes": 0}
+    return Prediction(
+        device="cuda",
+        horizon="run",
+        weights_bytes=weights,
+        gradients_bytes=0,
+        optimizer_state_bytes=0,
+        peak_bytes=peak,
+        peak_phase="backward",
+        peak_step=0,
+        at_peak=MemoryBreakdown(weights_bytes=weights, other_bytes=peak - weights, **rest),
+        reserved_bytes=reserved,
+        trainable_params=1,
+        flops_per_step=1,
+        recomputed_flops_per_step=0,
+        predict_seconds=1.0,
+        torch="2",
+    )
+
+
+def test_a_run_that_is_told_to_need_too_much_is_warned_of_and_a_hopeless_one_refused() -> None:
+    gpu = ENVIRONMENT.model_copy(update={"device_memory_bytes": 10 * 2**30, "device_name": "a GPU"})
+    large, hopeless = prediction(4 * 2**30, 12 * 2**30, 13 * 2**30), prediction(11 * 2**30, 12 * 2**30, 13 * 2**30)
+    small = prediction(4 * 2**30, 6 * 2**30, 7 * 2**30)
+    answers = {name: PlanAnswer(prediction=one) for name, one in (("a", large), ("b", small))}
+    (sentence,) = _too_large(answers, gpu)
+    assert "1 of 2 runs are predicted to need up to 12.0 GiB, more than the 10.0 GiB of a GPU" in sentence
+    assert _too_large({"b": answers["b"]}, gpu) == []
+    assert _refusal(large, gpu) is None
+    assert "the weights alone need 11.0 GiB" in str(_refusal(hopeless, gpu))
+    assert _refusal(hopeless, ENVIRONMENT.model_copy(update={"device_memory_bytes": None})) is None
+
+
+def test_fits_leaves_room_for_the_context_and_tells_the_cache_apart() -> None:
+    one = prediction(2**30, 6 * 10**9, 7 * 10**9)
+    assert [fits(one, memory) for memory in (6_400_000_000, 6_600_000_000, 7_600_000_000)] == ["no", "tight", "yes"]
+
+
+def test_every_record_carries_its_prediction(tmp_path: Path, tiny_llama: Path, suite_text: str, prepared: None) -> None:
+    (tmp_path / "tiny.toml").write_text(suite_text)
+    arguments = (
+        "run",
+        "--suite",
+        "tiny.toml",
+        "--model",
+        f"smollm2-135m={tiny_llama}",
+        "--method",
+        "lisa",
+        "--offline",
+    )
+    done = command(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = map(json.loads, (tmp_path / "results" / "records" / "tiny.jsonl").read_text().splitlines())
+    told, seen = record["prediction"], record["train"]["tracked_peak"]["at_peak"]
+    assert told["device"] == "cpu"
+    assert told["at_peak"]["weights_bytes"] == seen["weights_bytes"]
+    # Rows are shorter than the longest there can be, so the run needs at most what is told.
+    assert sum(seen.values()) <= told["peak_bytes"]
