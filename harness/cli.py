@@ -96,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_plan(commands)
     _add_run(commands)
+    _add_tune(commands)
 
     command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
@@ -170,6 +171,24 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
     command.add_argument("--max-steps", type=_positive, metavar="N", help="train at most N optimizer steps")
     command.add_argument("--repeat", type=_positive, metavar="K", help="run everything K more times, done or not")
+    command.add_argument("--keep-weights", action="store_true", help="save the trained weights beside the records")
+    _how_to_run(command)
+
+
+def _add_tune(commands: Any) -> None:
+    command = commands.add_parser(
+        "tune", help="try the suite's learning rates for every label; what has an outcome is skipped"
+    )
+    _suite(command)
+    _selection(command)
+    _assets(command)
+    _results(command)
+    command.add_argument("--out", metavar="FILE", help="where the choices go (default: the file that the suite names)")
+    _how_to_run(command)
+    command.set_defaults(repeat=None, keep_weights=False)
+
+
+def _how_to_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--retry",
         action="append",
@@ -178,7 +197,6 @@ def _add_run(commands: Any) -> None:
         help="run again what ended so; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
-    command.add_argument("--keep-weights", action="store_true", help="save the trained weights beside the records")
     command.add_argument(
         "--checkpoint-every", type=_positive, metavar="N", help="write a checkpoint every N steps, to go on from"
     )

@@ -93,6 +93,24 @@ class GeneralTextSettings(TextSettings):
     """The text whose loss is taken before and after training, for forgetting: of the data set's validation part."""
 
 
+class TuneSettings(Strict):
+    """The grid of ``harness tune``: every learning rate with every seed, for each label alike."""
+
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """Others than those of the suite's runs, so that a choice is not fitted to their draws."""
+    max_steps: PositiveInt | None = None
+    """Upper bound of a trial's optimizer steps, over which its schedule runs; None: as long as the suite's runs."""
+
+    @model_validator(mode="after")
+    def _a_grid(self) -> TuneSettings:
+        if list(self.learning_rates) != sorted(set(self.learning_rates)):
+            raise ValueError("learning_rates must rise from one to the next")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds names something twice")
+        return self
+
+
 class EvaluationSettings(Strict):
     """Which lm-eval tasks score a run, on which rows."""
 

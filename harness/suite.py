@@ -1,8 +1,9 @@
 """Suites: what is run. A suite file (TOML, strict) becomes RunSpecs in a fixed order, each with an identity of its own.
 
 Precedence of a setting, weakest first: the suite's ``[train]``, the label's entry in methods.toml (or in the suite's
-``[methods]``), the suite's ``[settings.LABEL]``, one point of the suite's ``[sweep.LABEL]``, ``--set``. The last two
-show in the label, as in ``owlore[rank=64]``, so that a plain label never names two configurations of one suite.
+``[methods]``), the suite's ``[settings.LABEL]``, a tuned learning rate, one point of the suite's ``[sweep.LABEL]``,
+``--set``. The last two show in the label, as in ``owlore[rank=64]``, so that a plain label never names two
+configurations of one suite.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
@@ -29,8 +31,10 @@ from harness.settings import (
     Seed,
     Strict,
     TrainSettings,
+    TuneSettings,
 )
 from harness.toml_files import packaged_toml_names, read_toml, validate
+from harness.tuned import ENDING, Tuned, read_tuned, tuned_file
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
 
@@ -58,6 +62,10 @@ class Suite(Strict):
     calibration: CalibrationSettings | None = None
     general: GeneralTextSettings | None = None
     """Every run that trains takes the loss of this text before and after."""
+    tune: TuneSettings | None = None
+    tuned: Name | None = None
+    """File beside the suite's own with the learning rates that ``harness tune`` chose; its name ends in
+    ``.tuned.toml``."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
@@ -70,6 +78,8 @@ class Suite(Strict):
                 raise ValueError(f"{what} is empty")
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} names something twice")
+        if self.tuned is not None and not self.tuned.endswith(ENDING):
+            raise ValueError(f"tuned = '{self.tuned}' does not end in {ENDING}")
         for table in ("settings", "sweep"):
             for label in getattr(self, table):
                 if label not in self.labels:
@@ -139,7 +149,8 @@ def identity(value: Any) -> str:
 
 def suite_names() -> list[str]:
     """Return the names of the packaged suites."""
-    return [file.removesuffix(".toml") for file in packaged_toml_names() if file not in NOT_SUITES]
+    names = [file for file in packaged_toml_names() if file not in NOT_SUITES and not file.endswith(ENDING)]
+    return [file.removesuffix(".toml") for file in names]
 
 
 def load_suite(name: str) -> Suite:
@@ -158,9 +169,32 @@ def load_suite(name: str) -> Suite:
     suite = validate(Suite, table, f"{where}:")
     labels = labels_for(suite, where)
     for label in suite.labels:
-        for settings in _sweep_points(suite.sweep.get(label, {})):
+        for settings in sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, labels, settings, where)
     return suite
+
+
+def load_tuned(name: str, suite: Suite) -> Tuned | None:
+    """Return the tuned learning rates of a suite, or None when it names no file of them.
+
+    Args:
+        name: As given to :func:`load_suite`.
+        suite: What that returned.
+
+    Raises:
+        HarnessError: the file is missing or not valid, or is another suite's, version's or grid's.
+    """
+    if suite.tuned is None:
+        return None
+    file = tuned_file(name, suite.tuned)
+    if not file.is_file():
+        raise HarnessError(
+            f"suite '{suite.name}' takes its learning rates from {file}, which is not there: run harness tune --suite "
+            f"{name} first"
+        )
+    tuned = read_tuned(file)
+    tuned.check(suite.name, suite.version, suite.tune, str(file))
+    return tuned
 
 
 def labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
@@ -200,6 +234,7 @@ def expand(
     overrides: Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_steps: int | None = None,
+    tuned: Tuned | None = None,
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed.
 
@@ -212,9 +247,10 @@ def expand(
         overrides: ``--set`` values, of the method or of training; each must fit every label that is run.
         limit: Items of each task instead of the suite's.
         max_steps: Upper bound of optimizer steps.
+        tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
 
     Raises:
-        HarnessError: a label is unknown or a setting does not fit.
+        HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
     """
     assert all(model.weights == suite.weights for model in models.values())
     entries = labels_for(suite, f"suite '{suite.name}'")
@@ -222,9 +258,18 @@ def expand(
     runs = []
     for model in models.values():
         for label in labels if labels is not None else suite.labels:
-            for point in _sweep_points(suite.sweep.get(label, {})):
+            for point in sweep_points(suite.sweep.get(label, {})):
                 changes = {**point, **(overrides or {})}
-                method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'")
+                choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
+                rate = {} if choice is None else {"learning_rate": choice.learning_rate}
+                method, entry, config, train = _resolve(
+                    suite, label, entries, changes, f"suite '{suite.name}'", tuned=rate
+                )
+                if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
+                    raise HarnessError(
+                        f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
+                        f"model '{model.name}': run harness tune, or give one with --set learning_rate=X"
+                    )
                 needs_scores = method(config).block_scores_needed() is not None
                 if needs_scores and suite.weights == "random":
                     raise HarnessError(
@@ -244,7 +289,7 @@ def expand(
                             suite_version=suite.version,
                             protocol=suite.protocol,
                             model=model.identity(),
-                            label=_label_with(label, changes),
+                            label=label_with(label, changes),
                             method=entry.method,
                             config=config.model_dump(mode="json"),
                             train=train,
@@ -262,7 +307,7 @@ def expand(
 def labels_of(suite: Suite) -> tuple[str, ...]:
     """Return the labels that a suite's runs carry, in its order, the points of a sweep in their label's place."""
     return tuple(
-        _label_with(label, point) for label in suite.labels for point in _sweep_points(suite.sweep.get(label, {}))
+        label_with(label, point) for label in suite.labels for point in sweep_points(suite.sweep.get(label, {}))
     )
 
 
@@ -283,13 +328,15 @@ def _sources_of(
     return {role: sources.get(name, name) for role, name in sorted(used.items())}
 
 
-def _sweep_points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each combination of a sweep's values; of none the empty one."""
     keys = list(sweep)
     for values in itertools.product(*(sweep[key] for key in keys)):
         yield dict(zip(keys, values, strict=True))
 
 
-def _label_with(label: str, changes: Mapping[str, Any]) -> str:
+def label_with(label: str, changes: Mapping[str, Any]) -> str:
+    """Return a label with the settings in which it differs from the plain one."""
     if not changes:
         return label
     return f"{label}[{','.join(f'{key}={_shown(changes[key])}' for key in sorted(changes))}]"
@@ -300,7 +347,13 @@ def _shown(value: Any) -> str:
 
 
 def _resolve(
-    suite: Suite, label: str, entries: Mapping[str, LabelEntry], changes: Mapping[str, Any], where: str
+    suite: Suite,
+    label: str,
+    entries: Mapping[str, LabelEntry],
+    changes: Mapping[str, Any],
+    where: str,
+    *,
+    tuned: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None]:
     """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
     entry = entries.get(label)
@@ -319,6 +372,7 @@ def _resolve(
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
         ("methods.toml" if label not in suite.methods else f"[methods.{label}]", entry.values()),
         (f"[settings.{label}]", suite.settings.get(label, {})),
+        (f"tuned = '{suite.tuned}'", tuned),
         ("the sweep or --set", changes),
     )
     method_keys, train_keys = set(method.Config.model_fields), set(TrainSettings.model_fields)

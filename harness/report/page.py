@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report.layout import escape_markdown, markdown_table
-from harness.report.quantities import BUSY, is_busy
+from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -17,6 +17,7 @@ from harness.report.tables import (
     missing_table,
     score_table,
     settings_text,
+    tuning_table,
 )
 from harness.report.units import NOTHING, percent
 
@@ -79,6 +80,9 @@ def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: 
     parts = [f"# Report of suite {escape_markdown(suite.name)}, version {summary.view.suite_version}\n"]
     parts.append(f"{escape_markdown(suite.description)}\n")
     parts += ["## Results\n", *_results(summary), "## Notes\n", _bullets(_notes(summary))]
+    tuning = tuning_table(summary)
+    if tuning is not None:
+        parts += ["## Learning rates\n", "Mean held-out loss of the trials in nats.\n", markdown_table(tuning)]
     parts += ["## Plots\n", *_plots(plots, out)]
     missing = missing_table(summary)
     parts.append("## Runs without a result\n")
@@ -117,10 +121,26 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
     if any(run.record.spec.model.get("source") == "random" for row in summary.rows for run in row.runs if run.record):
         notes.append("The models have random weights: memory and speed are theirs, losses say nothing of a method.")
+    if (tuned := tuning_note(summary)) is not None:
+        notes.append(tuned)
     busy = dict.fromkeys(row.label for row in summary.rows if is_busy(row))
     if busy:
         notes.append(f"{BUSY} The device was not idle when runs of these labels began: {', '.join(busy)}.")
     return notes
+
+
+def tuning_note(summary: Summary) -> str | None:
+    """Return how the learning rates of marked labels were chosen, and of which labels not; None: none was."""
+    tuned = [row for row in summary.rows if row.choice is not None]
+    if not tuned or summary.grid is None:
+        return None
+    rates, seeds = len(summary.grid.learning_rates), len(summary.grid.seeds)
+    others = dict.fromkeys(row.label for row in summary.rows if row.choice is None and row.trains)
+    return (
+        f"{TUNED} The learning rate of these labels was chosen by harness tune, from the same {rates} rates with "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, by the held-out loss and no scored item; the trials are "
+        f"records of suite {summary.suite.name}-tune." + (f" Not tuned: {', '.join(others)}." if others else "")
+    )
 
 
 def _notes(summary: Summary) -> list[str]:

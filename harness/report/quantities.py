@@ -18,6 +18,8 @@ NO_CUDA = "not measured (no CUDA)"
 NO_TRAINING = "no training"
 BUSY = "†"
 """Marks a label of which a run began on a device that was not idle."""
+TUNED = "‡"
+"""Marks a label whose learning rate harness tune chose."""
 STATUS_WORDS = {
     "absent": "not run",
     "out_of_memory": "out of memory",
@@ -38,9 +40,10 @@ def row_status(row: Row) -> str:
 def label_text(row: Row) -> str:
     """Return the label, with the seeds counted where some have no result or there are several."""
     done, asked = len(row.finished), len(row.runs)
+    label = f"{row.label} {TUNED}" if row.choice is not None else row.label
     if done in (0, asked):
-        return row.label
-    return f"{row.label} ({done} of {asked} seeds; {row_status(row)})"
+        return label
+    return f"{label} ({done} of {asked} seeds; {row_status(row)})"
 
 
 def estimate_text(estimate: Estimate, unit: str) -> str:

@@ -34,6 +34,7 @@ from harness.report.statistics import Estimate, estimate_average, estimate_score
 from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
 from harness.report.units import NOTHING, gib, percent, signed_percent, significant
 from harness.suite import RunSpec
+from harness.tuned import mean_losses
 
 NOT_SCORED = "not scored"
 NO_RECORD = "no record yet"
@@ -213,6 +214,23 @@ def _reason(record: Record | None) -> str:
     if record is None:
         return NO_RECORD
     return record.reason or "no reason recorded"
+
+
+def tuning_table(summary: Summary) -> Table | None:
+    """Return what each tuned learning rate rests on: the mean held-out loss of its trials. None: nothing was tuned."""
+    tuned = [(row, row.choice) for row in summary.rows if row.choice is not None]
+    if not tuned:
+        return None
+    rates = sorted({rate for _, choice in tuned for rate in mean_losses(choice.trials)})
+    rows = []
+    for row, choice in tuned:
+        means = mean_losses(choice.trials)
+        losses = [NOTHING if (loss := means.get(rate)) is None else f"{loss:.4f}" for rate in rates]
+        remarks = "; ".join(choice.remarks()) or NOTHING
+        rows.append((row.model, row.label, f"{choice.learning_rate:g}", *losses, str(len(choice.trials)), remarks))
+    columns = [Column("model", "left"), Column("label", "left"), Column("learning rate")]
+    columns += [Column(f"loss at {rate:g}") for rate in rates] + [Column("trials"), Column("remarks", "left")]
+    return Table(tuple(columns), tuple(rows))
 
 
 def label_table(summary: Summary) -> Table:

@@ -14,6 +14,7 @@ from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
     BUSY,
+    TUNED,
     best_prediction,
     general_losses,
     has_general_loss,
@@ -33,6 +34,7 @@ from harness.report.tables import average_of_row, peak_text, score_of_row
 from harness.report.units import NOTHING, gib, percent, significant
 from harness.store import Contents
 from harness.suite import Suite
+from harness.tuned import Tuned
 
 WIDTH = 118
 LABEL_WIDTH = 24
@@ -48,13 +50,13 @@ SHORT_STATUS = {"out_of_memory": "OOM", "interrupted": "stopped"}
 TASK_WIDTH = 9
 
 
-def terminal_table(suite: Suite, contents: Contents, console: Console) -> None:
+def terminal_table(suite: Suite, contents: Contents, console: Console, tuned: Tuned | None = None) -> None:
     """Print the scores and the cost of every recorded label.
 
     Raises:
         HarnessError: there is no record of the suite.
     """
-    summary = summarize(suite, contents)
+    summary = summarize(suite, contents, tuned)
     parts: list[RenderableType] = []
     for model in summary.models:
         rows = summary.rows_of(model)
@@ -94,7 +96,7 @@ def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         ["label", *(_head(rows, column) for column in summary.columns), "average"],
     )
     for row in rows:
-        label = Text(one_line(row.label, LABEL_WIDTH))
+        label = Text(_label(row))
         if not row.finished:
             table.add_row(label, *[Text(short_status(row))] * (len(summary.columns) + 1))
             continue
@@ -104,6 +106,10 @@ def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             label.append(f"\n{len(row.finished)} of {len(row.runs)} seeds, {row_status(row)}")
         table.add_row(label, *(_cell(cell) for cell in cells))
     return table
+
+
+def _label(row: Row) -> str:
+    return one_line(row.label, LABEL_WIDTH) + (f" {TUNED}" if row.choice is not None else "")
 
 
 def short_status(row: Row) -> str:
@@ -161,7 +167,7 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         ]
         cells += [held_out_losses(row)] if losses else []
         cells += [general_losses(row)] if general else []
-        label = one_line(row.label, LABEL_WIDTH) + (f" {BUSY}" if is_busy(row) else "")
+        label = _label(row) + (f" {BUSY}" if is_busy(row) else "")
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
 

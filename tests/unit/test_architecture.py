@@ -30,6 +30,8 @@ CONTRACTS = {
     "datasets",
     "devices",
     "toml_files",
+    "tuned",
+    "tuning",
 }
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
 MAY_IMPORT = {
