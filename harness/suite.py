@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
-from harness.datasets import load_datasets
+from harness.datasets import find_dataset, load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.labels import LabelEntry, load_labels, with_aliases
 from harness.method import METHODS, Method
@@ -58,7 +58,9 @@ class Suite(Strict):
     seeds: tuple[Seed, ...]
     train: dict[str, Any]
     evaluation: EvaluationSettings
-    """``tasks = []``: nothing is scored."""
+    """``tasks = []``: lm-eval scores nothing."""
+    conversation: dict[Name, Name] = Field(default_factory=dict)
+    """Conversation template by model: of training prompts where ``prompt = 'conversation'``, and of MT-Bench."""
     calibration: CalibrationSettings | None = None
     general: GeneralTextSettings | None = None
     """Every run that trains takes the loss of this text before and after."""
@@ -84,6 +86,10 @@ class Suite(Strict):
             for label in getattr(self, table):
                 if label not in self.labels:
                     raise ValueError(f"[{table}.{label}] is for a label that the suite does not run")
+        if self.evaluation.mt_bench is not None:
+            for model in self.models:
+                if model not in self.conversation:
+                    raise ValueError(f"[evaluation.mt_bench] needs a template of model '{model}' in [conversation]")
         return self
 
 
@@ -95,6 +101,7 @@ LATER_SETTINGS: dict[str, JsonValue] = {
     "two_pass_clipping": False,
     "project_vocabulary": False,
     "validation_every_steps": None,
+    "mt_bench": None,
 }
 """Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
 
@@ -118,6 +125,8 @@ class RunSpec(Strict):
     revision."""
     max_steps: PositiveInt | None
     seed: Seed
+    conversation: Name | None = None
+    """Template of training prompts and of MT-Bench; None where neither uses one."""
 
     @property
     def run_id(self) -> str:
@@ -127,7 +136,9 @@ class RunSpec(Strict):
     def asked(self) -> dict[str, Any]:
         """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
         asked = self.model_dump(mode="json")
-        for settings in (asked["config"], asked["train"] or {}):
+        if self.conversation is None:
+            del asked["conversation"]
+        for settings in (asked["config"], asked["train"] or {}, asked["evaluation"]):
             for name, value in LATER_SETTINGS.items():
                 if name in settings and settings[name] == value:
                     del settings[name]
@@ -282,6 +293,7 @@ def expand(
                     )
                 calibration = suite.calibration if needs_scores else None
                 general = suite.general if method.trains else None
+                conversation = _conversation_of(suite, model.name, train)
                 for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
                     runs.append(
                         RunSpec(
@@ -299,6 +311,7 @@ def expand(
                             sources=_sources_of(train, evaluation, calibration, general, sources),
                             max_steps=max_steps if method.trains else None,
                             seed=seed,
+                            conversation=conversation,
                         )
                     )
     return runs
@@ -309,6 +322,17 @@ def labels_of(suite: Suite) -> tuple[str, ...]:
     return tuple(
         label_with(label, point) for label in suite.labels for point in sweep_points(suite.sweep.get(label, {}))
     )
+
+
+def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:
+    """Return the conversation template that a run of a model uses, in training and in generation alike."""
+    if suite.evaluation.mt_bench is None and (train is None or train.prompt != "conversation"):
+        return None
+    if model not in suite.conversation:
+        raise HarnessError(
+            f"suite '{suite.name}': names no conversation template for model '{model}'; give it in [conversation]"
+        )
+    return suite.conversation[model]
 
 
 def _sources_of(
@@ -325,6 +349,8 @@ def _sources_of(
         used["calibration"] = calibration.data
     if general is not None:
         used["general"] = general.data
+    if evaluation.mt_bench is not None:
+        used["mt_bench"] = evaluation.mt_bench.data
     return {role: sources.get(name, name) for role, name in sorted(used.items())}
 
 
@@ -401,14 +427,23 @@ def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
     datasets = load_datasets()
     dataset = None if train is None else datasets.get(train.data)
     drawn = dataset is not None and dataset.drawn is not None
-    for table, text in (("calibration", suite.calibration), ("general", suite.general)):
-        if text is not None and (found := datasets.get(text.data)) is not None and found.drawn is not None:
-            raise HarnessError(f"{where}: [{table}] needs a data set of text, and '{text.data}' holds none")
+    texts = {"calibration": suite.calibration, "general": suite.general}
+    found = {table: datasets.get(text.data) for table, text in texts.items() if text is not None}
+    for used in (dataset, *found.values()):
+        if used is not None and used.layout == "mt-bench":
+            raise HarnessError(f"{where}: data set '{used.name}' is asked by MT-Bench and never trained on")
+    for table, used in found.items():
+        if used is not None and used.drawn is not None:
+            raise HarnessError(f"{where}: [{table}] needs a data set of text, and '{used.name}' holds none")
     if suite.general is not None and suite.weights == "random":
         raise HarnessError(f"{where}: random weights have no text to forget: leave [general] out")
-    if suite.evaluation.tasks and (drawn or suite.weights == "random"):
+    bench = suite.evaluation.mt_bench
+    if bench is not None and find_dataset(bench.data, datasets).layout != "mt-bench":
+        raise HarnessError(f"{where}: [evaluation.mt_bench]: data set '{bench.data}' is not of the layout mt-bench")
+    if (suite.evaluation.tasks or bench is not None) and (drawn or suite.weights == "random"):
         what = f"data '{train.data}' are random tokens" if train is not None and drawn else "weights are random"
-        raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]")
+        rest = "" if bench is None else " and drop [evaluation.mt_bench]"
+        raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]{rest}")
     if suite.weights == "random" and train is not None and not drawn:
         raise HarnessError(
             f"{where}: random weights come without a tokenizer, which data '{train.data}' need: set data = "

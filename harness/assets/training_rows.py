@@ -52,6 +52,8 @@ def load_rows(
     spec = with_file(find_dataset(name, load_datasets()), overrides)
     if spec.drawn is not None:
         raise HarnessError(f"data set '{name}' holds token ids and no text: it serves for training only")
+    if spec.layout == "mt-bench":
+        raise HarnessError(f"data set '{name}' is asked by MT-Bench: it serves for evaluation only")
     if spec.file is None and spec.packaged is not None:
         rows = _packaged_rows(spec, part)
     else:

@@ -113,4 +113,14 @@ def _benchmarks() -> list[dict[str, Any]]:
             }
             for task in evaluation.tasks
         )
+        if evaluation.mt_bench is not None:
+            rows.append(
+                {
+                    "benchmark": "mt_bench",
+                    "suite": name,
+                    "rows": evaluation.mt_bench.data,
+                    "num_fewshot": None,
+                    "limit": evaluation.limit,
+                }
+            )
     return rows

@@ -151,6 +151,7 @@ def _task(
         model=selection.models[spec.model_name],
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
+        mt_bench_folder=prepared.mt_bench_folder,
         data_overrides=dict(selection.data),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),

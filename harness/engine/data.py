@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.conversation import ConversationTemplate, training_turn
 from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
@@ -90,10 +91,13 @@ class MicroBatch:
         return replace(self, **moved)
 
 
-def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Example:
+def encode(
+    row: Row | Example, tokenizer: Any, settings: TrainSettings, conversation: ConversationTemplate | None = None
+) -> Example:
     """Return a row's tokens: prompt, answer, end of sequence; too long a prompt loses its beginning.
 
-    An example is returned as it is, without a look at the tokenizer.
+    An example is returned as it is, without a look at the tokenizer. ``conversation`` is the template of
+    ``prompt = 'conversation'``.
 
     Raises:
         HarnessError: the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
@@ -102,8 +106,12 @@ def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Examp
         return row
     if tokenizer.eos_token_id is None:
         raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
-    prompt = _prompt_ids(row, tokenizer, settings)
-    answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    if settings.prompt == "conversation":
+        assert conversation is not None
+        prompt, answer = _turn_ids(row, tokenizer, conversation)
+    else:
+        prompt = _prompt_ids(row, tokenizer, settings)
+        answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     whole = len(prompt) + len(answer)
     if not settings.packing:
         answer = answer[: settings.sequence_length]
@@ -161,7 +169,14 @@ def _trained_positions(labels: torch.Tensor) -> torch.Tensor:
 class TrainData:
     """The encoded training rows of a run, and the order in which steps see them."""
 
-    def __init__(self, rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row | Example],
+        tokenizer: Any,
+        settings: TrainSettings,
+        seed: int,
+        conversation: ConversationTemplate | None = None,
+    ) -> None:
         """Take the rows; packed ones are encoded here. Examples need no tokenizer: it may be None.
 
         Raises:
@@ -170,10 +185,12 @@ class TrainData:
         self._settings = settings
         self._seed = seed
         self._tokenizer = tokenizer
+        self._conversation = conversation
         self._rows = rows
         self._packed: list[Example] | None = None
         if settings.packing:
-            packed = pack([encode(row, tokenizer, settings) for row in rows], settings.sequence_length)
+            examples = [encode(row, tokenizer, settings, conversation) for row in rows]
+            packed = pack(examples, settings.sequence_length)
             self._packed = [example for example in packed if any(example.trained[1:])]
         if not len(self):
             raise HarnessError(f"data set '{settings.data}' holds no example with a token to train on")
@@ -186,7 +203,7 @@ class TrainData:
         """Return one example; unpacked rows are encoded when they are asked for, so that a run starts at once."""
         if self._packed is not None:
             return self._packed[index]
-        return encode(self._rows[index], self._tokenizer, self._settings)
+        return encode(self._rows[index], self._tokenizer, self._settings, self._conversation)
 
     def num_steps(self, max_steps: int | None) -> int:
         """Return the optimizer steps of the run."""
@@ -216,10 +233,15 @@ class TrainData:
             epoch, offset = epoch + 1, 0
 
 
-def validation_batches(rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+def validation_batches(
+    rows: Sequence[Row | Example],
+    tokenizer: Any,
+    settings: TrainSettings,
+    conversation: ConversationTemplate | None = None,
+) -> list[MicroBatch]:
     """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
     unpacked = settings.model_copy(update={"packing": False})
-    examples = [encode(row, tokenizer, unpacked) for row in rows[: settings.validation_rows]]
+    examples = [encode(row, tokenizer, unpacked, conversation) for row in rows[: settings.validation_rows]]
     size = settings.batch_size
     return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
 
@@ -271,6 +293,28 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
+def _turn_ids(row: Row, tokenizer: Any, conversation: ConversationTemplate) -> tuple[list[int], list[int]]:
+    """Return prompt and answer of a row in a conversation template.
+
+    The answer is what the encoding of the whole turn adds to that of the prompt, as generation will continue it.
+    """
+    turn = training_turn(conversation, _content(row), row.output, tokenizer.eos_token)
+    prompt = list(tokenizer(turn.prompt)["input_ids"])
+    whole = list(tokenizer(turn.whole)["input_ids"])
+    shared = 0
+    while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
+        shared += 1
+    answer = whole[shared:]
+    if turn.closed and whole != prompt:
+        return prompt[:shared], answer
+    return prompt[:shared], [*answer, tokenizer.eos_token_id]
+
+
+def _content(row: Row) -> str:
+    """Return what a user would say: the instruction, and its input below it."""
+    return f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+
+
 def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
     if settings.prompt == "chat":
         if not tokenizer.chat_template:
@@ -278,9 +322,8 @@ def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
                 f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
                 f"data set '{settings.data}'"
             )
-        content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": _content(row)}], tokenize=False, add_generation_prompt=True
         )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if settings.prompt == "alpaca":

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from harness.conversation import ConversationTemplate, find_template
 from harness.engine import seeding
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
@@ -29,7 +30,7 @@ from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.record import OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
+from harness.record import MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 
 Progress = Callable[[str, int, int | None], None]
@@ -44,6 +45,7 @@ class _Outcome:
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
+    mt_bench: MTBenchAnswers | None = None
     weights: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
 
@@ -205,8 +207,16 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
             seed=run.task.spec.seed,
         )
 
-    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed)
-    return data, validation_batches(rows("validation"), tokenizer, settings) if settings.validation_rows else []
+    conversation = _conversation(run)
+    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed, conversation)
+    if not settings.validation_rows:
+        return data, []
+    return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
+
+
+def _conversation(run: _Run) -> ConversationTemplate | None:
+    name = run.task.spec.conversation
+    return None if name is None else find_template(name)
 
 
 def _general_text(run: _Run, tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
@@ -290,11 +300,51 @@ def _block_scores(
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
+    if run.task.spec.evaluation.tasks:
+        _score(run, model, tokenizer)
+    if run.task.spec.evaluation.mt_bench is not None:
+        _answer_mt_bench(run, model, tokenizer)
+
+
+def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
+    from harness.assets.mt_bench import load_mt_bench
+    from harness.evaluation.mt_bench import TEMPERATURES, TOP_K, answer_questions, write_answers
+
+    spec, folder, template = run.task.spec, run.task.mt_bench_folder, _conversation(run)
+    settings = spec.evaluation.mt_bench
+    assert settings is not None and folder is not None and template is not None
+    questions = load_mt_bench(folder).first_of_each_category(spec.evaluation.limit)
+    model_id = f"{spec.model_name}-{spec.label}-seed{spec.seed}"
+    with run.meter.phase("answer"):
+        run.progress("answering", 0, None)
+        answers = answer_questions(
+            model,
+            tokenizer,
+            questions,
+            template,
+            model_id=model_id,
+            max_new_tokens=settings.max_new_tokens,
+            batch_tokens=spec.evaluation.batch_tokens,
+            generator=lambda stream: seeding.torch_generator(spec.seed, stream),
+            progress=lambda done, total: run.progress("answering", done, total),
+        )
+    file = run.task.work_folder / "answers.jsonl"
+    write_answers(file, answers)
+    run.outcome.mt_bench = MTBenchAnswers(
+        file=file.name,
+        model_id=model_id,
+        template=template.name,
+        template_origin=template.origin,
+        num_questions=len(questions),
+        num_cut=answers.num_cut,
+        sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
+    )
+
+
+def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     from harness.evaluation.scoring import evaluate, write_items
 
     settings = run.task.spec.evaluation
-    if not settings.tasks:
-        return
     with run.meter.phase("evaluate"):
         run.progress("evaluating", 0, None)
         evaluation = evaluate(

@@ -28,6 +28,7 @@ CONTRACTS = {
     "record",
     "store",
     "datasets",
+    "conversation",
     "devices",
     "toml_files",
     "tuned",
