@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(arguments)
     try:
-        module = importlib.import_module(f"harness.commands.{args.command}")
+        module = importlib.import_module(f"harness.commands.{args.command.replace('-', '_')}")
         code: int = module.main(args)
         sys.stdout.flush()
         return code
@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
 
+    _add_show_data(commands)
     _add_plan(commands)
     _add_run(commands)
     _add_tune(commands)
@@ -128,6 +129,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
     return parser
+
+
+def _add_show_data(commands: Any) -> None:
+    command = commands.add_parser("show-data", help="the first training examples as the model sees them")
+    _suite(command)
+    _selection(command)
+    _settings(command)
+    command.add_argument("--n", type=_positive, default=3, metavar="N", help="how many (default: 3)")
+    command.add_argument("--seed", action="append", type=_seed, metavar="N", help="in the order of this seed")
+    _assets(command)
+    command.add_argument("--json", action="store_true", help="as JSON, with the token ids")
 
 
 def _add_plan(commands: Any) -> None:

@@ -23,9 +23,9 @@ class TrainSettings(Strict):
 
     data: Name
     """A data set of datasets.toml."""
-    prompt: Literal["alpaca", "chat", "conversation", "plain"]
-    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template, ``conversation`` the one
-    that the suite names for the model."""
+    prompt: Literal["alpaca", "as_is", "chat", "conversation", "plain"]
+    """How instruction and input become the prompt. ``as_is`` adds nothing but a space before the answer; ``chat`` uses
+    the tokenizer's template, ``conversation`` the one that the suite names for the model."""
     loss_on: Literal["answer", "all"]
     packing: bool
     """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""

