@@ -195,7 +195,7 @@ def _add_tune(commands: Any) -> None:
     _selection(command)
     _assets(command)
     _results(command)
-    command.add_argument("--out", metavar="FILE", help="where the choices go (default: the file that the suite names)")
+    command.add_argument("--out", metavar="FILE", help="where the choices go (default: what the suite names)")
     _how_to_run(command)
     command.set_defaults(repeat=None, keep_weights=False)
 

@@ -317,6 +317,20 @@ def expand(
     return runs
 
 
+def training_labels(suite: Suite, labels: Sequence[str] | None = None) -> list[str]:
+    """Return which of some labels, or of the suite's, train.
+
+    Raises:
+        HarnessError: a label is unknown.
+    """
+    entries = labels_for(suite, f"suite '{suite.name}'")
+    return [
+        label
+        for label in labels or suite.labels
+        if METHODS.get(entries[label].method if label in entries else label).trains
+    ]
+
+
 def labels_of(suite: Suite) -> tuple[str, ...]:
     """Return the labels that a suite's runs carry, in its order, the points of a sweep in their label's place."""
     return tuple(

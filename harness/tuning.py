@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.errors import HarnessError
-from harness.method import METHODS
 from harness.record import OUTCOMES, Record
 from harness.settings import EvaluationSettings, TuneSettings
-from harness.suite import RunSpec, Suite, label_with, labels_for, sweep_points
+from harness.suite import RunSpec, Suite, label_with, sweep_points, training_labels
 from harness.tuned import Choice, Trial, Tuned, best_rate
 
 RATE = "learning_rate"
@@ -29,12 +28,7 @@ def trial_suite(suite: Suite, labels: Sequence[str] | None = None) -> Suite:
         HarnessError: there is no ``[tune]``, a label is unknown or sweeps over learning rates itself, or none trains.
     """
     grid = grid_of(suite)
-    entries = labels_for(suite, f"suite '{suite.name}'")
-    trained = [
-        label
-        for label in labels or suite.labels
-        if METHODS.get(entries[label].method if label in entries else label).trains
-    ]
+    trained = training_labels(suite, labels)
     if not trained:
         raise HarnessError(f"suite '{suite.name}': nothing of what is chosen trains, so there is nothing to tune")
     for label in trained:

@@ -16,7 +16,7 @@ from harness.commands._output import Display, console
 from harness.commands._selection import given_wheels, select
 from harness.conversation import find_template
 from harness.errors import HarnessError
-from harness.suite import RunSpec
+from harness.suite import RunSpec, load_suite, training_labels
 
 if TYPE_CHECKING:
     from harness.engine.data import Example
@@ -27,6 +27,7 @@ TRAINED_STYLE = "bold green"
 
 def main(args: argparse.Namespace) -> int:
     """Print the first examples of one run in the order of its seed."""
+    args.method = args.method or training_labels(load_suite(args.suite))[:1]
     selection = select(args, tuned=False)
     spec = next((spec for spec in selection.specs if spec.train is not None), None)
     if spec is None or spec.train is None:

@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.report.files import replace_file
 from harness.store import Store
 from harness.suite import Suite, expand, load_suite
-from harness.tuned import Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
+from harness.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
 from harness.tuning import choices, grid_of, merged, trial_suite
 
 
@@ -40,6 +40,8 @@ def main(args: argparse.Namespace) -> int:
     print()
     print_table([_row(choice) for choice in made])
     print(f"\nchoices in {file}; trials in {store.file_of(trials.name)}")
+    if suite.tuned != file.name:
+        print(f"no run takes them yet: set tuned = '{file.name}' in the suite, with the file beside it")
     warn(missing)
     return 1 if missing else 0
 
@@ -58,12 +60,7 @@ def _select(args: argparse.Namespace, suite: Suite, trials: Suite) -> Selection:
 def _file(args: argparse.Namespace, suite: Suite) -> Path:
     if args.out is not None:
         return Path(args.out)
-    if suite.tuned is None:
-        raise HarnessError(
-            f"suite '{suite.name}' names no file for what is chosen: give it tuned = '{suite.name}.tuned.toml', or "
-            "--out FILE"
-        )
-    return tuned_file(args.suite, suite.tuned)
+    return tuned_file(args.suite, suite.tuned or f"{suite.name}{ENDING}")
 
 
 def _before(file: Path, suite: Suite) -> Tuned | None:

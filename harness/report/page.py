@@ -34,7 +34,9 @@ SCORE_DEFINITIONS = (
     "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
     "Student's t over the seeds: it covers the seed, not the choice of items, and has no width where all seeds agree. "
     "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
-    "average: unweighted mean of the headline metrics of the suite's tasks.",
+    "average: unweighted mean of the headline metrics of the suite's tasks. Where tasks have `acc_norm`, accuracy by "
+    "log-likelihood a character, a second mean takes it for these tasks and `acc` for the others; the first is the "
+    "headline.",
 )
 DEFINITIONS = (
     "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "

@@ -246,7 +246,11 @@ def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
 
 
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
-    """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after."""
+    """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after.
+
+    The same metric through another filter, as GSM8K's flexible match, stands beside it and enters no average.
+    """
+    filtered: dict[str, dict[str, None]] = defaultdict(dict)
     found: dict[str, dict[str, bool]] = defaultdict(dict)
     for row in rows:
         for run in row.finished:
@@ -256,12 +260,19 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
                 if score.headline:
                     known = found[score.task].get(score.metric, False)
                     found[score.task][score.metric] = known or (score.task, score.metric) in own
+                elif "," in score.metric:
+                    filtered[score.task][score.metric] = None
     columns = []
     for task in dict.fromkeys((*suite.evaluation.tasks, *found)):
         asked = task in suite.evaluation.tasks
         metrics = found.get(task)
         if metrics:
             columns += [ScoreColumn(task, metric, asked or own) for metric, own in metrics.items()]
+            columns += [
+                ScoreColumn(task, metric, False)
+                for metric in filtered[task]
+                if metric not in metrics and metric.partition(",")[0] in {name.partition(",")[0] for name in metrics}
+            ]
         else:
             columns.append(ScoreColumn(task, None, asked))
     return tuple(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from harness.record import Environment, Record, Score
 from harness.report.layout import Column, Table
@@ -31,7 +32,7 @@ from harness.report.quantities import (
     train_peak_bytes,
 )
 from harness.report.statistics import Estimate, estimate_average, estimate_score
-from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
+from harness.report.summary import ABSENT, Row, Run, ScoreColumn, Summary
 from harness.report.units import NOTHING, gib, percent, signed_percent, significant
 from harness.suite import RunSpec
 from harness.tuned import mean_losses
@@ -60,6 +61,7 @@ COST_COLUMNS = (
     HELD_OUT,
     GENERAL,
 )
+NORMALISED = "acc_norm"
 SHORT_RUN = "*"
 """Marks a step time taken over less than one refresh cycle."""
 
@@ -86,10 +88,38 @@ def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, 
         if not known or len(known) < len(scores):
             return None
         runs.append(known)
-    units = {score.unit for run in runs for score in run}
-    if len(units) != 1:
+    return _average(runs)
+
+
+def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
+    """Return the same mean with ``acc_norm`` for the tasks that have it; None where the mean itself is none."""
+    if average_of_row(row, columns) is None:
         return None
-    return estimate_average(runs), units.pop()
+    entering = [column for column in columns if column.in_average]
+    return _average([[_normalised(run, column) for column in entering] for run in row.finished])
+
+
+def has_normalised(summary: Summary) -> bool:
+    """Return whether a task of the average has ``acc_norm`` beside ``acc``."""
+    return any(
+        run.score(replace(column, metric=NORMALISED)) is not None
+        for column in summary.columns
+        if column.in_average and column.metric == "acc"
+        for row in summary.rows
+        for run in row.finished
+    )
+
+
+def _normalised(run: Run, column: ScoreColumn) -> Score:
+    score = run.score(replace(column, metric=NORMALISED)) if column.metric == "acc" else None
+    own = run.score(column) if score is None else score
+    assert own is not None
+    return own
+
+
+def _average(runs: Sequence[Sequence[Score]]) -> tuple[Estimate, str] | None:
+    units = {score.unit for run in runs for score in run}
+    return (estimate_average(runs), units.pop()) if len(units) == 1 else None
 
 
 def column_title(column: ScoreColumn) -> str:
@@ -101,6 +131,9 @@ def score_table(summary: Summary, model: str) -> Table:
     """Return the scores of one model: a row a label, a column a task, the average last."""
     columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
     columns.append(Column(average_title(summary)))
+    normalised = has_normalised(summary)
+    if normalised:
+        columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it"))
     rows = []
     for row in summary.rows_of(model):
         if not row.finished:
@@ -108,6 +141,8 @@ def score_table(summary: Summary, model: str) -> Table:
             continue
         cells = [score_of_row(row, column) for column in summary.columns]
         cells.append(average_of_row(row, summary.columns))
+        if normalised:
+            cells.append(normalised_average_of_row(row, summary.columns))
         rows.append((label_text(row), *(NOT_SCORED if cell is None else estimate_text(*cell) for cell in cells)))
     return Table(tuple(columns), tuple(rows))
 
