@@ -64,6 +64,8 @@ def resolve_model(spec: BaseModelSpec, folder: Path | None = None, progress: Pro
         return spec.model_copy(update={"folder": folder, "checksum": folder_checksum(folder, progress)})
     if spec.packaged is not None:
         return spec.model_copy(update={"checksum": _packaged_model(spec).checksum})
+    if spec.hub_id is None:
+        return spec
     revision = pinned_revision(model_asset(spec))
     return spec if revision is None else spec.model_copy(update={"revision": revision})
 
