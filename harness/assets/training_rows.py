@@ -161,5 +161,8 @@ def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
         raise HarnessError(missing_data_sentence(spec, why))
     rows = read_data_file(file, spec.layout, spec.name)
     if spec.num_rows is not None and len(rows) != spec.num_rows:
-        raise HarnessError(f"data set '{spec.name}': {file} holds {len(rows)} rows, expected {spec.num_rows}")
+        raise HarnessError(
+            f"data set '{spec.name}': {file} holds {len(rows)} rows, and its source {spec.num_rows}: it has changed "
+            f"there; give the rows meant with --data {spec.name}=PATH"
+        )
     return rows
