@@ -141,7 +141,8 @@ def tuning_note(summary: Summary) -> str | None:
     return (
         f"{TUNED} The learning rate of these labels was chosen by harness tune, from the same {rates} rates with "
         f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, by the held-out loss and no scored item; the trials are "
-        f"records of suite {summary.suite.name}-tune." + (f" Not tuned: {', '.join(others)}." if others else "")
+        f"records of suite {summary.suite.name}-tune, named in {summary.suite.tuned}."
+        + (f" Not tuned: {', '.join(others)}." if others else "")
     )
 
 
