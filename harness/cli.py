@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = build_parser().parse_args(arguments)
     try:
-        module = importlib.import_module(f"harness.commands.{args.command}")
+        module = importlib.import_module(f"harness.commands.{args.command.replace('-', '_')}")
         code: int = module.main(args)
         sys.stdout.flush()
         return code
@@ -94,8 +94,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
 
+    _add_show_data(commands)
     _add_plan(commands)
     _add_run(commands)
+    _add_tune(commands)
 
     command = commands.add_parser("evaluate", help="add scores to a run whose weights were kept")
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
@@ -127,6 +129,17 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
     return parser
+
+
+def _add_show_data(commands: Any) -> None:
+    command = commands.add_parser("show-data", help="the first training examples as the model sees them")
+    _suite(command)
+    _selection(command)
+    _settings(command)
+    command.add_argument("--n", type=_positive, default=3, metavar="N", help="how many (default: 3)")
+    command.add_argument("--seed", action="append", type=_seed, metavar="N", help="in the order of this seed")
+    _assets(command)
+    command.add_argument("--json", action="store_true", help="as JSON, with the token ids")
 
 
 def _add_plan(commands: Any) -> None:
@@ -170,6 +183,24 @@ def _add_run(commands: Any) -> None:
     command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
     command.add_argument("--max-steps", type=_positive, metavar="N", help="train at most N optimizer steps")
     command.add_argument("--repeat", type=_positive, metavar="K", help="run everything K more times, done or not")
+    command.add_argument("--keep-weights", action="store_true", help="save the trained weights beside the records")
+    _how_to_run(command)
+
+
+def _add_tune(commands: Any) -> None:
+    command = commands.add_parser(
+        "tune", help="try the suite's learning rates for every label; what has an outcome is skipped"
+    )
+    _suite(command)
+    _selection(command)
+    _assets(command)
+    _results(command)
+    command.add_argument("--out", metavar="FILE", help="where the choices go (default: what the suite names)")
+    _how_to_run(command)
+    command.set_defaults(repeat=None, keep_weights=False)
+
+
+def _how_to_run(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--retry",
         action="append",
@@ -178,7 +209,6 @@ def _add_run(commands: Any) -> None:
         help="run again what ended so; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
-    command.add_argument("--keep-weights", action="store_true", help="save the trained weights beside the records")
     command.add_argument(
         "--checkpoint-every", type=_positive, metavar="N", help="write a checkpoint every N steps, to go on from"
     )

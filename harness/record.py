@@ -58,7 +58,9 @@ class Phase(_Part):
     """One phase under its own memory meter."""
 
     name: str
-    """load, block_scores, prepare, validate_before, train, validate_after, finalize, evaluate, save."""
+    """load, data, block_scores, prepare, validate_before, general_before, train, validate_during, validate_after,
+    general_after, finalize, evaluate, answer, save. ``validate_during`` is all that interrupted ``train``: in no
+    figure of it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None
     """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""
@@ -233,6 +235,14 @@ class TrainResult(_Part):
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     validation_tokens: int | None = None
+    validation_steps: tuple[int, ...] = ()
+    """Optimizer steps done at each reading of the held-out loss, 0 and the last among them."""
+    validation_losses: tuple[float, ...] = ()
+    """The reading at each of ``validation_steps``, nats."""
+    general_loss_before: float | None = None
+    """Mean cross-entropy on the suite's general text, which is never trained on, nats."""
+    general_loss_after: float | None = None
+    general_tokens: int | None = None
 
 
 class Score(_Part):
@@ -249,6 +259,64 @@ class Score(_Part):
     num_fewshot: int | None
     headline: bool = False
     """True for the metric that enters the suite's average."""
+
+
+class MTBenchAnswers(_Part):
+    """The answers of a run to MT-Bench's questions, which a judge scores later."""
+
+    file: str
+    """In FastChat's JSON Lines, relative to the folder of the records."""
+    model_id: str
+    """What the answers call the model."""
+    template: str
+    """Conversation template."""
+    template_origin: str
+    """``harness``, or fschat with its version."""
+    num_questions: int
+    num_cut: int
+    """Turns that ended at the limit of new tokens."""
+    sampling: dict[str, JsonValue]
+    """Temperature by category and the likeliest tokens that were drawn from."""
+
+
+class Judging(_Part):
+    """How a judge graded the answers of a run; what it gave is in ``scores``."""
+
+    judge: str
+    """The name that was asked for."""
+    judge_version: str | None
+    """What the judge says of itself, or the weights of a local one; None before its first answer."""
+    endpoint: str
+    """Scheme, host and port, or ``local``."""
+    references: str
+    """Who gave the reference answers."""
+    prompt_version: str
+    """SHA-256 of the judge prompts, 12 digits."""
+    max_tokens: int
+    """Of one judgment."""
+    repeats: int
+    num_asked: int
+    """Judgments that all questions, turns and repeats need."""
+    num_parsed: int
+    num_unparsed: int
+    """Judgments in which no score could be read: in no mean."""
+    num_missing: int
+    """Judgments that could not be had."""
+    num_out_of_range: int
+    """Parsed scores outside 1 to 10; in the means, as FastChat has them."""
+    repeat_means: tuple[float, ...] = ()
+    """Mean of each repeat, in order."""
+    file: str
+    """The judgments in FastChat's JSON Lines, relative to the folder of the records."""
+
+    @property
+    def identity(self) -> str:
+        """Return what tells this judge from any other: scores of two never share a table."""
+        version = self.judge_version or "version not reported"
+        return (
+            f"{self.judge} ({version}), prompts {self.prompt_version}, references {self.references}, "
+            f"at most {self.max_tokens} tokens"
+        )
 
 
 class Proof(_Part):
@@ -272,7 +340,8 @@ class Record(_Part):
 
     schema_version: int = SCHEMA_VERSION
     kind: Literal["run", "evaluation"] = "run"
-    """``evaluation``: scores added later to a run whose weights were kept; ``of`` names its record."""
+    """``evaluation``: scores added later to a run whose weights or answers were kept; ``of`` names its record. Of a
+    judging, environment and spec are the run's: a judge has none of ours."""
     of: str | None = None
     run_id: str
     environment_id: str
@@ -295,6 +364,9 @@ class Record(_Part):
     proof: Proof | None = None
     items: str | None = None
     """File of every item's outcome, relative to the folder of the records."""
+    mt_bench: MTBenchAnswers | None = None
+    judging: Judging | None = None
+    """Only of an evaluation by a judge."""
     weights: str | None = None
     """Folder of the kept weights, relative to the folder of the records."""
     log_tail: str | None = None

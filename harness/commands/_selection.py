@@ -13,7 +13,7 @@ from harness.assets.wheels import check_wheel_names
 from harness.datasets import load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.models import BaseModelSpec, find_model, load_models
-from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment
+from harness.suite import RunSpec, Suite, expand, load_suite, load_tuned, parse_assignment
 
 
 @dataclass(frozen=True)
@@ -27,26 +27,42 @@ class Selection:
     specs: tuple[RunSpec, ...]
 
 
-def select(args: argparse.Namespace) -> Selection:
+def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
     """Return what the command line asks for.
+
+    Args:
+        args: Parsed.
+        tuned: False: the suite's tuned learning rates do not matter, and their file may be missing.
 
     Raises:
         HarnessError: a suite, model, label, data set or setting is not known or not valid.
     """
     suite = load_suite(args.suite)
-    models = _models(suite, args.model)
-    data = _data(args.data)
+    models, data, sources = select_models_and_data(suite, args)
     specs = expand(
         suite,
         models=models,
-        sources=source_identities(data),
+        sources=sources,
         labels=args.method,
         seeds=getattr(args, "seed", None),
         overrides=_overrides(getattr(args, "overrides", [])),
         limit=getattr(args, "limit", None),
         max_steps=getattr(args, "max_steps", None),
+        tuned=load_tuned(args.suite, suite) if tuned else None,
     )
     return Selection(suite, models, data, tuple(specs))
+
+
+def select_models_and_data(
+    suite: Suite, args: argparse.Namespace
+) -> tuple[dict[str, BaseModelSpec], dict[str, Path], dict[str, str]]:
+    """Return the models and the local data files that the command line names, and what identifies each data set.
+
+    Raises:
+        HarnessError: one is not known or not there.
+    """
+    data = _data(args.data)
+    return _models(suite, args.model), data, source_identities(data)
 
 
 def existing(path: str, option: str) -> Path:

@@ -50,7 +50,11 @@ def main(args: argparse.Namespace) -> int:
         if adapter.is_dir():
             folder = _base_folder(record, spec, args, wheels, display)
     evaluation = record.spec.evaluation.model_copy(
-        update={"tasks": tuple(args.benchmark), "limit": args.limit or record.spec.evaluation.limit}
+        update={
+            "tasks": tuple(args.benchmark),
+            "limit": args.limit or record.spec.evaluation.limit,
+            "mt_bench": None,
+        }
     )
     identifier = uuid.uuid4().hex
     task = RunTask(

@@ -10,7 +10,7 @@ from harness.commands._output import print_table
 from harness.devices import load_devices
 from harness.labels import load_labels
 from harness.method import METHODS
-from harness.models import load_models
+from harness.models import BaseModelSpec, load_models
 from harness.suite import load_suite, suite_names
 
 
@@ -56,13 +56,19 @@ def _models() -> list[dict[str, Any]]:
     return [
         {
             "model": name,
-            "source": f"packaged:{spec.packaged}" if spec.packaged else f"hub:{spec.hub_id}",
+            "source": _source(spec),
             "architecture": spec.architecture,
             "licence": f"{spec.licence} (gated)" if spec.gated else spec.licence,
             "summary": spec.summary,
         }
         for name, spec in load_models().items()
     ]
+
+
+def _source(spec: BaseModelSpec) -> str:
+    if spec.packaged:
+        return f"packaged:{spec.packaged}"
+    return f"hub:{spec.hub_id}" if spec.hub_id else "shape alone"
 
 
 def _devices() -> list[dict[str, Any]]:
@@ -113,4 +119,14 @@ def _benchmarks() -> list[dict[str, Any]]:
             }
             for task in evaluation.tasks
         )
+        if evaluation.mt_bench is not None:
+            rows.append(
+                {
+                    "benchmark": "mt_bench",
+                    "suite": name,
+                    "rows": evaluation.mt_bench.data,
+                    "num_fewshot": None,
+                    "limit": evaluation.limit,
+                }
+            )
     return rows

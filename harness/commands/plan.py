@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     memory = _memory(args, device)
     args.suite = args.suite or DEFAULT_SUITE
     args.overrides = [*args.overrides, *_settings(args)]
-    selection = select(args)
+    selection = select(args, tuned=False)
     specs = [spec for spec in selection.specs if spec.train is not None]
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")

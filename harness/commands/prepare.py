@@ -11,7 +11,7 @@ from harness.commands._selection import given_wheels, select
 
 def main(args: argparse.Namespace) -> int:
     """Bring everything the suite needs into the cache."""
-    selection = select(args)
+    selection = select(args, tuned=False)
     wheels = given_wheels(args.wheel)
     with Display() as display:
         prepare(selection, offline=args.offline, wheels=wheels, progress=display.progress)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
+from harness.errors import HarnessError
 from harness.report.write import terminal_table, write_report
 from harness.store import Store
-from harness.suite import load_suite
+from harness.suite import Suite, load_suite, load_tuned
+from harness.tuned import Tuned
 
 
 def main(args: argparse.Namespace) -> int:
@@ -17,10 +19,20 @@ def main(args: argparse.Namespace) -> int:
     suite = load_suite(args.suite)
     contents = Store(Path(args.results)).read(suite.name)
     warn(contents.warnings)
+    tuned = _tuned(args.suite, suite)
     out = Path(args.out if args.out is not None else f"report-{suite.name}")
-    files = write_report(suite, contents, out, args.format or FORMATS)
-    terminal_table(suite, contents, console())
+    files = write_report(suite, contents, out, args.format or FORMATS, tuned)
+    terminal_table(suite, contents, console(), tuned)
     print()
     for file in files:
         print(file)
     return 1 if contents.warnings else 0
+
+
+def _tuned(name: str, suite: Suite) -> Tuned | None:
+    """Return the tuned learning rates; records can be reported without them, but then nothing is marked as tuned."""
+    try:
+        return load_tuned(name, suite)
+    except HarnessError as error:
+        warn([f"{error}; no label is marked as tuned"])
+        return None

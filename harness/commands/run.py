@@ -31,7 +31,12 @@ from harness.suite import RunSpec
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run what is to be run.
+    """Run what is to be run."""
+    return execute(args, lambda: select(args))
+
+
+def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
+    """Run what is to be run of a selection, which is chosen again once everything is prepared.
 
     Return 0 when every run has an outcome, 1 when one failed, 3 when the budget ended before all were done (whatever
     else failed), 130 on interrupt.
@@ -43,7 +48,7 @@ def main(args: argparse.Namespace) -> int:
             "leave one of them out"
         )
     wheels = given_wheels(args.wheel)
-    selection = select(args)
+    selection = choose()
     if args.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(Path(args.results).resolve())
@@ -62,7 +67,7 @@ def main(args: argparse.Namespace) -> int:
         with Display() as display:
             prepared = prepare(to_do, offline=args.offline, wheels=wheels, progress=display.progress)
         # A revision that was unknown until now is part of a run's identity.
-        to_do = _to_do(select(args), wanted)
+        to_do = _to_do(choose(), wanted)
     if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
     if not to_do.specs:
@@ -146,6 +151,7 @@ def _task(
         model=selection.models[spec.model_name],
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
+        mt_bench_folder=prepared.mt_bench_folder,
         data_overrides=dict(selection.data),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),

@@ -102,6 +102,12 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
         facts.append(
             ("held-out loss", f"{train.validation_loss_before:.4f} before, {train.validation_loss_after:.4f} after")
         )
+    if len(train.validation_steps) > 2:
+        readings = zip(train.validation_steps, train.validation_losses, strict=True)
+        facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in readings)))
+    if train.general_loss_before is not None and train.general_loss_after is not None:
+        before, after = train.general_loss_before, train.general_loss_after
+        facts.append(("general text loss", f"{before:.4f} before, {after:.4f} after, on {train.general_tokens} tokens"))
     return facts
 
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.engine.data import text_samples
 from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest, Decoder
@@ -72,18 +73,7 @@ def calibration_samples(texts: Sequence[str], tokenizer: Any, settings: Calibrat
     Raises:
         HarnessError: the texts do not hold enough tokens.
     """
-    needed = settings.num_samples * settings.sequence_length
-    ids: list[int] = []
-    for text in texts:
-        ids.extend(tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"])
-        if len(ids) >= needed:
-            break
-    if len(ids) < needed:
-        raise HarnessError(
-            f"calibration data '{settings.data}' holds {len(ids)} tokens, fewer than the {needed} that "
-            f"{settings.num_samples} samples of {settings.sequence_length} need; lower one of them"
-        )
-    return list(torch.tensor(ids[:needed]).view(settings.num_samples, 1, settings.sequence_length))
+    return [torch.tensor([sample]) for sample in text_samples(texts, tokenizer, settings, "calibration")]
 
 
 def cached_block_scores(

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from harness.engine.training import TrainingLoop
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 """Newest checkpoints that stay on disk: one damaged by a crash of the machine leaves the other."""
 

@@ -8,16 +8,19 @@ tokenizer.
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 
+from harness.conversation import ConversationTemplate, training_turn
 from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
-from harness.settings import TrainSettings
+from harness.settings import TextSettings, TrainSettings
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""
@@ -56,7 +59,17 @@ class Example:
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
-    truncated: bool = False
+    cut_before: int = 0
+    """Tokens that ``sequence_length`` left out before the first."""
+    cut_after: int = 0
+    """The same behind the last."""
+    starts: tuple[int, ...] | None = None
+    """Of a packed row: where an example of its own begins in it; None: the row is one example."""
+
+    @property
+    def truncated(self) -> bool:
+        """Return whether tokens were left out."""
+        return bool(self.cut_before or self.cut_after)
 
 
 @dataclass(frozen=True)
@@ -90,10 +103,13 @@ class MicroBatch:
         return replace(self, **moved)
 
 
-def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Example:
+def encode(
+    row: Row | Example, tokenizer: Any, settings: TrainSettings, conversation: ConversationTemplate | None = None
+) -> Example:
     """Return a row's tokens: prompt, answer, end of sequence; too long a prompt loses its beginning.
 
-    An example is returned as it is, without a look at the tokenizer.
+    An example is returned as it is, without a look at the tokenizer. ``conversation`` is the template of
+    ``prompt = 'conversation'``.
 
     Raises:
         HarnessError: the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
@@ -102,9 +118,15 @@ def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Examp
         return row
     if tokenizer.eos_token_id is None:
         raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
-    prompt = _prompt_ids(row, tokenizer, settings)
-    answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-    whole = len(prompt) + len(answer)
+    if settings.prompt == "conversation":
+        assert conversation is not None
+        prompt, answer = _turn_ids(row, tokenizer, conversation)
+    elif settings.prompt == "as_is":
+        prompt, answer = _as_is_ids(row, tokenizer)
+    else:
+        prompt = _prompt_ids(row, tokenizer, settings)
+        answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    in_full = len(prompt), len(answer)
     if not settings.packing:
         answer = answer[: settings.sequence_length]
         room = settings.sequence_length - len(answer)
@@ -113,7 +135,8 @@ def encode(row: Row | Example, tokenizer: Any, settings: TrainSettings) -> Examp
     return Example(
         ids=(*prompt, *answer),
         trained=(*(on_prompt for _ in prompt), *(True for _ in answer)),
-        truncated=len(prompt) + len(answer) < whole,
+        cut_before=in_full[0] - len(prompt),
+        cut_after=in_full[1] - len(answer),
     )
 
 
@@ -121,10 +144,18 @@ def pack(examples: Sequence[Example], length: int) -> list[Example]:
     """Return the concatenation of all examples, cut into pieces of exactly ``length`` tokens; the rest is dropped."""
     ids = [token for example in examples for token in example.ids]
     trained = [flag for example in examples for flag in example.trained]
-    return [
-        Example(tuple(ids[start : start + length]), tuple(trained[start : start + length]))
-        for start in range(0, len(ids) - length + 1, length)
-    ]
+    begins = [0, *itertools.accumulate(len(example.ids) for example in examples)]
+    packed = []
+    for start in range(0, len(ids) - length + 1, length):
+        first, behind = bisect_left(begins, start), bisect_left(begins, start + length)
+        packed.append(
+            Example(
+                tuple(ids[start : start + length]),
+                tuple(trained[start : start + length]),
+                starts=tuple(begin - start for begin in begins[first:behind]),
+            )
+        )
+    return packed
 
 
 def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
@@ -161,7 +192,14 @@ def _trained_positions(labels: torch.Tensor) -> torch.Tensor:
 class TrainData:
     """The encoded training rows of a run, and the order in which steps see them."""
 
-    def __init__(self, rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings, seed: int) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row | Example],
+        tokenizer: Any,
+        settings: TrainSettings,
+        seed: int,
+        conversation: ConversationTemplate | None = None,
+    ) -> None:
         """Take the rows; packed ones are encoded here. Examples need no tokenizer: it may be None.
 
         Raises:
@@ -170,10 +208,12 @@ class TrainData:
         self._settings = settings
         self._seed = seed
         self._tokenizer = tokenizer
+        self._conversation = conversation
         self._rows = rows
         self._packed: list[Example] | None = None
         if settings.packing:
-            packed = pack([encode(row, tokenizer, settings) for row in rows], settings.sequence_length)
+            examples = [encode(row, tokenizer, settings, conversation) for row in rows]
+            packed = pack(examples, settings.sequence_length)
             self._packed = [example for example in packed if any(example.trained[1:])]
         if not len(self):
             raise HarnessError(f"data set '{settings.data}' holds no example with a token to train on")
@@ -186,7 +226,7 @@ class TrainData:
         """Return one example; unpacked rows are encoded when they are asked for, so that a run starts at once."""
         if self._packed is not None:
             return self._packed[index]
-        return encode(self._rows[index], self._tokenizer, self._settings)
+        return encode(self._rows[index], self._tokenizer, self._settings, self._conversation)
 
     def num_steps(self, max_steps: int | None) -> int:
         """Return the optimizer steps of the run."""
@@ -202,12 +242,13 @@ class TrainData:
     def step_batches(self, first_step: int = 0) -> Iterator[list[MicroBatch]]:
         """Yield the micro-batches of each optimizer step, for ever, from ``first_step`` on."""
         size, accumulation = self._settings.batch_size, self._settings.gradient_accumulation_steps
-        order = self._order(first_step * size * accumulation)
+        order = self.order(first_step * size * accumulation)
         fill = pad_id(self._tokenizer)
         while True:
             yield [collate([self.example(next(order)) for _ in range(size)], fill) for _ in range(accumulation)]
 
-    def _order(self, position: int) -> Iterator[int]:
+    def order(self, position: int = 0) -> Iterator[int]:
+        """Yield the index of the example at a position of the run, of the next, and so on, for ever."""
         epoch, offset = divmod(position, len(self))
         while True:
             generator = torch_generator(self._seed, f"data_order/{epoch}")
@@ -216,11 +257,56 @@ class TrainData:
             epoch, offset = epoch + 1, 0
 
 
-def validation_batches(rows: Sequence[Row | Example], tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+def validation_batches(
+    rows: Sequence[Row | Example],
+    tokenizer: Any,
+    settings: TrainSettings,
+    conversation: ConversationTemplate | None = None,
+) -> list[MicroBatch]:
     """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
     unpacked = settings.model_copy(update={"packing": False})
-    examples = [encode(row, tokenizer, unpacked) for row in rows[: settings.validation_rows]]
+    examples = [encode(row, tokenizer, unpacked, conversation) for row in rows[: settings.validation_rows]]
     size = settings.batch_size
+    return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
+
+
+def text_samples(texts: Sequence[str], tokenizer: Any, settings: TextSettings, what: str) -> list[list[int]]:
+    """Return ``num_samples`` sequences of ``sequence_length`` token ids, cut from the texts in their order.
+
+    Args:
+        texts: An empty line is set between any two.
+        tokenizer: The model's.
+        settings: How many, how long.
+        what: What the texts are for, in a message.
+
+    Raises:
+        HarnessError: the texts do not hold enough tokens.
+    """
+    length, needed = settings.sequence_length, settings.num_samples * settings.sequence_length
+    ids: list[int] = []
+    for text in texts:
+        ids.extend(tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"])
+        if len(ids) >= needed:
+            break
+    if len(ids) < needed:
+        raise HarnessError(
+            f"{what} data '{settings.data}' holds {len(ids)} tokens, fewer than the {needed} that "
+            f"{settings.num_samples} samples of {settings.sequence_length} need; lower one of them"
+        )
+    return [ids[start : start + length] for start in range(0, needed, length)]
+
+
+def general_batches(
+    texts: Sequence[str], tokenizer: Any, settings: TextSettings, train: TrainSettings
+) -> list[MicroBatch]:
+    """Return samples of the general text, all of whose tokens carry loss, no more at once than a training micro-batch.
+
+    Raises:
+        HarnessError: as :func:`text_samples`.
+    """
+    samples = text_samples(texts, tokenizer, settings, "general")
+    examples = [Example(tuple(ids), (True,) * len(ids)) for ids in samples]
+    size = max(1, train.batch_size * train.sequence_length // settings.sequence_length)
     return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
 
 
@@ -231,6 +317,38 @@ def pad_id(tokenizer: Any) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
 
 
+def _turn_ids(row: Row, tokenizer: Any, conversation: ConversationTemplate) -> tuple[list[int], list[int]]:
+    """Return prompt and answer of a row in a conversation template.
+
+    The answer is what the encoding of the whole turn adds to that of the prompt, as generation will continue it.
+    """
+    turn = training_turn(conversation, _content(row), row.output, tokenizer.eos_token)
+    prompt, answer = _split_ids(turn.prompt, turn.whole, tokenizer)
+    return prompt, answer if turn.closed and answer else [*answer, tokenizer.eos_token_id]
+
+
+def _as_is_ids(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return prompt and answer of a row with nothing added but a space between them, as lm-eval joins the two."""
+    prompt = "\n".join(filter(None, (row.instruction, row.input)))
+    between = " " if prompt and not prompt[-1].isspace() else ""
+    shared, answer = _split_ids(prompt, f"{prompt}{between}{row.output}", tokenizer)
+    return shared, [*answer, tokenizer.eos_token_id]
+
+
+def _split_ids(prompt: str, whole: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Return what the encodings of a prompt and of the whole begin with alike, and what the whole's adds."""
+    before, both = list(tokenizer(prompt)["input_ids"]), list(tokenizer(whole)["input_ids"])
+    shared = 0
+    while shared < min(len(before), len(both)) and before[shared] == both[shared]:
+        shared += 1
+    return both[:shared], both[shared:]
+
+
+def _content(row: Row) -> str:
+    """Return what a user would say: the instruction, and its input below it."""
+    return f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+
+
 def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
     if settings.prompt == "chat":
         if not tokenizer.chat_template:
@@ -238,9 +356,8 @@ def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
                 f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
                 f"data set '{settings.data}'"
             )
-        content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            [{"role": "user", "content": _content(row)}], tokenize=False, add_generation_prompt=True
         )
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if settings.prompt == "alpaca":

@@ -145,14 +145,18 @@ def keep_files(task: RunTask, record: Record, folder: Path) -> Record:
         HarnessError: they cannot be moved.
     """
     stem = f"{record.run_id}-{record.uuid}"
-    moved = {}
+    moved: dict[str, object] = {}
     try:
         if record.items is not None:
-            moved["items"] = f"items/{stem}.jsonl.zst"
-            _move(task.work_folder / record.items, folder / moved["items"])
+            moved["items"] = items = f"items/{stem}.jsonl.zst"
+            _move(task.work_folder / record.items, folder / items)
+        if record.mt_bench is not None:
+            answers = f"items/{stem}.answers.jsonl"
+            _move(task.work_folder / record.mt_bench.file, folder / answers)
+            moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
         if record.weights is not None:
-            moved["weights"] = f"weights/{stem}"
-            _move(task.work_folder / record.weights, folder / moved["weights"])
+            moved["weights"] = weights = f"weights/{stem}"
+            _move(task.work_folder / record.weights, folder / weights)
     except OSError as error:
         raise HarnessError(
             f"{folder}: the files of run {record.run_id} cannot be moved there: {error.strerror or error}; they lie in "

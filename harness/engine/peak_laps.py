@@ -36,8 +36,14 @@ class AllocatorCounters(Protocol):
     def allocated_bytes(self) -> int:
         """Return what is allocated now."""
 
+    def reserved_bytes(self) -> int:
+        """Return what is reserved now."""
+
     def num_retries(self) -> int:
         """Return how often an allocation succeeded only after cached blocks were freed, since the process began."""
+
+    def release_unused(self) -> None:
+        """Give cached memory that no tensor holds back to the device."""
 
     def synchronize(self) -> None:
         """Wait for the device."""
@@ -66,9 +72,17 @@ class CudaCounters:
         """Return what is allocated now."""
         return int(torch.cuda.memory_allocated(self._device))
 
+    def reserved_bytes(self) -> int:
+        """Return what is reserved now."""
+        return int(torch.cuda.memory_reserved(self._device))
+
     def num_retries(self) -> int:
         """Return the allocator's retries since the process began."""
         return int(torch.cuda.memory_stats(self._device).get("num_alloc_retries", 0))
+
+    def release_unused(self) -> None:
+        """Empty the cache."""
+        torch.cuda.empty_cache()
 
     def synchronize(self) -> None:
         """Wait for the device."""

@@ -14,12 +14,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from harness.conversation import ConversationTemplate, find_template
 from harness.engine import seeding
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, Row, TrainData, validation_batches
+from harness.engine.data import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
 from harness.engine.decoder import Checksums, checksums, find_decoder
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
@@ -29,7 +30,7 @@ from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.record import OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
+from harness.record import MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 
 Progress = Callable[[str, int, int | None], None]
@@ -44,6 +45,7 @@ class _Outcome:
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
+    mt_bench: MTBenchAnswers | None = None
     weights: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
 
@@ -141,6 +143,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     assert settings is not None
     with meter.phase("data"):
         data, held_out = _data(run, settings, model, tokenizer)
+        general = _general_text(run, tokenizer, settings)
     context = EngineContext(
         seed=spec.seed,
         num_steps=data.num_steps(spec.max_steps),
@@ -154,21 +157,33 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
     before = checksums(decoder)
-    loss_before = _held_out_loss(run, "validate_before", model, held_out, context)
+    loss_before = _loss(run, "validate_before", model, held_out, context)
+    if loss_before is not None:
+        loop.note_validation(loss_before)
+    general_before = _loss(run, "general_before", model, general, context)
+    if run.device.type == "cuda":
+        torch.cuda.empty_cache()  # what these reserved is no part of the train phase
+
     try:
         with meter.phase("train"):
-            _run_loop(run, loop, data)
+            _run_loop(run, loop, data, held_out)
     finally:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
         run.outcome.out_of_memory_at = loop.memory.out_of_memory
-    loss_after = _held_out_loss(run, "validate_after", model, held_out, context)
+    loss_after = _loss(run, "validate_after", model, held_out, context)
+    if loss_after is not None:
+        loop.note_validation(loss_after)
+    general_after = _loss(run, "general_after", model, general, context)
     run.outcome.train = loop.result().model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,
-            "validation_tokens": sum(batch.num_trained_tokens for batch in held_out) if held_out else None,
+            "validation_tokens": _trained_tokens(held_out),
+            "general_loss_before": general_before,
+            "general_loss_after": general_after,
+            "general_tokens": _trained_tokens(general),
         }
     )
     run.outcome.proof = _proof(loop, method, before, checksums(decoder))
@@ -192,11 +207,33 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
             seed=run.task.spec.seed,
         )
 
-    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed)
-    return data, validation_batches(rows("validation"), tokenizer, settings) if settings.validation_rows else []
+    conversation = _conversation(run)
+    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed, conversation)
+    if not settings.validation_rows:
+        return data, []
+    return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
 
 
-def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData) -> None:
+def _conversation(run: _Run) -> ConversationTemplate | None:
+    name = run.task.spec.conversation
+    return None if name is None else find_template(name)
+
+
+def _general_text(run: _Run, tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
+    from harness.assets.training_rows import load_texts
+
+    general = run.task.spec.general
+    if general is None:
+        return []
+    texts = load_texts(general.data, overrides=run.task.data_overrides, offline=run.task.offline, part="validation")
+    return general_batches(texts, tokenizer, general, settings)
+
+
+def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[MicroBatch]) -> None:
+    def validate() -> float:
+        with run.meter.aside("validate_during"):
+            return mean_loss(loop.model, held_out, loop.context)[0]
+
     folder, total = run.task.checkpoint_folder, loop.context.num_steps
     checkpoints = Checkpoints(folder, loop) if folder is not None else None
     if checkpoints is not None:
@@ -207,16 +244,19 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData) -> None:
         lambda done, loss: run.progress(f"training, loss {loss:.3f}", done, total),
         checkpoints.save if checkpoints is not None else None,
         run.task.checkpoint_every,
+        validate if held_out else None,
     )
 
 
-def _held_out_loss(
-    run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext
-) -> float | None:
+def _loss(run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext) -> float | None:
     if not batches:
         return None
     with run.meter.phase(phase):
         return mean_loss(model, batches, context)[0]
+
+
+def _trained_tokens(batches: list[MicroBatch]) -> int | None:
+    return sum(batch.num_trained_tokens for batch in batches) if batches else None
 
 
 def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksums) -> Proof:
@@ -260,11 +300,51 @@ def _block_scores(
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
+    if run.task.spec.evaluation.tasks:
+        _score(run, model, tokenizer)
+    if run.task.spec.evaluation.mt_bench is not None:
+        _answer_mt_bench(run, model, tokenizer)
+
+
+def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
+    from harness.assets.mt_bench import load_mt_bench
+    from harness.evaluation.mt_bench import TEMPERATURES, TOP_K, answer_questions, write_answers
+
+    spec, folder, template = run.task.spec, run.task.mt_bench_folder, _conversation(run)
+    settings = spec.evaluation.mt_bench
+    assert settings is not None and folder is not None and template is not None
+    questions = load_mt_bench(folder).first_of_each_category(spec.evaluation.limit)
+    model_id = f"{spec.model_name}-{spec.label}-seed{spec.seed}"
+    with run.meter.phase("answer"):
+        run.progress("answering", 0, None)
+        answers = answer_questions(
+            model,
+            tokenizer,
+            questions,
+            template,
+            model_id=model_id,
+            max_new_tokens=settings.max_new_tokens,
+            batch_tokens=spec.evaluation.batch_tokens,
+            generator=lambda stream: seeding.torch_generator(spec.seed, stream),
+            progress=lambda done, total: run.progress("answering", done, total),
+        )
+    file = run.task.work_folder / "answers.jsonl"
+    write_answers(file, answers)
+    run.outcome.mt_bench = MTBenchAnswers(
+        file=file.name,
+        model_id=model_id,
+        template=template.name,
+        template_origin=template.origin,
+        num_questions=len(questions),
+        num_cut=answers.num_cut,
+        sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
+    )
+
+
+def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     from harness.evaluation.scoring import evaluate, write_items
 
     settings = run.task.spec.evaluation
-    if not settings.tasks:
-        return
     with run.meter.phase("evaluate"):
         run.progress("evaluating", 0, None)
         evaluation = evaluate(

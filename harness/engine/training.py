@@ -112,6 +112,7 @@ class TrainingLoop:
         self._data_seconds = 0.0
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
+        self._validation: list[tuple[int, float]] = []
         self._on_gradient: Callable[[torch.Tensor], None] | None = None
         self._summed_loss = loss_function(model, context)
         keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
@@ -125,6 +126,7 @@ class TrainingLoop:
         on_step: Callable[[int, float], None],
         save: Callable[[], None] | None = None,
         save_every: int | None = None,
+        validate: Callable[[], float] | None = None,
     ) -> None:
         """Train to the run's last step.
 
@@ -133,6 +135,8 @@ class TrainingLoop:
             on_step: Called after each step with the number of steps done and the loss.
             save: Writes a checkpoint; called every ``save_every`` steps, but not after the last.
             save_every: Optimizer steps between checkpoints.
+            validate: Returns the held-out loss; called every ``validation_every_steps`` steps, but not after the last,
+                and before a checkpoint of the same step.
 
         Raises:
             Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
@@ -152,7 +156,9 @@ class TrainingLoop:
             self._observe(micro_batches, loss, grad_norm, rate, time.perf_counter() - begin)
             self.step += 1
             on_step(self.step, loss)
-            if save is not None and save_every and self.step % save_every == 0 and self.step < self.context.num_steps:
+            if validate is not None and self._is_due(self.context.train.validation_every_steps):
+                self.note_validation(validate())
+            if save is not None and self._is_due(save_every):
                 start = time.perf_counter()
                 save()
                 self._checkpoint_seconds = (self._checkpoint_seconds or 0.0) + time.perf_counter() - start
@@ -182,6 +188,10 @@ class TrainingLoop:
         self.scheduler.step()
         return value, grad_norm, rate
 
+    def note_validation(self, loss: float) -> None:
+        """Keep the held-out loss at the present step."""
+        self._validation.append((self.step, loss))
+
     def result(self) -> TrainResult:
         """Return what the steps so far did and cost."""
         curve = self._curve
@@ -206,6 +216,8 @@ class TrainingLoop:
             peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
             tracked_peak=self.memory.tracked_peak,
             offloaded_checkpoint_bytes=self._offload.peak_bytes if self._offload else None,
+            validation_steps=tuple(step for step, _ in self._validation),
+            validation_losses=tuple(loss for _, loss in self._validation),
         )
 
     @property
@@ -231,6 +243,7 @@ class TrainingLoop:
             "data_seconds": self._data_seconds,
             "checkpoint_seconds": self._checkpoint_seconds,
             "resumed_at": self._resumed_at,
+            "validation": self._validation,
             "memory": self.memory.state_dict(),
         }
 
@@ -245,7 +258,12 @@ class TrainingLoop:
         self._ever_params = dict(state["ever_params"])
         self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
         self._resumed_at = [*state["resumed_at"], self.step]
+        self._validation = [(step, loss) for step, loss in state["validation"]]
         self.memory.load_state_dict(state["memory"])
+
+    def _is_due(self, every: int | None) -> bool:
+        """Return whether something is to be done after the present step that is never done after the last."""
+        return every is not None and self.step % every == 0 and self.step < self.context.num_steps
 
     def _pass(
         self, micro_batches: Sequence[MicroBatch], num_trained: int, on_gradient: Callable[[torch.Tensor], None]

@@ -177,7 +177,10 @@ def _from_hub(manager: TaskManager, name: str, offline: bool) -> Task:
         task: Task = manager.load(name)["tasks"][name]
     except (OSError, ValueError) as error:
         where = "are not in the cache, and --offline forbids the download" if offline else "could not be downloaded"
-        raise HarnessError(f"the rows of task '{name}' {where}: {str(error).splitlines()[0]}") from error
+        what = "run once with a network" if offline else "check the network, and HF_TOKEN where the data are gated"
+        raise HarnessError(
+            f"the rows of task '{name}' {where} ({str(error).splitlines()[0]}); {what}, or take rows = 'packaged'"
+        ) from error
     return task
 
 

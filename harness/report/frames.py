@@ -54,6 +54,9 @@ TRAIN_COLUMNS = (
     "validation_loss_before",
     "validation_loss_after",
     "validation_tokens",
+    "general_loss_before",
+    "general_loss_after",
+    "general_tokens",
 )
 PHASE_COLUMNS = (
     "allocated_peak_bytes",

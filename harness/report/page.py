@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report.layout import escape_markdown, markdown_table
-from harness.report.quantities import BUSY, is_busy
+from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -17,6 +17,7 @@ from harness.report.tables import (
     missing_table,
     score_table,
     settings_text,
+    tuning_table,
 )
 from harness.report.units import NOTHING, percent
 
@@ -33,7 +34,9 @@ SCORE_DEFINITIONS = (
     "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
     "Student's t over the seeds: it covers the seed, not the choice of items, and has no width where all seeds agree. "
     "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
-    "average: unweighted mean of the headline metrics of the suite's tasks.",
+    "average: unweighted mean of the headline metrics of the suite's tasks. Where tasks have `acc_norm`, accuracy by "
+    "log-likelihood a character, a second mean takes it for these tasks and `acc` for the others; the first is the "
+    "headline.",
 )
 DEFINITIONS = (
     "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "
@@ -62,6 +65,8 @@ DEFINITIONS = (
     "any step. In brackets the share of all parameters.",
     "optimizer state, peak: largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
     "held-out loss: mean cross-entropy in nats on one fixed batch that is not trained on, before and after training.",
+    "general text loss: the same on a fixed text that no label is trained on; where it rises, training has cost the "
+    "model something else. It is there where the suite names such a text.",
 )
 
 
@@ -77,6 +82,9 @@ def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: 
     parts = [f"# Report of suite {escape_markdown(suite.name)}, version {summary.view.suite_version}\n"]
     parts.append(f"{escape_markdown(suite.description)}\n")
     parts += ["## Results\n", *_results(summary), "## Notes\n", _bullets(_notes(summary))]
+    tuning = tuning_table(summary)
+    if tuning is not None:
+        parts += ["## Learning rates\n", "Mean held-out loss of the trials in nats.\n", markdown_table(tuning)]
     parts += ["## Plots\n", *_plots(plots, out)]
     missing = missing_table(summary)
     parts.append("## Runs without a result\n")
@@ -115,10 +123,27 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
     if any(run.record.spec.model.get("source") == "random" for row in summary.rows for run in row.runs if run.record):
         notes.append("The models have random weights: memory and speed are theirs, losses say nothing of a method.")
+    if (tuned := tuning_note(summary)) is not None:
+        notes.append(tuned)
     busy = dict.fromkeys(row.label for row in summary.rows if is_busy(row))
     if busy:
         notes.append(f"{BUSY} The device was not idle when runs of these labels began: {', '.join(busy)}.")
     return notes
+
+
+def tuning_note(summary: Summary) -> str | None:
+    """Return how the learning rates of marked labels were chosen, and of which labels not; None: none was."""
+    tuned = [row for row in summary.rows if row.choice is not None]
+    if not tuned or summary.grid is None:
+        return None
+    rates, seeds = len(summary.grid.learning_rates), len(summary.grid.seeds)
+    others = dict.fromkeys(row.label for row in summary.rows if row.choice is None and row.trains)
+    return (
+        f"{TUNED} The learning rate of these labels was chosen by harness tune, from the same {rates} rates with "
+        f"{seeds} {'seed' if seeds == 1 else 'seeds'} each, by the held-out loss and no scored item; the trials are "
+        f"records of suite {summary.suite.name}-tune, named in {summary.suite.tuned}."
+        + (f" Not tuned: {', '.join(others)}." if others else "")
+    )
 
 
 def _notes(summary: Summary) -> list[str]:

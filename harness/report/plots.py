@@ -175,26 +175,21 @@ def _loss(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | None:
     texts = [style.name for style in shown]
     if held_out:
         handles.append(Line2D([], [], color=GREY, marker="o", markerfacecolor="white", linestyle="none"))
-        texts.append("held-out batch,\nbefore and after")
+        texts.append("held-out batch")
     _legend(figure, handles, texts)
     _title(figure, "Loss in training: running mean, each step behind it")
     return figure
 
 
 def _draw_held_out(axis: Axes, style: LabelStyle, results: Sequence[TrainResult]) -> bool:
-    """Draw the mean held-out loss before and after training; return whether there was one."""
-    pairs = [
-        (result.validation_loss_before, result.validation_loss_after)
-        for result in results
-        if result.validation_loss_before is not None and result.validation_loss_after is not None
-    ]
-    if not pairs:
+    """Draw the mean held-out loss at the steps at which every run took it; return whether there was one."""
+    curves = [curve for result in results if (curve := _held_out_curve(result))]
+    if not curves:
         return False
-    last = max(len(result.curve.loss) for result in results)
-    ends = [sum(pair[i] for pair in pairs) / len(pairs) for i in (0, 1)]
+    steps = sorted(set.intersection(*(set(curve) for curve in curves)))
     axis.plot(
-        [0, last],
-        ends,
+        steps,
+        [sum(curve[step] for curve in curves) / len(curves) for step in steps],
         color=style.color,
         marker=style.marker,
         markerfacecolor="white",
@@ -204,6 +199,14 @@ def _draw_held_out(axis: Axes, style: LabelStyle, results: Sequence[TrainResult]
         clip_on=False,
     )
     return True
+
+
+def _held_out_curve(result: TrainResult) -> dict[int, float]:
+    """Return the held-out loss by steps done; of a record older than the curve its ends, empty where none was taken."""
+    if result.validation_steps:
+        return dict(zip(result.validation_steps, result.validation_losses, strict=True))
+    before, after = result.validation_loss_before, result.validation_loss_after
+    return {} if before is None or after is None else {0: before, len(result.curve.loss): after}
 
 
 def _mean_curve(results: Sequence[TrainResult]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -12,12 +12,14 @@ from harness.devices import known_device, load_devices
 from harness.record import Prediction, Record, TrackedPeak, TrainResult
 from harness.report.statistics import Estimate
 from harness.report.summary import Row
-from harness.report.units import percent
+from harness.report.units import NOTHING, percent
 
 NO_CUDA = "not measured (no CUDA)"
 NO_TRAINING = "no training"
 BUSY = "†"
 """Marks a label of which a run began on a device that was not idle."""
+TUNED = "‡"
+"""Marks a label whose learning rate harness tune chose."""
 STATUS_WORDS = {
     "absent": "not run",
     "out_of_memory": "out of memory",
@@ -38,9 +40,10 @@ def row_status(row: Row) -> str:
 def label_text(row: Row) -> str:
     """Return the label, with the seeds counted where some have no result or there are several."""
     done, asked = len(row.finished), len(row.runs)
+    label = f"{row.label} {TUNED}" if row.choice is not None else row.label
     if done in (0, asked):
-        return row.label
-    return f"{row.label} ({done} of {asked} seeds; {row_status(row)})"
+        return label
+    return f"{label} ({done} of {asked} seeds; {row_status(row)})"
 
 
 def estimate_text(estimate: Estimate, unit: str) -> str:
@@ -153,6 +156,29 @@ def has_held_out_loss(rows: Iterable[Row]) -> bool:
     """Return whether any run of the rows took the loss of a held-out batch."""
     results = (record.train for row in rows for record in row.records)
     return any(train is not None and train.validation_loss_after is not None for train in results)
+
+
+def has_general_loss(rows: Iterable[Row]) -> bool:
+    """Return whether any run of the rows took the loss of the general text."""
+    results = (record.train for row in rows for record in row.records)
+    return any(train is not None and train.general_loss_after is not None for train in results)
+
+
+def held_out_losses(row: Row) -> str:
+    """Return the held-out loss of a row before and after training; one sign where either is missing."""
+    return _losses_text(row, lambda train: train.validation_loss_before, lambda train: train.validation_loss_after)
+
+
+def general_losses(row: Row) -> str:
+    """Return the loss of the general text before and after training; one sign where either is missing."""
+    return _losses_text(row, lambda train: train.general_loss_before, lambda train: train.general_loss_after)
+
+
+def _losses_text(
+    row: Row, before: Callable[[TrainResult], float | None], after: Callable[[TrainResult], float | None]
+) -> str:
+    first, last = mean_of(row, before), mean_of(row, after)
+    return NOTHING if first is None or last is None else f"{first:.3f} -> {last:.3f}"
 
 
 def _largest(values: Iterable[int | None]) -> int | None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, Score
 from harness.report.view import View, choose_view, view_notes
+from harness.settings import TuneSettings
 from harness.store import Contents
 from harness.suite import Suite, labels_of
+from harness.tuned import Choice, Tuned
 
 ABSENT = "absent"
 
@@ -54,6 +56,8 @@ class Row:
     model: str
     label: str
     runs: tuple[Run, ...]
+    choice: Choice | None = None
+    """Where its learning rate comes from, when harness tune chose it."""
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -94,6 +98,8 @@ class Summary:
     """The newest record of each run that is not in the rows."""
     failed_evaluations: tuple[Record, ...]
     notes: tuple[str, ...]
+    grid: TuneSettings | None = None
+    """Of the choices in the rows."""
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -109,8 +115,13 @@ class Summary:
         return tuple(row for row in self.rows if row.model == model)
 
 
-def summarize(suite: Suite, contents: Contents) -> Summary:
+def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> Summary:
     """Return what the report shows of a suite's records.
+
+    Args:
+        suite: As it is asked for now.
+        contents: The records.
+        tuned: The learning rates that the suite takes from a file.
 
     Raises:
         HarnessError: there is no record of the suite.
@@ -128,7 +139,7 @@ def summarize(suite: Suite, contents: Contents) -> Summary:
         (record.spec.model_name, record.spec.label, record.spec.seed): _run(record, added.get(record.uuid, ()))
         for record in shown
     }
-    rows = _rows(suite, runs)
+    rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
     notes = [
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
@@ -139,7 +150,7 @@ def summarize(suite: Suite, contents: Contents) -> Summary:
         notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
     notes += list(contents.warnings)
     left = tuple(_run(record, ()) for record in left_out)
-    return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes))
+    return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes), suite.tune)
 
 
 def _newest(records: Iterable[Record]) -> list[Record]:
@@ -226,8 +237,20 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
     return tuple(rows)
 
 
+def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
+    """Return the choice that the recorded runs of a row were made with."""
+    choice = None if tuned is None else tuned.choice(row.model, row.label)
+    trained = [run.record.spec.train for run in row.runs if run.record is not None]
+    rates = {None if train is None else train.learning_rate for train in trained}
+    return choice if choice is not None and rates == {choice.learning_rate} else None
+
+
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
-    """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after."""
+    """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after.
+
+    The same metric through another filter, as GSM8K's flexible match, stands beside it and enters no average.
+    """
+    filtered: dict[str, dict[str, None]] = defaultdict(dict)
     found: dict[str, dict[str, bool]] = defaultdict(dict)
     for row in rows:
         for run in row.finished:
@@ -237,12 +260,19 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
                 if score.headline:
                     known = found[score.task].get(score.metric, False)
                     found[score.task][score.metric] = known or (score.task, score.metric) in own
+                elif "," in score.metric:
+                    filtered[score.task][score.metric] = None
     columns = []
     for task in dict.fromkeys((*suite.evaluation.tasks, *found)):
         asked = task in suite.evaluation.tasks
         metrics = found.get(task)
         if metrics:
             columns += [ScoreColumn(task, metric, asked or own) for metric, own in metrics.items()]
+            columns += [
+                ScoreColumn(task, metric, False)
+                for metric in filtered[task]
+                if metric not in metrics and metric.partition(",")[0] in {name.partition(",")[0] for name in metrics}
+            ]
         else:
             columns.append(ScoreColumn(task, None, asked))
     return tuple(columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from harness.record import Environment, Record, Score
 from harness.report.layout import Column, Table
@@ -12,7 +13,10 @@ from harness.report.quantities import (
     NO_TRAINING,
     best_prediction,
     estimate_text,
+    general_losses,
+    has_general_loss,
     has_held_out_loss,
+    held_out_losses,
     host_peak_bytes,
     is_busy,
     label_text,
@@ -28,14 +32,16 @@ from harness.report.quantities import (
     train_peak_bytes,
 )
 from harness.report.statistics import Estimate, estimate_average, estimate_score
-from harness.report.summary import ABSENT, Row, ScoreColumn, Summary
+from harness.report.summary import ABSENT, Row, Run, ScoreColumn, Summary
 from harness.report.units import NOTHING, gib, percent, signed_percent, significant
 from harness.suite import RunSpec
+from harness.tuned import mean_losses
 
 NOT_SCORED = "not scored"
 NO_RECORD = "no record yet"
 AVERAGE = "average"
 HELD_OUT = "held-out loss, before -> after (nats)"
+GENERAL = "general text loss, before -> after (nats)"
 COST_COLUMNS = (
     "label",
     AVERAGE,
@@ -53,7 +59,9 @@ COST_COLUMNS = (
     "trainable parameters ever",
     "optimizer state, peak (GiB)",
     HELD_OUT,
+    GENERAL,
 )
+NORMALISED = "acc_norm"
 SHORT_RUN = "*"
 """Marks a step time taken over less than one refresh cycle."""
 
@@ -80,10 +88,38 @@ def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, 
         if not known or len(known) < len(scores):
             return None
         runs.append(known)
-    units = {score.unit for run in runs for score in run}
-    if len(units) != 1:
+    return _average(runs)
+
+
+def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
+    """Return the same mean with ``acc_norm`` for the tasks that have it; None where the mean itself is none."""
+    if average_of_row(row, columns) is None:
         return None
-    return estimate_average(runs), units.pop()
+    entering = [column for column in columns if column.in_average]
+    return _average([[_normalised(run, column) for column in entering] for run in row.finished])
+
+
+def has_normalised(summary: Summary) -> bool:
+    """Return whether a task of the average has ``acc_norm`` beside ``acc``."""
+    return any(
+        run.score(replace(column, metric=NORMALISED)) is not None
+        for column in summary.columns
+        if column.in_average and column.metric == "acc"
+        for row in summary.rows
+        for run in row.finished
+    )
+
+
+def _normalised(run: Run, column: ScoreColumn) -> Score:
+    score = run.score(replace(column, metric=NORMALISED)) if column.metric == "acc" else None
+    own = run.score(column) if score is None else score
+    assert own is not None
+    return own
+
+
+def _average(runs: Sequence[Sequence[Score]]) -> tuple[Estimate, str] | None:
+    units = {score.unit for run in runs for score in run}
+    return (estimate_average(runs), units.pop()) if len(units) == 1 else None
 
 
 def column_title(column: ScoreColumn) -> str:
@@ -95,6 +131,9 @@ def score_table(summary: Summary, model: str) -> Table:
     """Return the scores of one model: a row a label, a column a task, the average last."""
     columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
     columns.append(Column(average_title(summary)))
+    normalised = has_normalised(summary)
+    if normalised:
+        columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it"))
     rows = []
     for row in summary.rows_of(model):
         if not row.finished:
@@ -102,6 +141,8 @@ def score_table(summary: Summary, model: str) -> Table:
             continue
         cells = [score_of_row(row, column) for column in summary.columns]
         cells.append(average_of_row(row, summary.columns))
+        if normalised:
+            cells.append(normalised_average_of_row(row, summary.columns))
         rows.append((label_text(row), *(NOT_SCORED if cell is None else estimate_text(*cell) for cell in cells)))
     return Table(tuple(columns), tuple(rows))
 
@@ -120,8 +161,12 @@ def cost_table(summary: Summary, model: str) -> Table:
         else (row.label, *[row_status(row)] * (len(columns) - 1))
         for row in summary.rows_of(model)
     )
-    absent = {*(() if summary.columns else (AVERAGE,)), *(() if has_held_out_loss(summary.rows) else (HELD_OUT,))}
-    shown = [i for i, title in enumerate(COST_COLUMNS) if title not in absent]
+    present = {
+        AVERAGE: bool(summary.columns),
+        HELD_OUT: has_held_out_loss(summary.rows),
+        GENERAL: has_general_loss(summary.rows),
+    }
+    shown = [i for i, title in enumerate(COST_COLUMNS) if present.get(title, True)]
     return Table(tuple(columns[i] for i in shown), tuple(tuple(row[i] for i in shown) for row in rows))
 
 
@@ -134,8 +179,6 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
     total = trained[0].total_params
     a_step = mean_of(row, lambda train: train.trainable_params_mean)
     ever = max(train.trainable_params_ever for train in trained)
-    before = mean_of(row, lambda train: train.validation_loss_before)
-    after = mean_of(row, lambda train: train.validation_loss_after)
     tracked, prediction = largest_tracked_peak(row), best_prediction(row)
     flops, mfu = mean_of_records(row, step_flops), mean_of_records(row, model_flops_utilization)
     short = any(train.covers_refresh_cycle is False for train in trained)
@@ -154,7 +197,8 @@ def _cost_cells(summary: Summary, row: Row) -> list[str]:
         parameters_text(a_step, total),
         parameters_text(ever, total),
         gib(max(train.peak_optimizer_state_bytes for train in trained)),
-        NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}",
+        held_out_losses(row),
+        general_losses(row),
     ]
 
 
@@ -205,6 +249,23 @@ def _reason(record: Record | None) -> str:
     if record is None:
         return NO_RECORD
     return record.reason or "no reason recorded"
+
+
+def tuning_table(summary: Summary) -> Table | None:
+    """Return what each tuned learning rate rests on: the mean held-out loss of its trials. None: nothing was tuned."""
+    tuned = [(row, row.choice) for row in summary.rows if row.choice is not None]
+    if not tuned:
+        return None
+    rates = sorted({rate for _, choice in tuned for rate in mean_losses(choice.trials)})
+    rows = []
+    for row, choice in tuned:
+        means = mean_losses(choice.trials)
+        losses = [NOTHING if (loss := means.get(rate)) is None else f"{loss:.4f}" for rate in rates]
+        remarks = "; ".join(choice.remarks()) or NOTHING
+        rows.append((row.model, row.label, f"{choice.learning_rate:g}", *losses, str(len(choice.trials)), remarks))
+    columns = [Column("model", "left"), Column("label", "left"), Column("learning rate")]
+    columns += [Column(f"loss at {rate:g}") for rate in rates] + [Column("trials"), Column("remarks", "left")]
+    return Table(tuple(columns), tuple(rows))
 
 
 def label_table(summary: Summary) -> Table:

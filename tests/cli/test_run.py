@@ -57,6 +57,24 @@ def test_every_run_has_an_ok_record_and_says_so(
     assert ran.stderr.count("ok in") == 6
 
 
+def test_the_held_out_loss_by_steps_and_the_general_text_are_recorded(records: dict[str, Record]) -> None:
+    before = set()
+    for label, record in records.items():
+        train = record.train
+        names = [phase.name for phase in record.phases]
+        assert ("general" in record.spec.sources) == (label != "base")
+        if train is None:
+            continue
+        assert train.validation_steps == (0, 3, 6, 8)
+        ends = train.validation_losses[0], train.validation_losses[-1]
+        assert ends == (train.validation_loss_before, train.validation_loss_after)
+        assert train.general_tokens == 3 * 63
+        assert train.general_loss_before != train.general_loss_after
+        before.add(train.general_loss_before)
+        assert names.index("validate_during") == names.index("train") + 1
+    assert len(before) == 1
+
+
 def test_held_out_loss_fell_for_every_method(records: dict[str, Record]) -> None:
     for label, record in records.items():
         if label == "base":

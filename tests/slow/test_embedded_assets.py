@@ -12,7 +12,7 @@ import torch
 
 from harness.assets import prepare, rows
 from harness.assets.cache import spoilt_files
-from harness.assets.instructions import instruction_of
+from harness.assets.instructions import instruction_of, letter_question
 from harness.assets.split import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
 from harness.assets.training_rows import load_rows, load_texts
 from harness.assets.wheels import SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
@@ -106,6 +106,24 @@ def test_training_rows_are_made_from_every_task_and_hold_no_scored_question(rows
         for part in ("fewshot", "scored"):
             assert not prompts & {normalised(instruction_of(task, row)[0]) for row in rows.read_rows(task, part)}
     assert not prompts & {normalised(row.instruction) for row in validation}
+
+
+def test_mmlu_training_rows_share_no_question_with_scored_or_few_shot_ones(rows_folder: Path) -> None:
+    train, validation = (load_rows("packaged-mmlu", part, validation_rows=32) for part in ("train", "validation"))
+    assert len(validation) == 32
+    assert 1450 < len(train) + len(validation) < 1531
+    asked = {row.instruction for row in (*train, *validation)}
+    assert not {row.instruction for row in train} & {row.instruction for row in validation}
+    for task in rows.mmlu_subject_tasks(rows_folder):
+        for split in ("dev", "test"):
+            assert not asked & {letter_question(row)[0] for row in rows.read_rows(task, split)}
+    assert len({row.task for row in train[:60]}) > 20
+
+
+def test_the_general_text_is_no_calibration_text(rows_folder: Path) -> None:
+    general = load_texts("packaged-passages", part="validation")
+    assert len(general) > 200
+    assert not set(general) & set(load_texts("packaged-passages"))
 
 
 def test_calibration_passages_belong_to_no_scored_question(rows_folder: Path) -> None:

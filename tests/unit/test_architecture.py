@@ -28,8 +28,11 @@ CONTRACTS = {
     "record",
     "store",
     "datasets",
+    "conversation",
     "devices",
     "toml_files",
+    "tuned",
+    "tuning",
 }
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
 MAY_IMPORT = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from harness.errors import HarnessError
 from harness.models import ModelShape, load_models
 
 
@@ -29,6 +30,21 @@ KNOWN = {
 }
 
 
+SHAPES_ALONE = {"llama-60m", "llama-130m", "llama-350m", "llama-1b"}
+# Source: GaLore's table 6, weights of full-rank training in G (bf16).
+WEIGHTS_GB = {"llama-60m": 0.12, "llama-130m": 0.25, "llama-350m": 0.68, "llama-1b": 2.60}
+
+
+@pytest.mark.parametrize("name", sorted(WEIGHTS_GB))
+def test_galores_shapes_weigh_what_its_table_says(name: str) -> None:
+    spec = load_models()[name]
+    assert spec.shape is not None
+    assert 2 * parameters(spec.shape)[-1] / 1e9 == pytest.approx(WEIGHTS_GB[name], rel=0.09)
+    with pytest.raises(HarnessError, match="is a shape without weights"):
+        spec.with_weights("pretrained")
+    assert spec.with_weights("random").identity()["source"] == "random"
+
+
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_the_shape_has_the_known_number_of_parameters(name: str) -> None:
     shape = load_models()[name].shape
@@ -44,7 +60,7 @@ def test_both_classes_of_the_packaged_model_have_one_shape() -> None:
 
 def test_every_hub_id_says_where_it_was_read_and_no_revision_is_made_up() -> None:
     for spec in load_models().values():
-        assert spec.packaged or (spec.hub_id and spec.hub_id_source), spec.name
+        assert spec.packaged or (spec.hub_id and spec.hub_id_source) or spec.name in SHAPES_ALONE, spec.name
         assert spec.revision is None
         assert spec.licence and spec.summary and spec.shape is not None
         assert spec.shape.hidden_size == spec.shape.num_heads * spec.shape.head_dim

@@ -12,14 +12,29 @@ from pathlib import Path
 
 import pytest
 
+from harness.assets import training_rows
 from harness.assets.cache import read_json
-from harness.assets.hub import cached_folder, dataset_asset, fetch_from_hub, model_asset, pinned_revision
+from harness.assets.hub import (
+    cached_folder,
+    cached_hub_file,
+    dataset_asset,
+    fetch_from_hub,
+    model_asset,
+    pinned_revision,
+)
 from harness.assets.prepare import resolve_model
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
 
 COMMIT = "a" * 40
+SHARDED = {
+    "config.json": b"{}",
+    "model-00001-of-00002.safetensors": b"first",
+    "model.safetensors.index.json": json.dumps(
+        {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    ).encode(),
+}
 FILES = {
     "config.json": b"{}",
     "model.safetensors": b"weights" * 1000,
@@ -61,6 +76,8 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def _api(self, path: str, body: bool) -> None:
         files = DATA if "/datasets/" in path else {"model.bin": b"x"} if "pickled" in path else FILES
+        if "sharded" in path:
+            files = SHARDED
         if "/tree/" in path:
             tree = [{"type": "file", "path": name, "size": len(d), "oid": _oid(d)} for name, d in files.items()]
             self._send(200, json.dumps(tree).encode(), {"X-Repo-Commit": COMMIT}, body)
@@ -80,7 +97,7 @@ class _Hub(http.server.BaseHTTPRequestHandler):
 
     def _file(self, path: str, body: bool) -> None:
         name = path.rpartition(f"/resolve/{COMMIT}/")[2]
-        data = {**FILES, **DATA}.get(name)
+        data = {**FILES, **SHARDED, **DATA}.get(name)
         if data is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"}, body)
             return
@@ -220,3 +237,70 @@ def test_one_file_of_a_data_set_is_fetched(hub: type[_Hub]) -> None:
     absent = DatasetSpec(name="d", layout="text", hub_id="tiny/data", path="none.json")
     with pytest.raises(HarnessError, match=r"tiny/data@a+ on the hub has no file none.json"):
         fetch_from_hub(dataset_asset(absent))
+
+
+def data(hub_id: str = "tiny/data", revision: str | None = None) -> DatasetSpec:
+    return DatasetSpec(name="d", layout="text", hub_id=hub_id, revision=revision, path="merge/merged_json.json")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (data("gated/data"), r"gated/data on the hub is gated: accept its licence.*HF_TOKEN.*--data d=PATH"),
+        (data("private/data"), r"private/data is not on the hub, or it is private: set HF_TOKEN.*--data d=PATH"),
+        (data(revision="nowhere"), r"tiny/data on the hub has no revision 'nowhere'; mend it.*--data d=PATH"),
+        (data("broken/data"), r"broken/data could not be fetched from the hub \(.*500.*\); check.*--data d=PATH"),
+    ],
+)
+def test_a_data_set_that_cannot_be_had_is_one_sentence_with_what_to_do(
+    hub: type[_Hub], spec: DatasetSpec, said: str
+) -> None:
+    with pytest.raises(HarnessError, match=said) as caught:
+        fetch_from_hub(dataset_asset(spec))
+    assert "\n" not in str(caught.value)
+    assert cached_hub_file(spec) is None
+
+
+def test_a_data_set_without_a_network_is_one_sentence(hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HarnessError, match=r"tiny/data is not in the cache .*--offline forbids.*--data d=PATH"):
+        fetch_from_hub(dataset_asset(data()), offline=True)
+    assert hub.requests == []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{port}")
+    with pytest.raises(HarnessError, match=r"tiny/data could not be fetched from the hub .*--data d=PATH"):
+        fetch_from_hub(dataset_asset(data()))
+
+
+def test_half_a_data_set_is_never_used(hub: type[_Hub]) -> None:
+    hub.cut.add("merge/merged_json.json")
+    try:
+        folder = fetch_from_hub(dataset_asset(data()))
+    except HarnessError as error:
+        assert "could not be fetched from the hub" in str(error)
+        assert cached_hub_file(data()) is None
+        folder = fetch_from_hub(dataset_asset(data()))
+    file = folder / "merge" / "merged_json.json"
+    assert file.read_bytes() == DATA["merge/merged_json.json"]
+    assert cached_hub_file(data()) == file
+    file.resolve().write_bytes(file.read_bytes()[:-5])  # cut after it had arrived
+    assert cached_hub_file(data()) is None
+    with pytest.raises(HarnessError, match="--offline forbids"):
+        fetch_from_hub(dataset_asset(data()), offline=True)
+
+
+def test_a_model_that_lacks_a_file_of_its_weights_is_refused(hub: type[_Hub]) -> None:
+    with pytest.raises(HarnessError, match=r"lacks 1 of its 2 files of weights \(model-00002-of-00002"):
+        fetch_from_hub(model_asset(model("sharded/model")))
+    assert cached_folder(model_asset(model("sharded/model"))) is None
+
+
+def test_a_data_set_of_another_number_of_rows_is_refused(hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = data().model_copy(update={"num_rows": 7})
+    monkeypatch.setattr(training_rows, "load_datasets", lambda: {"d": spec})
+    with pytest.raises(HarnessError, match=r"data set 'd' .* is not in the cache .* was never prepared"):
+        training_rows.load_rows("d", "train")
+    fetch_from_hub(dataset_asset(spec))
+    with pytest.raises(HarnessError, match=r"holds 1 rows, and its source 7: it has changed there; .* --data d=PATH"):
+        training_rows.load_rows("d", "train")

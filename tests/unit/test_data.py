@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from harness.engine.data import IGNORED, TrainData, collate, encode, pack, validation_batches
+from harness.engine.data import IGNORED, TrainData, collate, encode, general_batches, pack, validation_batches
 from harness.errors import HarnessError
+from harness.settings import GeneralTextSettings
 from tests.records import TRAIN
 
 EOS = 257
@@ -125,6 +126,17 @@ def test_steps_follow_from_epochs_rows_and_accumulation(tokenizer: Any) -> None:
 def test_nothing_to_train_on_is_one_sentence(tokenizer: Any) -> None:
     with pytest.raises(HarnessError, match="no example with a token to train on"):
         TrainData([], tokenizer, TRAIN, seed=1)
+
+
+def test_general_text_is_cut_to_samples_of_which_every_token_counts(tokenizer: Any) -> None:
+    settings = GeneralTextSettings(data="d", num_samples=5, sequence_length=8)
+    train = TRAIN.model_copy(update={"batch_size": 2, "sequence_length": 12})
+    batches = general_batches(["abcdefgh" * 3, "ij" * 20], tokenizer, settings, train)
+    assert [batch.input_ids.shape for batch in batches] == [(3, 8), (2, 8)]  # 24 tokens at once at most
+    assert sum(batch.num_trained_tokens for batch in batches) == 5 * 7
+    assert text_of(tokenizer, batches[1].input_ids[0]) == "\n\nijijij"
+    with pytest.raises(HarnessError, match="general data 'd' holds 5 tokens, fewer than the 40"):
+        general_batches(["abc"], tokenizer, settings, train)
 
 
 def test_the_held_out_batch_is_the_first_rows_unpacked(tokenizer: Any) -> None:

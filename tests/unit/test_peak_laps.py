@@ -37,8 +37,14 @@ class FakeAllocator:
     def allocated_bytes(self) -> int:
         return self.allocated
 
+    def reserved_bytes(self) -> int:
+        return self.reserved
+
     def num_retries(self) -> int:
         return self.retries
+
+    def release_unused(self) -> None:
+        self.reserved = self.allocated
 
     def synchronize(self) -> None:
         self.synchronized += 1
@@ -88,6 +94,48 @@ def test_retries_are_the_phases_own_and_a_lap_waits_for_nothing() -> None:
         allocator.retries = 5
     assert meter.phases[0].allocator_retries == 3
     assert allocator.synchronized == 2  # at both ends of the phase
+
+
+def test_what_is_set_aside_is_in_no_figure_of_the_phase_it_interrupts() -> None:
+    allocator = FakeAllocator()
+    meter = PhaseMeter(CPU, allocator)
+    with meter.phase("train"):
+        assert meter.laps is not None
+        allocator.use(10)
+        for height in (50, 70):
+            meter.laps.lap()
+            with meter.aside("validate_during"):
+                assert meter.current == "validate_during"
+                allocator.use(height)
+                allocator.retries += 1
+                allocator.use(-height)
+            assert meter.current == "train"
+        allocator.use(5)
+    train, during = meter.phases
+    assert (train.name, train.allocated_peak_bytes, train.reserved_peak_bytes) == ("train", 15, 15)
+    assert (during.name, during.allocated_peak_bytes, during.reserved_peak_bytes) == ("validate_during", 80, 80)
+    assert (train.allocator_retries, during.allocator_retries) == (0, 2)
+
+
+def test_an_interruption_that_fits_the_cache_leaves_it_as_it_is() -> None:
+    allocator = FakeAllocator()
+    meter = PhaseMeter(CPU, allocator)
+    with meter.phase("train"):
+        allocator.use(100)
+        allocator.use(-90)
+        with meter.aside("validate_during"):
+            allocator.use(20)
+            allocator.use(-20)
+        assert allocator.reserved == 100
+    assert meter.phases[0].reserved_peak_bytes == 100
+
+
+def test_an_interruption_that_fails_is_the_phase_that_failed() -> None:
+    meter = PhaseMeter(CPU, FakeAllocator())
+    with pytest.raises(MemoryError), meter.phase("train"), meter.aside("validate_during"):
+        raise MemoryError
+    assert meter.current == "validate_during"
+    assert [phase.name for phase in meter.phases] == ["train", "validate_during"]
 
 
 def test_without_cuda_nothing_is_measured() -> None:

@@ -212,3 +212,15 @@ def test_no_two_of_many_labels_look_the_same() -> None:
     styles = label_styles([f"label{i}" for i in range(28)]).values()
     assert len({(style.color, style.line) for style in styles}) == 28
     assert len({(style.color, style.marker) for style in styles}) == 28
+
+
+def test_the_held_out_curve_is_drawn_at_every_step_that_all_seeds_read() -> None:
+    from harness.report.plots import _held_out_curve
+
+    train = make.make_record("lora").train
+    assert train is not None
+    ends = train.model_copy(update={"validation_loss_before": 3.0, "validation_loss_after": 2.0})
+    assert _held_out_curve(ends) == {0: 3.0, len(train.curve.loss): 2.0}
+    curve = ends.model_copy(update={"validation_steps": (0, 2, 4), "validation_losses": (3.0, 2.5, 2.0)})
+    assert _held_out_curve(curve) == {0: 3.0, 2: 2.5, 4: 2.0}
+    assert _held_out_curve(train.model_copy(update={"validation_loss_before": None})) == {}

@@ -38,7 +38,39 @@ def test_a_score_cell_holds_mean_interval_and_n() -> None:
         summary_of(make.make_suite(labels=("lora",)), run.model_copy(update={"scores": scores})), "tiny"
     )
     assert cells(table, "lora")["boolq"] == "30.8 [25.5, 36.6] (n=263)"
-    assert list(cells(table, "lora")) == ["label", *make.TASKS, "average of 8 tasks"]
+    averages = ["average of 8 tasks", "average of 8 tasks, acc_norm where a task has it"]
+    assert list(cells(table, "lora")) == ["label", *make.TASKS, *averages]
+
+
+def test_the_second_average_takes_acc_norm_where_a_task_has_it() -> None:
+    run = make.make_record("lora")
+    plain = {score.task: score.value for score in run.scores if score.metric == "acc"}
+    normalised = {score.task: score.value for score in run.scores if score.metric == "acc_norm"}
+    assert set(normalised) == {"hellaswag"}
+    row = cells(score_table(summary_of(make.make_suite(labels=("lora",)), run), "tiny"), "lora")
+    for values, title in (
+        (plain, "average of 8 tasks"),
+        (plain | normalised, "average of 8 tasks, acc_norm where a task has it"),
+    ):
+        assert row[title].startswith(f"{100 * sum(values.values()) / len(values):.1f} ")
+    without = run.model_copy(update={"scores": tuple(score for score in run.scores if score.metric == "acc")})
+    table = score_table(summary_of(make.make_suite(labels=("lora",)), without), "tiny")
+    assert "acc_norm" not in str(table)
+
+
+def test_a_metric_through_another_filter_stands_beside_it_and_enters_no_average() -> None:
+    run = make.make_record("lora")
+    (first, *_) = run.scores
+    strict = first.model_copy(update={"task": "gsm8k", "metric": "exact_match,strict-match", "value": 0.25})
+    flexible = strict.model_copy(update={"metric": "exact_match,flexible-extract", "value": 0.5, "headline": False})
+    suite = make.make_suite(labels=("lora",))
+    suite = suite.model_copy(update={"evaluation": suite.evaluation.model_copy(update={"tasks": ("gsm8k",)})})
+    spec = run.spec.model_copy(update={"evaluation": suite.evaluation})
+    record = run.model_copy(update={"scores": (strict, flexible), "spec": spec})
+    row = cells(score_table(summary_of(suite, record), "tiny"), "lora")
+    assert row["gsm8k exact_match,strict-match"].startswith("25.0 ")
+    assert row["gsm8k exact_match,flexible-extract"].startswith("50.0 ")
+    assert row["average of 1 tasks"].startswith("25.0 ")
 
 
 def test_seeds_are_counted_and_missing_ones_named() -> None:

@@ -44,6 +44,11 @@ def test_an_input_may_be_missing(tmp_path: Path) -> None:
     assert read_data_file(write(tmp_path, [{"instruction": "a", "output": "b"}]), "instructions", "d")[0].input == ""
 
 
+def test_what_is_no_parquet_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=r"rows.parquet: cannot be read as Parquet"):
+        read_data_file(write(tmp_path, "nothing of the kind", "rows.parquet"), "choices", "d")
+
+
 def test_questions_and_lmflow_texts_are_read(tmp_path: Path) -> None:
     rows = read_data_file(write(tmp_path, '{"question": "q", "answer": "a #### 1"}\n'), "questions", "gsm8k")
     assert rows == [TrainingRow("q", "", "a #### 1", "gsm8k")]
@@ -53,9 +58,28 @@ def test_questions_and_lmflow_texts_are_read(tmp_path: Path) -> None:
         assert [row.output for row in rows] == ["one", "two"]
 
 
+def test_choices_are_put_as_lm_eval_puts_them(tmp_path: Path) -> None:
+    value = {"question": " Why? ", "subject": "", "choices": ["a", "b"], "answer": 1}
+    assert read_data_file(write(tmp_path, [value]), "choices", "d") == [
+        TrainingRow("Why?\nA. a\nB. b\nAnswer:", "", "B", "d")
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "layout", "sentence"),
     [
+        (
+            [{"question": "q", "choices": ["a", "b"], "answer": 2}],
+            "choices",
+            "row 1: field 'answer' is 2, expected a position from 0 to 1",
+        ),
+        ([{"question": "q", "choices": "ab", "answer": 0}], "choices", "'choices' is str, expected a list of texts"),
+        ([{"question": "q", "choices": [1], "answer": 0}], "choices", "field 'choices' holds 1 entries"),
+        (
+            [{"question": "q", "choices": ["a"], "answer": True}],
+            "choices",
+            "'answer' is bool, expected the position of the right choice",
+        ),
         (
             [{"instruction": "a", "output": "b"}, {"instruction": "c"}],
             "instructions",

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.datasets import load_datasets
 from harness.errors import HarnessError
 from harness.labels import load_labels
-from harness.models import BaseModelSpec
+from harness.models import BaseModelSpec, load_models
 from harness.record import parse_record
+from harness.settings import GeneralTextSettings
 from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment, suite_names
 
 TEXT = """
@@ -118,6 +120,12 @@ def test_epochs_take_the_place_of_steps(tmp_path: Path) -> None:
         ("batch_size = 2", "batch_size = 0", "batch_size is 0"),
         ("num_steps = 4", "", "give exactly one of num_steps and num_epochs"),
         ('rows = "packaged-scored"', 'rows = "packed"', "evaluation.rows is 'packed'"),
+        ("batch_size = 2", "batch_size = 2\nvalidation_every_steps = 5", "needs validation_rows above 0"),
+        (
+            "[evaluation]",
+            "[general]\ndata = 'random-tokens'\nnum_samples = 1\nsequence_length = 4\n[evaluation]",
+            "[general] needs a data set of text, and 'random-tokens' holds none",
+        ),
         ("[evaluation]", "[evaluation", "is not valid TOML"),
         ('name = "tiny"', 'name = "../tiny"', "name is '../tiny'"),
         ("learning_rate = 1e-3", "learning_rate = nan", "learning_rate is nan"),
@@ -201,8 +209,68 @@ def test_settings_that_came_later_leave_run_ids_as_they_were():
     spec = records[1].spec
     assert spec.train is not None and "loss_chunk_columns" not in spec.asked()["train"]
     ids = {spec.run_id}
+    assert "general" not in spec.asked()
+    general = GeneralTextSettings(data="packaged-passages", num_samples=1, sequence_length=8)
+    assert spec.model_copy(update={"general": general}).run_id != spec.run_id
     for change in ({"loss_chunk_columns": 8}, {"offload_checkpoints": True}, {"checkpoint_granularity": "nested"}):
         ids.add(spec.model_copy(update={"train": spec.train.model_copy(update=change)}).run_id)
     for config in ({"two_pass_clipping": True}, {"update_slice_elements": 8}, {"project_vocabulary": True}):
         ids.add(spec.model_copy(update={"config": spec.config | config}).run_id)
     assert len(ids) == 7
+
+
+SMALL = sorted(name for name in suite_names() if f"{name}-small" in suite_names())
+
+
+def test_every_suite_that_scores_has_a_small_twin_of_another_protocol() -> None:
+    scoring = {name for name in suite_names() if load_suite(name).evaluation.tasks and not name.endswith("-small")}
+    variants = {"ablations", "commonsense-packed", "configurations", "quickstart"}  # the code path is another's
+    assert scoring - variants <= set(SMALL)
+    for name in SMALL:
+        full, small = load_suite(name), load_suite(f"{name}-small")
+        if full.evaluation.tasks:
+            assert full.protocol != small.protocol
+            assert full.evaluation.rows == "hub"
+            assert small.evaluation.rows == "packaged-scored"
+            assert small.ranking is False
+            assert small.notes
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_packaged_suite_names_data_and_models_that_there_are(name: str) -> None:
+    suite, datasets, models = load_suite(name), load_datasets(), load_models()
+    texts = [text.data for text in (suite.calibration, suite.general) if text is not None]
+    for data in (suite.train["data"], *texts):
+        assert data in datasets
+    if suite.general is not None:
+        assert suite.train["data"] != suite.general.data
+    if suite.tune is not None:
+        assert not set(suite.tune.seeds) & set(suite.seeds)
+        assert suite.train["validation_rows"] > 0
+    for model in suite.models:
+        assert models[model].with_weights(suite.weights).weights == suite.weights
+
+
+def test_mmlu_is_all_of_its_subjects() -> None:
+    tasks = load_suite("mmlu").evaluation.tasks
+    assert len(tasks) == len(set(tasks)) == 57
+    assert set(load_suite("mmlu-small").evaluation.tasks) <= set(tasks)
+
+
+def test_the_packed_variant_differs_from_commonsense_in_how_it_trains_alone() -> None:
+    plain, packed = load_suite("commonsense"), load_suite("commonsense-packed")
+    changed = {key for key, value in packed.train.items() if plain.train.get(key) != value}
+    assert changed == {"data", "prompt", "loss_on", "packing"}
+    assert (plain.evaluation, plain.labels, plain.protocol) == (packed.evaluation, packed.labels, packed.protocol)
+
+
+def test_lisas_memory_table_is_a_part_of_the_memory_suite() -> None:
+    models = {"m": load_models()["llama2-7b"].with_weights("random")}
+    table = {spec.label: spec for spec in expand(load_suite("lisa-memory"), models=models, sources={})}
+    whole = {spec.label: spec for spec in expand(load_suite("memory"), models=models, sources={})}
+    for label, spec in table.items():
+        other = whole[f"{label}-1x1024"]
+        assert spec.config == other.config
+        assert spec.train is not None
+        assert other.train is not None
+        assert spec.train.model_copy(update={"lr_scheduler": "linear"}) == other.train

@@ -12,7 +12,7 @@ import torch
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import MicroBatch, TrainData, collate, encode
+from harness.engine.data import MicroBatch, TrainData, collate, encode, validation_batches
 from harness.engine.decoder import checksums, find_decoder
 from harness.engine.loading import load_model
 from harness.engine.loss import summed_loss
@@ -254,6 +254,49 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(
     assert resumed.curve.optimizer_state_bytes == whole.curve.optimizer_state_bytes
     for mine, theirs in zip(_tensors(second), _tensors(whole_loop), strict=True):
         assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("label", ["lora", "lisa", "owlore", "galore-layerwise"])
+def test_readings_of_the_held_out_loss_move_nothing_and_survive_a_resume(
+    label: str, tiny_llama: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    options = {"num_steps": 7, "max_grad_norm": None, "validation_rows": 3}  # lora has dropout
+    plain, untouched, _ = train(label, tiny_llama, tokenizer, **options)
+    options["validation_every_steps"] = 2
+
+    def run(stop: int | None) -> tuple[TrainingLoop, Any]:
+        loop, decoder, data = build(label, tiny_llama, tokenizer, **options)
+        held_out = validation_batches(ROWS, tokenizer, loop.context.train)
+        checkpoints = Checkpoints(tmp_path, loop)
+        loop.note_validation(mean_loss(loop.model, held_out, loop.context)[0])
+        checkpoints.restore()
+
+        def interrupt(done: int, loss: float) -> None:
+            if done == stop:
+                raise KeyboardInterrupt
+
+        loop.run(
+            data.step_batches(loop.step),
+            interrupt,
+            checkpoints.save if stop else None,
+            3,
+            lambda: mean_loss(loop.model, held_out, loop.context)[0],
+        )
+        return loop, decoder
+
+    loop, decoder = run(None)
+    whole = loop.result()
+    assert checksums(decoder) == checksums(untouched)
+    assert whole.curve.loss == plain.curve.loss
+    assert whole.validation_steps == (0, 2, 4, 6)
+    assert len(set(whole.validation_losses)) == 4
+    with pytest.raises(KeyboardInterrupt):
+        run(5)
+    loop, decoder = run(None)
+    assert loop.result().resumed_at_steps == (3,)
+    assert checksums(decoder) == checksums(untouched)
+    assert loop.result().validation_steps == whole.validation_steps
+    assert loop.result().validation_losses == whole.validation_losses
 
 
 def _tensors(loop: TrainingLoop) -> list[torch.Tensor]:

@@ -1,0 +1,89 @@
+"""``harness tune``: every learning rate of the suite's grid for every label, and the choice, in a file it names.
+
+Trials are runs like any others: recorded, skipped once they have an outcome, cut by a budget. They are scored by the
+held-out loss of the validation part, never by a scored item.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from harness.commands._output import print_table, warn
+from harness.commands._selection import Selection, select_models_and_data
+from harness.commands.run import execute
+from harness.engine.launch import probe_environment
+from harness.errors import HarnessError
+from harness.report.files import replace_file
+from harness.store import Store
+from harness.suite import Suite, expand, load_suite
+from harness.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
+from harness.tuning import choices, grid_of, merged, trial_suite
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the trials and write the choices; return what ``run`` does, and 1 when a label has no choice."""
+    suite = load_suite(args.suite)
+    trials = trial_suite(suite, args.method)
+    file = _file(args, suite)
+    code = execute(args, lambda: _select(args, suite, trials))
+    if args.dry_run or code:
+        return code
+    store = Store(Path(args.results).resolve())
+    environment_id = None if args.any_environment else probe_environment().environment_id
+    selection = _select(args, suite, trials)
+    made, missing = choices(suite, trials, selection.specs, store.read(trials.name).records, environment_id)
+    tuned = merged(_before(file, suite), suite, made)
+    replace_file(file, tuned_text(tuned))
+    print()
+    print_table([_row(choice) for choice in made])
+    print(f"\nchoices in {file}; trials in {store.file_of(trials.name)}")
+    if suite.tuned != file.name:
+        print(f"no run takes them yet: set tuned = '{file.name}' in the suite, with the file beside it")
+    warn(missing)
+    return 1 if missing else 0
+
+
+def _select(args: argparse.Namespace, suite: Suite, trials: Suite) -> Selection:
+    models, data, sources = select_models_and_data(suite, args)
+    specs = expand(trials, models=models, sources=sources, max_steps=grid_of(suite).max_steps)
+    for spec in specs:
+        if spec.train is not None and not spec.train.validation_rows:
+            raise HarnessError(
+                f"suite '{suite.name}': label '{spec.label}' has validation_rows = 0: nothing to tune by"
+            )
+    return replace(Selection(trials, models, data, ()), specs=tuple(specs))
+
+
+def _file(args: argparse.Namespace, suite: Suite) -> Path:
+    if args.out is not None:
+        return Path(args.out)
+    return tuned_file(args.suite, suite.tuned or f"{suite.name}{ENDING}")
+
+
+def _before(file: Path, suite: Suite) -> Tuned | None:
+    """Return the choices that a file holds already, unless they were made for another version or grid."""
+    if not file.exists():
+        return None
+    try:
+        before = read_tuned(file)
+        before.check(suite.name, suite.version, suite.tune, str(file))
+    except HarnessError as error:
+        warn([f"{error}; its choices are replaced"])
+        return None
+    return before
+
+
+def _row(choice: Choice) -> dict[str, str]:
+    means: Sequence[tuple[float, float | None]] = tuple(mean_losses(choice.trials).items())
+    return {
+        "model": choice.model,
+        "label": choice.label,
+        "learning_rate": f"{choice.learning_rate:g}",
+        "held-out loss by rate": ", ".join(
+            f"{rate:g}: {'none' if loss is None else format(loss, '.4f')}" for rate, loss in means
+        ),
+        "remarks": "; ".join(choice.remarks()),
+    }

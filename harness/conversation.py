@@ -1,0 +1,170 @@
+"""Conversation templates by explicit name: how turns become prompts, of training rows and of generated answers alike.
+
+FastChat's own templates (``fschat``, extra ``mt-bench``), and ours for what it lacks. A template is never guessed from
+a model's name: FastChat's guess gives every Llama 3 its ``one_shot`` template without a word.
+
+Ours:
+
+- ``llama-3``: fschat 0.2.36 has none. Source: llama3/tokenizer.py, ``ChatFormat`` (meta-llama/llama3), without a system
+  message. Difference from the template of that name in FastChat's later sources: the text does not begin with
+  ``<|begin_of_text|>``, which the tokenizer adds.
+- ``chatml``: the turns of SmolLM2's own chat template without its system message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+from harness.errors import HarnessError, near_miss
+
+
+class ConversationTemplate(Protocol):
+    """How turns are written down for a model."""
+
+    @property
+    def name(self) -> str:
+        """Return the name that a suite gives."""
+
+    @property
+    def origin(self) -> str:
+        """Return whose template it is, with its version: what is recorded beside the name."""
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Return texts before which an answer ends."""
+
+    @property
+    def stop_token_ids(self) -> tuple[int, ...]:
+        """Return tokens before which an answer ends, beside the tokenizer's end of sequence."""
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        """Return the same as texts of special tokens, whose ids the tokenizer knows."""
+
+    def render(self, turns: Sequence[str]) -> str:
+        """Return the text of turns, the user's first; after a user's turn it stops where the answer begins."""
+
+
+@dataclass(frozen=True)
+class _Own:
+    """A template of ours: each turn is opened by its role and closed by one special token."""
+
+    name: str
+    opening: str
+    """With the role in the place of ``{role}``."""
+    closing: str
+    between: str
+    """What stands after the closing token."""
+    origin: str = "harness"
+    stop_strings: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+
+    @property
+    def stop_tokens(self) -> tuple[str, ...]:
+        return (self.closing,)
+
+    def render(self, turns: Sequence[str]) -> str:
+        roles = ["user" if number % 2 == 0 else "assistant" for number in range(len(turns) + 1)]
+        text = "".join(
+            f"{self.opening.format(role=role)}{turn}{self.closing}{self.between}"
+            for role, turn in zip(roles, turns, strict=False)
+        )
+        return text if len(turns) % 2 == 0 else text + self.opening.format(role="assistant")
+
+
+OWN_TEMPLATES: dict[str, ConversationTemplate] = {
+    template.name: template
+    for template in (
+        _Own(
+            name="llama-3",
+            opening="<|start_header_id|>{role}<|end_header_id|>\n\n",
+            closing="<|eot_id|>",
+            between="",
+        ),
+        _Own(name="chatml", opening="<|im_start|>{role}\n", closing="<|im_end|>", between="\n"),
+    )
+}
+
+
+class _FastChat:
+    """A template of the installed fschat."""
+
+    stop_tokens: tuple[str, ...] = ()
+
+    def __init__(self, conversation: Any) -> None:
+        self._conversation = conversation
+        self.name = str(conversation.name)
+        self.origin = f"fschat {version('fschat')}"
+        stops = conversation.stop_str or ()
+        self.stop_strings = (stops,) if isinstance(stops, str) else tuple(stops)
+        self.stop_token_ids = tuple(conversation.stop_token_ids or ())
+
+    def render(self, turns: Sequence[str]) -> str:
+        conversation = self._conversation.copy()
+        for number, turn in enumerate(turns):
+            conversation.append_message(conversation.roles[number % 2], turn)
+        if len(turns) % 2 == 1:
+            conversation.append_message(conversation.roles[1], None)
+        return str(conversation.get_prompt())
+
+
+def find_template(name: str) -> ConversationTemplate:
+    """Return the template called ``name``, ours before FastChat's.
+
+    Raises:
+        HarnessError: there is none, or it would be FastChat's and fschat is not installed.
+    """
+    if name in OWN_TEMPLATES:
+        return OWN_TEMPLATES[name]
+    if find_spec("fastchat") is None:
+        raise HarnessError(
+            f"conversation template '{name}' is none of ours ({', '.join(sorted(OWN_TEMPLATES))}), and fschat, which "
+            "has others, is not installed: pip install 'finetune-harness[mt-bench]'"
+        )
+    from fastchat.conversation import conv_templates
+
+    if name not in conv_templates:
+        raise HarnessError(
+            f"there is no conversation template '{name}'{near_miss(name, [*OWN_TEMPLATES, *conv_templates])}"
+        )
+    return _FastChat(conv_templates[name])
+
+
+@dataclass(frozen=True)
+class TrainingTurn:
+    """A training row as one exchange of a conversation."""
+
+    prompt: str
+    whole: str
+    """Prompt, answer and what closes it, up to the end of the turn; nothing of a turn after it."""
+    closed: bool
+    """Whether ``whole`` ends with a text that ends an answer; else the end-of-sequence token must follow."""
+
+
+def training_turn(template: ConversationTemplate, question: str, answer: str, eos_token: str) -> TrainingTurn:
+    """Return question and answer in a template, cut where generation would stop.
+
+    Raises:
+        HarnessError: the template does not keep the answer as it is.
+    """
+    prompt = template.render([question])
+    if not answer:
+        return TrainingTurn(prompt, prompt, closed=False)
+    whole = template.render([question, answer])
+    start = whole.rfind(answer)
+    if start < 0 or not whole.startswith(prompt):
+        raise HarnessError(f"conversation template '{template.name}' rewrites answers, so it cannot be trained on")
+    body, closing = whole[: start + len(answer)], whole[start + len(answer) :]
+    ends = [
+        (closing.find(stop), len(stop))
+        for stop in (eos_token, *template.stop_tokens, *template.stop_strings)
+        if stop in closing
+    ]
+    if not ends:
+        return TrainingTurn(prompt, body + closing.rstrip(), closed=False)
+    position, length = min(ends)
+    return TrainingTurn(prompt, body + closing[: position + length], closed=True)

@@ -1,0 +1,288 @@
+"""MT-Bench's answers: FastChat's two-turn questions, asked of a model in batches.
+
+Reference: fschat 0.2.36, llm_judge/gen_model_answer.py, ``get_model_answers``: prompts, temperatures, greedy under
+1e-4, the cutting of an answer, and the file's fields are its. Deliberate differences:
+
+- The conversation template is given by name, never guessed from the model's.
+- Questions are answered in batches, padded on the left. Each answer draws from a random stream of its own, named by
+  question and turn, so that the others of its batch do not touch it; FastChat seeds the global generator once a
+  question.
+- Sampling is temperature and the 50 likeliest tokens, the default of transformers that FastChat inherits; a model's own
+  ``generation_config`` is asked for its end-of-sequence tokens alone, so that all models are sampled alike.
+- An answer stops at the template's stops as soon as they come; FastChat generates on and cuts there.
+- What goes wrong is an error; FastChat writes the answer ``ERROR``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+
+from harness.assets.mt_bench import NUM_TURNS, Question
+from harness.conversation import ConversationTemplate
+from harness.errors import HarnessError
+
+TEMPERATURES = {
+    "writing": 0.7,
+    "roleplay": 0.7,
+    "extraction": 0.0,
+    "math": 0.0,
+    "coding": 0.0,
+    "reasoning": 0.0,
+    "stem": 0.1,
+    "humanities": 0.1,
+}
+"""By category. Source: fschat 0.2.36, llm_judge/common.py, ``temperature_config``."""
+OTHER_TEMPERATURE = 0.7
+"""Of any other category. Source: fschat 0.2.36, llm_judge/gen_model_answer.py."""
+GREEDY_BELOW = 1e-4
+"""Source: as above."""
+TOP_K = 50
+"""Source: transformers' ``GenerationConfig.top_k`` at the time of fschat 0.2.36."""
+STOP_WINDOW = 16
+"""Last tokens of an answer in which stop strings are looked for after each token."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A model's answers."""
+
+    rows: tuple[dict[str, Any], ...]
+    """One a question, in FastChat's fields, in the order of the questions."""
+    num_cut: int
+    """Turns that ended at the limit of new tokens."""
+
+
+@dataclass
+class _Ask:
+    """One turn of one question."""
+
+    question: Question
+    turn: int
+    ids: list[int]
+    generator: torch.Generator
+    temperature: float
+
+
+def answer_questions(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    template: ConversationTemplate,
+    *,
+    model_id: str,
+    max_new_tokens: int,
+    batch_tokens: int,
+    generator: Callable[[str], torch.Generator],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """Return a model's answers to both turns of every question; the model is left as it was.
+
+    Args:
+        model: A transformers causal language model, peft-wrapped or not.
+        tokenizer: The model's.
+        questions: In the order in which their answers are returned.
+        template: How turns become prompts.
+        model_id: What the answers call the model.
+        max_new_tokens: Of one turn's answer.
+        batch_tokens: Tokens of all prompts and answers of a batch; halved for good when the device runs out of memory.
+        generator: Makes the generator of a named random stream.
+        progress: Called with (turns done, turns in all).
+
+    Raises:
+        HarnessError: a prompt leaves no room for an answer in the model's length.
+    """
+    generation = _Generation(model, tokenizer, template, max_new_tokens)
+    turns: dict[int, list[str]] = {question.question_id: [] for question in questions}
+    histories: dict[int, list[str]] = {question.question_id: [] for question in questions}
+    total, num_cut = NUM_TURNS * len(questions), 0
+    training = model.training
+    model.eval()
+    try:
+        for turn in range(NUM_TURNS):
+            asks = []
+            for question in questions:
+                history = histories[question.question_id]
+                history.append(question.turns[turn])
+                temperature = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
+                ids = list(tokenizer(template.render(history))["input_ids"])
+                stream = f"generation/mt_bench/{question.question_id}/{turn + 1}"
+                asks.append(_Ask(question, turn, ids, generator(stream), temperature))
+            asks.sort(key=lambda ask: len(ask.ids), reverse=True)
+            while asks:
+                rows = max(1, batch_tokens // (len(asks[0].ids) + max_new_tokens))
+                batch = asks[:rows]
+                states = [ask.generator.get_state() for ask in batch]
+                try:
+                    answers = generation.answer(batch)
+                except torch.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    batch_tokens //= 2
+                    for ask, state in zip(batch, states, strict=True):
+                        ask.generator.set_state(state)
+                    torch.cuda.empty_cache()
+                    continue
+                for ask, (text, cut) in zip(batch, answers, strict=True):
+                    turns[ask.question.question_id].append(text)
+                    histories[ask.question.question_id].append(text)
+                    num_cut += cut
+                asks = asks[len(batch) :]
+                progress(turn * len(questions) + len(questions) - len(asks), total)
+    finally:
+        model.train(training)
+    now = time.time()
+    return Answers(
+        tuple(
+            {
+                "question_id": question.question_id,
+                "answer_id": uuid.uuid4().hex[:22],
+                "model_id": model_id,
+                "choices": [{"index": 0, "turns": turns[question.question_id]}],
+                "tstamp": now,
+            }
+            for question in questions
+        ),
+        num_cut,
+    )
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write answers as FastChat's JSON Lines; the file appears whole or not at all.
+
+    Raises:
+        HarnessError: it cannot be written.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_text("".join(f"{json.dumps(row)}\n" for row in answers.rows), encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise HarnessError(f"{path}: the answers could not be written: {error.strerror or error}") from error
+
+
+class _Generation:
+    """Generates the answers of a batch of prompts with one model and template."""
+
+    def __init__(self, model: Any, tokenizer: Any, template: ConversationTemplate, max_new_tokens: int) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+        self._device = next(model.parameters()).device
+        known = {token: tokenizer.convert_tokens_to_ids(token) for token in template.stop_tokens}
+        missing = [token for token, number in known.items() if number in (None, tokenizer.unk_token_id)]
+        self._stop_ids = {*template.stop_token_ids, *(known[token] for token in known if token not in missing)}
+        self._stop_strings = (*template.stop_strings, *missing)
+        self._eos_ids = _end_tokens(model, tokenizer)
+        self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._eos_ids)
+
+    @torch.no_grad()
+    def answer(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
+        """Return the text of each answer, and whether it ended at the limit of new tokens."""
+        longest = max(len(ask.ids) for ask in batch)
+        room = self._model.config.max_position_embeddings - longest
+        if room < 1:
+            question = max(batch, key=lambda ask: len(ask.ids)).question.question_id
+            raise HarnessError(
+                f"question {question}: its prompt has {longest} tokens, as many as the model's length or more; "
+                "lower max_new_tokens, so that the first turn leaves room"
+            )
+        tokens = torch.full((len(batch), longest), self._pad, dtype=torch.int64)
+        mask = torch.zeros_like(tokens)
+        for row, ask in enumerate(batch):
+            tokens[row, longest - len(ask.ids) :] = torch.tensor(ask.ids)
+            mask[row, longest - len(ask.ids) :] = 1
+        stop = _StopStrings(self._tokenizer, self._stop_strings, longest)
+        written = self._model.generate(
+            input_ids=tokens.to(self._device),
+            attention_mask=mask.to(self._device),
+            generation_config=GenerationConfig(
+                max_new_tokens=min(self._max_new_tokens, room),
+                do_sample=False,
+                eos_token_id=sorted(self._eos_ids | self._stop_ids),
+                pad_token_id=self._pad,
+            ),
+            logits_processor=LogitsProcessorList([_Sampling(batch)]),
+            stopping_criteria=StoppingCriteriaList([stop] if self._stop_strings else []),
+        )
+        return [self._cut(row.tolist()) for row in written[:, longest:]]
+
+    def _cut(self, ids: list[int]) -> tuple[str, bool]:
+        """Return the answer in what was generated, cut as FastChat cuts it, and whether nothing had ended it."""
+        ends = self._eos_ids | self._stop_ids
+        end = next((place for place, token in enumerate(ids) if token in ends), None)
+        ids = ids[:end]
+        text = str(self._tokenizer.decode(ids, spaces_between_special_tokens=False))
+        stops = [place for stop in self._stop_strings if (place := text.find(stop)) > 0]
+        if stops:
+            text = text[: min(stops)]
+        for token in self._tokenizer.special_tokens_map.values():
+            for special in token if isinstance(token, list) else [token]:
+                text = text.replace(str(special), "")
+        return text.strip(), end is None and not stops
+
+
+class _Sampling(LogitsProcessor):  # type: ignore[misc]
+    """Makes the likeliest token of each row a sample: of its temperature, from its own generator (Gumbel's trick).
+
+    ``argmax(x_i / T + g_i)`` with ``g_i = -log(-log(u_i))`` over the ``TOP_K`` largest logits is a draw from the
+    softmax of ``x / T`` over them. Rows without a temperature stay as they are.
+    """
+
+    def __init__(self, batch: Sequence[_Ask]) -> None:
+        self._batch = batch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the logits (rows, vocab) whose largest is the token to take."""
+        sampled = [row for row, ask in enumerate(self._batch) if ask.temperature >= GREEDY_BELOW]
+        if not sampled:
+            return scores
+        scores = scores.clone()
+        for row in sampled:
+            ask = self._batch[row]
+            values, places = scores[row].float().topk(min(TOP_K, scores.shape[-1]))
+            uniform = torch.rand(len(values), generator=ask.generator, dtype=torch.float64).clamp_min(1e-300)
+            gumbel = -torch.log(-torch.log(uniform))
+            best = (values.double().cpu() / ask.temperature + gumbel).argmax()
+            scores[row] = -torch.inf
+            scores[row, places[best]] = 0.0
+        return scores
+
+
+class _StopStrings(StoppingCriteria):  # type: ignore[misc]
+    """Ends a row as soon as FastChat would cut it: a stop string stands in its answer, not at the very beginning."""
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str], prompt_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._stops = stops
+        self._prompt_length = prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_arguments: Any) -> torch.Tensor:
+        """Return which rows end: (rows,) bool."""
+        ends = [self._ends(row) for row in input_ids[:, self._prompt_length :].tolist()]
+        return torch.tensor(ends, device=input_ids.device)
+
+    def _ends(self, ids: list[int]) -> bool:
+        tail = self._tokenizer.decode(ids[-STOP_WINDOW:])
+        if not any(stop in tail for stop in self._stops):
+            return False
+        text = self._tokenizer.decode(ids, spaces_between_special_tokens=False)
+        return any(text.find(stop) > 0 for stop in self._stops)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Return the tokens that end a sequence: the tokenizer's and those of the model's generation config."""
+    own = model.generation_config.eos_token_id
+    listed = own if isinstance(own, list) else [own]
+    ends = {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
+    if not ends:
+        raise HarnessError("the tokenizer has no end-of-sequence token, at which an answer ends")
+    return ends
