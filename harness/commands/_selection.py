@@ -35,7 +35,7 @@ def select(args: argparse.Namespace) -> Selection:
     """
     suite = load_suite(args.suite)
     models = _models(suite, args.model)
-    data = _data(args.data)
+    data = given_data(args.data)
     specs = expand(
         suite,
         models=models,
@@ -83,7 +83,12 @@ def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
     return chosen
 
 
-def _data(assignments: list[str]) -> dict[str, Path]:
+def given_data(assignments: list[str]) -> dict[str, Path]:
+    """Return the local files and folders given with ``--data``, by data set.
+
+    Raises:
+        HarnessError: one names no data set, or is not there.
+    """
     known = load_datasets()
     chosen = {}
     for text in assignments:

@@ -116,7 +116,7 @@ def summarize(suite: Suite, contents: Contents) -> Summary:
         HarnessError: there is no record of the suite.
     """
     records = [record for record in contents.records if record.spec.suite == suite.name]
-    newest = _newest([record for record in records if record.kind == "run"])
+    newest = newest_records([record for record in records if record.kind == "run"])
     if not newest:
         raise HarnessError(
             f"there is no record of suite '{suite.name}' to report; run it with: harness run --suite {suite.name}"
@@ -142,7 +142,7 @@ def summarize(suite: Suite, contents: Contents) -> Summary:
     return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes))
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
+def newest_records(records: Iterable[Record]) -> list[Record]:
     """Return one record a run and environment: the newest outcome, else the newest, in the order of time."""
     kept: dict[tuple[str, str], Record] = {}
     for record in records:
