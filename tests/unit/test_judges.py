@@ -90,9 +90,9 @@ def test_a_pause_that_means_nothing_is_passed_over(header: str) -> None:
 
 
 def test_429_for_ever_is_one_sentence() -> None:
-    with served(Act(status=429, body=b'{"error": {"message": "Rate limit reached"}}')) as judge:
-        with pytest.raises(JudgeFailed) as failure:
-            endpoint(judge).ask(MESSAGES)
+    act = Act(status=429, body=b'{"error": {"message": "Rate limit reached"}}')
+    with served(act) as judge, pytest.raises(JudgeFailed) as failure:
+        endpoint(judge).ask(MESSAGES)
     assert str(failure.value) == "the judge answered 429 Too Many Requests (Rate limit reached), 3 times in a row"
     assert not failure.value.hopeless
 
