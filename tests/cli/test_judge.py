@@ -330,3 +330,16 @@ def test_answers_to_other_questions_are_not_judged(results: Path, tmp_path: Path
     done = judge("http://127.0.0.1:1/v1", results, other)
     assert done.returncode == 2
     assert "answered the questions of file:" in done.stderr
+
+
+def test_a_local_model_judges_too_without_a_network(results: Path, bench: Path, tiny_llama: Path) -> None:
+    done = judge(str(tiny_llama), results, bench, "--max-tokens", "4", "--judge-model", "tiny")
+    assert done.returncode == 1
+    assert "no score could be read in any of 16 judgments" in done.stdout, done.stderr
+    (record,) = judged(results)
+    assert record.judging is not None
+    assert record.judging.endpoint == "local"
+    assert record.judging.judge_version is not None
+    assert record.judging.judge_version.startswith("weights ")
+    assert record.judging.max_tokens == 4
+    assert len(rows(results)) == 16

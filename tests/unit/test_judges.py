@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from email.utils import formatdate
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.evaluation.judges import ChatEndpoint, JudgeFailed, RateLimit, Stopped
+from harness.evaluation.judges import ChatEndpoint, JudgeFailed, LocalJudge, RateLimit, Stopped
 from tests.judge import Act, ServedJudge, served
 
 MESSAGES = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "Grade ü {x}."}]
@@ -200,3 +201,23 @@ def test_an_interrupt_ends_the_waiting() -> None:
     with served(Act(status=503)) as judge, pytest.raises(Stopped):
         endpoint(judge, wait=stop.wait).ask(MESSAGES)
     assert not judge.requests
+
+
+def test_a_local_model_is_asked_in_its_own_chat_template_and_answers_greedily(tiny_llama: Path) -> None:
+    import torch
+
+    from harness.engine.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(tiny_llama, "fp32", torch.device("cpu")), load_tokenizer(tiny_llama)
+    local = LocalJudge(model, tokenizer, version="weights abc", max_tokens=6)
+    reply = local.ask(MESSAGES)
+    text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+    written = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=6)
+    assert reply.text == tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True)
+    assert reply.version == local.known_version == "weights abc"
+    with pytest.raises(JudgeFailed, match="takes no prompt of"):
+        local.ask([{"role": "user", "content": "x" * 2000}])
+    tokenizer.chat_template = None
+    with pytest.raises(HarnessError, match="no chat template"):
+        LocalJudge(model, tokenizer, version="weights abc")
