@@ -106,6 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     _results(command)
     _assets(command)
 
+    _add_judge(commands)
+
     command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
     _suite(command)
     _selection(command)
@@ -222,6 +224,38 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 
 
+def _add_judge(commands: Any) -> None:
+    command = commands.add_parser("judge", help="grade the MT-Bench answers of a suite's runs; no GPU needed")
+    _suite(command)
+    command.add_argument(
+        "--judge", required=True, metavar="URL|PATH", help="an OpenAI-compatible endpoint, or a folder with a model"
+    )
+    command.add_argument("--judge-model", required=True, metavar="NAME", help="as the endpoint knows it")
+    command.add_argument(
+        "--key-variable", metavar="NAME", help="environment variable with the key (default: OPENAI_API_KEY, if set)"
+    )
+    command.add_argument("--run", action="append", metavar="RUN_ID", help="this run only; may be repeated")
+    command.add_argument(
+        "--references", default="gpt-4", metavar="NAME", help="who gave the reference answers (default: gpt-4)"
+    )
+    command.add_argument("--repeats", type=_positive, default=1, metavar="K", help="judge everything K times")
+    command.add_argument("--max-tokens", type=_positive, default=2048, metavar="N", help="of one judgment")
+    command.add_argument("--requests-per-minute", type=_rate, metavar="N", help="calls a minute at most")
+    command.add_argument("--concurrency", type=_positive, default=1, metavar="N", help="calls at a time")
+    command.add_argument(
+        "--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="how long the judge may stay silent"
+    )
+    command.add_argument(
+        "--max-retries", type=_count, default=8, metavar="N", help="tries after the first (default: 8)"
+    )
+    command.add_argument(
+        "--data", action="append", default=[], metavar="NAME=PATH", help="a local folder of MT-Bench's files"
+    )
+    _results(command)
+    _assets(command)
+    command.add_argument("--dry-run", action="store_true", help="count calls and tokens and stop")
+
+
 def _suite(command: argparse.ArgumentParser) -> None:
     command.add_argument("--suite", required=True, metavar="NAME", help="a packaged suite, or the path of a .toml file")
 
@@ -275,6 +309,14 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return number
+
+
+def _count(text: str) -> int:
+    return 0 if text.strip() == "0" else _positive(text)
+
+
+def _rate(text: str) -> float:
+    return _above_zero(text, "a number of calls a minute above 0")
 
 
 def _seed(text: str) -> int:

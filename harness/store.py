@@ -63,20 +63,11 @@ class Store:
         Raises:
             HarnessError: the line could not be written; nothing of it stays in the file.
         """
-        line = record.model_dump_json().encode() + b"\n"
         file = self.file_of(record.spec.suite)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._locked(file), file.open("ab") as stream:
-                _set_cut_line_aside(file)
-                size = stream.seek(0, os.SEEK_END)
-                try:
-                    stream.write(line)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                except OSError:
-                    os.truncate(file, size)
-                    raise
+            with self._locked(file):
+                append_line(file, record.model_dump_json().encode() + b"\n")
         except OSError as error:
             raise HarnessError(f"{file}: the record could not be written: {error.strerror or error}") from error
 
@@ -141,6 +132,24 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
         warnings.append(f"{where}: is not JSON ({error}); it is passed over")
     except HarnessError as error:
         warnings.append(f"{error}; it is passed over")
+
+
+def append_line(file: Path, line: bytes) -> None:
+    """Append one line and make it durable; nothing of it stays when that fails. The caller holds the file's lock.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    with file.open("ab") as stream:
+        _set_cut_line_aside(file)
+        size = stream.seek(0, os.SEEK_END)
+        try:
+            stream.write(line)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            os.truncate(file, size)
+            raise
 
 
 def _set_cut_line_aside(file: Path) -> None:

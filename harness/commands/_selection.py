@@ -61,7 +61,7 @@ def select_models_and_data(
     Raises:
         HarnessError: one is not known or not there.
     """
-    data = _data(args.data)
+    data = given_data(args.data)
     return _models(suite, args.model), data, source_identities(data)
 
 
@@ -99,7 +99,12 @@ def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
     return chosen
 
 
-def _data(assignments: list[str]) -> dict[str, Path]:
+def given_data(assignments: list[str]) -> dict[str, Path]:
+    """Return the local files and folders given with ``--data``, by data set.
+
+    Raises:
+        HarnessError: one names no data set, or is not there.
+    """
     known = load_datasets()
     chosen = {}
     for text in assignments:

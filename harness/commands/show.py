@@ -69,9 +69,31 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
     if record.train is not None:
         facts += _train_facts(record)
     facts += _memory_facts(record)
+    facts += _mt_bench_facts(record)
     for name, value in (("items", record.items), ("weights", record.weights)):
         if value is not None:
             facts.append((name, value))
+    return facts
+
+
+def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:
+    """Return what a run answered, or how a judge graded it."""
+    facts = []
+    if (answers := record.mt_bench) is not None:
+        cut = f"{answers.num_cut} turns ended at the limit of tokens"
+        facts.append(("MT-Bench answers", f"{answers.num_questions} questions, {cut}: {answers.file}"))
+        facts.append(("conversation template", f"{answers.template} ({answers.template_origin})"))
+    if (judging := record.judging) is not None:
+        facts.append(("judge", f"{judging.identity}, at {judging.endpoint}"))
+        facts.append(
+            (
+                "judgments",
+                f"{judging.num_parsed} with a score, {judging.num_unparsed} without, {judging.num_missing} missing, of "
+                f"{judging.num_asked}: {judging.file}",
+            )
+        )
+        if judging.repeats > 1:
+            facts.append(("mean of each repeat", ", ".join(f"{mean:.3f}" for mean in judging.repeat_means)))
     return facts
 
 

@@ -144,7 +144,7 @@ def score_frame(summary: Summary) -> pd.DataFrame:
                 evaluation.limit,
                 evaluation.rows,
             )
-            for score in run.scores
+            for score in (*run.scores, *(score for judged in run.judgings for score in judged.scores))
         ]
     return _frame(rows, SCORE_COLUMNS)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.report import judging
 from harness.report.layout import escape_markdown, markdown_table
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
@@ -90,6 +91,8 @@ def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: 
     parts.append("## Runs without a result\n")
     parts.append("Every run has one.\n" if missing is None else markdown_table(missing))
     definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
+    if judging.judges_of(summary):
+        definitions = (*judging.DEFINITIONS, *definitions)
     parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in definitions)]
     parts += ["## Protocol\n", *_protocol(summary), "## Environment\n"]
     parts.append(f"Environment {escape_markdown(summary.view.environment_id)}.\n")
@@ -109,6 +112,9 @@ def _results(summary: Summary) -> list[str]:
         if summary.columns:
             parts.append("Scores: mean in %, [95% interval], (n = items).\n")
             parts.append(markdown_table(score_table(summary, model)))
+        for judge in judging.judges_of(summary):
+            parts.append(f"MT-Bench, judged by {escape_markdown(judge)}: points, [95% interval], (n = judgments).\n")
+            parts += map(markdown_table, judging.judge_tables(summary, model, judge))
         parts.append("Cost.\n")
         parts.append(markdown_table(cost_table(summary, model)))
     return parts
@@ -117,6 +123,10 @@ def _results(summary: Summary) -> list[str]:
 def result_notes(summary: Summary) -> list[str]:
     """Return the sentences that must stand with the tables wherever they are shown."""
     notes = list(summary.suite.notes)
+    if (sentence := judging.not_judged_sentence(summary)) is not None:
+        notes.append(sentence)
+    if len(judging.judges_of(summary)) > 1:
+        notes.append("Each judge has tables of its own: scores of different judges do not compare.")
     if not summary.suite.ranking:
         notes.append("The suite is no ranking: nothing is marked as best.")
     if summary.view.environment.device_type != "cuda":
@@ -166,7 +176,9 @@ def _plots(plots: Mapping[str, Sequence[Path]], out: Path) -> list[str]:
 
 def _protocol(summary: Summary) -> list[str]:
     view = summary.view
-    evaluation = settings_text(view.evaluation.model_dump(mode="json")) if view.evaluation.tasks else "none"
+    bench = view.evaluation.mt_bench
+    asked = view.evaluation.model_dump(mode="json", exclude=None if bench else {"mt_bench"})
+    evaluation = settings_text(asked) if view.evaluation.tasks or bench else "none"
     training = settings_text(common_training(summary))
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
     sources = dict.fromkeys(f"{role}: {name}" for record in records for role, name in record.spec.sources.items())
@@ -175,6 +187,12 @@ def _protocol(summary: Summary) -> list[str]:
         f"Protocol {view.protocol}; what another protocol measured does not compare with it.",
         *(f"Model {name}." for name in dict.fromkeys(_model_text(record.spec.model) for record in records)),
         f"Evaluation: {evaluation}.",
+        *dict.fromkeys(
+            f"Conversation template of {record.spec.model_name}, in training and in generation: "
+            f"{answers.template} ({answers.template_origin})."
+            for record in records
+            if (answers := record.mt_bench) is not None
+        ),
         f"Training, the same for every label: {training}.",
         f"At most {view.max_steps} optimizer steps." if view.max_steps is not None else "No bound on optimizer steps.",
         f"Data: {', '.join(sorted(sources))}.",

@@ -34,6 +34,8 @@ class Run:
     record: Record | None
     scores: tuple[Score, ...] = ()
     """The record's own and those added later to its weights."""
+    judgings: tuple[Record, ...] = ()
+    """Of its MT-Bench answers: the newest of each judge."""
 
     @property
     def status(self) -> str:
@@ -127,7 +129,7 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
         HarnessError: there is no record of the suite.
     """
     records = [record for record in contents.records if record.spec.suite == suite.name]
-    newest = _newest([record for record in records if record.kind == "run"])
+    newest = newest_records([record for record in records if record.kind == "run"])
     if not newest:
         raise HarnessError(
             f"there is no record of suite '{suite.name}' to report; run it with: harness run --suite {suite.name}"
@@ -153,7 +155,7 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes), suite.tune)
 
 
-def _newest(records: Iterable[Record]) -> list[Record]:
+def newest_records(records: Iterable[Record]) -> list[Record]:
     """Return one record a run and environment: the newest outcome, else the newest, in the order of time."""
     kept: dict[tuple[str, str], Record] = {}
     for record in records:
@@ -189,10 +191,13 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
 
 def _added_scores(
     view: View, evaluations: Sequence[Record], shown: Sequence[Record], reasons: Counter[str]
-) -> tuple[dict[str, list[Score]], tuple[Record, ...]]:
-    """Return scores added to the weights of shown records, by the record's uuid, and evaluations without a result."""
+) -> tuple[dict[str, list[Record]], tuple[Record, ...]]:
+    """Return evaluations of shown records, by the record's uuid, and those without a result.
+
+    A judging that failed is none of these once the same judge has done it.
+    """
     uuids = {record.uuid for record in shown}
-    added: dict[str, list[Score]] = defaultdict(list)
+    added: dict[str, list[Record]] = defaultdict(list)
     failed = []
     for record in evaluations:
         differences = view.differences(record)
@@ -203,13 +208,22 @@ def _added_scores(
         elif record.status != "ok":
             failed.append(record)
         else:
-            added[record.of] += record.scores
-    return added, tuple(failed)
+            added[record.of].append(record)
+    done = {_judged(record) for records in added.values() for record in records if record.judging is not None}
+    return added, tuple(record for record in failed if _judged(record) not in done)
 
 
-def _run(record: Record, added: Iterable[Score]) -> Run:
-    scores = {(score.task, score.metric): score for score in (*record.scores, *added)}
-    return Run(record.spec.model_name, record.spec.label, record.spec.seed, record, tuple(scores.values()))
+def _judged(record: Record) -> tuple[str | None, str | None]:
+    """Return whose answers were judged, and by whom."""
+    return record.of, None if record.judging is None else record.judging.judge
+
+
+def _run(record: Record, added: Sequence[Record]) -> Run:
+    later = [score for evaluation in added if evaluation.judging is None for score in evaluation.scores]
+    scores = {(score.task, score.metric): score for score in (*record.scores, *later)}
+    judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
+    spec = record.spec
+    return Run(spec.model_name, spec.label, spec.seed, record, tuple(scores.values()), tuple(judgings.values()))
 
 
 def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...]:

@@ -306,6 +306,8 @@ def settings_text(settings: Mapping[str, object]) -> str:
 def _value(value: object) -> str:
     if value is None:
         return "none"
+    if isinstance(value, Mapping):
+        return f"({settings_text(value)})"
     if isinstance(value, bool):
         return str(value).lower()
     return ", ".join(map(_value, value)) if isinstance(value, list | tuple) else str(value)

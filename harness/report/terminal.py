@@ -10,6 +10,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from harness.report import judging
 from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
@@ -64,6 +65,8 @@ def terminal_table(suite: Suite, contents: Contents, console: Console, tuned: Tu
             title = f"{suite.name} {summary.view.suite_version}, {model}"
             if summary.columns:
                 parts += [_scores(summary, rows, title), Text()]
+            for judge in judging.judges_of(summary):
+                parts += [_points(rows, title, judge), Text()]
             parts += [_cost(summary, rows, f"{title}: cost"), Text()]
         else:
             parts += [Text(f"{suite.name}, {model}: not run"), Text()]
@@ -113,6 +116,21 @@ def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
         if len(row.finished) < len(row.runs):
             label.append(f"\n{len(row.finished)} of {len(row.runs)} seeds, {row_status(row)}")
         table.add_row(label, *(_cell(cell) for cell in cells))
+    return table
+
+
+def _points(rows: Sequence[Row], title: str, judge: str) -> RichTable:
+    metrics = judging.AGGREGATES
+    heads = ["mean", "turn 1", "turn 2", "8 cat-\negories", "7 cat-\negories", "judg-\nments", "without\na score"]
+    table = _table(f"{title}: MT-Bench points, 95% interval below, judged by {judge}", ["label", *heads])
+    for row in rows:
+        label = Text(_label(row))
+        if not row.finished:
+            table.add_row(label, *[Text(short_status(row))] * len(heads))
+            continue
+        points = [judging.points_of_row(row, judge, metric) for metric in metrics]
+        cells = [_cell(None if estimate is None else (estimate, "points")) for estimate in points]
+        table.add_row(label, *cells, *(Text(str(count)) for count in judging.counts_of_row(row, judge)))
     return table
 
 

