@@ -4,9 +4,9 @@ Tokenisation, truncation and scores are those of lm-eval's own ``HFLM`` (lm_eval
 continuation is what the encoding of context + continuation adds to that of the context, a context too long is cut from
 the left, the first token of an empty context is the tokenizer's bos (else eos). Deliberate differences:
 
-- Requests that begin alike are encoded once (:mod:`harness.evaluation.packing`); HFLM shares one-token
-  continuations only.
-- Batches are made under a budget of padded tokens, halved for good when the device runs out of memory.
+- What requests share is encoded once (:mod:`harness.evaluation.packing`): the context of several choices, and the
+  few-shot prefix of many items, whose keys and values are kept. HFLM shares one-token continuations only.
+- Batches are made by length under a budget of padded tokens, halved for good when memory runs out.
 - The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
 - An empty continuation is an error with a sentence instead of an ``assert``.
 """
@@ -14,6 +14,7 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -29,9 +30,10 @@ from lm_eval.models.utils import (
     resolve_max_length,
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from transformers import DynamicCache
 
 from harness.errors import HarnessError
-from harness.evaluation.packing import Row, Scored, batches, plan_rows
+from harness.evaluation.packing import Family, Row, Scored, batches, plan_families, plan_rows
 
 SHARING_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the decoders that take a 4D boolean mask and explicit positions under sdpa attention."""
@@ -47,6 +49,40 @@ LOGITS_CHUNK = 1 << 24
 
 DEFAULT_GENERATED_TOKENS = 256
 """Source: lm_eval 0.4.13, models/huggingface.py, ``HFLM.max_gen_toks``."""
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Return what ``engine.memory`` says of an error; evaluation stands beside the engine and imports none of it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
+class StemCache(DynamicCache):  # type: ignore[misc]
+    """Keys and values of one stem, lent to every row of a batch: nothing that follows is kept."""
+
+    def __init__(self, stem: DynamicCache) -> None:
+        """Take the cache of a forward pass over the stem alone."""
+        super().__init__()
+        self.layers = stem.layers
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the stem's keys and values before those of each row: (rows, heads, stem + new tokens, head size)."""
+        layer = self.layers[layer_idx]
+        rows = key_states.shape[0]
+        return (
+            torch.cat([layer.keys.expand(rows, -1, -1, -1), key_states], dim=-2),
+            torch.cat([layer.values.expand(rows, -1, -1, -1), value_states], dim=-2),
+        )
+
+    def copy_for(self, rows: int) -> DynamicCache:
+        """Return a cache that begins with the stem in each of so many rows and keeps what follows."""
+        copy = DynamicCache()
+        for number, layer in enumerate(self.layers):
+            copy.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+        return copy
 
 
 class HarnessLM(TemplateLM):  # type: ignore[misc]
@@ -84,7 +120,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self.token_counts: list[tuple[int, int]] = []
         """Tokens of context and continuation of each request of the last call of :meth:`loglikelihood`."""
         self.num_processed_tokens = 0
-        """Tokens that went through the model for log-likelihoods, padding left out."""
+        """Tokens that went through the model for the last call, padding and what it wrote left out."""
+        self.num_out_of_memory = 0
+        """How often memory ran out, and the budget was halved."""
         self._device = torch.device(device)
         self._prefix_text = tokenizer.decode(self.prefix_token_id)
         self._encode = lru_cache(maxsize=32)(self._encode_afresh)
@@ -132,6 +170,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return what the model writes after each context, up to the first stop text."""
         answers = [""] * len(requests)
+        self.num_processed_tokens = 0
         groups: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
         for index, request in enumerate(requests):
             context, settings = request.args
@@ -146,23 +185,12 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                     f"a task generates up to {new_tokens} tokens, but the model's length is {self.max_length}; "
                     "there is no room for a prompt"
                 )
-            prompts = sorted(
-                ((index, self.tok_encode(context)[-room:]) for index, context, _ in group),
-                key=lambda prompt: (-len(prompt[1]), prompt[0]),
-            )
-            while prompts:
-                rows = max(1, min(len(prompts), self.batch_tokens // (len(prompts[0][1]) + new_tokens)))
-                try:
-                    texts = self._generate([tokens for _, tokens in prompts[:rows]], new_tokens, stops, settings)
-                except torch.OutOfMemoryError:
-                    if rows == 1:
-                        raise
-                    self._back_off()
-                    continue
-                for (index, _), text in zip(prompts[:rows], texts, strict=True):
-                    answers[index] = text
-                self._report([index for index, _ in prompts[:rows]])
-                prompts = prompts[rows:]
+            prompts = [
+                Scored(index, tuple(self.tok_encode(context)[-room:]), (self.eot_token_id,))
+                for index, context, _ in group
+            ]
+            for family in self._families(prompts):
+                self._answer(family, new_tokens, stops, settings, answers)
         return answers
 
     def _encode_afresh(self, string: str, add_special_tokens: bool | None) -> list[int]:
@@ -182,28 +210,46 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         """Return sum of log-probabilities and greediness of each (text, context tokens, continuation tokens)."""
         sequences = [self._sequence(index, *request) for index, request in enumerate(requests)]
-        shares = self.share_prefixes and self._takes_tree_masks(sequences)
-        room = max(self.batch_tokens, MIN_ROW_TOKENS) if shares else 0
-        rows = plan_rows(sequences, row_tokens=room, tokens_per_key=self._tokens_per_key() if shares else 0.0)
-        self.num_processed_tokens = sum(len(row.tokens) for row in rows)
+        shares = self._takes_tree_masks(sequences)
+        room, tokens_per_key = (max(self.batch_tokens, MIN_ROW_TOKENS), self._tokens_per_key()) if shares else (0, 0.0)
+        pending = deque(
+            (family.stem, family.rows(row_tokens=room, tokens_per_key=tokens_per_key))
+            for family in self._families(sequences)
+        )
         results: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
-        while rows:
-            batch = next(batches(rows, self.batch_tokens))
-            try:
-                scores = self._score_batch(batch)
-            except torch.OutOfMemoryError:
-                if len(batch) == 1 and batch[0].is_chain:
-                    raise
-                if len(batch) == 1:  # the last resort: its sequences one by one
-                    alone = [sequences[index] for index, _, _ in batch[0].scored]
-                    rows[:1] = plan_rows(alone, row_tokens=0, tokens_per_key=0.0)
-                self._back_off()
-                continue
-            for index, value, greedy in scores:
-                results[index] = (value, greedy)
-            self._report([reported_as(index) for index, _, _ in scores])
-            rows = rows[len(batch) :]
+        self.num_processed_tokens = 0
+        while pending:
+            tokens, rows = pending.popleft()
+            stem: StemCache | None = None
+            while rows:
+                batch = next(batches(rows, self.batch_tokens, len(tokens)))
+                indivisible = len(batch) == 1 and batch[0].is_chain and not tokens
+                try:
+                    stem = stem or self._encode_stem(tokens)
+                    scores = self._score_batch(batch, stem)
+                except (MemoryError, RuntimeError) as error:
+                    if indivisible or not _is_out_of_memory(error):
+                        raise
+                    scores = None
+                if scores is None:  # not inside except: the error holds the tensors of the failed pass
+                    stem = None
+                    self._back_off()
+                    if len(batch) == 1:  # the last resort: its sequences one by one, from their first token
+                        alone = [sequences[index] for index, _, _ in batch[0].scored]
+                        pending.append(((), plan_rows(alone, row_tokens=0, tokens_per_key=0.0)))
+                        rows = rows[1:]
+                    continue
+                for index, value, greedy in scores:
+                    results[index] = (value, greedy)
+                self.num_processed_tokens += sum(len(row.tokens) for row in batch)
+                self._report([reported_as(index) for index, _, _ in scores])
+                rows = rows[len(batch) :]
         return results
+
+    def _families(self, sequences: Sequence[Scored]) -> list[Family]:
+        if self._takes_tree_masks(sequences):
+            return plan_families(sequences)
+        return [Family((), list(sequences))]
 
     def _sequence(self, index: int, text: Any, context: list[int], continuation: list[int]) -> Scored:
         if not context or not continuation:
@@ -220,7 +266,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def _takes_tree_masks(self, sequences: Sequence[Scored]) -> bool:
         config = self.model.config
-        if config.model_type not in SHARING_ARCHITECTURES or config._attn_implementation != "sdpa":
+        if (
+            not self.share_prefixes
+            or config.model_type not in SHARING_ARCHITECTURES
+            or config._attn_implementation != "sdpa"
+        ):
             return False
         window = getattr(config, "sliding_window", None)
         return window is None or max((len(sequence.inputs) for sequence in sequences), default=0) <= window
@@ -235,8 +285,19 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return float(4 * config.hidden_size + 3 * config.intermediate_size) / 2 / ATTENTION_SLOWNESS
 
     @torch.no_grad()
-    def _score_batch(self, batch: Sequence[Row]) -> list[tuple[int, float, bool]]:
-        """Return (index, sum of log-probabilities, greedy) of every continuation in a batch of rows."""
+    def _encode_stem(self, stem: Sequence[int]) -> StemCache | None:
+        """Return the keys and values of a stem; None for an empty one."""
+        if not stem:
+            return None
+        cache = DynamicCache()
+        inputs = {"input_ids": torch.tensor([stem], device=self._device), "past_key_values": cache, "use_cache": True}
+        self.model(**inputs, **({"logits_to_keep": 1} if self._keeps_logits else {}))
+        self.num_processed_tokens += len(stem)
+        return StemCache(cache)
+
+    @torch.no_grad()
+    def _score_batch(self, batch: Sequence[Row], stem: StemCache | None) -> list[tuple[int, float, bool]]:
+        """Return (index, sum of log-probabilities, greedy) of every continuation in a batch of rows behind a stem."""
         longest = max(len(row.tokens) for row in batch)
         tokens = np.zeros((len(batch), longest), dtype=np.int64)
         kept = np.zeros((len(batch), longest), dtype=np.bool_)
@@ -244,7 +305,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             tokens[number, : len(row.tokens)] = row.tokens
             for _, places, _ in row.scored:
                 kept[number, places] = True
-        logits = self._logits(batch, tokens, kept)  # (kept positions, vocab)
+        logits = self._logits(batch, tokens, kept, stem)  # (kept positions, vocab)
         places_of = np.cumsum(kept.reshape(-1)) - 1
         take = np.concatenate(
             [places_of[number * longest + places] for number, row in enumerate(batch) for _, places, _ in row.scored]
@@ -260,20 +321,31 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                 )
         return scores
 
-    def _logits(self, batch: Sequence[Row], tokens: np.ndarray[Any, Any], kept: np.ndarray[Any, Any]) -> torch.Tensor:
+    def _logits(
+        self,
+        batch: Sequence[Row],
+        tokens: np.ndarray[Any, Any],
+        kept: np.ndarray[Any, Any],
+        stem: StemCache | None,
+    ) -> torch.Tensor:
         """Return the logits at the kept positions, row by row: (kept positions, vocab).
 
-        Padding stands on the right, where no causal token sees it, so that rows of one sequence each need no mask.
+        Padding stands on the right, where no causal token sees it, so that rows of one sequence each need no mask of
+        their own, and none at all without a stem.
         """
-        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(self._device), "use_cache": False}
-        if not all(row.is_chain for row in batch):
-            longest = tokens.shape[1]
-            visible = np.zeros((len(batch), 1, longest, longest), dtype=np.bool_)
-            visible[:, :, np.arange(longest), np.arange(longest)] = True  # a token that sees nothing becomes NaN
-            positions = np.zeros_like(tokens)
-            for number, row in enumerate(batch):
+        longest = tokens.shape[1]
+        before = 0 if stem is None else stem.get_seq_length()
+        inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(self._device), "use_cache": stem is not None}
+        if stem is not None:
+            inputs["past_key_values"] = stem
+        chains = all(row.is_chain for row in batch)
+        if stem is not None or not chains:
+            visible = np.ones((1 if chains else len(batch), 1, longest, before + longest), dtype=np.bool_)
+            visible[..., before:] = np.tri(longest, dtype=np.bool_)
+            positions = np.broadcast_to(np.arange(before, before + longest), tokens.shape).copy()
+            for number, row in enumerate(batch if not chains else ()):
                 length = len(row.tokens)
-                visible[number, 0, :length, :length] = row.visible()
+                visible[number, 0, :length, before : before + length] = row.visible()
                 positions[number, :length] = row.positions
             inputs["attention_mask"] = torch.from_numpy(visible).to(self._device)
             inputs["position_ids"] = torch.from_numpy(positions).to(self._device)
@@ -297,22 +369,58 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         values = logits[where, wanted].float() - torch.cat(normalisers)[where]
         return values.double().cpu().numpy(), torch.cat(best)[where].cpu().numpy()
 
+    def _answer(
+        self, family: Family, new_tokens: int, stops: list[str], settings: dict[str, Any], answers: list[str]
+    ) -> None:
+        """Generate after each prompt of a family, the longest first, and write what came into ``answers``."""
+        prompts = sorted(family.sequences, key=lambda prompt: (-len(prompt.inputs), prompt.index))
+        stem: StemCache | None = None
+        while prompts:
+            batch = prompts[: max(1, self.batch_tokens // (len(prompts[0].inputs) + new_tokens))]
+            try:
+                stem = stem or self._encode_stem(family.stem)
+                texts = self._generate([prompt.inputs for prompt in batch], stem, new_tokens, stops, settings)
+            except (MemoryError, RuntimeError) as error:
+                if len(batch) == 1 or not _is_out_of_memory(error):
+                    raise
+                texts = None
+            if texts is None:
+                stem = None
+                self._back_off()
+                continue
+            for prompt, text in zip(batch, texts, strict=True):
+                answers[prompt.index] = text
+            self._report([prompt.index for prompt in batch])
+            prompts = prompts[len(batch) :]
+
     @torch.no_grad()
     def _generate(
-        self, prompts: Sequence[list[int]], new_tokens: int, stops: list[str], settings: dict[str, Any]
+        self,
+        prompts: Sequence[Sequence[int]],
+        stem: StemCache | None,
+        new_tokens: int,
+        stops: list[str],
+        settings: dict[str, Any],
     ) -> list[str]:
+        """Return what the model writes after each prompt; padding stands before what follows the stem."""
         from lm_eval.models.utils_hf import stop_sequences_criteria
 
         longest = max(len(prompt) for prompt in prompts)
         known = (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id)
         pad = next(token for token in known if token is not None)
+        before = 0 if stem is None else stem.get_seq_length()
         tokens = torch.full((len(prompts), longest), pad, dtype=torch.int64)
         mask = torch.zeros_like(tokens)
         for row, prompt in enumerate(prompts):
-            tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[row, longest - len(prompt) :] = 1
+            begin = before + longest - len(prompt)
+            tokens[row, :before] = torch.tensor(prompt[:before])
+            tokens[row, begin:] = torch.tensor(prompt[before:])
+            mask[row, :before] = mask[row, begin:] = 1
+            self.num_processed_tokens += longest - begin
         if not settings.get("do_sample"):
             settings = {key: value for key, value in settings.items() if key != "temperature"}
+        if stem is not None:
+            settings = {**settings, "past_key_values": stem.copy_for(len(prompts))}
         written = self.model.generate(
             input_ids=tokens.to(self._device),
             attention_mask=mask.to(self._device),
@@ -326,6 +434,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return [postprocess_generated_text(text, stops, None) for text in texts]
 
     def _back_off(self) -> None:
+        self.num_out_of_memory += 1
         self.batch_tokens = max(1, self.batch_tokens // 2)
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

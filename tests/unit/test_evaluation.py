@@ -408,11 +408,11 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     lm = HarnessLM(model, tokenizer, device="cpu", batch_tokens=2048)
     forward, sizes = lm._logits, []
 
-    def cramped(batch: Any, tokens: Any, kept: Any) -> torch.Tensor:
+    def cramped(batch: Any, tokens: Any, kept: Any, stem: Any) -> torch.Tensor:
         sizes.append(tokens.size)
         if tokens.size > 200:
             raise torch.OutOfMemoryError("no room")
-        return forward(batch, tokens, kept)
+        return forward(batch, tokens, kept, stem)
 
     monkeypatch.setattr(lm, "_logits", cramped)
     found = lm.loglikelihood(requests)
@@ -429,11 +429,11 @@ def test_out_of_memory_on_a_shared_row_scores_its_sequences_one_by_one(
     wanted = lm.loglikelihood(requests)
     forward, refused = lm._logits, []
 
-    def cramped(batch: Any, tokens: Any, kept: Any) -> torch.Tensor:
+    def cramped(batch: Any, tokens: Any, kept: Any, stem: Any) -> torch.Tensor:
         if not all(row.is_chain for row in batch):
             refused.append(len(batch))
             raise torch.OutOfMemoryError("no room")
-        return forward(batch, tokens, kept)
+        return forward(batch, tokens, kept, stem)
 
     monkeypatch.setattr(lm, "_logits", cramped)
     found = lm.loglikelihood(requests)
