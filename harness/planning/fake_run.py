@@ -8,7 +8,7 @@ modules that it saw in ``prepare``, not parameters.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -208,6 +208,11 @@ class FakeRun:
                 self.optimizer.step_parameters([parameter])
                 parameter.grad = None
         self.tracker.classify(state_tensors(self.optimizer), "optimizer_state")
+
+    def forget_state(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Take the optimizer's state of parameters away, as if they had never been active."""
+        for parameter in parameters:
+            self.optimizer.state.pop(parameter, None)
 
     def let_refresh(self) -> bool:
         """Let every active matrix compute a new projector at its next update; False where there is none."""

@@ -86,14 +86,15 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
     step = _go_to_worst_step(run, horizon, question.num_steps, assumptions)
+    trainable = sum(parameter.numel() for parameter in run.active())
+    last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
     steps = _Steps(run, question)
     state_before = optimizer_state_bytes(run.optimizer)[0]
     taken = [steps.take()]
-    if taken[0].state_bytes > state_before:
+    if taken[0].state_bytes > state_before and _go_on(run, last):
         taken.append(steps.take())
     steady = taken[-1]
-    trainable = sum(parameter.numel() for parameter in run.active())
-    if run.let_refresh():
+    if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
     worst = max(taken, key=lambda one: one.peak_bytes)
     return Prediction(
@@ -185,26 +186,66 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, ass
     return 0 if num_steps is None else num_steps - 1
 
 
+def _go_on(run: FakeRun, last: int | None) -> bool:
+    """Go to a run's next step, with its draw; False after the ``last``. None: the same blocks go on without an end."""
+    if last is None:
+        return True
+    if run.loop.step >= last:
+        return False
+    run.draw(run.loop.step + 1)
+    return True
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """A step at which other blocks became active."""
+
+    step: int
+    num_bytes: int
+    """Of state and gradients."""
+    missing_bytes: int
+    """Of state that is made only at the end of this step."""
+    fresh: tuple[torch.Tensor, ...]
+    """Parameters that are active for the first time; the walk has given them their state already."""
+    depth: int
+    """Sum of the active blocks' numbers: gradients of deep ones are there while more activations are."""
+
+
 def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
-    """Walk a run's own draws to the step with the most state and gradients; return its number."""
-    totals = _draws(run, num_steps)
-    if len(totals) == WALKED_CHANGES:
+    """Walk a run's own draws to the step with the most state and gradients; return its number.
+
+    Of several that one where all state is there, or will be in the next step; of these the one of the deepest blocks.
+    """
+    draws = _draws(run, num_steps)
+    if len(draws) == WALKED_CHANGES:
         assumptions.append(f"only the first {WALKED_CHANGES} changes of the trained blocks were looked at")
-    worst = max(totals, key=lambda step: (totals[step], step))
-    if worst != max(totals):
+    ends = [draw.step for draw in draws[1:]] + [num_steps]
+
+    def complete(number: int) -> bool:
+        return draws[number].missing_bytes == 0 or ends[number] - draws[number].step > 1
+
+    def need(number: int) -> tuple[int, bool, int, bool, int]:
+        draw = draws[number]
+        return draw.num_bytes, complete(number), draw.depth, draw.step + 1 < num_steps, draw.step
+
+    number = max(range(len(draws)), key=need)
+    worst = draws[number]
+    if worst is not draws[-1]:
         run.reset()
-        _draws(run, worst + 1)
-    return worst
+        _draws(run, worst.step + 1)
+    if not complete(number):
+        run.forget_state(worst.fresh)
+    return worst.step
 
 
-def _draws(run: FakeRun, num_steps: int) -> dict[int, int]:
-    """Draw for steps 0 to ``num_steps`` - 1; return the bytes of state and gradients at each step that changed them.
+def _draws(run: FakeRun, num_steps: int) -> list[_Draw]:
+    """Draw for steps 0 to ``num_steps`` - 1; return what each step that changed the active blocks would need.
 
-    A parameter gets its state the first time that it is active. Where the policy has dropped it since, its size is
-    counted, and the state itself made only in the step that is taken.
+    A parameter is given its state the first time that it is active, so that its size is known and a policy that keeps
+    states has something to keep. Where the policy has dropped it since, it is made only in the step that is taken.
     """
     sizes: dict[torch.Tensor, int] = {}
-    totals: dict[int, int] = {}
+    draws: list[_Draw] = []
     previous: list[int] = []
     for step in range(num_steps):
         run.draw(step)
@@ -213,16 +254,18 @@ def _draws(run: FakeRun, num_steps: int) -> dict[int, int]:
         if present == previous:
             continue
         previous = present
-        run.give_state([parameter for parameter in active if parameter not in sizes])
-        for parameter in active:
-            if parameter not in sizes:
-                sizes[parameter] = state_bytes_of(run.optimizer, parameter)
-        missing = sum(sizes[parameter] for parameter in active if not run.has_state(parameter))
+        dropped = [parameter for parameter in active if parameter in sizes and not run.has_state(parameter)]
+        fresh = tuple(parameter for parameter in active if parameter not in sizes)
+        run.give_state(fresh)
+        sizes |= {parameter: state_bytes_of(run.optimizer, parameter) for parameter in fresh}
+        made = sum(sizes[parameter] for parameter in dropped)
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in active)
-        totals[step] = optimizer_state_bytes(run.optimizer)[0] + missing + gradients
-        if len(totals) == WALKED_CHANGES:
+        total = optimizer_state_bytes(run.optimizer)[0] + made + gradients
+        depth = sum(run.active_blocks())
+        draws.append(_Draw(step, total, made + sum(sizes[parameter] for parameter in fresh), fresh, depth))
+        if len(draws) == WALKED_CHANGES:
             break
-    return totals
+    return draws
 
 
 def _all_active(run: FakeRun, steps: _Steps) -> int | None:

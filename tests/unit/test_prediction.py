@@ -130,6 +130,20 @@ def test_a_predicted_peak_is_the_allocators_own_in_bf16(label: str) -> None:
     assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec), rel=0.01)
 
 
+@pytest.mark.parametrize("label", ["lisa", "owlore", "ows-fullrank"])
+@pytest.mark.parametrize("policy", ["drop", "keep"])
+@pytest.mark.parametrize("sampling", ["tour", "its own"])
+def test_blocks_that_stay_one_step_are_without_state_in_its_backward_pass(
+    label: str, policy: str, sampling: str
+) -> None:
+    settings = {"state_policy": policy, "returning_step_counter": "reset" if policy == "drop" else "keep"}
+    law = {"sampling": "tour"} if sampling == "tour" else {}
+    base = small_spec(label, gradient_checkpointing=True)
+    spec = base.model_copy(update={"config": {**base.config, **settings, **law, "interval_steps": 1}})
+    assert spec.config["active_layers"] == 2
+    assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec), rel=0.01)
+
+
 def test_a_hidden_allocation_is_noticed() -> None:
     spec = small_spec("lisa")
     right = predicted(spec).peak_bytes
