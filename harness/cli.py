@@ -117,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="as JSON")
 
+    _add_paper(commands)
+
     command = commands.add_parser("show", help="one record, readable")
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
     _results(command)
@@ -222,6 +224,14 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
         help="start no run later than this, interrupt the one under way and exit with 3; the same command goes on",
     )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+
+
+def _add_paper(commands: Any) -> None:
+    command = commands.add_parser("paper", help="published tables, and our records beside them")
+    command.add_argument("action", choices=("list", "show", "compare"))
+    command.add_argument("table", nargs="?", metavar="TABLE", help="a packaged table, or the path of a .csv file")
+    _results(command)
+    command.add_argument("--format", choices=("text", "csv", "json"), default="text", help="(default: text)")
 
 
 def _add_judge(commands: Any) -> None:

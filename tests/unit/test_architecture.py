@@ -121,7 +121,7 @@ def test_no_method_is_named_outside_its_own_file() -> None:
 def test_every_folder_with_code_is_packaged() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     listed = set(table["packages"])
-    found = {"harness", "harness.methods", "harness.suites"}
+    found = {"harness", "harness.methods", "harness.published", "harness.suites"}
     found |= {
         f"harness.{folder.relative_to(ROOT / 'harness').as_posix().replace('/', '.')}"
         for folder in (ROOT / "harness").rglob("*")
@@ -146,6 +146,7 @@ sys.exit(main(sys.argv[1:]))
     "arguments",
     [
         ["list", "methods"],
+        ["paper", "list"],
         ["list", "models", "--json"],
         ["list", "suites"],
         ["list", "benchmarks"],

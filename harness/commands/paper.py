@@ -1,0 +1,113 @@
+"""``harness paper``: published tables, and how our records compare. Works where torch is absent."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.commands._output import print_table, warn
+from harness.errors import HarnessError
+from harness.report.paper import Cell, Published, compare, read_table, table_names
+from harness.report.summary import Summary, summarize
+from harness.store import Store
+from harness.suite import load_suite
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the tables there are, one of them, or one beside our records; 1 when a records file is damaged."""
+    if args.action == "list":
+        if args.table is not None:
+            raise HarnessError(f"harness paper list takes no table, and '{args.table}' was given")
+        _print([_summary_of(name) for name in table_names()], args.format)
+        return 0
+    if args.table is None:
+        raise HarnessError(f"harness paper {args.action} needs the name of a table: {', '.join(table_names())}")
+    table = read_table(args.table)
+    if args.action == "show":
+        _print([_published(number) for number in table], args.format)
+        return 0
+    store = Store(Path(args.results))
+    summaries: dict[str, Summary] = {}
+    damaged = False
+    for name in dict.fromkeys(number.suite for number in table if number.suite is not None):
+        suite = load_suite(name)
+        contents = store.read(suite.name)
+        warn(contents.warnings)
+        damaged |= bool(contents.warnings)
+        if contents.records:
+            summaries[name] = summarize(suite, contents)
+    cells = compare(table, summaries)
+    _print([_cell(cell) for cell in cells], args.format)
+    if args.format == "text":
+        counts = Counter(cell.verdict for cell in cells)
+        print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
+    return 1 if damaged else 0
+
+
+def _summary_of(name: str) -> dict[str, Any]:
+    table = read_table(name)
+    return {
+        "table": name,
+        "paper": "; ".join(dict.fromkeys(number.paper for number in table)),
+        "numbers": len(table),
+        "with a place in our records": sum(number.suite is not None for number in table),
+        "suites": ", ".join(dict.fromkeys(number.suite for number in table if number.suite is not None)),
+    }
+
+
+def _published(number: Published) -> dict[str, Any]:
+    return {
+        "table": number.table,
+        "model": number.model,
+        "method": number.method,
+        "metric": number.metric,
+        "published": number.value,
+        "unit": number.unit,
+        "version": number.version,
+        "source": number.source,
+    }
+
+
+def _cell(cell: Cell) -> dict[str, Any]:
+    number = cell.published
+    return {
+        "table": number.table,
+        "model": number.model,
+        "method": number.method,
+        "metric": number.metric,
+        "unit": number.unit,
+        "published": number.value,
+        "ours": cell.ours,
+        "interval": cell.interval,
+        "seeds": cell.num_seeds,
+        "difference": cell.difference,
+        "verdict": cell.verdict,
+        "reason": cell.reason,
+    }
+
+
+def _print(rows: Sequence[dict[str, Any]], style: str) -> None:
+    if style == "json":
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    written = [{key: _text(value) for key, value in row.items()} for row in rows]
+    if style == "csv":
+        writer = csv.DictWriter(sys.stdout, list(written[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(written)
+    else:
+        print_table([{key: text for key, text in row.items() if key != "source"} for row in written])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, tuple):
+        return f"{value[0]:.4g} to {value[1]:.4g}"
+    return "" if value is None else str(value)
