@@ -251,12 +251,6 @@ def test_a_packaged_suite_names_data_and_models_that_there_are(name: str) -> Non
         assert models[model].with_weights(suite.weights).weights == suite.weights
 
 
-def test_mmlu_is_all_of_its_subjects() -> None:
-    tasks = load_suite("mmlu").evaluation.tasks
-    assert len(tasks) == len(set(tasks)) == 57
-    assert set(load_suite("mmlu-small").evaluation.tasks) <= set(tasks)
-
-
 def test_the_packed_variant_differs_from_commonsense_in_how_it_trains_alone() -> None:
     plain, packed = load_suite("commonsense"), load_suite("commonsense-packed")
     changed = {key for key, value in packed.train.items() if plain.train.get(key) != value}
