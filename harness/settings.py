@@ -125,7 +125,7 @@ class EvaluationSettings(Strict):
     """Which lm-eval tasks score a run, on which rows, and whether it answers MT-Bench."""
 
     tasks: tuple[Name, ...]
-    """A group of lm-eval, as ``mmlu``, stands for its tasks: it is scored by category and overall, and counts as one."""
+    """A group of lm-eval, as ``mmlu``, stands for its tasks; it is scored by category and overall and counts as one."""
     subtasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
     """Of the groups among ``tasks`` these tasks alone; None: all."""
     rows: Literal["hub", "packaged", "packaged-scored"] | None = None

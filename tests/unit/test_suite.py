@@ -216,7 +216,9 @@ def test_settings_that_came_later_leave_run_ids_as_they_were():
         ids.add(spec.model_copy(update={"train": spec.train.model_copy(update=change)}).run_id)
     for config in ({"two_pass_clipping": True}, {"update_slice_elements": 8}, {"project_vocabulary": True}):
         ids.add(spec.model_copy(update={"config": spec.config | config}).run_id)
-    assert len(ids) == 7
+    assert "subtasks" not in spec.asked()["evaluation"]
+    ids.add(spec.model_copy(update={"evaluation": spec.evaluation.model_copy(update={"subtasks": ("mmlu_x",)})}).run_id)
+    assert len(ids) == 8
 
 
 SMALL = sorted(name for name in suite_names() if f"{name}-small" in suite_names())
