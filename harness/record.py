@@ -246,7 +246,7 @@ class TrainResult(_Part):
 
 
 class Score(_Part):
-    """One metric of one task."""
+    """One metric of one task, or of a group of tasks."""
 
     task: str
     metric: str
@@ -259,6 +259,8 @@ class Score(_Part):
     num_fewshot: int | None
     headline: bool = False
     """True for the metric that enters the suite's average."""
+    subtasks: tuple[str, ...] = ()
+    """Of a group's score the tasks that it is over, weighed as lm-eval's group does; empty for a task's own."""
 
 
 class MTBenchAnswers(_Part):

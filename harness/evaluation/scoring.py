@@ -27,6 +27,7 @@ from lm_eval.api.task import Task
 from lm_eval.utils import handle_non_serializable, hash_string
 
 from harness.errors import HarnessError
+from harness.evaluation.groups import with_groups
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.record import Score
@@ -84,7 +85,7 @@ def evaluate(
             found = _items(name, task, settings.limit, tokens)
             items.extend(found)
             scores.extend(_scores(name, task, found))
-        return Evaluation(tuple(scores), items)
+        return Evaluation(tuple(with_groups(settings, tasks, scores)), items)
 
 
 def write_items(path: Path, items: Sequence[dict[str, Any]]) -> None:

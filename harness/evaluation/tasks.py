@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import lm_eval.tasks
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from harness.errors import HarnessError, near_miss
+from harness.evaluation.groups import MMLU_FOLDER, MMLU_PREFIX, STOCK, expand_tasks
 from harness.settings import EvaluationSettings
 
 STOCK_FOLDERS = {
@@ -42,8 +42,6 @@ STOCK_FOLDERS = {
 
 TASK_LINE = re.compile(rb"""^["']?task["']?:[ ]*["']?([\w.+-]+)["']?[ ]*$""", re.MULTILINE)
 
-MMLU_PREFIX = "mmlu_"
-
 ROWS_OF = {"gsm8k_cot": "gsm8k"}
 """Tasks that are another view of a task's rows."""
 
@@ -54,6 +52,8 @@ def load_tasks(
     settings: EvaluationSettings, *, rows_folder: Path | None, datasets_cache: Path, offline: bool
 ) -> dict[str, Task]:
     """Return lm-eval's task objects by name, in the settings' order, with shots and their seed set.
+
+    A group gives its tasks.
 
     Args:
         settings: Which tasks, on which rows.
@@ -68,7 +68,7 @@ def load_tasks(
         raise HarnessError(f"evaluation rows '{settings.rows}' need a folder of packaged rows, but none was given")
     with no_progress_bars(), _quiet(), tempfile.TemporaryDirectory(prefix="harness-tasks-") as folder:
         tasks = {}
-        for name in settings.tasks:
+        for name in expand_tasks(settings):
             manager = _manager(name)
             if rows_folder is None or settings.rows == "hub":
                 with _hub(datasets_cache, offline):
@@ -114,15 +114,14 @@ def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
 
 def _manager(name: str) -> TaskManager:
     """Return a task manager that knows the task, over the one folder of lm-eval's that holds it."""
-    stock = Path(lm_eval.tasks.__file__).parent
-    known = "mmlu/default" if name.startswith(MMLU_PREFIX) else STOCK_FOLDERS.get(name)
+    known = MMLU_FOLDER if name.startswith(MMLU_PREFIX) else STOCK_FOLDERS.get(name)
     if known is not None:
-        manager = TaskManager(include_path=str(stock / known), include_defaults=False)
+        manager = TaskManager(include_path=str(STOCK / known), include_defaults=False)
         if name in manager.all_subtasks:
             return manager
     folders = {
         match.decode(): path.parent
-        for path in sorted(stock.rglob("*.yaml"))
+        for path in sorted(STOCK.rglob("*.yaml"))
         for match in TASK_LINE.findall(path.read_bytes())
     }
     if name in folders:
@@ -131,7 +130,8 @@ def _manager(name: str) -> TaskManager:
             return manager
     hint = near_miss(name, folders)
     raise HarnessError(
-        f"lm-eval has no task '{name}'{hint if 'did you mean' in hint else ''}; a group is given by its tasks"
+        f"lm-eval has no task '{name}'{hint if 'did you mean' in hint else ''}; a group other than mmlu is given by "
+        "its tasks"
     )
 
 

@@ -37,7 +37,8 @@ SCORE_FIELDS = (
     "task_version",
     "num_fewshot",
 )
-SCORE_COLUMNS = (*IDENTITY, *SCORE_FIELDS, "limit", "evaluation_rows")
+SCORE_COLUMNS = (*IDENTITY, *SCORE_FIELDS, "limit", "evaluation_rows", "num_subtasks")
+"""``num_subtasks``: of a group's score the tasks that it is over; 0 of a task's own."""
 TRAIN_COLUMNS = (
     "num_steps",
     "step_seconds_mean",
@@ -143,6 +144,7 @@ def score_frame(summary: Summary) -> pd.DataFrame:
                 *(getattr(score, name) for name in SCORE_FIELDS),
                 evaluation.limit,
                 evaluation.rows,
+                len(score.subtasks),
             )
             for score in (*run.scores, *(score for judged in run.judgings for score in judged.scores))
         ]

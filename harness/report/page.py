@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from harness.report import judging
+from harness.report import groups, judging
 from harness.report.layout import escape_markdown, markdown_table
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
@@ -91,6 +91,8 @@ def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: 
     parts.append("## Runs without a result\n")
     parts.append("Every run has one.\n" if missing is None else markdown_table(missing))
     definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
+    if groups.groups_of(summary):
+        definitions = (*groups.DEFINITIONS, *definitions)
     if judging.judges_of(summary):
         definitions = (*judging.DEFINITIONS, *definitions)
     parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in definitions)]
@@ -112,6 +114,9 @@ def _results(summary: Summary) -> list[str]:
         if summary.columns:
             parts.append("Scores: mean in %, [95% interval], (n = items).\n")
             parts.append(markdown_table(score_table(summary, model)))
+        for group in groups.groups_of(summary):
+            parts.append(f"{escape_markdown(group.task)} by task: mean in %, [95% interval], (n = items).\n")
+            parts.append(markdown_table(groups.subtask_table(summary, model, group)))
         for judge in judging.judges_of(summary):
             parts.append(f"MT-Bench, judged by {escape_markdown(judge)}: points, [95% interval], (n = judgments).\n")
             parts += map(markdown_table, judging.judge_tables(summary, model, judge))
@@ -177,7 +182,8 @@ def _plots(plots: Mapping[str, Sequence[Path]], out: Path) -> list[str]:
 def _protocol(summary: Summary) -> list[str]:
     view = summary.view
     bench = view.evaluation.mt_bench
-    asked = view.evaluation.model_dump(mode="json", exclude=None if bench else {"mt_bench"})
+    unused = {name for name in ("mt_bench", "subtasks") if getattr(view.evaluation, name) is None}
+    asked = view.evaluation.model_dump(mode="json", exclude=unused)
     evaluation = settings_text(asked) if view.evaluation.tasks or bench else "none"
     training = settings_text(common_training(summary))
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]

@@ -43,12 +43,12 @@ class Run:
         return ABSENT if self.record is None else self.record.status
 
     def score(self, column: ScoreColumn) -> Score | None:
-        """Return the score of a task and metric, or None."""
-        return self._by_metric.get((column.task, column.metric))
+        """Return the score of a task and metric, of a group's over the same tasks, or None."""
+        return self._by_metric.get((column.task, column.metric, column.subtasks))
 
     @cached_property
-    def _by_metric(self) -> dict[tuple[str, str | None], Score]:
-        return {(score.task, score.metric): score for score in self.scores}
+    def _by_metric(self) -> dict[tuple[str, str | None, tuple[str, ...]], Score]:
+        return {_key(score): score for score in self.scores}
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ class ScoreColumn:
     metric: str | None
     """None for a task that the suite asks for and nothing has scored yet."""
     in_average: bool
+    subtasks: tuple[str, ...] = ()
+    """Of a group the tasks that it is over."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,12 @@ class Summary:
     def models(self) -> tuple[str, ...]:
         """Return the models in the order of the rows."""
         return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def lone_group(self) -> ScoreColumn | None:
+        """Return the group that is all of the average, whose own column then says it; None: there is no such."""
+        entering = [column for column in self.columns if column.in_average]
+        return entering[0] if len(entering) == 1 and entering[0].subtasks else None
 
     def has_records(self, model: str) -> bool:
         """Return whether anything of a model was recorded."""
@@ -220,10 +228,14 @@ def _judged(record: Record) -> tuple[str | None, str | None]:
 
 def _run(record: Record, added: Sequence[Record]) -> Run:
     later = [score for evaluation in added if evaluation.judging is None for score in evaluation.scores]
-    scores = {(score.task, score.metric): score for score in (*record.scores, *later)}
+    scores = {_key(score): score for score in (*record.scores, *later)}
     judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
     spec = record.spec
     return Run(spec.model_name, spec.label, spec.seed, record, tuple(scores.values()), tuple(judgings.values()))
+
+
+def _key(score: Score) -> tuple[str, str, tuple[str, ...]]:
+    return score.task, score.metric, score.subtasks
 
 
 def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...]:
@@ -262,34 +274,53 @@ def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
     """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after.
 
-    The same metric through another filter, as GSM8K's flexible match, stands beside it and enters no average.
+    The same metric through another filter, as GSM8K's flexible match, stands beside it, and a group's categories before
+    it; they enter no average.
     """
     filtered: dict[str, dict[str, None]] = defaultdict(dict)
-    found: dict[str, dict[str, bool]] = defaultdict(dict)
+    groups: dict[tuple[str, str, tuple[str, ...]], None] = {}
+    found: dict[str, dict[tuple[str, tuple[str, ...]], bool]] = defaultdict(dict)
     for row in rows:
         for run in row.finished:
             assert run.record is not None
-            own = {(score.task, score.metric) for score in run.record.scores}
+            own = {_key(score) for score in run.record.scores}
             for score in run.scores:
                 if score.headline:
-                    known = found[score.task].get(score.metric, False)
-                    found[score.task][score.metric] = known or (score.task, score.metric) in own
+                    key = score.metric, score.subtasks
+                    found[score.task][key] = found[score.task].get(key, False) or _key(score) in own
+                elif score.subtasks:
+                    groups[_key(score)] = None
                 elif "," in score.metric:
                     filtered[score.task][score.metric] = None
-    columns = []
+    columns: list[ScoreColumn] = []
     for task in dict.fromkeys((*suite.evaluation.tasks, *found)):
         asked = task in suite.evaluation.tasks
         metrics = found.get(task)
-        if metrics:
-            columns += [ScoreColumn(task, metric, asked or own) for metric, own in metrics.items()]
-            columns += [
-                ScoreColumn(task, metric, False)
-                for metric in filtered[task]
-                if metric not in metrics and metric.partition(",")[0] in {name.partition(",")[0] for name in metrics}
-            ]
-        else:
+        if not metrics:
             columns.append(ScoreColumn(task, None, asked))
-    return tuple(columns)
+            continue
+        asked = asked and not any(metrics.values())
+        for (metric, subtasks), in_run in metrics.items():
+            columns += _categories(groups, metric, subtasks)
+            columns.append(ScoreColumn(task, metric, asked or in_run, subtasks))
+        names = {metric for metric, _ in metrics}
+        columns += [
+            ScoreColumn(task, other, False)
+            for other in filtered[task]
+            if other not in names and other.partition(",")[0] in {name.partition(",")[0] for name in names}
+        ]
+    return tuple(dict.fromkeys(columns))
+
+
+def _categories(
+    groups: Iterable[tuple[str, str, tuple[str, ...]]], metric: str, subtasks: tuple[str, ...]
+) -> list[ScoreColumn]:
+    """Return the categories of a group, each over the most of its tasks that there is a score of."""
+    found: dict[str, tuple[str, ...]] = {}
+    for task, its_metric, members in groups:
+        if its_metric == metric and set(members) <= set(subtasks) and len(members) > len(found.get(task, ())):
+            found[task] = members
+    return [ScoreColumn(task, metric, False, members) for task, members in found.items()]
 
 
 def _data_notes(records: Sequence[Record]) -> list[str]:

@@ -123,14 +123,20 @@ def _average(runs: Sequence[Sequence[Score]]) -> tuple[Estimate, str] | None:
 
 
 def column_title(column: ScoreColumn) -> str:
-    """Return how a task's column is called: the metric is named where it is not accuracy."""
-    return column.task if column.metric in {None, "acc"} else f"{column.task} {column.metric}"
+    """Return how a task's column is called: the metric is named where it is not accuracy, of a group how many tasks."""
+    name = column.task if column.metric in {None, "acc"} else f"{column.task} {column.metric}"
+    if not column.subtasks:
+        return name
+    count = len(column.subtasks)
+    return f"{name}{' overall' * column.in_average} ({count} {'task' if count == 1 else 'tasks'})"
 
 
 def score_table(summary: Summary, model: str) -> Table:
     """Return the scores of one model: a row a label, a column a task, the average last."""
     columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
-    columns.append(Column(average_title(summary)))
+    averaged = summary.lone_group is None
+    if averaged:
+        columns.append(Column(average_title(summary)))
     normalised = has_normalised(summary)
     if normalised:
         columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it"))
@@ -140,7 +146,8 @@ def score_table(summary: Summary, model: str) -> Table:
             rows.append((row.label, *[row_status(row)] * (len(columns) - 1)))
             continue
         cells = [score_of_row(row, column) for column in summary.columns]
-        cells.append(average_of_row(row, summary.columns))
+        if averaged:
+            cells.append(average_of_row(row, summary.columns))
         if normalised:
             cells.append(normalised_average_of_row(row, summary.columns))
         rows.append((label_text(row), *(NOT_SCORED if cell is None else estimate_text(*cell) for cell in cells)))
@@ -148,7 +155,9 @@ def score_table(summary: Summary, model: str) -> Table:
 
 
 def average_title(summary: Summary) -> str:
-    """Return the heading of the average."""
+    """Return the heading of the average; of one group alone it is the group's overall score."""
+    if summary.lone_group is not None:
+        return column_title(summary.lone_group)
     return f"average of {sum(column.in_average for column in summary.columns)} tasks"
 
 

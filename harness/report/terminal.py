@@ -31,7 +31,13 @@ from harness.report.quantities import (
 )
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
-from harness.report.tables import average_of_row, has_normalised, normalised_average_of_row, peak_text, score_of_row
+from harness.report.tables import (
+    average_of_row,
+    has_normalised,
+    normalised_average_of_row,
+    peak_text,
+    score_of_row,
+)
 from harness.report.units import NOTHING, gib, percent, significant
 from harness.store import Contents
 from harness.suite import Suite
@@ -46,6 +52,8 @@ SHORT_TASKS = {
     "arc_easy": "arc-e",
     "arc_challenge": "arc-c",
     "openbookqa": "obqa",
+    "mmlu_social_sciences": "social",
+    "mmlu_humanities": "human.",
 }
 SHORT_STATUS = {"out_of_memory": "OOM", "interrupted": "stopped"}
 TASK_WIDTH = 9
@@ -94,13 +102,13 @@ def _table(title: str, heads: Sequence[str]) -> RichTable:
 
 
 def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
-    normalised = has_normalised(summary)
+    averaged, normalised = summary.lone_group is None, has_normalised(summary)
     table = _table(
         f"{title}: accuracy in %, 95% interval below it, n items a task",
         [
             "label",
             *(_head(rows, column) for column in summary.columns),
-            "average",
+            *(["average"] * averaged),
             *(["acc_norm\naverage"] * normalised),
         ],
     )
@@ -110,7 +118,8 @@ def _scores(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
             table.add_row(label, *[Text(short_status(row))] * (len(table.columns) - 1))
             continue
         cells = [score_of_row(row, column) for column in summary.columns]
-        cells.append(average_of_row(row, summary.columns))
+        if averaged:
+            cells.append(average_of_row(row, summary.columns))
         if normalised:
             cells.append(normalised_average_of_row(row, summary.columns))
         if len(row.finished) < len(row.runs):
@@ -146,6 +155,8 @@ def short_status(row: Row) -> str:
 
 def _head(rows: Sequence[Row], column: ScoreColumn) -> str:
     name = SHORT_TASKS.get(column.task, one_line(column.task.removeprefix("mmlu_"), TASK_WIDTH))
+    if column.subtasks and column.in_average:
+        name += "\noverall"
     if column.metric is not None and "," in column.metric:
         name += f"\n{column.metric.partition(',')[2].partition('-')[0]}"  # strict or flexible
     counts = [cell[0].num_items for row in rows if row.finished and (cell := score_of_row(row, column)) is not None]
