@@ -16,6 +16,7 @@ from harness.engine.executors import run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.evaluation.task_names import check_task_names
 from harness.models import BaseModelSpec, find_model, load_models
 from harness.record import Record
 from harness.store import Store
@@ -33,6 +34,15 @@ def main(args: argparse.Namespace) -> int:
     weights = store.folder / str(record.weights)
     if not (weights / "config.json").is_file():
         raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
+    evaluation = record.spec.evaluation.model_copy(
+        update={
+            "tasks": tuple(args.benchmark),
+            "subtasks": None,
+            "limit": args.limit or record.spec.evaluation.limit,
+            "mt_bench": None,
+        }
+    )
+    check_task_names(evaluation)
     store.check_writable()
     wheels = given_wheels(args.wheel)
     spec = find_model(record.spec.model_name, load_models())
@@ -49,14 +59,6 @@ def main(args: argparse.Namespace) -> int:
         folder = weights
         if adapter.is_dir():
             folder = _base_folder(record, spec, args, wheels, display)
-    evaluation = record.spec.evaluation.model_copy(
-        update={
-            "tasks": tuple(args.benchmark),
-            "subtasks": None,
-            "limit": args.limit or record.spec.evaluation.limit,
-            "mt_bench": None,
-        }
-    )
     identifier = uuid.uuid4().hex
     task = RunTask(
         spec=record.spec.model_copy(update={"evaluation": evaluation}),

@@ -23,6 +23,7 @@ from harness.engine.executors import Tally, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.record import Environment, Prediction
 from harness.report.units import gib
@@ -49,6 +50,7 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
         )
     wheels = given_wheels(args.wheel)
     selection = choose()
+    check_task_names(selection.suite.evaluation)
     if args.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(Path(args.results).resolve())

@@ -18,14 +18,12 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from harness.errors import HarnessError, near_miss
+from harness.evaluation.task_names import MMLU, MMLU_FOLDER, MMLU_PREFIX
 from harness.record import Score
 from harness.settings import EvaluationSettings
 
 STOCK = Path(lm_eval.tasks.__file__).parent
 """Where lm-eval keeps its tasks."""
-MMLU = "mmlu"
-MMLU_PREFIX = "mmlu_"
-MMLU_FOLDER = "mmlu/default"
 
 
 def expand_tasks(settings: EvaluationSettings) -> tuple[str, ...]:

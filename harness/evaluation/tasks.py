@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,25 +21,10 @@ import datasets
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
-from harness.errors import HarnessError, near_miss
-from harness.evaluation.groups import MMLU_FOLDER, MMLU_PREFIX, STOCK, expand_tasks
+from harness.errors import HarnessError
+from harness.evaluation.groups import STOCK, expand_tasks
+from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.settings import EvaluationSettings
-
-STOCK_FOLDERS = {
-    "boolq": "super_glue/boolq",
-    "piqa": "piqa",
-    "social_iqa": "siqa",
-    "hellaswag": "hellaswag",
-    "winogrande": "winogrande",
-    "arc_easy": "arc",
-    "arc_challenge": "arc",
-    "openbookqa": "openbookqa",
-    "gsm8k": "gsm8k",
-    "gsm8k_cot": "gsm8k",
-}
-"""Where lm-eval keeps these tasks: its own index of all folders takes over ten seconds."""
-
-TASK_LINE = re.compile(rb"""^["']?task["']?:[ ]*["']?([\w.+-]+)["']?[ ]*$""", re.MULTILINE)
 
 ROWS_OF = {"gsm8k_cot": "gsm8k"}
 """Tasks that are another view of a task's rows."""
@@ -119,20 +103,7 @@ def _manager(name: str) -> TaskManager:
         manager = TaskManager(include_path=str(STOCK / known), include_defaults=False)
         if name in manager.all_subtasks:
             return manager
-    folders = {
-        match.decode(): path.parent
-        for path in sorted(STOCK.rglob("*.yaml"))
-        for match in TASK_LINE.findall(path.read_bytes())
-    }
-    if name in folders:
-        manager = TaskManager(include_path=str(folders[name]), include_defaults=False)
-        if name in manager.all_subtasks:
-            return manager
-    hint = near_miss(name, folders)
-    raise HarnessError(
-        f"lm-eval has no task '{name}'{hint if 'did you mean' in hint else ''}; a group other than mmlu is given by "
-        "its tasks"
-    )
+    return TaskManager(include_path=str(folder_of_task(name)), include_defaults=False)
 
 
 def _from_rows(manager: TaskManager, name: str, rows_folder: Path, settings: EvaluationSettings, scratch: Path) -> Task:

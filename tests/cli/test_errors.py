@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ MODEL = "smollm2-135m"
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tiny.toml").write_text(SUITE)
     (tmp_path / "typo.toml").write_text(SUITE.replace("batch_size", "batch_sise"))
+    (tmp_path / "task.toml").write_text(re.sub(r"tasks = \[.*?\]", 'tasks = ["hellaswagg"]', SUITE))
     (tmp_path / "random.toml").write_text(RANDOM)
     (tmp_path / "scored.toml").write_text(RANDOM.replace("tasks = []", 'tasks = ["piqa"]\nrows = "hub"'))
     (tmp_path / "empty").mkdir()
@@ -28,6 +30,7 @@ def folder(tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["run", "--suite", "typo.toml"], "has no setting 'batch_sise'; did you mean 'batch_size'?"),
+        (["run", "--suite", "task.toml"], "lm-eval has no task 'hellaswagg'; did you mean 'hellaswag'?"),
         (["run", "--suite", "quickstrat"], "there is no suite 'quickstrat'; did you mean 'quickstart'?"),
         (["run", "--suite", "none.toml"], "none.toml: cannot be read: No such file or directory"),
         (
