@@ -47,9 +47,12 @@ SHARE_OF_TOKEN_RATIO = 0.85
 
 MODEL = converted_model_place(load_models()["smollm2-135m"])
 
-pytestmark = pytest.mark.skipif(
-    not (is_complete(MODEL) and is_complete(rows_place())), reason="run 'harness prepare --suite quickstart' first"
-)
+pytestmark = [
+    pytest.mark.timeout(0),
+    pytest.mark.skipif(
+        not (is_complete(MODEL) and is_complete(rows_place())), reason="run 'harness prepare --suite quickstart' first"
+    ),
+]
 
 
 @dataclass
