@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -147,3 +148,17 @@ def test_a_dry_run_lists_the_papers_runs(folder: Path) -> None:
     for model in ("llama2-7b", "llama3-8b", "mistral-7b"):
         assert done.stdout.count(f" {model} ") == 1 + 6 * 3
     assert "57 runs of suite 'commonsense'" in done.stdout
+
+
+def test_published_tables_are_compared_with_what_is_there(folder: Path) -> None:
+    done = command("paper", "compare", "lisa-memory", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "21 not measured, 21 not comparable" in done.stdout
+    done = command("paper", "compare", "lisa-memory", "--format", "json", cwd=folder)
+    cells = json.loads(done.stdout)
+    assert {(cell["verdict"], cell["reason"]) for cell in cells if cell["ours"] is None} >= {
+        ("not measured", "not run")
+    }
+    done = command("paper", "show", "lisa-memri", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no published table 'lisa-memri'; did you mean 'lisa-memory'?" in done.stderr
