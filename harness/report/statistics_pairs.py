@@ -108,7 +108,7 @@ def paired_difference(tasks: Sequence[Outcomes]) -> Difference:
     parts = [_items_part(task.mean(axis=0), len(tasks)) for task in tasks]
     if num_seeds > 1:
         parts.append((float(by_seed.var(ddof=1)) / num_seeds, num_seeds - 1))
-    return Difference(float(by_seed.mean()), *_sum_of_variances(parts), num_items, num_seeds)
+    return Difference(float(by_seed.mean()), *sum_of_variances(parts), num_items, num_seeds)
 
 
 def compare_methods(first: Sequence[Outcomes], second: Sequence[Outcomes], level: float = LEVEL) -> PairResult:
@@ -175,7 +175,7 @@ def _items_part(items: Outcomes, num_tasks: int) -> tuple[float, float]:
     return float(items.var(ddof=1)) / n / num_tasks**2, n - 1
 
 
-def _sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Return the standard error of a sum of independent parts (variance, degrees) and its degrees of freedom.
 
     ``(sum V)^2 / sum(V^2 / f)``. Source: Welch (1947), Biometrika 34:28-35.
