@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
-from harness.commands._comparing import add_compare
+from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 
 RESULTS = "results/records"
@@ -136,6 +136,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
 
     add_compare(commands)
+    add_history(commands, RESULTS)
     return parser
 
 

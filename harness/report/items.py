@@ -39,5 +39,7 @@ def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, 
 
 def mean_outcomes(repeats: Sequence[Outcomes]) -> dict[ItemKey, float]:
     """Return each item's mean over the repeats of one run, for the items that all of them have."""
+    if len(repeats) == 1:
+        return dict(repeats[0])
     shared = set(repeats[0]).intersection(*repeats[1:])
     return {key: sum(repeat[key] for repeat in repeats) / len(repeats) for key in sorted(shared)}

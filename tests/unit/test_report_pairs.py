@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 from scipy import stats
@@ -70,7 +68,7 @@ def test_seeds_that_differ_widen_the_error_beyond_that_of_items() -> None:
 def test_the_bootstrap_over_items_is_scipys() -> None:
     draw = np.random.default_rng(3)
     difference = draw.normal(0.3, 1.0, size=(1, 40))
-    ours = np.quantile(resampled_means([difference]), [0.025, 0.975])
+    ours = np.quantile(resampled_means([difference[0]]), [0.025, 0.975])
     theirs = stats.bootstrap(
         (difference[0],), np.mean, n_resamples=10_000, method="percentile", random_state=4
     ).confidence_interval
@@ -78,16 +76,19 @@ def test_the_bootstrap_over_items_is_scipys() -> None:
 
 
 def test_items_are_drawn_within_their_task() -> None:
-    first, second = np.zeros((1, 5)), np.ones((1, 500))
+    first, second = np.zeros(5), np.ones(500)
     assert set(resampled_means([first, second])) == {0.5}
 
 
-def test_below_ten_seeds_only_items_are_drawn_and_from_ten_on_both() -> None:
-    constant = np.ones((9, 20)) * np.arange(9)[:, None]
-    assert resampled_means([constant]).std() == pytest.approx(0.0, abs=1e-12)
-    more = np.ones((10, 20)) * np.arange(10)[:, None]
-    expected = np.arange(10).std() / math.sqrt(10)
-    assert resampled_means([more], 2000).std() == pytest.approx(expected, rel=0.06)
+def test_what_is_new_in_each_pair_of_seed_and_item_is_counted_once() -> None:
+    """Against the mean squares of a two-way table without repetition (Snedecor and Cochran, Statistical Methods)."""
+    draw = np.random.default_rng(7)
+    d = draw.normal(size=(4, 50)) + 0.3 * np.arange(4)[:, None] + draw.normal(size=50)
+    rows, columns = d.mean(axis=1), d.mean(axis=0)
+    of_seeds = 50 * ((rows - d.mean()) ** 2).sum() / 3
+    of_items = 4 * ((columns - d.mean()) ** 2).sum() / 49
+    of_both = ((d - rows[:, None] - columns + d.mean()) ** 2).sum() / (3 * 49)
+    assert paired_difference([d]).standard_error ** 2 == pytest.approx((of_seeds + of_items - of_both) / 200)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_below_ten_seeds_only_items_are_drawn_and_from_ten_on_both() -> None:
         (1, 3, "paired bootstrap over items"),
         (3, 1, "paired over items and seeds"),
         (3, 3, "paired over items and seeds"),
-        (10, 2, "paired bootstrap, both"),
+        (12, 2, "paired over items and seeds"),
     ],
 )
 def test_the_test_follows_what_there_is(num_seeds: int, num_tasks: int, test: str) -> None:
