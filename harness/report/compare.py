@@ -189,14 +189,13 @@ def _scored(
         if tolerance is None:
             continue
         cell = Cell(old.key, old.title, SCORE, title, "same", tolerance=tolerance)
-        versions = {s.score.task_version for s in before}, {s.score.task_version for s in after}
         if not before or not after:
             if _has_result(old) and _has_result(new):
                 yield replace(cell, verdict="missing" if before else "new", basis="not scored")
             continue
-        if versions[0] != versions[1]:
-            said = " -> ".join(", ".join(sorted(version)) for version in versions)
-            yield replace(cell, verdict="not comparable", basis=f"task version: {said}")
+        unlike = _unlike(before, after)
+        if unlike:
+            yield replace(cell, verdict="not comparable", basis=unlike)
             continue
         if score.unit == "fraction" and score.higher_is_better:
             averaged.append(title)
@@ -205,6 +204,15 @@ def _scored(
         cell = Cell(old.key, old.title, SCORE, f"average of {len(averaged)} tasks", "same", tolerance=tolerance)
         chosen = [{title: side.scores[title] for title in averaged} for side in (old, new)]
         yield from _score_cell(cell, chosen[0], chosen[1], sides)
+
+
+def _unlike(before: Sequence[ScoreSample], after: Sequence[ScoreSample]) -> str:
+    """Return why two scores of one name are not of one thing; nothing where they are."""
+    versions = [", ".join(sorted({sample.score.task_version for sample in side})) for side in (before, after)]
+    if versions[0] != versions[1]:
+        return f"task version: {versions[0]} -> {versions[1]}"
+    members = [{sample.score.subtasks for sample in side} for side in (before, after)]
+    return "the group is over other tasks" if members[0] != members[1] else ""
 
 
 def _score_cell(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from harness.report.items import ItemKey, mean_outcomes
+from harness.report.items import ItemKey, mean_outcomes, outcomes_of
 from harness.report.measures import SCALES
 from harness.report.sides import Side
 from harness.report.statistics_changes import Change, p_more_lost_than_won
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ROUNDING = 1e-6
-"""How far a score may be from the mean of its items: farther, and the score is no mean of them."""
 MANY = 10**6
 """Degrees of freedom of an error that is as good as known."""
 
@@ -118,13 +116,14 @@ def _paired(
 
 
 def _outcomes(samples: Sequence[ScoreSample], side: Side) -> dict[ItemKey, float] | None:
+    """Return the outcomes behind a score, means over its repeats; None where any are missing."""
     repeats = []
     for sample in samples:
         file = None if sample.items is None else side.items(sample.items)
-        found = None if file is None else file.get((sample.score.task, sample.score.metric))
-        if not found or abs(fmean(found.values()) - sample.score.value) > ROUNDING:
+        outcomes = None if file is None else outcomes_of(sample.score, file)
+        if outcomes is None:
             return None
-        repeats.append(found)
+        repeats.append(outcomes)
     return mean_outcomes(repeats)
 
 

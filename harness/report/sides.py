@@ -12,13 +12,11 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.record import Record
-from harness.report.items import ItemKey, parse_items
+from harness.report.items import ItemFile, parse_items
 from harness.store import parse_files
 
 RECORDS = "results/records"
 """Where a revision keeps its records, from the top of its repository."""
-
-ItemFile = dict[tuple[str, str], dict[ItemKey, float]]
 
 
 @dataclass
@@ -42,7 +40,7 @@ class Side:
             try:
                 self._items[name] = None if data is None else parse_items(data, f"{self.name}: {name}")
             except HarnessError as error:
-                self.warnings.append(f"{error}; its scores are compared unpaired")
+                self.warnings.append(f"{error}; its items are not used")
                 self._items[name] = None
         return self._items[name]
 
@@ -66,6 +64,11 @@ def _from_disk(text: str, path: Path) -> Side:
         parts = [(str(file), file.read_bytes()) for file in files]
     except OSError as error:
         raise HarnessError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
+    return _side(text, parts, items_beside(folder).read_file)
+
+
+def items_beside(folder: Path) -> Side:
+    """Return a side that holds no records and reads the files of items of a folder."""
 
     def read_file(name: str) -> bytes | None:
         try:
@@ -73,7 +76,7 @@ def _from_disk(text: str, path: Path) -> Side:
         except OSError:
             return None
 
-    return _side(text, parts, read_file)
+    return Side(str(folder), read_file=read_file)
 
 
 def _from_git(text: str) -> Side:

@@ -8,11 +8,12 @@ T tasks of the difference d is
     V_both = sum_t var_si(d_tsi less its means) / (S n_t) / T^2
 
 since what is new in each pair of seed and item is in both of the first two (Cameron, Gelbach and Miller 2011, Journal
-of Business and Economic Statistics 29:238-249); V is at least the larger of these, which errs towards caution. Simulated
-coverage of the 95% interval: 0.94 to 0.97 with one seed, 0.95 to 0.99 with several whose difference swings by 2 points,
-and 0.90 to 0.93 with just two that swing by 5 to 10. V_items is what a bootstrap over items within each task gives, in closed form. With one seed the
-bootstrap itself is made; it says nothing of seeds, and the result names what its interval covers. Seeds are never
-resampled: there are mostly fewer than ten.
+of Business and Economic Statistics 29:238-249); V is at least the larger of these. V_items is what a bootstrap over
+items within each task gives, in closed form. With one seed the bootstrap itself is made; it says nothing of seeds, and
+the result names what its interval covers. Seeds are never resampled: there are mostly fewer than ten.
+
+Simulated coverage of the 95% interval: 0.94 to 0.97 with one seed; 0.95 to 0.99 with several whose difference swings by
+2 points; 0.90 to 0.93 with just two seeds that swing by 5 to 10 points.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def side(draw: np.random.Generator, records: dict[str, list[Record]], slower: di
                 changes["scores"] = tuple(score(task, values) for task, values in outcomes.items())
                 changes["items"] = label
                 found._items[label] = {
-                    (task, "acc"): {(i, ""): float(v) for i, v in enumerate(values)}
+                    (task, "acc"): {(task, i, ""): float(v) for i, v in enumerate(values)}
                     for task, values in outcomes.items()
                 }
             made.append(record.model_copy(update=changes))

@@ -235,7 +235,7 @@ def scored(
 def items_side(name: str, records: list[Record], outcomes: Callable[[int, int], float]) -> Side:
     side = Side(name, tuple(records))
     for record in records:
-        values = {(i, str(i)): outcomes(record.spec.seed, i) for i in range(1000)}
+        values = {("piqa", i, ""): outcomes(record.spec.seed, i) for i in range(1000)}
         side._items[record.items or ""] = {("piqa", "acc"): values}
     return side
 
@@ -266,6 +266,34 @@ def test_items_that_do_not_add_up_to_their_score_are_not_used() -> None:
     before = items_side("old", old, lambda seed, i: float(i < 600))
     after = items_side("new", new, lambda seed, i: float(i < 500))
     assert cell(compare_sides(before, after), "piqa acc").basis.startswith("unpaired, items absent")
+
+
+def test_a_group_is_paired_over_the_items_of_its_tasks_and_must_be_over_the_same() -> None:
+    def grouped(members: tuple[str, ...], **changes: Any) -> list[Record]:
+        (record,) = scored([0.6], **changes)
+        score = record.scores[0].model_copy(update={"task": "mmlu", "subtasks": members})
+        return [record.model_copy(update={"scores": (score,)})]
+
+    old, new = grouped(("a", "b")), grouped(("a", "b"), later=9, environment=NEW)
+    sides = []
+    for name, records in (("old", old), ("new", new)):
+        side = Side(name, tuple(records))
+        outcomes = {(task, i, ""): float(i < 6) for task in ("a", "b") for i in range(10)}
+        side._items[records[0].items or ""] = {
+            (task, "acc"): {key: value for key, value in outcomes.items() if key[0] == task} for task in ("a", "b")
+        }
+        sides.append(side)
+    assert cell(compare_sides(sides[0], sides[1]), "mmlu acc").basis == "paired over 20 items"
+    other = compare(old, grouped(("a", "c"), later=9, environment=NEW))
+    assert cell(other, "mmlu acc").basis == "the group is over other tasks"
+
+
+def test_what_only_one_side_measured_is_missing_or_new() -> None:
+    old, new = make.make_record("full"), make.make_record("full", minute=5, environment=NEW)
+    found = compare([old], [new.model_copy(update={"scores": new.scores[1:]})])
+    assert (cell(found, "boolq acc").verdict, cell(found, "boolq acc").basis) == ("missing", "not scored")
+    back = compare([old.model_copy(update={"train": None})], [new], "step_time:2%")
+    assert (cell(back, "step time").verdict, cell(back, "step time").basis) == ("new", "not measured")
 
 
 def test_a_point_is_a_hundredth_of_the_scale() -> None:
