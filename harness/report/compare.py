@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
-from statistics import fmean
+from statistics import fmean, geometric_mean
 
 from harness.errors import HarnessError
 from harness.report.compare_cells import RUN, Cell, Comparison, Verdict
@@ -164,7 +164,7 @@ def _ratios(cells: Sequence[tuple[Cell, list[float], list[float]]]) -> Iterator[
         if min(*before, *after) <= 0:
             yield _without_ratio(cell)
         elif min(len(before), len(after)) < 2:
-            ratio = fmean(after) / fmean(before)
+            ratio = _mean(after) / _mean(before)
             yield _by_tolerance(replace(cell, change=ratio - 1, basis=SINGLE), log(ratio))
         else:
             tested.append((cell, before, after))
@@ -266,6 +266,11 @@ def _without_ratio(cell: Cell) -> Cell:
     change = cell.candidate - cell.baseline
     verdict: Verdict = "worse" if change > 0 else "improved" if change < 0 else "same"
     return replace(cell, verdict=verdict, basis="a value is zero, and no share of it can be taken")
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Return the geometric mean, as changes are of logarithms; the arithmetic one where there is a zero."""
+    return geometric_mean(values) if min(values) > 0 else fmean(values)
 
 
 def _has_result(subject: Subject) -> bool:

@@ -32,6 +32,7 @@ class Cell:
     title: str
     verdict: Verdict
     baseline: float | None = None
+    """Geometric mean of a measure, mean of a score."""
     candidate: float | None = None
     change: float | None = None
     """Of a measure a fraction of the baseline; of a score a difference."""

@@ -37,7 +37,7 @@ FOLDED: dict[Verdict, str] = {
 }
 LEGEND = (
     "*found from*: the smallest true worsening that would have been found in 80% of cases. *p* is of being worse "
-    "beyond the tolerance, corrected over the whole comparison."
+    "beyond the tolerance, corrected over the whole comparison. Means of times, bytes and losses are geometric."
 )
 
 
