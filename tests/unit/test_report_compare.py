@@ -3,50 +3,20 @@
 from __future__ import annotations
 
 import json
-import runpy
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import SimpleNamespace
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from harness.errors import HarnessError
-from harness.record import Record, Score
+from harness.record import Record
 from harness.report.compare import compare_sides
-from harness.report.compare_cells import Cell, Comparison
+from harness.report.compare_cells import Comparison
 from harness.report.compare_page import CHARACTERS, comparison_json, comparison_markdown
 from harness.report.measures import parse_tolerances
 from harness.report.sides import Side
 from harness.settings import EvaluationSettings
-
-make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
-NEW = make.CPU.model_copy(update={"packages": {"torch": "2.14.0", "lm-eval": "0.4.13"}, "source_checksum": "f" * 64})
-NOISE = (0.99, 1.01, 1.0, 0.995, 1.005)
-
-
-def timed(record: Record, seconds: float) -> Record:
-    assert record.train is not None
-    return record.model_copy(update={"train": record.train.model_copy(update={"step_seconds_mean": seconds})})
-
-
-def runs(
-    label: str, times: Sequence[float], *, later: int = 0, environment: Any = make.CPU, **changes: Any
-) -> list[Record]:
-    """One record a time, repeats of one seed."""
-    return [
-        timed(make.make_record(label, minute=later + i, environment=environment, **changes), seconds)
-        for i, seconds in enumerate(times)
-    ]
-
-
-def compare(old: Sequence[Record], new: Sequence[Record], fail_on: str | None = None, **changes: Any) -> Comparison:
-    return compare_sides(Side("old", tuple(old)), Side("new", tuple(new)), fail_on, **changes)
-
-
-def cell(comparison: Comparison, metric: str, label: str = "full") -> Cell:
-    (found,) = (c for c in comparison.cells if c.title == metric and c.key[2] == label)
-    return found
+from tests.comparing import NEW, NOISE, cell, compare, make, runs
 
 
 def test_a_slowdown_beyond_its_tolerance_is_worse_and_one_within_is_not() -> None:
@@ -206,100 +176,12 @@ def test_of_a_side_the_newest_environment_counts_and_the_rest_is_noted() -> None
     assert found.notes == ("old: 3 runs left out, of an older environment.",)
 
 
-def scored(
-    values: Sequence[float], *, later: int = 0, environment: Any = make.CPU, unit: str = "fraction"
-) -> list[Record]:
-    """One seed a value, of one task, with items in ``seed-later.zst``."""
-    records = []
-    for seed, value in enumerate(values):
-        score = Score(
-            task="piqa",
-            metric="acc",
-            value=value,
-            stderr=0.01,
-            n=1000,
-            unit=unit,
-            higher_is_better=True,
-            task_version="1",
-            num_fewshot=0,
-            headline=True,
-        )
-        records.append(
-            make.make_record("full", seed=seed, minute=later + seed, environment=environment).model_copy(
-                update={"scores": (score,), "items": f"{seed}-{later}"}
-            )
-        )
-    return records
-
-
-def items_side(name: str, records: list[Record], outcomes: Callable[[int, int], float]) -> Side:
-    side = Side(name, tuple(records))
-    for record in records:
-        values = {("piqa", i, ""): outcomes(record.spec.seed, i) for i in range(1000)}
-        side._items[record.items or ""] = {("piqa", "acc"): values}
-    return side
-
-
-def test_a_loss_of_items_is_found_paired_that_no_unpaired_test_could_see() -> None:
-    old, new = scored([0.6]), scored([0.57], later=9, environment=NEW)
-    before = items_side("old", old, lambda seed, i: float(i < 600))
-    after = items_side("new", new, lambda seed, i: float(i < 570))
-    paired = compare_sides(before, after, "score:1pt")
-    assert cell(paired, "piqa acc").verdict == "worse"
-    assert cell(paired, "piqa acc").basis == "paired over 1000 items"
-    assert cell(paired, "piqa acc").change == pytest.approx(-0.03)
-    unpaired = compare(old, new, "score:1pt")
-    assert cell(unpaired, "piqa acc").verdict == "same"
-    assert cell(unpaired, "piqa acc").basis == "unpaired, items absent: 1000 against 1000 items"
-
-
-def test_seeds_that_swing_are_not_taken_for_a_loss() -> None:
-    old, new = scored([0.6, 0.6, 0.6]), scored([0.5, 0.6, 0.62], later=9, environment=NEW)
-    before = items_side("old", old, lambda seed, i: float(i < 600))
-    after = items_side("new", new, lambda seed, i: float(i < 1000 * (0.5, 0.6, 0.62)[seed]))
-    found = cell(compare_sides(before, after, "score:1pt"), "piqa acc")
-    assert (found.verdict, found.basis) == ("same", "paired over 1000 items, 3 seeds")
-
-
-def test_items_that_do_not_add_up_to_their_score_are_not_used() -> None:
-    old, new = scored([0.6]), scored([0.57], later=9, environment=NEW)
-    before = items_side("old", old, lambda seed, i: float(i < 600))
-    after = items_side("new", new, lambda seed, i: float(i < 500))
-    assert cell(compare_sides(before, after), "piqa acc").basis.startswith("unpaired, items absent")
-
-
-def test_a_group_is_paired_over_the_items_of_its_tasks_and_must_be_over_the_same() -> None:
-    def grouped(members: tuple[str, ...], **changes: Any) -> list[Record]:
-        (record,) = scored([0.6], **changes)
-        score = record.scores[0].model_copy(update={"task": "mmlu", "subtasks": members})
-        return [record.model_copy(update={"scores": (score,)})]
-
-    old, new = grouped(("a", "b")), grouped(("a", "b"), later=9, environment=NEW)
-    sides = []
-    for name, records in (("old", old), ("new", new)):
-        side = Side(name, tuple(records))
-        outcomes = {(task, i, ""): float(i < 6) for task in ("a", "b") for i in range(10)}
-        side._items[records[0].items or ""] = {
-            (task, "acc"): {key: value for key, value in outcomes.items() if key[0] == task} for task in ("a", "b")
-        }
-        sides.append(side)
-    assert cell(compare_sides(sides[0], sides[1]), "mmlu acc").basis == "paired over 20 items"
-    other = compare(old, grouped(("a", "c"), later=9, environment=NEW))
-    assert cell(other, "mmlu acc").basis == "the group is over other tasks"
-
-
 def test_what_only_one_side_measured_is_missing_or_new() -> None:
     old, new = make.make_record("full"), make.make_record("full", minute=5, environment=NEW)
     found = compare([old], [new.model_copy(update={"scores": new.scores[1:]})])
     assert (cell(found, "boolq acc").verdict, cell(found, "boolq acc").basis) == ("missing", "not scored")
     back = compare([old.model_copy(update={"train": None})], [new], "step_time:2%")
     assert (cell(back, "step time").verdict, cell(back, "step time").basis) == ("new", "not measured")
-
-
-def test_a_point_is_a_hundredth_of_the_scale() -> None:
-    old, new = scored([6.5], unit="points"), scored([6.2], later=9, environment=NEW, unit="points")
-    assert cell(compare(old, new, "score:1pt"), "piqa acc").verdict == "worse"
-    assert cell(compare(old, new, "piqa:2pt"), "piqa acc").limit() == pytest.approx(0.2)
 
 
 def test_the_level_is_shared_between_metrics_so_that_tasks_do_not_take_it() -> None:
