@@ -1,7 +1,8 @@
 """The ``harness`` command: parse, call, print. Every handler is imported when it runs.
 
-Exit codes: 0 done; 1 a run failed or timed out, or what was read was incomplete; 2 wrong use, said in one sentence;
-3 the budget of ``run --budget-seconds`` ended before all runs were done; 130 interrupted.
+Exit codes: 0 done; 1 a run failed or timed out, something became worse (``compare``), or what was read was incomplete;
+2 wrong use, said in one sentence; 3 the budget of ``run --budget-seconds`` ended before all runs were done; 130
+interrupted.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
+from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 
 RESULTS = "results/records"
@@ -132,6 +134,9 @@ def build_parser() -> argparse.ArgumentParser:
     _results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
+
+    add_compare(commands)
+    add_history(commands, RESULTS)
     return parser
 
 

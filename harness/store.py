@@ -7,9 +7,10 @@ report the rest as warnings.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,19 +79,15 @@ class Store:
             HarnessError: a file is there but cannot be read.
         """
         files = [self.file_of(suite)] if suite is not None else sorted(self.folder.glob("*.jsonl"))
-        records: list[Record] = []
-        warnings: list[str] = []
+        parts: list[tuple[str, bytes]] = []
         for file in files:
             try:
-                data = file.read_bytes()
+                parts.append((str(file), file.read_bytes()))
             except FileNotFoundError:
                 continue
             except OSError as error:
                 raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
-            for number, line in enumerate(data.splitlines(keepends=True), start=1):
-                _read_line(line, f"{file} line {number}", records, warnings)
-        records.sort(key=lambda record: (record.started_at, record.uuid))
-        return Contents(tuple(records), tuple(warnings))
+        return parse_files(parts)
 
     @contextmanager
     def _locked(self, file: Path) -> Iterator[None]:
@@ -99,6 +96,34 @@ class Store:
                 yield
         except Timeout as error:
             raise HarnessError(f"{file}: another process has held its lock for {LOCK_SECONDS:.0f} s") from error
+
+
+def parse_files(parts: Iterable[tuple[str, bytes]]) -> Contents:
+    """Return what the bytes of records files hold.
+
+    Args:
+        parts: What a file is called in a warning, and its bytes.
+    """
+    records: list[Record] = []
+    warnings: list[str] = []
+    with _no_collection():
+        for where, data in parts:
+            for number, line in enumerate(data.splitlines(keepends=True), start=1):
+                _read_line(line, f"{where} line {number}", records, warnings)
+    records.sort(key=lambda record: (record.started_at, record.uuid))
+    return Contents(tuple(records), tuple(warnings))
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Hold the garbage collector off: records have no cycles, and looking for some takes most of a long reading."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def has_outcome(records: tuple[Record, ...], run_id: str, environment_id: str | None, retry: frozenset[str]) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
 from harness.errors import HarnessError
+from harness.report.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store
 from harness.suite import Suite, load_suite, load_tuned
@@ -21,7 +22,9 @@ def main(args: argparse.Namespace) -> int:
     warn(contents.warnings)
     tuned = _tuned(args.suite, suite)
     out = Path(args.out if args.out is not None else f"report-{suite.name}")
-    files = write_report(suite, contents, out, args.format or FORMATS, tuned)
+    items = items_beside(Path(args.results))
+    files = write_report(suite, contents, out, args.format or FORMATS, tuned, read_items=items.items)
+    warn(items.warnings)
     terminal_table(suite, contents, console(), tuned)
     print()
     for file in files:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report import groups, judging
+from harness.report.comparisons import ReadItems, comparison_parts
 from harness.report.layout import escape_markdown, markdown_table
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
@@ -71,18 +72,24 @@ DEFINITIONS = (
 )
 
 
-def report_markdown(summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path) -> str:
+def report_markdown(
+    summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path, read_items: ReadItems | None = None
+) -> str:
     """Return report.md.
 
     Args:
         summary: What to report.
         plots: Files of each plot by name, below ``out``.
         out: The folder of the report, to which links are relative.
+        read_items: Where labels are compared item by item; None leaves that out.
     """
     suite = summary.suite
     parts = [f"# Report of suite {escape_markdown(suite.name)}, version {summary.view.suite_version}\n"]
     parts.append(f"{escape_markdown(suite.description)}\n")
-    parts += ["## Results\n", *_results(summary), "## Notes\n", _bullets(_notes(summary))]
+    parts += ["## Results\n", *_results(summary)]
+    if read_items is not None:
+        parts += comparison_parts(summary, read_items)
+    parts += ["## Notes\n", _bullets(_notes(summary))]
     tuning = tuning_table(summary)
     if tuning is not None:
         parts += ["## Learning rates\n", "Mean held-out loss of the trials in nats.\n", markdown_table(tuning)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from harness.errors import HarnessError, near_miss
+from harness.report.comparisons import ReadItems
 from harness.report.files import make_folder, replace_file
 from harness.report.summary import summarize
 from harness.report.terminal import terminal_table
@@ -23,7 +24,13 @@ Format = Literal["md", "csv"]
 
 
 def write_report(
-    suite: Suite, contents: Contents, out: Path, formats: Sequence[str], tuned: Tuned | None = None
+    suite: Suite,
+    contents: Contents,
+    out: Path,
+    formats: Sequence[str],
+    tuned: Tuned | None = None,
+    *,
+    read_items: ReadItems | None = None,
 ) -> list[Path]:
     """Write the report of a suite into a folder and return its files.
 
@@ -33,6 +40,7 @@ def write_report(
         out: A folder; it is made when it is missing, and other files in it stay.
         formats: ``md`` for report.md and the plots, ``csv`` for scores.csv and runs.csv.
         tuned: The learning rates that the suite takes from a file.
+        read_items: Returns a file of items; None: labels are not compared item by item.
 
     Raises:
         HarnessError: there is no record of the suite, a format is unknown, or a file cannot be written.
@@ -58,7 +66,7 @@ def write_report(
         make_folder(out / "plots")
         plots = write_plots(summary, out / "plots")
         written += [file for files in plots.values() for file in files]
-        written.insert(0, replace_file(out / "report.md", report_markdown(summary, plots, out)))
+        written.insert(0, replace_file(out / "report.md", report_markdown(summary, plots, out, read_items)))
     return written
 
 

@@ -1,0 +1,29 @@
+"""``harness compare``: what became worse between two sets of records. Works where torch is absent."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from harness.errors import HarnessError
+from harness.report.compare import compare_sides
+from harness.report.compare_page import comparison_json, comparison_markdown
+from harness.report.sides import load_side
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the comparison; return 1 when something became worse or failed.
+
+    Raises:
+        HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
+    """
+    comparison = compare_sides(load_side(args.baseline), load_side(args.candidate), args.fail_on, args.level)
+    page = comparison_json if args.format == "json" else comparison_markdown
+    sys.stdout.write(page(comparison))
+    if comparison.is_empty:
+        sys.stdout.flush()
+        raise HarnessError(
+            f"nothing in {comparison.candidate} can be compared with {comparison.baseline}: no metric was measured on "
+            "both sides alike"
+        )
+    return 1 if comparison.fails else 0

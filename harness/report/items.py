@@ -1,0 +1,62 @@
+"""Outcomes item by item, from the files that stand beside the records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from harness.errors import HarnessError
+from harness.record import Score
+
+ItemKey = tuple[str, int, str]
+"""Task, index and hash of a document: the same item in any run."""
+Outcomes = Mapping[ItemKey, float]
+ItemFile = Mapping[tuple[str, str], Outcomes]
+"""Outcomes by task and metric."""
+ROUNDING = 1e-6
+"""How far a score may be from the mean of its items: farther, and the score is no mean of them."""
+
+
+def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, float]]:
+    """Return the outcomes of each (task, metric); a metric that is not one number an item is left out.
+
+    Raises:
+        HarnessError: the bytes are no file of items, or were cut off or damaged.
+    """
+    import zstandard
+
+    found: dict[tuple[str, str], dict[ItemKey, float]] = defaultdict(dict)
+    try:
+        text = zstandard.ZstdDecompressor().decompress(data).decode()
+        for line in text.split("\n"):  # splitlines() would also cut at U+2028
+            if not line:
+                continue
+            item = json.loads(line)
+            for metric, value in item["metrics"].items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    key = item["task"], item["index"], item["doc_hash"]
+                    found[item["task"], metric][key] = float(value)
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise HarnessError(f"{where}: is no file of items, or was cut off ({error})") from error
+    return dict(found)
+
+
+def outcomes_of(score: Score, file: ItemFile) -> dict[ItemKey, float] | None:
+    """Return the outcomes that a score is the mean of, of a group's those of all its tasks; None: of none."""
+    outcomes: dict[ItemKey, float] = {}
+    for task in score.subtasks or (score.task,):
+        outcomes |= file.get((task, score.metric), {})
+    if not outcomes or abs(fmean(outcomes.values()) - score.value) > ROUNDING:
+        return None
+    return outcomes
+
+
+def mean_outcomes(repeats: Sequence[Outcomes]) -> dict[ItemKey, float]:
+    """Return each item's mean over the repeats of one run, for the items that all of them have."""
+    if len(repeats) == 1:
+        return dict(repeats[0])
+    shared = set(repeats[0]).intersection(*repeats[1:])
+    return {key: sum(repeat[key] for repeat in repeats) / len(repeats) for key in sorted(shared)}
