@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from harness.report.compare import compare_sides
-from harness.report.compare_page import comparison_markdown
-from harness.report.sides import load_side
+from harness.cli import main
 from harness.store import Store
 
 FACTORY = Path(__file__).parent.parent / "tests" / "unit" / "fixtures_report" / "factory.py"
@@ -44,15 +42,16 @@ def folder_of_records(folder: Path, environment: Any, num_models: int) -> Path:
 
 @pytest.mark.parametrize("num_models", [1, 400], ids=["5 labels, 2000 seeds", "2000 labels, 5 seeds"])
 def test_compare_of_two_sets_of_ten_thousand_records(
-    benchmark: Any, tmp_path_factory: pytest.TempPathFactory, num_models: int
+    benchmark: Any, tmp_path_factory: pytest.TempPathFactory, num_models: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     new = make.CPU.model_copy(update={"source_checksum": "f" * 64})
     old = folder_of_records(tmp_path_factory.mktemp("old"), make.CPU, num_models)
     later = folder_of_records(tmp_path_factory.mktemp("new"), new, num_models)
 
-    def compare() -> str:
-        return comparison_markdown(compare_sides(load_side(str(old)), load_side(str(later))))
+    def compare() -> int:
+        return main(["compare", str(old), str(later)])
 
-    page = benchmark.pedantic(compare, rounds=3, iterations=1, warmup_rounds=0)
+    code = benchmark.pedantic(compare, rounds=3, iterations=1, warmup_rounds=0)
     # Of every label and model: the step time, eight tasks and their average.
-    assert page.startswith(f"## harness compare: {10 * len(LABELS) * num_models} same\n")
+    assert code == 0
+    assert f"## harness compare: {10 * len(LABELS) * num_models} same\n" in capsys.readouterr().out

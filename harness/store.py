@@ -8,7 +8,6 @@ report the rest as warnings.
 from __future__ import annotations
 
 import gc
-import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+from pydantic_core import from_json
 
 from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, parse_record
@@ -152,8 +152,8 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
         )
         return
     try:
-        records.append(parse_record(json.loads(line), where))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        records.append(parse_record(from_json(line), where))
+    except ValueError as error:
         warnings.append(f"{where}: is not JSON ({error}); it is passed over")
     except HarnessError as error:
         warnings.append(f"{error}; it is passed over")

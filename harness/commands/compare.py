@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 
 from harness.errors import HarnessError
@@ -17,7 +18,9 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
     """
-    comparison = compare_sides(load_side(args.baseline), load_side(args.candidate), args.fail_on, args.level)
+    baseline, candidate = load_side(args.baseline), load_side(args.candidate)
+    gc.freeze()  # the records stay to the end: looking through them for garbage takes longer than comparing them
+    comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
     page = comparison_json if args.format == "json" else comparison_markdown
     sys.stdout.write(page(comparison))
     if comparison.is_empty:

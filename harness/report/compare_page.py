@@ -15,6 +15,8 @@ CHARACTERS = 60_000
 """Of the whole page: GitHub takes 65,536 of a comment."""
 SHORT = 40
 """Rows of what is worse that stand in the open."""
+SHORTEST_ROW = 60
+"""Characters that a row of a table has at least."""
 CELL_LIMIT = 200
 COLUMNS = (
     Column("verdict", "left"),
@@ -124,7 +126,7 @@ def _introduction(comparison: Comparison) -> str:
 
 def _folded(summary: str, cells: Sequence[Cell], comparison: Comparison, characters: int) -> str:
     """Return a table that opens on a click, with as many rows as the characters allow."""
-    shown = list(cells)
+    shown = list(cells)[: max(0, characters) // SHORTEST_ROW]
     table = _table(shown, comparison)
     while shown and len(table) > characters:
         shown = shown[: int(len(shown) * min(0.9, characters / len(table)))]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from harness.record import Score
 from harness.report.items import ItemKey, mean_outcomes, outcomes_of
 from harness.report.measures import SCALES
 from harness.report.sides import Side
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Tasks = Mapping[str, Mapping[int, Sequence[ScoreSample]]]
+"""Samples of each task by seed."""
 MANY = 10**6
 """Degrees of freedom of an error that is as good as known."""
 
@@ -61,7 +64,7 @@ def score_change(
         return None
     first = next(iter(old.values()))[seeds[0]][0].score
     sign = -1.0 if first.higher_is_better else 1.0
-    means = [fmean(_value(task[seed]) for task in side.values() for seed in seeds) for side in (old, new)]
+    means = [_means(side, seeds) for side in (old, new)]
     arrays = [_paired(old[task], new[task], seeds, sides) for task in old]
     known = [array for array in arrays if array is not None]
     over = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -71,12 +74,14 @@ def score_change(
         least = _exact(tasks)
         basis = f"paired over {difference.num_items} items{over}"
     else:
-        difference = _unpaired(old, new, seeds, sign)
+        difference = _unpaired((old, new), means, seeds, sign)
         least = 0.0
         basis = f"unpaired, items absent: {_items(old, seeds)} against {_items(new, seeds)} items{over}"
     known_error = not math.isnan(difference.standard_error)
     change = Change(difference.mean, difference.standard_error, difference.degrees) if known_error else None
-    return ScoreChange(means[0], means[1], difference.mean, change, least, basis, SCALES[first.unit])
+    return ScoreChange(
+        float(means[0].mean()), float(means[1].mean()), difference.mean, change, least, basis, SCALES[first.unit]
+    )
 
 
 def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
@@ -86,11 +91,18 @@ def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
     return found
 
 
+def _means(side: Tasks, seeds: Sequence[int]) -> NDArray[np.float64]:
+    """Return each task's score by seed, (num_tasks, num_seeds), a mean over the repeats of a seed."""
+    import numpy as np
+
+    return np.array([[_value(task[seed]) for seed in seeds] for task in side.values()])
+
+
 def _value(samples: Sequence[ScoreSample]) -> float:
-    return fmean(sample.score.value for sample in samples)
+    return samples[0].score.value if len(samples) == 1 else fmean(sample.score.value for sample in samples)
 
 
-def _items(tasks: Mapping[str, Mapping[int, Sequence[ScoreSample]]], seeds: Sequence[int]) -> int:
+def _items(tasks: Tasks, seeds: Sequence[int]) -> int:
     return sum(task[seeds[0]][0].score.n for task in tasks.values())
 
 
@@ -137,38 +149,29 @@ def _exact(tasks: Sequence[NDArray[np.float64]]) -> float:
 
 
 def _unpaired(
-    old: Mapping[str, Mapping[int, Sequence[ScoreSample]]],
-    new: Mapping[str, Mapping[int, Sequence[ScoreSample]]],
-    seeds: Sequence[int],
-    sign: float,
+    sides: Sequence[Tasks], means: Sequence[NDArray[np.float64]], seeds: Sequence[int], sign: float
 ) -> Difference:
     """Return the difference of two means with the variance of items and seeds on either side.
 
     All seeds answer the same items, so that more seeds do not make the items' part smaller.
     """
-    import numpy as np
-
-    by_seed = [
-        np.mean([[_value(task[seed]) for seed in seeds] for task in side.values()], axis=0) for side in (old, new)
-    ]
     parts: list[tuple[float, float]] = []
-    for side, means in zip((old, new), by_seed, strict=True):
-        parts += [(_item_variance(task, seeds) / len(side) ** 2, MANY) for task in side.values()]
+    for side, values in zip(sides, means, strict=True):
+        for task, value in zip(side.values(), values.mean(axis=1), strict=True):
+            parts.append((_item_variance(task[seeds[0]][0].score, float(value)) / len(side) ** 2, MANY))
         if len(seeds) > 1:
-            parts.append((float(means.var(ddof=1)) / len(seeds), len(seeds) - 1))
-    mean = sign * float(by_seed[1].mean() - by_seed[0].mean())
-    if any(math.isnan(part) for part, _ in parts):
-        return Difference(mean, math.nan, MANY, _items(new, seeds), len(seeds))
-    return Difference(mean, *sum_of_variances(parts), _items(new, seeds), len(seeds))
+            parts.append((float(values.mean(axis=0).var(ddof=1)) / len(seeds), len(seeds) - 1))
+    mean = sign * float(means[1].mean() - means[0].mean())
+    known = not any(math.isnan(part) for part, _ in parts)
+    error, degrees = sum_of_variances(parts) if known else (math.nan, MANY)
+    return Difference(mean, error, degrees, _items(sides[1], seeds), len(seeds))
 
 
-def _item_variance(task: Mapping[int, Sequence[ScoreSample]], seeds: Sequence[int]) -> float:
-    """Return the variance of a task's score over items; NaN where nothing is known of it.
+def _item_variance(score: Score, value: float) -> float:
+    """Return the variance over items of a score whose mean over seeds is ``value``; NaN where nothing is known of it.
 
     Of an accuracy it is taken at (x + 1/2) / (n + 1), so that a task that is all right still has some.
     """
-    score = task[seeds[0]][0].score
-    value = fmean(_value(task[seed]) for seed in seeds)
     if score.unit == "fraction" and 0 <= value <= 1 and score.n > 0:
         q = (value * score.n + 0.5) / (score.n + 1)
         return q * (1 - q) / score.n
