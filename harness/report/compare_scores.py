@@ -65,6 +65,7 @@ def score_change(
     first = next(iter(old.values()))[seeds[0]][0].score
     sign = -1.0 if first.higher_is_better else 1.0
     means = [_means(side, seeds) for side in (old, new)]
+    before, after = (fmean(_by_seed_means(side)) for side in means)
     arrays = [_paired(old[task], new[task], seeds, sides) for task in old]
     known = [array for array in arrays if array is not None]
     over = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
@@ -79,9 +80,7 @@ def score_change(
         basis = f"unpaired, items absent: {_items(old, seeds)} against {_items(new, seeds)} items{over}"
     known_error = not math.isnan(difference.standard_error)
     change = Change(difference.mean, difference.standard_error, difference.degrees) if known_error else None
-    return ScoreChange(
-        float(means[0].mean()), float(means[1].mean()), difference.mean, change, least, basis, SCALES[first.unit]
-    )
+    return ScoreChange(before, after, difference.mean, change, least, basis, SCALES[first.unit])
 
 
 def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
@@ -91,11 +90,13 @@ def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
     return found
 
 
-def _means(side: Tasks, seeds: Sequence[int]) -> NDArray[np.float64]:
-    """Return each task's score by seed, (num_tasks, num_seeds), a mean over the repeats of a seed."""
-    import numpy as np
+def _means(side: Tasks, seeds: Sequence[int]) -> list[list[float]]:
+    """Return each task's score by seed, a mean over the repeats of a seed."""
+    return [[_value(task[seed]) for seed in seeds] for task in side.values()]
 
-    return np.array([[_value(task[seed]) for seed in seeds] for task in side.values()])
+
+def _by_seed_means(means: Sequence[Sequence[float]]) -> list[float]:
+    return [sum(values) / len(values) for values in zip(*means, strict=True)]
 
 
 def _value(samples: Sequence[ScoreSample]) -> float:
@@ -149,22 +150,27 @@ def _exact(tasks: Sequence[NDArray[np.float64]]) -> float:
 
 
 def _unpaired(
-    sides: Sequence[Tasks], means: Sequence[NDArray[np.float64]], seeds: Sequence[int], sign: float
+    sides: Sequence[Tasks], means: Sequence[Sequence[Sequence[float]]], seeds: Sequence[int], sign: float
 ) -> Difference:
     """Return the difference of two means with the variance of items and seeds on either side.
 
     All seeds answer the same items, so that more seeds do not make the items' part smaller.
     """
     parts: list[tuple[float, float]] = []
+    totals = []
     for side, values in zip(sides, means, strict=True):
-        for task, value in zip(side.values(), values.mean(axis=1), strict=True):
-            parts.append((_item_variance(task[seeds[0]][0].score, float(value)) / len(side) ** 2, MANY))
+        for task, scores in zip(side.values(), values, strict=True):
+            score = task[seeds[0]][0].score
+            parts.append((_item_variance(score, sum(scores) / len(scores)) / len(side) ** 2, MANY))
+        by_seed = _by_seed_means(values)
+        total = sum(by_seed) / len(seeds)
+        totals.append(total)
         if len(seeds) > 1:
-            parts.append((float(values.mean(axis=0).var(ddof=1)) / len(seeds), len(seeds) - 1))
-    mean = sign * float(means[1].mean() - means[0].mean())
+            squares = sum((value - total) ** 2 for value in by_seed)
+            parts.append((squares / (len(seeds) - 1) / len(seeds), len(seeds) - 1))
     known = not any(math.isnan(part) for part, _ in parts)
     error, degrees = sum_of_variances(parts) if known else (math.nan, MANY)
-    return Difference(mean, error, degrees, _items(sides[1], seeds), len(seeds))
+    return Difference(sign * (totals[1] - totals[0]), error, degrees, _items(sides[1], seeds), len(seeds))
 
 
 def _item_variance(score: Score, value: float) -> float:
