@@ -289,7 +289,9 @@ def _assumptions(spec: RunSpec, model_spec: BaseModelSpec, question: Question) -
     assert train is not None
     found = []
     if not train.packing:
-        found.append(f"every row was taken as {train.sequence_length} tokens, the longest that there can be")
+        found.append(
+            f"every row was taken as {train.sequence_length} tokens, the longest that there can be, without a mask"
+        )
     if question.device == "cuda" and train.dtype == "fp32":
         found.append("attention in fp32 was taken as on a CPU")
     window = model_spec.shape.sliding_window if model_spec.shape else None
