@@ -24,7 +24,13 @@ def main(args: argparse.Namespace) -> int:
     if args.action == "list":
         if args.table is not None:
             raise HarnessError(f"harness paper list takes no table, and '{args.table}' was given")
-        _print([_summary_of(name) for name in table_names()], args.format)
+        tables = [_summary_of(name) for name in table_names()]
+        _print([table for table in tables if table["numbers"]], args.format)
+        if args.format == "text":
+            absent = [number for name in table_names() for number in read_table(name) if number.value == "absent"]
+            print("\nnot obtained, so absent from the tables:")
+            for number in absent:
+                print(f"- {number.paper} ({number.version}), {number.table}, {number.metric}: {number.not_comparable}")
         return 0
     if args.table is None:
         raise HarnessError(f"harness paper {args.action} needs the name of a table: {', '.join(table_names())}")
@@ -55,7 +61,7 @@ def _summary_of(name: str) -> dict[str, Any]:
     return {
         "table": name,
         "paper": "; ".join(dict.fromkeys(number.paper for number in table)),
-        "numbers": len(table),
+        "numbers": sum(number.value != "absent" for number in table),
         "with a place in our records": sum(number.suite is not None for number in table),
         "suites": ", ".join(dict.fromkeys(number.suite for number in table if number.suite is not None)),
     }
@@ -70,6 +76,7 @@ def _published(number: Published) -> dict[str, Any]:
         "published": number.value,
         "unit": number.unit,
         "version": number.version,
+        "not comparable": number.not_comparable,
         "source": number.source,
     }
 

@@ -33,6 +33,7 @@ from harness.report.statistics_family import holm
 from harness.report.subjects import (
     ScoreSample,
     Subject,
+    Value,
     differences,
     subjects_of_benchmarks,
     subjects_of_records,
@@ -40,6 +41,7 @@ from harness.report.subjects import (
 
 SINGLE = "single value: the tolerance alone decides"
 EXACT = "all alike: the tolerance alone decides"
+"""All values of a side, or all changes from seed to seed."""
 NOT_AN_END = "interrupted"
 
 
@@ -143,36 +145,61 @@ def _measured(both: Sequence[tuple[Subject, Subject]], tolerances: Mapping[str, 
     for name, measure in MEASURES.items():
         if name not in tolerances:
             continue
-        waiting: list[tuple[Cell, list[float], list[float]]] = []
+        waiting: list[_Values] = []
         for old, new in both:
             before, after = old.values.get(name, []), new.values.get(name, [])
             cell = Cell(old.key, old.title, name, measure.title, "same", tolerance=tolerances[name])
             if before and after:
-                basis = f"{len(before)} against {len(after)} values"
-                waiting.append(
-                    (replace(cell, baseline=fmean(before), candidate=fmean(after), basis=basis), before, after)
-                )
+                waiting.append(_values(cell, before, after, measure.follows_seed))
             elif (before or after) and _has_result(old) and _has_result(new):
                 yield replace(cell, verdict="missing" if before else "new", basis="not measured")
         yield from _ratios(waiting)
 
 
-def _ratios(cells: Sequence[tuple[Cell, list[float], list[float]]]) -> Iterator[_Open | Cell]:
-    """Yield the cells of one measure, given the values of baseline and candidate."""
-    tested = []
-    for cell, before, after in cells:
+@dataclass(frozen=True)
+class _Values:
+    """The values of one measure and subject on both sides."""
+
+    cell: Cell
+    before: list[float]
+    after: list[float]
+    paired: bool
+    """Each place of either side is of one seed."""
+
+
+def _values(cell: Cell, before: Sequence[Value], after: Sequence[Value], follows_seed: bool) -> _Values:
+    """Return the values of a cell: seed by seed where they follow the seed and both sides have the same ones."""
+    seeds = dict.fromkeys(seed for seed, _ in before)
+    paired = follows_seed and len(seeds) > 1 and seeds.keys() == {seed for seed, _ in after}
+    sides = [[value for _, value in side] for side in (before, after)]
+    basis = f"{len(before)} against {len(after)} values"
+    if paired:
+        sides = [[_mean([value for s, value in side if s == seed]) for seed in seeds] for side in (before, after)]
+        basis = f"paired over {len(seeds)} seeds"
+    told = replace(cell, baseline=_mean(sides[0]), candidate=_mean(sides[1]), basis=basis)
+    return _Values(told, sides[0], sides[1], paired)
+
+
+def _ratios(cells: Sequence[_Values]) -> Iterator[_Open | Cell]:
+    """Yield the cells of one measure."""
+    tested: list[_Values] = []
+    for values in cells:
+        before, after = values.before, values.after
         if min(*before, *after) <= 0:
-            yield _without_ratio(cell)
+            yield _without_ratio(values.cell)
         elif min(len(before), len(after)) < 2:
             ratio = _mean(after) / _mean(before)
-            yield _by_tolerance(replace(cell, change=ratio - 1, basis=SINGLE), log(ratio))
+            yield _by_tolerance(replace(values.cell, change=ratio - 1, basis=SINGLE), log(ratio))
         else:
-            tested.append((cell, before, after))
-    changes = log_changes([(before, after) for _, before, after in tested])
-    for (cell, _, _), change in zip(tested, changes, strict=True):
-        told = replace(cell, change=exp(change.value) - 1)
+            tested.append(values)
+    changes = log_changes(
+        [(values.before, values.after) for values in tested],
+        paired={i for i, values in enumerate(tested) if values.paired},
+    )
+    for values, change in zip(tested, changes, strict=True):
+        told = replace(values.cell, change=exp(change.value) - 1)
         if change.is_exact:
-            yield _by_tolerance(replace(told, basis=f"{cell.basis}; {EXACT}"), change.value)
+            yield _by_tolerance(replace(told, basis=f"{told.basis}; {EXACT}"), change.value)
         else:
             yield _Open(told, change)
 

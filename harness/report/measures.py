@@ -28,6 +28,11 @@ class Measure:
     unit: Literal["bytes", "seconds", "nats"]
     read: Callable[[Record], float | None]
 
+    @property
+    def follows_seed(self) -> bool:
+        """Return whether a seed alone says most of a value: bytes and losses repeat with it, times do not."""
+        return self.unit != "seconds"
+
     def text(self, value: float) -> str:
         """Return a value with its unit."""
         if self.unit == "bytes":

@@ -29,7 +29,9 @@ GIGA = 10**9
 SCORE = "score:"
 """``score:TASK:METRIC``: a score of the records."""
 
-Verdict = Literal["within tolerance", "within our interval", "differs", "not measured", "not comparable"]
+Verdict = Literal[
+    "within tolerance", "within our interval", "differs", "not measured", "not comparable", "not obtained"
+]
 
 
 class Published(Strict):
@@ -42,8 +44,8 @@ class Published(Strict):
     """As the paper calls it, like the next two."""
     method: str
     metric: str
-    value: float | Literal["OOM"]
-    """OOM: it ran out of memory, with which no number of ours compares."""
+    value: float | Literal["OOM", "absent"]
+    """OOM: it ran out of memory, with which no number of ours compares; absent: numbers that could not be obtained."""
     unit: str
     source: str
     """Where the number was read."""
@@ -70,8 +72,8 @@ class Published(Strict):
             raise ValueError("suite, our_model, our_label and our_quantity go together")
         if not any(ours) and self.not_comparable is None:
             raise ValueError("names neither where ours is to be found nor why it cannot be (not_comparable)")
-        if self.value == "OOM" and self.not_comparable is None:
-            raise ValueError("value is OOM, so not_comparable must say why there is nothing to compare")
+        if isinstance(self.value, str) and self.not_comparable is None:
+            raise ValueError(f"value is {self.value}, so not_comparable must say why there is nothing to compare")
         if (
             self.our_quantity is not None
             and self.our_quantity not in QUANTITIES
@@ -100,7 +102,7 @@ class Cell:
     def difference(self) -> float | None:
         """Return ours less the published number."""
         value = self.published.value
-        return None if self.ours is None or value == "OOM" else self.ours - value
+        return None if self.ours is None or isinstance(value, str) else self.ours - value
 
 
 def _peak_memory(record: Record) -> float | None:
@@ -180,7 +182,8 @@ def compare(table: Sequence[Published], summaries: Mapping[str, Summary]) -> tup
 def _cell(published: Published, summaries: Mapping[str, Summary]) -> Cell:
     if published.suite is None:
         assert published.not_comparable is not None
-        return Cell(published, None, None, 0, "not comparable", published.not_comparable)
+        verdict: Verdict = "not obtained" if published.value == "absent" else "not comparable"
+        return Cell(published, None, None, 0, verdict, published.not_comparable)
     summary = summaries.get(published.suite)
     rows = () if summary is None else summary.rows_of(published.our_model or "")
     row = next((row for row in rows if row.label == published.our_label), None)
@@ -189,10 +192,10 @@ def _cell(published: Published, summaries: Mapping[str, Summary]) -> Cell:
         return Cell(published, None, None, 0, "not measured", published.not_comparable or missing)
     mean = fmean(values)
     interval = t_interval(values) if len(values) > 1 else None
-    if published.not_comparable is not None or published.value == "OOM":
+    if published.not_comparable is not None or isinstance(published.value, str):
         return Cell(published, mean, interval, len(values), "not comparable", published.not_comparable or "")
-    verdict = _verdict(published.value, published.tolerance_percent, mean, interval)
-    return Cell(published, mean, interval, len(values), verdict, missing)
+    found = _verdict(published.value, published.tolerance_percent, mean, interval)
+    return Cell(published, mean, interval, len(values), found, missing)
 
 
 def _verdict(value: float, tolerance: float | None, mean: float, interval: Interval | None) -> Verdict:

@@ -11,7 +11,7 @@ more than 93.5%, which is what a known variance gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -48,15 +48,23 @@ class Change:
         return replace(self, value=-self.value)
 
 
-def log_changes(cells: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[Change]:
+def log_changes(cells: Sequence[tuple[Sequence[float], Sequence[float]]], paired: Collection[int] = ()) -> list[Change]:
     """Return the change of the mean logarithm in each cell of one metric, variances moderated over the cells.
 
     Args:
         cells: Values of the baseline and of the candidate, all above 0, at least two on either side.
+        paired: Places of the cells whose two sides hold the same seeds in the same order. What a seed does to both is
+            in no variance there; the variance of their differences is halved, to be that of one value as elsewhere.
     """
     pairs = [([math.log(v) for v in old], [math.log(v) for v in new]) for old, new in cells]
-    variances = [(_squares(old) + _squares(new)) / (len(old) + len(new) - 2) for old, new in pairs]
-    degrees = [float(len(old) + len(new) - 2) for old, new in pairs]
+    variances, degrees = [], []
+    for i, (old, new) in enumerate(pairs):
+        if i in paired:
+            degrees.append(float(len(old) - 1))
+            variances.append(_squares([b - a for a, b in zip(old, new, strict=True)]) / degrees[i] / 2)
+        else:
+            degrees.append(float(len(old) + len(new) - 2))
+            variances.append((_squares(old) + _squares(new)) / degrees[i])
     spread = [i for i, variance in enumerate(variances) if variance > 0]
     moderated = moderate([variances[i] for i in spread], [degrees[i] for i in spread])
     for i, (variance, freedom) in zip(spread, moderated, strict=True):
@@ -120,7 +128,7 @@ def p_more_lost_than_won(lost: int, won: int) -> float:
 
 
 def _squares(values: Sequence[float]) -> float:
-    if min(values) == max(values):
-        return 0.0  # the mean of equal logarithms need not be one of them
+    if max(values) - min(values) <= ROUNDING:
+        return 0.0  # equal ratios need not have equal logarithms
     mean = fmean(values)
     return sum((value - mean) ** 2 for value in values)

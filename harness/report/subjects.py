@@ -26,6 +26,13 @@ Key = tuple[str, str, str]
 """Suite, model and label; of a benchmark its group, nothing, and its full name."""
 
 
+class Value(NamedTuple):
+    """What a measure says of one run, or of a benchmark's round."""
+
+    seed: int
+    value: float
+
+
 class ScoreSample(NamedTuple):
     """One score of one run, and where its items are."""
 
@@ -45,8 +52,8 @@ class Subject:
     uuids: frozenset[str] = frozenset()
     statuses: dict[int, tuple[str, str | None]] = field(default_factory=dict)
     """Newest outcome and its reason, by seed."""
-    values: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """One value a seed and repeat, by measure."""
+    values: dict[str, list[Value]] = field(default_factory=lambda: defaultdict(list))
+    """One a seed and repeat, by measure."""
     scores: dict[str, list[ScoreSample]] = field(default_factory=lambda: defaultdict(list))
     """By ``task metric``; of a judged one with the judge."""
 
@@ -109,7 +116,7 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
         seed = record.spec.seed
         for name, measure in MEASURES.items():
             if (value := measure.read(record)) is not None:
-                subject.values[name].append(value)
+                subject.values[name].append(Value(seed, value))
         for score in record.scores:
             if score.headline:
                 subject.scores[f"{score.task} {score.metric}"].append(ScoreSample(seed, score, record.items))
@@ -180,7 +187,7 @@ def subjects_of_benchmarks(documents: Sequence[Mapping[str, Any]], where: str) -
                 raise HarnessError(f"{where}: a benchmark has no name or no time ({error!r})") from error
             subject = subjects.setdefault(key, Subject(key, device, {}, environment))
             subject.statuses[0] = "ok", None
-            subject.values[TIME] += rounds
+            subject.values[TIME] += [Value(0, value) for value in rounds]
     return subjects
 
 

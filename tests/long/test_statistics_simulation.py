@@ -1,8 +1,9 @@
 """The statistics by simulation: false alarms of a whole comparison, slowdowns caught, intervals that cover.
 
-A comparison has 48 cells: six labels, each with step time, host memory, five tasks and their average. Times and bytes
-have lognormal noise of 1% in five runs a side; a task has 100 items, of which each changes its outcome with 6%
-probability. The comparison is the real one, from records to verdicts.
+A comparison has 48 cells: six labels, each with step time, memory, five tasks and their average. Times and the host's
+memory have lognormal noise of 1% in five runs a side; the optimizer's state has the same bytes in each, as the
+allocator's peak has on a GPU. A task has 100 items, of which each changes its outcome with 6% probability. The
+comparison is the real one, from records to verdicts.
 """
 
 from __future__ import annotations
@@ -170,6 +171,20 @@ def holm_power(num_cells: int, comparisons: int, noise: Any = None) -> tuple[flo
     return caught / comparisons, wrong / comparisons
 
 
+def test_one_slower_label_among_48_cells_is_caught_where_memory_repeats() -> None:
+    """Bytes that repeat need no test and take no share of the level: half of it is left for six step times."""
+    draw = np.random.default_rng(5)
+    caught = wrong = 0
+    for _ in range(COMPARISONS):
+        found = simulate(draw, "step_time:2%,optimizer_state:3%,score:1pt", {"full": 1.05})
+        worse = {(cell.key[2], cell.metric) for cell in found.cells if cell.verdict == "worse"}
+        caught += ("full", "step_time") in worse
+        wrong += bool(worse - {("full", "step_time")})
+    print(f"one slower label, memory repeats: caught {caught} of {COMPARISONS}; others called worse in {wrong}")
+    assert caught / COMPARISONS >= 0.95
+    assert wrong / COMPARISONS <= LEVEL + 3 * ERROR
+
+
 @pytest.mark.parametrize("num_cells", [1, 6])
 def test_one_slow_step_time_is_caught_where_step_times_alone_are_judged(num_cells: int) -> None:
     caught, wrong = holm_power(num_cells, COMPARISONS)
@@ -203,25 +218,50 @@ def test_intervals_over_seeds_cover_the_truth(num_seeds: int) -> None:
     assert 0.93 <= covered / 4000 <= 0.97
 
 
-@pytest.mark.parametrize("effect", [0.1, 0.0], ids=["items differ", "items alike"])
-@pytest.mark.parametrize(("num_seeds", "num_tasks"), [(1, 1), (1, 4), (2, 4), (3, 4), (5, 1), (12, 2)])
-def test_intervals_of_paired_differences_cover_the_truth(num_seeds: int, num_tasks: int, effect: float) -> None:
-    """Items, seeds and their interaction vary; the truth is the difference of the expected accuracies.
+SHAPES = [(1, 1), (1, 4), (3, 1), (3, 4), (5, 1), (5, 8), (12, 2)]
 
-    With several seeds the variance is bounded from below, and the interval is a little wide.
+
+@pytest.mark.parametrize("effect", [0.1, 0.0], ids=["items differ", "items alike"])
+@pytest.mark.parametrize("swing", [0.0, 0.02, 0.05, 0.1])
+@pytest.mark.parametrize(("num_seeds", "num_tasks"), SHAPES)
+def test_intervals_of_paired_differences_cover_the_truth(
+    num_seeds: int, num_tasks: int, swing: float, effect: float
+) -> None:
+    if num_seeds == 1 and swing:
+        pytest.skip("one seed's interval is over items: what a seed does is not in it, and it says so")
+    covered = coverage(num_seeds, num_tasks, swing, effect)
+    print(f"{num_seeds} seeds, {num_tasks} tasks, swing {swing}, effect {effect}: {covered:.4f}")
+    assert 0.93 - ERROR <= covered <= 0.97 + ERROR
+
+
+@pytest.mark.parametrize(("swing", "least", "most"), [(0.0, 0.94, 0.985), (0.02, 0.94, 0.985), (0.1, 0.89, 0.93)])
+def test_intervals_of_two_seeds_cover_less_where_these_swing(swing: float, least: float, most: float) -> None:
+    """What two seeds say of the spread of seeds is too little for any interval of a useful width."""
+    covered = coverage(2, 4, swing, 0.1)
+    print(f"2 seeds, swing {swing}: {covered:.4f}")
+    assert least <= covered <= most
+
+
+def coverage(num_seeds: int, num_tasks: int, swing: float, effect: float) -> float:
+    """Return how often the interval holds the difference of the expected accuracies.
+
+    Args:
+        num_seeds: Of either method.
+        num_tasks: Of 120 items each.
+        swing: Standard deviation, over the seeds, of the difference that a seed makes to all items.
+        effect: By how much items differ in what they gain, beside 0.1 on average.
     """
     draw = np.random.default_rng(10 * num_seeds + num_tasks)
     covered = 0
     for _ in range(COMPARISONS):
         pairs = []
-        swing = draw.normal(0.0, 0.02 if num_seeds > 1 else 0.0, size=num_seeds)
+        swings = draw.normal(0.0, swing, size=num_seeds)
         for _ in range(num_tasks):
             hardness = draw.uniform(0.1, 0.7, size=120)
             first = draw.random((num_seeds, 120)) < hardness
             gain = 0.1 + effect * draw.choice([-1.0, 1.0], size=120)
-            second = draw.random((num_seeds, 120)) < (hardness + gain + swing[:, None])
+            second = draw.random((num_seeds, 120)) < (hardness + gain + swings[:, None])
             pairs.append((first.astype(float), second.astype(float)))
         found = compare_methods([a for a, _ in pairs], [b for _, b in pairs])
         covered += found.interval[0] <= 0.1 <= found.interval[1]
-    print(f"{num_seeds} seeds, {num_tasks} tasks, effect {effect}: {covered / COMPARISONS:.4f}")
-    assert 0.93 <= covered / COMPARISONS <= (0.97 if num_seeds == 1 else 0.99)
+    return covered / COMPARISONS

@@ -55,6 +55,14 @@ def test_a_packaged_table_names_suites_models_and_labels_that_there_are(name: st
             assert number.our_model in suite.models or number.not_comparable is not None
 
 
+def test_what_could_not_be_obtained_is_listed_with_its_reason_and_has_no_number() -> None:
+    cells = compare(read_table("not-obtained"), {})
+    assert {cell.verdict for cell in cells} == {"not obtained"}
+    assert all(cell.reason and cell.difference is None for cell in cells)
+    with pytest.raises(ValueError, match="not_comparable must say why"):
+        published(value="absent")  # type: ignore[arg-type]
+
+
 def test_headline_claims_are_there() -> None:
     claims = {(n.version, n.metric): n.value for n in read_table("owlore-claims")}
     assert len({version for version, _ in claims}) == 3

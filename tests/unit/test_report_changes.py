@@ -24,6 +24,16 @@ def test_one_cell_is_statsmodels_t_test_with_a_margin(num_old: int, num_new: int
     assert change.reversed().p_beyond(0.0) == pytest.approx(1 - change.p_beyond(0.0))
 
 
+def test_a_paired_cell_is_scipys_paired_t_test() -> None:
+    draw = np.random.default_rng(3)
+    by_seed = draw.lognormal(0.0, 0.3, 6)
+    old, new = by_seed * draw.lognormal(0.0, 0.01, 6), by_seed * draw.lognormal(0.03, 0.01, 6)
+    (change,) = log_changes([(old, new)], paired={0})
+    expected = stats.ttest_rel(np.log(new), np.log(old), alternative="greater")
+    assert change.p_beyond(0.0) == pytest.approx(expected.pvalue, rel=1e-9)
+    assert change.degrees == expected.df
+
+
 def test_a_ratio_counts_whatever_the_unit() -> None:
     draw = np.random.default_rng(1)
     cells = [(draw.lognormal(0, 0.02, 5), draw.lognormal(0, 0.02, 5)) for _ in range(4)]

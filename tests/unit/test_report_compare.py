@@ -72,6 +72,37 @@ def test_values_that_repeat_exactly_need_no_test() -> None:
     assert cell(within, "peak memory").verdict == "same"
 
 
+BY_SEED = (1.0e9, 1.3e9, 0.8e9, 1.1e9)
+
+
+def with_state(bytes_by_seed: Sequence[float], *, later: int = 0, environment: Any = make.CPU) -> list[Record]:
+    """One record a seed."""
+    seeds = range(len(bytes_by_seed))
+    records = [make.make_record("full", seed=seed, minute=later + seed, environment=environment) for seed in seeds]
+    return [
+        record.model_copy(
+            update={"train": record.train.model_copy(update={"peak_optimizer_state_bytes": round(count)})}
+        )
+        for record, count in zip(records, bytes_by_seed, strict=True)
+    ]
+
+
+def test_bytes_are_compared_seed_by_seed() -> None:
+    """By seed they differ by a quarter, between the sides by 4% on every seed: no test needs to find that."""
+    new = with_state([1.04 * count for count in BY_SEED], later=9, environment=NEW)
+    found = cell(compare(with_state(BY_SEED), new, "optimizer_state:3%"), "optimizer state, peak")
+    assert found.verdict == "worse"
+    assert found.change == pytest.approx(0.04)
+    assert found.basis == "paired over 4 seeds; all alike: the tolerance alone decides"
+
+
+def test_bytes_of_other_seeds_are_not_paired() -> None:
+    new = with_state([1.04 * count for count in BY_SEED], later=9, environment=NEW)[:3]
+    found = cell(compare(with_state(BY_SEED), new, "optimizer_state:3%"), "optimizer state, peak")
+    assert found.basis == "4 against 3 values"
+    assert found.verdict == "same"
+
+
 def test_what_changed_in_the_environment_and_under_a_label_is_said_and_still_compared() -> None:
     old = runs("full", NOISE)
     new = runs("full", NOISE, later=9, environment=NEW, spec={"config": {"rank": 16, "update_in_backward": False}})
