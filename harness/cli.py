@@ -228,6 +228,15 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="start no run later than this, interrupt the one under way and exit with 3; the same command goes on",
     )
+    command.add_argument(
+        "--executor", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (default: local)"
+    )
+    command.add_argument(
+        "--ray-address", metavar="ADDRESS", help="a cluster that runs already (default: start one on this machine)"
+    )
+    command.add_argument(
+        "--cpus-per-run", type=_positive, metavar="N", help="asked of Ray, and threads of a run (default: 1)"
+    )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 
 

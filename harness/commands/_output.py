@@ -74,7 +74,6 @@ class Display:
         self._outer: TaskID | None = None
         self._num_runs = num_runs
         self._done = 0
-        self._began = 0.0
         self._last: tuple[str, float] = ("", 0.0)
         self._title = ""
 
@@ -103,7 +102,6 @@ class Display:
 
     def run_begins(self, task: RunTask) -> None:
         """Say which run starts."""
-        self._began = time.monotonic()
         self._title = _title(task.spec)
         if self._bars is None:
             self._line(f"{self._counter()} {self._title}: started")
@@ -125,7 +123,7 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        seconds = time.monotonic() - self._began
+        seconds = (record.finished_at - record.started_at).total_seconds()
         reason = f": {record.reason}" if record.reason else ""
         self._line(f"{self._counter()} {_title(record.spec)}: {record.status} in {seconds:.1f} s{reason}")
         self._done += 1

