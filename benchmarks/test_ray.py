@@ -44,6 +44,9 @@ class Silent:
     def run_ended(self, record: Record) -> None:
         """Ignore it."""
 
+    def waits(self, num_runs: int) -> None:
+        """Ignore it."""
+
 
 def task(folder: Path, number: int) -> RunTask:
     spec = make.make_record("full", seed=number).spec

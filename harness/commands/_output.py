@@ -130,6 +130,10 @@ class Display:
         if self._bars is not None and self._outer is not None:
             self._bars.update(self._outer, completed=self._done)
 
+    def waits(self, num_runs: int) -> None:
+        """Say that only other processes' runs are left."""
+        self._line(f"waiting for {num_runs} run{'s' * (num_runs != 1)} that other processes are doing")
+
     def _counter(self) -> str:
         return f"[{self._done + 1}/{self._num_runs}]"
 

@@ -7,7 +7,7 @@ as by one Ctrl-C; with ``--checkpoint-every`` the next call takes it up at its l
 from __future__ import annotations
 
 import argparse
-import shutil
+import contextlib
 import time
 import uuid
 from collections import Counter
@@ -20,7 +20,7 @@ from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import Executor, executor
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
-from harness.engine.executors import Tally, work_folder
+from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
@@ -57,6 +57,8 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
     if args.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
+    if recovered := recover(store):
+        print(f"{recovered} finished runs of a process that was ended are recorded now")
     with executor(args) as chosen:
         return _execute(args, chosen, choose, selection, store, stop_at=stop_at, wheels=wheels)
 
@@ -161,7 +163,7 @@ def _task(
     answer: PlanAnswer,
 ) -> RunTask:
     identifier = uuid.uuid4().hex
-    checkpoints = store.folder / "checkpoints" / f"{spec.run_id}-{environment.environment_id}"
+    checkpoints = checkpoint_folder(store, spec.run_id, environment.environment_id)
     return RunTask(
         spec=spec,
         uuid=identifier,
@@ -175,6 +177,7 @@ def _task(
         keep_weights=args.keep_weights,
         checkpoint_folder=None if args.repeat else checkpoints,
         checkpoint_every=args.checkpoint_every,
+        claim=None if args.repeat else spec.run_id if args.any_environment else checkpoints.name,
         offline=args.offline,
         run_id=spec.run_id,
         prediction=answer.prediction,
@@ -253,6 +256,7 @@ def _close(store: Store, tally: Tally, num_tasks: int) -> None:
     if tally.left_by_budget is not None:
         runs = "1 run is" if tally.left_by_budget == 1 else f"{tally.left_by_budget} runs are"
         print(f"the budget has ended: {runs} still to do; the same command goes on with the rest")
-    leftover = store.folder / ".work"
-    if leftover.is_dir() and not any(leftover.iterdir()):
-        shutil.rmtree(leftover, ignore_errors=True)
+    if tally.num_by_others:
+        print(f"{tally.num_by_others} of {num_tasks} runs were done by other processes meanwhile")
+    with contextlib.suppress(OSError):  # not empty: other processes are at work
+        (store.folder / WORK).rmdir()

@@ -1,12 +1,14 @@
 """A run's child process: ``python -m harness.engine.child`` with one RunTask as a JSON line on standard input.
 
-Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends at once. Events go out as
+Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends; on Linux the kernel ends
+it at once, also within a long call that holds the interpreter. Events go out as
 JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record is written
 to the work folder, beside and renamed; the parent alone writes the store.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,10 +23,13 @@ RECORD_FILE = "record.json"
 PROGRESS_SECONDS = 0.2
 ORPHANED = 17
 """Exit status of a child whose parent went away."""
+_PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
 
 
 def main() -> None:
     """Execute the task on standard input."""
+    _die_with_parent()
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         os._exit(ORPHANED)
@@ -48,6 +53,12 @@ def main() -> None:
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
     os._exit(0)
+
+
+def _die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends; a parent gone before closes the line."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _end_with_parent() -> None:

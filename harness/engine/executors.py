@@ -1,4 +1,9 @@
-"""Runs a list of tasks, one child process at a time, and appends each record as it comes. Imports no torch itself."""
+"""Runs a list of tasks, one child process at a time, and appends each record as it comes. Imports no torch itself.
+
+Each run is claimed in the results folder before it starts, so that other processes on the same folder do other runs.
+The files of a run stay in its work folder until its record is appended; what a parent that was killed before that has
+left there is taken up by the next.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from harness.engine.launch import Interrupted, keep_files, launch
+from harness.engine.claims import Claims
+from harness.engine.launch import Interrupted, keep_files, launch, left_record
 from harness.engine.task import RunTask
 from harness.record import OUTCOMES, Environment, Record
 from harness.store import Store
+
+WORK = ".work"
+POLL_SECONDS = 1.0
+"""How often runs that other processes have claimed are looked at."""
 
 
 class Watcher(Protocol):
@@ -28,6 +38,9 @@ class Watcher(Protocol):
     def run_ended(self, record: Record) -> None:
         """A run has its record, appended already."""
 
+    def waits(self, num_runs: int) -> None:
+        """Nothing is left to start but runs that other processes are doing."""
+
 
 @dataclass(frozen=True)
 class Tally:
@@ -37,6 +50,8 @@ class Tally:
     interrupted: bool = False
     left_by_budget: int | None = None
     """Runs still to do when the budget ended, the one that it cut among them; None: it did not end first."""
+    num_by_others: int = 0
+    """Runs that other processes did meanwhile."""
 
     @property
     def exit_code(self) -> int:
@@ -49,6 +64,44 @@ class Tally:
         if self.left_by_budget is not None:
             return 3
         return 0 if all(record.status in OUTCOMES for record in self.records) else 1
+
+
+class RunQueue:
+    """The runs still to do, handed out one at a time, each under its claim."""
+
+    def __init__(self, tasks: Sequence[RunTask], claims: Claims, wanted: Callable[[RunTask], bool]) -> None:
+        self.pending = list(tasks)
+        self.num_by_others = 0
+        self._claims = claims
+        self._wanted = wanted
+
+    def next(self) -> RunTask | None:
+        """Claim and return the first run that nobody does; None: nothing is pending but what others do.
+
+        Raises:
+            HarnessError: claims cannot be written.
+        """
+        for task in tuple(self.pending):
+            if self._wanted(task) and not self._claim(task):
+                continue
+            self.pending.remove(task)
+            # Asked again under the claim: whoever held it before may have done the run.
+            if self._wanted(task):
+                return task
+            self.release(task)
+            self.num_by_others += 1
+        return None
+
+    def release(self, task: RunTask) -> None:
+        """Give up the claim on a run."""
+        self._claims.release(task.claim or task.uuid)
+
+    def num_left(self, *begun: RunTask) -> int:
+        """Return how many runs are still to do, those that were begun and cut off among them."""
+        return sum(map(self._wanted, (*begun, *self.pending)))
+
+    def _claim(self, task: RunTask) -> bool:
+        return self._claims.take(task.claim or task.uuid, task.work_folder.name)
 
 
 def run_locally(
@@ -78,34 +131,83 @@ def run_locally(
     records: list[Record] = []
 
     def keep(task: RunTask, record: Record) -> None:
-        kept = keep_files(task, record, store.folder)
-        store.append(kept)
-        records.append(kept)
-        if kept.status in OUTCOMES and task.checkpoint_folder is not None:
-            shutil.rmtree(task.checkpoint_folder, ignore_errors=True)
-        watcher.run_ended(kept)
+        records.append(settle(task.work_folder, record, store, task.checkpoint_folder))
+        queue.release(task)
+        watcher.run_ended(records[-1])
 
-    def left(position: int) -> Tally:
-        """Return the tally of a budget that ended before the task at a position was done."""
-        return Tally(tuple(records), left_by_budget=sum(map(wanted, tasks[position:])) or None)
+    def tally(**more: Any) -> Tally:
+        return Tally(tuple(records), num_by_others=queue.num_by_others, **more)
 
-    for position, task in enumerate(tasks):
-        if not wanted(task):
-            continue
-        if stop_at is not None and time.monotonic() >= stop_at:
-            return left(position)
-        watcher.run_begins(task)
-        if task.refusal is not None:
-            keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
-            continue
-        try:
-            keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at))
-        except Interrupted as stop:
-            keep(task, stop.record)
-            return Tally(tuple(records), interrupted=True) if stop.by_user else left(position)
-    return Tally(tuple(records))
+    with Claims(store.folder) as claims:
+        queue = RunQueue(tasks, claims, wanted)
+        waiting = False
+        while queue.pending:
+            if stop_at is not None and time.monotonic() >= stop_at:
+                return tally(left_by_budget=queue.num_left() or None)
+            task = queue.next()
+            if task is None:
+                if queue.pending and not waiting:
+                    watcher.waits(len(queue.pending))
+                waiting = bool(queue.pending)
+                time.sleep(POLL_SECONDS if waiting else 0.0)
+                continue
+            waiting = False
+            watcher.run_begins(task)
+            if task.refusal is not None:
+                keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+                continue
+            try:
+                keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at))
+            except Interrupted as stop:
+                keep(task, stop.record)
+                return tally(interrupted=True) if stop.by_user else tally(left_by_budget=queue.num_left(task) or None)
+        return tally()
+
+
+def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:
+    """Move a run's files beside the records, append its record, and then remove what the run left; return the record.
+
+    In this order a parent may be killed at any moment: the work folder, with the child's record in it, is there until
+    the record is in the store. See ``recover``.
+
+    Raises:
+        HarnessError: the files cannot be moved or the record cannot be stored; the work folder stays.
+    """
+    kept = keep_files(work, record, store.folder)
+    store.append(kept)
+    if checkpoints is not None and kept.status in OUTCOMES:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    return kept
+
+
+def recover(store: Store) -> int:
+    """Take up what processes that are gone have left: append the records of their finished runs, remove the rest.
+
+    Return how many records were appended.
+
+    Raises:
+        HarnessError: claims or records cannot be written.
+    """
+    recovered = 0
+    with Claims(store.folder) as claims, claims.abandoned(store.folder / WORK) as folders:
+        for folder in folders:
+            record = left_record(folder)
+            if record is None or not folder.name.endswith(record.uuid):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if all(record.uuid != known.uuid for known in store.read(record.spec.suite).records):
+                settle(folder, record, store, checkpoint_folder(store, record.run_id, record.environment_id))
+                recovered += 1
+            shutil.rmtree(folder, ignore_errors=True)
+    return recovered
+
+
+def checkpoint_folder(store: Store, run_id: str, environment_id: str) -> Path:
+    """Return where the checkpoints of a run lie, whichever process attempts it."""
+    return store.folder / "checkpoints" / f"{run_id}-{environment_id}"
 
 
 def work_folder(store: Store, run_id: str, uuid: str) -> Path:
     """Return where a run leaves its files until they are moved beside its record."""
-    return store.folder / ".work" / f"{run_id}-{uuid}"
+    return store.folder / WORK / f"{run_id}-{uuid}"

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -111,7 +110,9 @@ def launch(
         "timed_out": f"timed out after {timeout_seconds} s",
         "interrupted": "interrupted",
     }.get(status, _death(child.returncode))
-    record = _left_record(task) or task.record(environment, started_at, status, reason, log_tail="".join(log) or None)
+    record = left_record(task.work_folder) or task.record(
+        environment, started_at, status, reason, log_tail="".join(log) or None
+    )
     if status == "interrupted":
         if record.status == "interrupted" and not by_user:
             record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
@@ -138,8 +139,10 @@ def probe_environment() -> Environment:
     return Environment.model_validate_json(done.stdout)
 
 
-def keep_files(task: RunTask, record: Record, folder: Path) -> Record:
+def keep_files(work: Path, record: Record, folder: Path) -> Record:
     """Move a run's items and weights from its work folder into the folder of the records; return the record with them.
+
+    What was moved by an earlier call, whose process was killed, stays where it is.
 
     Raises:
         HarnessError: they cannot be moved.
@@ -149,26 +152,26 @@ def keep_files(task: RunTask, record: Record, folder: Path) -> Record:
     try:
         if record.items is not None:
             moved["items"] = items = f"items/{stem}.jsonl.zst"
-            _move(task.work_folder / record.items, folder / items)
+            _move(work / record.items, folder / items)
         if record.mt_bench is not None:
             answers = f"items/{stem}.answers.jsonl"
-            _move(task.work_folder / record.mt_bench.file, folder / answers)
+            _move(work / record.mt_bench.file, folder / answers)
             moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
         if record.weights is not None:
             moved["weights"] = weights = f"weights/{stem}"
-            _move(task.work_folder / record.weights, folder / weights)
+            _move(work / record.weights, folder / weights)
     except OSError as error:
         raise HarnessError(
             f"{folder}: the files of run {record.run_id} cannot be moved there: {error.strerror or error}; they lie in "
-            f"{task.work_folder}"
+            f"{work}, and the next run takes them up"
         ) from error
-    shutil.rmtree(task.work_folder, ignore_errors=True)
     return record.model_copy(update=moved)
 
 
 def _move(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    source.rename(target)
+    if source.exists() or not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source.rename(target)
 
 
 def _follow(
@@ -234,8 +237,9 @@ def _death(returncode: int) -> str:
     return f"the run's process ended with exit status {returncode} and left no record"
 
 
-def _left_record(task: RunTask) -> Record | None:
+def left_record(work: Path) -> Record | None:
+    """Return the record that a child left in its work folder, or None."""
     try:
-        return Record.model_validate_json((task.work_folder / RECORD_FILE).read_bytes())
+        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
     except (OSError, ValidationError):
         return None

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from harness.engine.executors import Tally, Watcher
-from harness.engine.launch import keep_files
+from harness.engine.claims import Claims
+from harness.engine.executors import RunQueue, Tally, Watcher, settle
 from harness.engine.ray_worker import Order, describe_node, run_task, unpack
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
-from harness.record import OUTCOMES, Environment, Record
+from harness.record import Environment, Record
 from harness.source import source_checksum
 from harness.store import Store
 
@@ -97,7 +98,8 @@ class _Batch:
     environment: Environment
     watcher: Watcher
     events: Any
-    done: Callable[[RunTask, Record], None]
+    done: Callable[[RunTask, Record, Path], None]
+    """Called with the folder of its files."""
     pending: dict[Any, RunTask] = field(default_factory=dict)
     """By Ray's reference."""
     doing: dict[str, tuple[str, str, int, int | None]] = field(default_factory=dict)
@@ -147,41 +149,43 @@ class RayCluster:
             HarnessError: a record cannot be stored.
         """
         records: list[Record] = []
+        events = self._ray.remote(num_cpus=0)(_Events).remote()
+        with Claims(store.folder) as claims, _marker(store.folder) as marker:
+            queue = RunQueue(tasks, claims, wanted)
 
-        def done(task: RunTask, record: Record) -> None:
-            kept = keep_files(task, record, store.folder)
-            store.append(kept)
-            records.append(kept)
-            if kept.status in OUTCOMES and task.checkpoint_folder is not None:
-                shutil.rmtree(task.checkpoint_folder, ignore_errors=True)
-            watcher.run_ended(kept)
+            def done(task: RunTask, record: Record, work: Path) -> None:
+                records.append(settle(work, record, store, task.checkpoint_folder))
+                shutil.rmtree(task.work_folder, ignore_errors=True)
+                queue.release(task)
+                watcher.run_ended(records[-1])
 
-        store.folder.joinpath(".work").mkdir(parents=True, exist_ok=True)
-        marker = store.folder / ".work" / f"seen-{uuid.uuid4().hex}"
-        marker.touch()
-        batch = _Batch(environment, watcher, self._ray.remote(num_cpus=0)(_Events).remote(), done)
-        try:
-            for task in tasks:
+            batch = _Batch(environment, watcher, events, done)
+
+            def begin(task: RunTask) -> None:
                 if task.refusal is not None:
-                    done(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
-                elif wanted(task):
-                    order = Order(
-                        task=task,
-                        environment=environment,
-                        marker=marker,
-                        threads=self._threads,
-                        timeout_seconds=timeout_seconds,
-                    )
-                    batch.pending[self._submit(order, batch.events)] = task
-            in_time = self._collect(batch, stop_at)
-        except KeyboardInterrupt:
-            self._cancel(batch)
-            return Tally(tuple(records), interrupted=True)
-        finally:
-            self._ray.kill(batch.events)
-            marker.unlink(missing_ok=True)
-        left = sum(record.status == "interrupted" for record in records) + len(batch.pending)
-        return Tally(tuple(records), left_by_budget=None if in_time else left)
+                    refused = task.record(environment, datetime.now(UTC), "refused", task.refusal)
+                    done(task, refused, task.work_folder)
+                    return
+                order = Order(
+                    task=task,
+                    environment=environment,
+                    marker=marker,
+                    threads=self._threads,
+                    timeout_seconds=timeout_seconds,
+                )
+                batch.pending[self._submit(order, events)] = task
+
+            def tally(**more: Any) -> Tally:
+                return Tally(tuple(records), num_by_others=queue.num_by_others, **more)
+
+            try:
+                in_time = self._collect(batch, queue, begin, stop_at)
+            except KeyboardInterrupt:
+                self._cancel(batch)
+                return tally(interrupted=True)
+            finally:
+                self._ray.kill(events)
+            return tally() if in_time else tally(left_by_budget=queue.num_left(*batch.pending.values()) or None)
 
     def _submit(self, order: Order, events: Any) -> Any:
         spec = order.task.spec
@@ -200,31 +204,40 @@ class RayCluster:
         nodes = [node["Resources"].get("memory", 0) for node in self._ray.nodes() if node["Alive"]]
         return int(min(needed, max(nodes, default=0)))
 
-    def _collect(self, batch: _Batch, stop_at: float | None) -> bool:
-        """Take every result as it comes; return False when the time was up first."""
-        while batch.pending:
+    def _collect(self, batch: _Batch, queue: RunQueue, begin: Callable[[RunTask], None], stop_at: float | None) -> bool:
+        """Begin every run that nobody does and take results as they come; return False when the time was up first."""
+        waiting = False
+        while True:
+            while (task := queue.next()) is not None:
+                begin(task)
+            if not batch.pending and not queue.pending:
+                return True
+            if stop_at is not None and time.monotonic() >= stop_at:
+                self._cancel(batch)
+                return False
+            if not batch.pending:  # nothing is left but what other processes do
+                if not waiting:
+                    batch.watcher.waits(len(queue.pending))
+                waiting = True
+                time.sleep(POLL_SECONDS)
+                continue
             ready, _ = self._ray.wait(list(batch.pending), num_returns=1, timeout=POLL_SECONDS)
             self._show(batch)
             for reference in ready:
                 self._take(batch, reference)
-            if stop_at is not None and time.monotonic() >= stop_at and batch.pending:
-                self._cancel(batch)
-                return False
-        return True
 
     def _take(self, batch: _Batch, reference: Any) -> bool:
         """Hand in the record of a run that ended; return False where it was cancelled before it began."""
         task = batch.pending[reference]
-        exceptions = self._ray.exceptions
+        exceptions, work = self._ray.exceptions, task.work_folder
         try:
-            record, folder = unpack(self._ray.get(reference), task.work_folder)
-            task = task.model_copy(update={"work_folder": folder})
+            record, work = unpack(self._ray.get(reference), work)
         except exceptions.TaskCancelledError:
             return False
         except (exceptions.RayError, HarnessError) as error:
             reason = f"the cluster lost the run: {_first_line(error)}"
             record = task.record(batch.environment, datetime.now(UTC), "failed", reason)
-        batch.done(task, record)
+        batch.done(task, record, work)
         del batch.pending[reference]
         batch.doing.pop(task.uuid, None)
         return True
@@ -258,6 +271,17 @@ class RayCluster:
             name, (_, what, done, total) = list(batch.doing.items())[-1]
             counts = f"{len(batch.doing)} running on {nodes} nodes, {len(waiting) - len(batch.doing)} waiting"
             batch.watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
+
+
+@contextmanager
+def _marker(results: Path) -> Iterator[Path]:
+    """Give a file by which a node knows that it sees the results folder."""
+    file = results / f".seen-{uuid.uuid4().hex}"
+    file.touch()
+    try:
+        yield file
+    finally:
+        file.unlink(missing_ok=True)
 
 
 def _first_line(error: BaseException) -> str:

@@ -67,9 +67,9 @@ def run_task(order_json: str, events: Any) -> bytes:
     started_at = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="harness-run-") as temporary:
         shared = order.marker.exists()
-        folder = task.work_folder.parent if shared else Path(temporary)
         # Each attempt at a run has a folder of its own: one that Ray gave up may still be writing.
-        folder = folder / f"{task.work_folder.name}-{os.getpid()}-{started_at:%H%M%S%f}"
+        attempt = f"attempt-{os.getpid()}-{started_at:%H%M%S%f}"
+        folder = (task.work_folder if shared else Path(temporary)) / attempt
         try:
             _check_source(environment, node)
             here = localize(task.model_copy(update={"work_folder": folder}))

@@ -37,6 +37,8 @@ class RunTask(BaseModel):
     """Where checkpoints of this run lie, also those of an earlier attempt at it."""
     checkpoint_every: PositiveInt | None = None
     """Optimizer steps between checkpoints; None: none are written."""
+    claim: str | None = None
+    """What is claimed in the results folder while this runs, so that no other process does it too; None: its uuid."""
     offline: bool = False
     run_id: str
     """Differs from ``spec.run_id`` only when scores are added to an earlier run."""
