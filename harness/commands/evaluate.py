@@ -18,7 +18,7 @@ from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.models import BaseModelSpec, find_model, load_models
-from harness.record import Record
+from harness.record import Record, within
 from harness.store import Store
 
 
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
             f"the weights of run '{args.run_id}' were not kept; run it again with --keep-weights --retry ok"
         )
     record = kept[-1]
-    weights = store.folder / str(record.weights)
+    weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():
         raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
     evaluation = record.spec.evaluation.model_copy(

@@ -31,7 +31,7 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
-from harness.record import Judging, Record, Status
+from harness.record import Judging, Record, Status, within
 from harness.report.summary import newest_records
 from harness.store import Store
 from harness.suite import load_suite
@@ -128,7 +128,7 @@ def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
     answers = record.mt_bench
     assert answers is not None
     bench = _bench(record, args)
-    asked = gradings(bench, read_answers(store.folder / answers.file), args.references)
+    asked = gradings(bench, read_answers(within(store.folder, answers.file)), args.references)
     settings = JudgeSettings(
         judge=args.judge_model,
         model_id=answers.model_id,

@@ -33,6 +33,7 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 HOPELESS = frozenset({401, 403, 404, 405})
 """Statuses that every other question would meet too."""
 EXCERPT = 160
+LARGEST_REPLY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class ChatEndpoint:
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                data = response.read()
+                data = response.read(LARGEST_REPLY_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except TimeoutError:
@@ -201,6 +202,8 @@ class ChatEndpoint:
             raise _TryAgain(f"the judge at {self.endpoint} cannot be reached ({self._clean(error.reason)})") from None
         except (http.client.HTTPException, ConnectionError) as error:
             raise _TryAgain(f"the judge broke the connection off ({type(error).__name__})") from None
+        if len(data) > LARGEST_REPLY_BYTES:
+            raise _TryAgain(f"the judge's reply has over {LARGEST_REPLY_BYTES:,} bytes")
         return self._reply(data)
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
