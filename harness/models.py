@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
+from harness.settings import Name
 from harness.toml_files import read_tables, validate
 
 Weights = Literal["pretrained", "random"]
@@ -68,7 +69,7 @@ class BaseModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     summary: str = ""
     architecture: Literal["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] | str
     hub_id: str | None = None

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from harness.errors import HarnessError
+from harness.redaction import redacted
 from harness.settings import Name
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
@@ -47,6 +48,8 @@ def _beside(name: str) -> str:
 
 Beside = Annotated[str, AfterValidator(_beside)]
 """A file or folder, relative to the folder of the records."""
+Sentence = Annotated[str, AfterValidator(redacted)]
+"""What libraries and servers may have had a say in: without keys."""
 
 
 class _Part(BaseModel):
@@ -378,13 +381,13 @@ class Record(_Part):
     started_at: AwareDatetime
     finished_at: AwareDatetime
     status: Status
-    reason: str | None = None
+    reason: Sentence | None = None
     """One sentence for every status but ok."""
     spec: RunSpec
     environment: Environment
     phases: tuple[Phase, ...] = ()
     prediction: Prediction | None = None
-    prediction_error: str | None = None
+    prediction_error: Sentence | None = None
     """Why there is no prediction."""
     out_of_memory_at: OutOfMemoryAt | None = None
     """Only with status out_of_memory; None too where the process was killed before it could say."""
@@ -398,7 +401,7 @@ class Record(_Part):
     """Only of an evaluation by a judge."""
     weights: Beside | None = None
     """Folder of the kept weights, relative to the folder of the records."""
-    log_tail: str | None = None
+    log_tail: Sentence | None = None
     """Last lines of a failed child's error output."""
 
     def phase(self, name: str) -> Phase | None:

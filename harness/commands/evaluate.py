@@ -10,7 +10,7 @@ from harness.assets.cache import cache_root
 from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
 from harness.commands._assets import convert
 from harness.commands._find import find_records
-from harness.commands._output import Display
+from harness.commands._output import Display, say
 from harness.commands._selection import given_wheels
 from harness.engine.executors import run_locally, work_folder
 from harness.engine.launch import probe_environment
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
     with Display(1) as display:
         tally = run_locally([task], store=store, environment=probe_environment(), watcher=display)
     for score in tally.records[0].scores:
-        print(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
+        say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code
 
 

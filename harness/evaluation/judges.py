@@ -1,7 +1,8 @@
 """Judges: an OpenAI-compatible chat endpoint, asked with retries and a rate limit, or a local model.
 
 FastChat's own call needs openai < 1 and waits ten seconds after each of sixteen failures; ours needs no client library.
-The key comes from the environment, goes into one header, and is cut out of everything that the endpoint says.
+The key comes from the environment, goes into one header, and is cut out of everything that the endpoint says, as are
+the values of a query in its address.
 """
 
 from __future__ import annotations
@@ -143,6 +144,8 @@ class ChatEndpoint:
             raise HarnessError("the judge's key holds white space or characters that no header takes; set it anew")
         self._model = model
         self._key = key
+        query = urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)
+        self._secrets = sorted({*filter(None, (key, *(value for _, value in query)))}, key=len, reverse=True)
         self._max_tokens = max_tokens
         self._timeout = timeout_seconds
         self._max_retries = max_retries
@@ -238,7 +241,9 @@ class ChatEndpoint:
         return line if len(line) <= EXCERPT else f"{line[: EXCERPT - 1]}…"
 
     def _without_key(self, text: str) -> str:
-        return text if not self._key else text.replace(self._key, "[key]")
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]").replace(urllib.parse.quote(secret, safe=""), "[key]")
+        return text
 
 
 class LocalJudge:
