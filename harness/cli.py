@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from typing import Any, NoReturn
 from harness import __version__
 from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
+from harness.printable import printable
+from harness.redaction import redacted
 
 RESULTS = "results/records"
 FORMATS = ("md", "csv")
@@ -31,6 +34,9 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no error
     args = build_parser().parse_args(arguments)
     try:
         module = importlib.import_module(f"harness.commands.{args.command.replace('-', '_')}")
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except HarnessError as error:
-        print(f"harness {args.command}: error: {error}", file=sys.stderr)
+        print(printable(redacted(f"harness {args.command}: error: {error}")), file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("harness", "__main__"):

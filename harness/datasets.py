@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
-from harness.toml_files import read_toml, validate
+from harness.toml_files import read_tables, validate
 
 
 class DatasetSpec(BaseModel):
@@ -83,7 +83,7 @@ def load_datasets(file: Path | None = None) -> dict[str, DatasetSpec]:
     Raises:
         HarnessError: the file cannot be read or an entry is not valid.
     """
-    table, where = read_toml(file if file is not None else "datasets.toml")
+    table, where = read_tables(file if file is not None else "datasets.toml")
     return {name: validate(DatasetSpec, {"name": name, **entry}, f"{where}: [{name}]") for name, entry in table.items()}
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from harness.errors import HarnessError, near_miss
-from harness.toml_files import read_toml, validate
+from harness.toml_files import read_tables, validate
 
 
 class DeviceSpec(BaseModel):
@@ -61,7 +61,7 @@ def load_devices(file: Path | None = None) -> dict[str, DeviceSpec]:
     Raises:
         HarnessError: the file cannot be read or an entry is not valid.
     """
-    table, where = read_toml(file if file is not None else "devices.toml")
+    table, where = read_tables(file if file is not None else "devices.toml")
     return {name: validate(DeviceSpec, {"name": name, **entry}, f"{where}: [{name}]") for name, entry in table.items()}
 
 

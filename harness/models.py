@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
-from harness.toml_files import read_toml, validate
+from harness.settings import Name
+from harness.toml_files import read_tables, validate
 
 Weights = Literal["pretrained", "random"]
 """``random``: initial values drawn from the run's seed, for suites that measure memory and speed, not quality."""
@@ -68,7 +69,7 @@ class BaseModelSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     summary: str = ""
     architecture: Literal["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] | str
     hub_id: str | None = None
@@ -150,7 +151,7 @@ def load_models(file: Path | None = None) -> dict[str, BaseModelSpec]:
     Raises:
         HarnessError: the file cannot be read or an entry is not valid.
     """
-    table, where = read_toml(file if file is not None else "models.toml")
+    table, where = read_tables(file if file is not None else "models.toml")
     return {
         name: validate(BaseModelSpec, {"name": name, **entry}, f"{where}: [{name}]") for name, entry in table.items()
     }

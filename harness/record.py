@@ -7,12 +7,23 @@ torch, and for ever: a change of layout raises ``SCHEMA_VERSION`` and adds a ste
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime
-from typing import Any, Literal
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    ValidationError,
+)
 
 from harness.errors import HarnessError
+from harness.redaction import redacted
+from harness.settings import Name
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
@@ -23,8 +34,27 @@ OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverge
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
 
+def _beside(name: str) -> str:
+    """Return the name of a file beside the records, which stays within their folder.
+
+    Raises:
+        ValueError: it does not.
+    """
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or set(name) & set("\\:\0"):
+        raise ValueError("it leads out of the folder of the records")
+    return name
+
+
+Beside = Annotated[str, AfterValidator(_beside)]
+"""A file or folder, relative to the folder of the records."""
+Sentence = Annotated[str, AfterValidator(redacted)]
+"""What libraries and servers may have had a say in: without keys."""
+
+
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # As strings, infinities are read again; as null, which JSON has for them, they would spoil the whole record.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class Environment(_Part):
@@ -250,7 +280,7 @@ class Score(_Part):
 
     task: str
     metric: str
-    value: float
+    value: FiniteFloat
     stderr: float | None
     n: int
     unit: Literal["fraction", "points"] = "fraction"
@@ -266,7 +296,7 @@ class Score(_Part):
 class MTBenchAnswers(_Part):
     """The answers of a run to MT-Bench's questions, which a judge scores later."""
 
-    file: str
+    file: Beside
     """In FastChat's JSON Lines, relative to the folder of the records."""
     model_id: str
     """What the answers call the model."""
@@ -308,7 +338,7 @@ class Judging(_Part):
     """Parsed scores outside 1 to 10; in the means, as FastChat has them."""
     repeat_means: tuple[float, ...] = ()
     """Mean of each repeat, in order."""
-    file: str
+    file: Beside
     """The judgments in FastChat's JSON Lines, relative to the folder of the records."""
 
     @property
@@ -344,39 +374,51 @@ class Record(_Part):
     kind: Literal["run", "evaluation"] = "run"
     """``evaluation``: scores added later to a run whose weights or answers were kept; ``of`` names its record. Of a
     judging, environment and spec are the run's: a judge has none of ours."""
-    of: str | None = None
-    run_id: str
-    environment_id: str
-    uuid: str
-    started_at: datetime
-    finished_at: datetime
+    of: Name | None = None
+    run_id: Name
+    environment_id: Name
+    uuid: Name
+    started_at: AwareDatetime
+    finished_at: AwareDatetime
     status: Status
-    reason: str | None = None
+    reason: Sentence | None = None
     """One sentence for every status but ok."""
     spec: RunSpec
     environment: Environment
     phases: tuple[Phase, ...] = ()
     prediction: Prediction | None = None
-    prediction_error: str | None = None
+    prediction_error: Sentence | None = None
     """Why there is no prediction."""
     out_of_memory_at: OutOfMemoryAt | None = None
     """Only with status out_of_memory; None too where the process was killed before it could say."""
     train: TrainResult | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
-    items: str | None = None
+    items: Beside | None = None
     """File of every item's outcome, relative to the folder of the records."""
     mt_bench: MTBenchAnswers | None = None
     judging: Judging | None = None
     """Only of an evaluation by a judge."""
-    weights: str | None = None
+    weights: Beside | None = None
     """Folder of the kept weights, relative to the folder of the records."""
-    log_tail: str | None = None
+    log_tail: Sentence | None = None
     """Last lines of a failed child's error output."""
 
     def phase(self, name: str) -> Phase | None:
         """Return the phase called ``name``, or None when the run did not reach it."""
         return next((phase for phase in self.phases if phase.name == name), None)
+
+
+def within(folder: Path, name: str) -> Path:
+    """Return the path of what a record names, which no link leads out of the folder of the records either.
+
+    Raises:
+        HarnessError: one does.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise HarnessError(f"{path}: a link leads out of the folder of the records; move what it leads to there")
+    return path
 
 
 def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:

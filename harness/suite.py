@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -37,6 +38,10 @@ from harness.toml_files import packaged_toml_names, read_toml, validate
 from harness.tuned import ENDING, Tuned, read_tuned, tuned_file
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
+
+
+MOST_RUNS = 10_000
+"""Of one suite: the points of a sweep multiply, and each is checked when the file is read."""
 
 
 class Suite(Strict):
@@ -86,6 +91,9 @@ class Suite(Strict):
             for label in getattr(self, table):
                 if label not in self.labels:
                     raise ValueError(f"[{table}.{label}] is for a label that the suite does not run")
+        points = sum(math.prod(map(len, self.sweep.get(label, {}).values())) for label in self.labels)
+        if (runs := points * len(self.models) * len(self.seeds)) > MOST_RUNS:
+            raise ValueError(f"it asks for {runs} runs, over {MOST_RUNS}: take a value out of a [sweep]")
         if self.evaluation.mt_bench is not None:
             for model in self.models:
                 if model not in self.conversation:

@@ -103,7 +103,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the table in a JSON file of the cache; empty when there is none or it is spoilt."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -127,12 +127,14 @@ def build_file(target: Path, build: Callable[[Path], None], *, checksum: str | N
     Args:
         target: A file inside the cache.
         build: Writes the path it is given.
-        checksum: SHA-256 that the file must have; checked once, before the rename.
+        checksum: SHA-256 that the file must have, one that is there already too.
 
     Raises:
         HarnessError: the cache cannot be written, or the checksum is another.
     """
     if target.is_file():
+        if checksum is not None and (found := file_checksum(target)) != checksum:
+            raise HarnessError(f"{target}: has SHA-256 {found}, expected {checksum}; delete it and prepare again")
         return target
     with _locked(target):
         if not target.is_file():
@@ -191,7 +193,7 @@ def is_complete(folder: Path) -> bool:
     files = manifest_of(folder)
     try:
         return bool(files) and all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-    except OSError:
+    except (OSError, ValueError, KeyError, TypeError):  # a manifest that is none
         return False
 
 

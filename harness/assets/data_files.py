@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from string import ascii_uppercase
@@ -23,6 +24,7 @@ KINDS: dict[tuple[str, str], tuple[type, str]] = {
     ("choices", "answer"): (int, "the position of the right choice"),
 }
 """Fields that are not text."""
+HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ def _parquet(file: Path) -> list[Any]:
 
     try:
         values: list[Any] = pq.read_table(file).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        raise HarnessError(f"{file}: cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise HarnessError(f"{file}: cannot be read as Parquet: {reason[0]}") from error
     if not values:
         raise HarnessError(f"{file}: holds no row")
     return values
@@ -120,6 +123,8 @@ def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
         kind, wanted = KINDS.get((layout, field), (str, "text"))
         if not isinstance(value[field], kind) or isinstance(value[field], bool):
             raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected {wanted}")
+        if kind is str and HALF.search(value[field]):
+            raise HarnessError(f"{where}: field '{field}' holds half a character (a lone surrogate), which is no text")
     if layout == "choices":
         return _choices_row(value, where, task)
     if layout == "instructions":
@@ -131,7 +136,8 @@ def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
 
 def _choices_row(value: dict[str, Any], where: str, task: str) -> TrainingRow:
     choices, answer = value["choices"], value["answer"]
-    if not all(isinstance(choice, str) for choice in choices) or not 0 < len(choices) <= len(ascii_uppercase):
+    texts = all(isinstance(choice, str) and not HALF.search(choice) for choice in choices)
+    if not texts or not 0 < len(choices) <= len(ascii_uppercase):
         raise HarnessError(f"{where}: field 'choices' holds {len(choices)} entries, expected 1 to 26 texts")
     if not 0 <= answer < len(choices):
         raise HarnessError(f"{where}: field 'answer' is {answer}, expected a position from 0 to {len(choices) - 1}")

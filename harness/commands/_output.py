@@ -17,7 +17,9 @@ from rich.text import Text
 
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.printable import printable
 from harness.record import Record
+from harness.redaction import redacted
 from harness.report.style import FORMATS
 
 PIPE_WIDTH = 160
@@ -40,14 +42,19 @@ def print_table(rows: Sequence[Mapping[str, str]]) -> None:
     for key in rows[0]:
         table.add_column(key.replace("_", " "), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
+        table.add_row(*(Text(printable(str(value))) for value in row.values()))
     console().print(table)
 
 
 def warn(sentences: Iterable[str]) -> None:
     """Print warnings, one a line, on standard error."""
     for sentence in sentences:
-        print(f"harness: warning: {sentence}", file=sys.stderr)
+        print(printable(redacted(f"harness: warning: {sentence}")), file=sys.stderr)
+
+
+def say(text: str) -> None:
+    """Print a line in which files, models or judges may have had a say."""
+    print(printable(redacted(text)))
 
 
 def plot_file(option: str, text: str) -> Path:
@@ -80,7 +87,7 @@ class Display:
     def __enter__(self) -> Display:
         if self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
@@ -109,6 +116,7 @@ class Display:
 
     def progress(self, what: str, done: int, total: int | None) -> None:
         """Show what goes on inside a run or a download."""
+        what = printable(redacted(what))
         if self._bars is not None and self._inner is not None:
             title = f"{self._title}: {what}" if self._title else what
             if total is None:  # rich keeps a bar's old total when it is given none
@@ -138,6 +146,7 @@ class Display:
         return f"[{self._done + 1}/{self._num_runs}]"
 
     def _line(self, text: str) -> None:
+        text = printable(redacted(text))
         if self._bars is not None:
             self._bars.console.print(text, markup=False)
         else:
@@ -145,4 +154,4 @@ class Display:
 
 
 def _title(spec: Any) -> str:
-    return f"{spec.model_name} {spec.label} seed {spec.seed}"
+    return printable(f"{spec.model_name} {spec.label} seed {spec.seed}")

@@ -7,6 +7,7 @@ import gc
 import sys
 
 from harness.errors import HarnessError
+from harness.printable import printable, printable_json
 from harness.report.compare import compare_sides
 from harness.report.compare_page import comparison_json, comparison_markdown
 from harness.report.sides import load_side
@@ -21,8 +22,10 @@ def main(args: argparse.Namespace) -> int:
     baseline, candidate = load_side(args.baseline), load_side(args.candidate)
     gc.freeze()  # the records stay to the end: looking through them for garbage takes longer than comparing them
     comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
-    page = comparison_json if args.format == "json" else comparison_markdown
-    sys.stdout.write(page(comparison))
+    if args.format == "json":
+        sys.stdout.write(printable_json(comparison_json(comparison)))
+    else:
+        sys.stdout.write(printable(comparison_markdown(comparison)))
     if comparison.is_empty:
         sys.stdout.flush()
         raise HarnessError(

@@ -10,7 +10,7 @@ from harness.assets.cache import cache_root
 from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
 from harness.commands._assets import convert
 from harness.commands._find import find_records
-from harness.commands._output import Display
+from harness.commands._output import Display, say
 from harness.commands._selection import given_wheels
 from harness.engine.executors import run_locally, work_folder
 from harness.engine.launch import probe_environment
@@ -18,7 +18,7 @@ from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.models import BaseModelSpec, find_model, load_models
-from harness.record import Record
+from harness.record import Record, within
 from harness.store import Store
 
 
@@ -31,7 +31,7 @@ def main(args: argparse.Namespace) -> int:
             f"the weights of run '{args.run_id}' were not kept; run it again with --keep-weights --retry ok"
         )
     record = kept[-1]
-    weights = store.folder / str(record.weights)
+    weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():
         raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
     evaluation = record.spec.evaluation.model_copy(
@@ -77,7 +77,7 @@ def main(args: argparse.Namespace) -> int:
     with Display(1) as display:
         tally = run_locally([task], store=store, environment=probe_environment(), watcher=display)
     for score in tally.records[0].scores:
-        print(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
+        say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from harness.assets.cache import folder_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
 from harness.assets.prepare import source_identities
-from harness.commands._output import Display, warn
+from harness.commands._output import Display, say, warn
 from harness.commands._selection import existing, given_data, given_wheels
 from harness.errors import HarnessError
 from harness.evaluation.grading import MEAN, NOT_PARSED, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
@@ -31,7 +31,7 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
-from harness.record import Judging, Record, Status
+from harness.record import Judging, Record, Status, within
 from harness.report.summary import newest_records
 from harness.store import Store
 from harness.suite import load_suite
@@ -128,7 +128,7 @@ def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
     answers = record.mt_bench
     assert answers is not None
     bench = _bench(record, args)
-    asked = gradings(bench, read_answers(store.folder / answers.file), args.references)
+    asked = gradings(bench, read_answers(within(store.folder, answers.file)), args.references)
     settings = JudgeSettings(
         judge=args.judge_model,
         model_id=answers.model_id,
@@ -164,6 +164,8 @@ def _judge(args: argparse.Namespace, stop: threading.Event) -> Judge:
     if "://" not in args.judge:
         return _local_judge(existing(args.judge, "--judge"), args.max_tokens)
     variable = args.key_variable or DEFAULT_KEY_VARIABLE
+    if not variable.isidentifier():  # perhaps the key itself: it is not repeated
+        raise HarnessError("--key-variable: what is given is no name of an environment variable")
     key = os.environ.get(variable, "").strip()
     if args.key_variable and not key:
         raise HarnessError(
@@ -266,10 +268,10 @@ def _print(record: Record, outcome: Outcome) -> None:
     assert judging is not None
     title = f"{spec.model_name} {spec.label} seed {spec.seed}"
     if record.status != "ok":
-        print(f"{title}: {record.status}: {record.reason}")
+        say(f"{title}: {record.status}: {record.reason}")
         return
     mean = next(score for score in record.scores if (score.task, score.metric) == (TASK, MEAN))
-    print(f"{title}: mean {mean.value:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
+    say(f"{title}: mean {mean.value:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
     if outcome.unparsed:
         warn([f"{title}: in {len(outcome.unparsed)} judgments no score could be read; they are in no mean"])
     if judging.num_out_of_range:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from harness.commands._output import print_table, warn
 from harness.errors import HarnessError
+from harness.printable import as_json, printable
 from harness.report.paper import Cell, Published, compare, read_table, table_names
 from harness.report.summary import Summary, summarize
 from harness.store import Store
@@ -101,7 +101,7 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 def _print(rows: Sequence[dict[str, Any]], style: str) -> None:
     if style == "json":
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        print(as_json(rows))
         return
     written = [{key: _text(value) for key, value in row.items()} for row in rows]
     if style == "csv":
@@ -117,4 +117,4 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, tuple):
         return f"{value[0]:.4g} to {value[1]:.4g}"
-    return "" if value is None else str(value)
+    return "" if value is None else printable(str(value))

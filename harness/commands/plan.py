@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.assets.cache import cache_root
-from harness.commands._output import Display, print_table
+from harness.commands._output import Display, print_table, say
 from harness.commands._selection import Selection, select
 from harness.devices import DeviceSpec, find_device, load_devices
 from harness.errors import HarnessError
@@ -185,7 +185,7 @@ def _print(
     )
     print()
     for sentence in _notes(lines, answers, memory, device, mfu):
-        print(sentence)
+        say(sentence)
 
 
 def _cells(line: dict[str, Any]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from harness.commands._find import find_records
 from harness.commands._output import console, plot_file, print_table
+from harness.printable import printable, printable_json
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Record
 from harness.report.quantities import prediction_difference
 from harness.report.units import GIB, gib, signed_percent
@@ -23,7 +24,7 @@ def main(args: argparse.Namespace) -> int:
 
         write_timeline(record, plot)
     if args.json:
-        print(record.model_dump_json(indent=2))
+        print(printable_json(record.model_dump_json(indent=2)))
         return 0
     print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])
     if record.phases:
@@ -45,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
             ]
         )
     if record.log_tail:
-        console().print(Text(f"\n{record.log_tail}"))
+        console().print(Text(printable(f"\n{record.log_tail}")))
     return 0
 
 
@@ -102,8 +103,9 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
     assert train is not None
     visited = sorted({block for entry in train.block_activity for block in entry.blocks})
     loss = train.curve.loss
+    losses = f", loss {loss[0]:.4f} at the first and {loss[-1]:.4f} at the last" if loss else ""
     facts = [
-        ("steps", f"{train.num_steps}, loss {loss[0]:.4f} at the first and {loss[-1]:.4f} at the last"),
+        ("steps", f"{train.num_steps}{losses}"),
         (
             "trainable parameters",
             f"{train.trainable_params_mean:,.0f} a step, {train.trainable_params_ever:,} ever, "

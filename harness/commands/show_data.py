@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -16,6 +15,7 @@ from harness.commands._output import Display, console
 from harness.commands._selection import given_wheels, select
 from harness.conversation import find_template
 from harness.errors import HarnessError
+from harness.printable import as_json, printable
 from harness.suite import RunSpec, load_suite, training_labels
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
     data = TrainData(rows, tokenizer, spec.train, spec.seed, conversation)
     examples = [data.example(index) for index in islice(data.order(), args.n)]
     if args.json:
-        print(json.dumps(_as_json(spec, examples, tokenizer), indent=2, ensure_ascii=False))
+        print(as_json(_as_json(spec, examples, tokenizer)))
     else:
         _print(spec, examples, tokenizer, len(data))
     return 0
@@ -93,7 +93,9 @@ def _print(spec: RunSpec, examples: Sequence[Example], tokenizer: Any, num_examp
     for number, example in enumerate(examples, start=1):
         parts = pieces(example, tokenizer)
         out.print(Text(f"\n--- {heading(example, number)}", style="bold"), soft_wrap=True)
-        out.print(_styled(parts, example) if out.is_terminal else Text(marked(parts, example)), soft_wrap=True)
+        out.print(
+            _styled(parts, example) if out.is_terminal else Text(printable(marked(parts, example))), soft_wrap=True
+        )
 
 
 def _styled(parts: Sequence[Piece], example: Example) -> Text:
@@ -103,5 +105,5 @@ def _styled(parts: Sequence[Piece], example: Example) -> Text:
     text = Text(cut_mark(example.cut_before), style="")
     for part in parts:
         text.append(NEXT if part.begins_example else "", style="reverse")
-        text.append(part.text, style=TRAINED_STYLE if part.trained else "")
+        text.append(printable(part.text), style=TRAINED_STYLE if part.trained else "")
     return text.append(cut_mark(example.cut_after))

@@ -160,11 +160,12 @@ class ScoreCache:
         """Return the scores kept under a key, or None; a damaged file counts as none."""
         try:
             kept = json.loads(self._file(key).read_text())
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(kept, dict) or kept.get("key") != key or not isinstance(kept.get("scores"), list):
             return None
-        return [float(score) for score in kept["scores"]]
+        scores = kept["scores"]
+        return [float(score) for score in scores] if all(isinstance(score, int | float) for score in scores) else None
 
     def put(self, key: dict[str, Any], scores: Sequence[float]) -> None:
         """Keep scores under a key."""

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
 
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
+"""What transformers raises of a folder whose files are damaged or of other types than it expects."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -28,7 +31,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
@@ -54,7 +57,7 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
             local_files_only=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except UNREADABLE as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
@@ -76,7 +79,7 @@ def model_config(spec: BaseModelSpec) -> Any:
     if spec.folder is not None:
         try:
             return transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise HarnessError(f"{spec.folder}: the configuration cannot be read: {_first_line(error)}") from error
     if spec.shape is None:
         raise HarnessError(f"model '{spec.name}' has no shape in models.toml, so it cannot be built from one")

@@ -4,7 +4,8 @@ Reference: fschat 0.2.36, llm_judge/common.py (``run_judge_single``, ``NEED_REF_
 gen_judgment.py (which prompt for which question and turn) and show_result.py (means). Deliberate differences:
 
 - Where FastChat takes the reference answers of the judge's own name, they are named apart.
-- A score that Python cannot read, such as ``[[07]]``, counts as not parsed; FastChat stops with an error.
+- A score that Python cannot read, such as ``[[07]]``, or one over a million, counts as not parsed; FastChat stops
+  with an error.
 - The means by category and over seven and eight categories are ours: FastChat has none.
 """
 
@@ -19,14 +20,16 @@ from math import sqrt
 from statistics import fmean, stdev
 
 from harness.assets.mt_bench import NUM_TURNS, MTBench, Question
+from harness.errors import HarnessError, near_miss
 from harness.record import Score
 
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 """Judged beside a reference answer. Source: ``NEED_REF_CATS``, less ``arena-hard-200``, which MT-Bench has not."""
 NOT_PARSED = -1
 """Score of a judgment that holds none. Source: ``run_judge_single``."""
-PATTERNS = (re.compile(r"\[\[(\d+\.?\d*)\]\]"), re.compile(r"\[(\d+\.?\d*)\]"))
-"""Tried in this order, the first match counts. Source: ``one_score_pattern`` and ``one_score_pattern_backup``."""
+PATTERNS = (re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]"), re.compile(r"\[(\d+(?:\.\d*)?)\]"))
+"""Tried in this order, the first match counts. Source: ``one_score_pattern`` and ``one_score_pattern_backup``, whose
+``\\d+\\.?\\d*`` matches the same but takes the square of the digits in time where no bracket follows."""
 OUTPUT_FORMAT = "[[rating]]"
 WITHOUT_CODING = "coding"
 """The category that LISA's seven leave out. Source: LISA (2403.17919), its table of seven categories."""
@@ -34,6 +37,8 @@ TASK = "mt_bench"
 MEAN, TURN = "mean", "turn {}"
 EIGHT, SEVEN = "mean of 8 categories", "mean of 7 categories"
 RANGE = (1, 10)
+LARGEST_SCORE = 10**6
+"""Of a judgment; a mean of larger ones may be no number."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def gradings(bench: MTBench, answers: Mapping[int, tuple[str, str]], references:
         references: Who gave the reference answers.
 
     Raises:
-        HarnessError: there are no such references.
+        HarnessError: there are no such references, or no prompt or reference for a question.
     """
     given = bench.references_of(references)
     questions = [question for question in bench.questions if question.question_id in answers]
@@ -95,6 +100,8 @@ def _grading(
 ) -> Grading:
     with_reference = question.category in REFERENCE_CATEGORIES
     name = ("single-math-v1" if with_reference else "single-v1") + ("-multi-turn" if turn == NUM_TURNS else "")
+    if name not in bench.prompts:
+        raise HarnessError(f"MT-Bench: there is no judge prompt '{name}'{near_miss(name, bench.prompts)}")
     prompt = bench.prompts[name]
     if turn == 1:
         values = {"question": question.turns[0], "answer": answers[0]}
@@ -105,9 +112,13 @@ def _grading(
             for number, text in enumerate(texts, start=1)
         }
     if with_reference:
+        if question.question_id not in references:
+            raise HarnessError(f"MT-Bench: question {question.question_id} has no reference answer, and needs one")
         values |= {
             f"ref_answer_{number}": text for number, text in enumerate(references[question.question_id][:turn], start=1)
         }
+    if unknown := [field for field in prompt.fields if field not in values]:
+        raise HarnessError(f"MT-Bench: judge prompt '{name}' asks for '{unknown[0]}'{near_miss(unknown[0], values)}")
     text = prompt.prompt_template.format(**values)
     return Grading(question.question_id, question.category, turn, name, prompt.system_prompt, text)
 
@@ -117,7 +128,8 @@ def parse_score(judgment: str) -> float:
     for pattern in PATTERNS:
         if match := pattern.search(judgment):
             try:
-                return ast.literal_eval(match.group(1))  # type: ignore[no-any-return]
+                score: float = ast.literal_eval(match.group(1))
+                return score if score <= LARGEST_SCORE else NOT_PARSED
             except (SyntaxError, ValueError):
                 return NOT_PARSED
     return NOT_PARSED

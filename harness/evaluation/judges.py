@@ -1,7 +1,8 @@
 """Judges: an OpenAI-compatible chat endpoint, asked with retries and a rate limit, or a local model.
 
 FastChat's own call needs openai < 1 and waits ten seconds after each of sixteen failures; ours needs no client library.
-The key comes from the environment, goes into one header, and is cut out of everything that the endpoint says.
+The key comes from the environment, goes into one header, and is cut out of everything that the endpoint says, as are
+the values of a query in its address.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 HOPELESS = frozenset({401, 403, 404, 405})
 """Statuses that every other question would meet too."""
 EXCERPT = 160
+LARGEST_REPLY_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class ChatEndpoint:
             raise HarnessError("the judge's key holds white space or characters that no header takes; set it anew")
         self._model = model
         self._key = key
+        query = urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)
+        self._secrets = sorted({*filter(None, (key, *(value for _, value in query)))}, key=len, reverse=True)
         self._max_tokens = max_tokens
         self._timeout = timeout_seconds
         self._max_retries = max_retries
@@ -190,7 +194,7 @@ class ChatEndpoint:
         request = urllib.request.Request(self._address, json.dumps(body).encode(), headers, method="POST")
         try:
             with self._opener.open(request, timeout=self._timeout) as response:
-                data = response.read()
+                data = response.read(LARGEST_REPLY_BYTES + 1)
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except TimeoutError:
@@ -201,6 +205,8 @@ class ChatEndpoint:
             raise _TryAgain(f"the judge at {self.endpoint} cannot be reached ({self._clean(error.reason)})") from None
         except (http.client.HTTPException, ConnectionError) as error:
             raise _TryAgain(f"the judge broke the connection off ({type(error).__name__})") from None
+        if len(data) > LARGEST_REPLY_BYTES:
+            raise _TryAgain(f"the judge's reply has over {LARGEST_REPLY_BYTES:,} bytes")
         return self._reply(data)
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
@@ -235,7 +241,9 @@ class ChatEndpoint:
         return line if len(line) <= EXCERPT else f"{line[: EXCERPT - 1]}…"
 
     def _without_key(self, text: str) -> str:
-        return text if not self._key else text.replace(self._key, "[key]")
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]").replace(urllib.parse.quote(secret, safe=""), "[key]")
+        return text
 
 
 class LocalJudge:

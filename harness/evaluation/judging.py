@@ -174,17 +174,19 @@ def _replies(
 
 
 def _row(grading: Grading, repeat: int, reply: Reply, settings: JudgeSettings) -> dict[str, Any]:
+    # Lone surrogates, which JSON can spell, are no text that a record can hold.
+    text, version = (said.encode(errors="replace").decode() for said in (reply.text, reply.version))
     return {
         "question_id": grading.question_id,
         "model": settings.model_id,
         "judge": [settings.judge, grading.prompt_name],
         "user_prompt": grading.user_prompt,
-        "judgment": reply.text,
-        "score": parse_score(reply.text),
+        "judgment": text,
+        "score": parse_score(text),
         "turn": grading.turn,
         "tstamp": time.time(),
         "repeat": repeat,
-        "judge_version": reply.version,
+        "judge_version": version,
         "prompt_version": settings.prompt_version,
         "max_tokens": settings.max_tokens,
     }
@@ -213,8 +215,12 @@ def _known(file: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
             row = json.loads(line)
             key = tuple(row[name] for name in ("question_id", "turn", "repeat", "prompt_version", "max_tokens"))
             key = (*key, *row["judge"], row["user_prompt"])
-            known.setdefault(key, []).append({name: row[name] for name in ("judgment", "score", "judge_version")})
-        except (ValueError, KeyError, TypeError) as error:
+            kept = {name: row[name] for name in ("judgment", "judge_version")}
+            if not all(isinstance(text, str) for text in kept.values()):
+                raise TypeError("judgment and judge_version are texts")
+            "".join(kept.values()).encode()
+            known.setdefault(key, []).append(kept)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise HarnessError(f"{file} line {number}: is no judgment of ours ({error}); move it aside") from error
     return known
 

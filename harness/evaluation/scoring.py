@@ -115,7 +115,7 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text.split("\n") if line]  # splitlines() would also cut at U+2028
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (zstandard.ZstdError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (zstandard.ZstdError, ValueError, RecursionError) as error:
         raise HarnessError(f"{path}: is no file of items, or was cut off ({error})") from error
 
 

@@ -85,7 +85,7 @@ def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
                     break
                 try:
                     rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
+                except (ValueError, RecursionError) as error:
                     raise HarnessError(
                         f"{path} line {number}: is not JSON ({error}); prepare the rows again"
                     ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -16,6 +16,8 @@ ItemKey = tuple[str, int, str]
 Outcomes = Mapping[ItemKey, float]
 ItemFile = Mapping[tuple[str, str], Outcomes]
 """Outcomes by task and metric."""
+LARGEST_BYTES = 256 << 20
+"""Of the items of one run, unpacked; a small file can say that it holds any number of them."""
 ROUNDING = 1e-6
 """How far a score may be from the mean of its items: farther, and the score is no mean of them."""
 
@@ -30,16 +32,20 @@ def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, 
 
     found: dict[tuple[str, str], dict[ItemKey, float]] = defaultdict(dict)
     try:
+        if zstandard.frame_content_size(data) > LARGEST_BYTES:
+            raise ValueError(f"it says that it holds over {LARGEST_BYTES:,} bytes")
         text = zstandard.ZstdDecompressor().decompress(data).decode()
         for line in text.split("\n"):  # splitlines() would also cut at U+2028
             if not line:
                 continue
             item = json.loads(line)
             for metric, value in item["metrics"].items():
-                if isinstance(value, int | float) and math.isfinite(value):
+                if isinstance(value, int | float) and abs(value) <= sys.float_info.max:
                     key = item["task"], item["index"], item["doc_hash"]
+                    if tuple(map(type, key)) != (str, int, str):
+                        raise TypeError("an item is named by task, index and doc_hash")
                     found[item["task"], metric][key] = float(value)
-    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HarnessError(f"{where}: is no file of items, or was cut off ({error})") from error
     return dict(found)
 

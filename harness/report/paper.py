@@ -21,7 +21,7 @@ from harness.record import Record
 from harness.report.quantities import row_status, run_peak_bytes, tokens_per_second
 from harness.report.statistics import Interval, t_interval
 from harness.report.summary import Row, Run, Summary
-from harness.settings import Strict
+from harness.settings import Name, Strict
 from harness.toml_files import validate
 
 ENDING = ".csv"
@@ -49,7 +49,7 @@ class Published(Strict):
     unit: str
     source: str
     """Where the number was read."""
-    suite: str | None = None
+    suite: Name | None = None
     """Where ours is to be found; None: nowhere."""
     our_model: str | None = None
     our_label: str | None = None

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.record import Record
+from harness.record import Record, within
 from harness.report.items import ItemFile, parse_items
 from harness.store import parse_files
 
@@ -36,8 +36,8 @@ class Side:
     def items(self, name: str) -> ItemFile | None:
         """Return the outcomes in a file of items; None where it is missing or damaged, the latter with a warning."""
         if name not in self._items:
-            data = self.read_file(name)
             try:
+                data = self.read_file(name)
                 self._items[name] = None if data is None else parse_items(data, f"{self.name}: {name}")
             except HarnessError as error:
                 self.warnings.append(f"{error}; its items are not used")
@@ -72,7 +72,7 @@ def items_beside(folder: Path) -> Side:
 
     def read_file(name: str) -> bytes | None:
         try:
-            return (folder / name).read_bytes()
+            return within(folder, name).read_bytes()
         except OSError:
             return None
 
@@ -133,7 +133,7 @@ def _benchmark_document(where: str, data: bytes) -> dict[str, Any] | None:
         return None
     try:
         document = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HarnessError(f"{where}: is not JSON ({error})") from error
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise HarnessError(f"{where}: is no document of pytest-benchmark: it has no list 'benchmarks'")

@@ -15,12 +15,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any, NamedTuple
 
-from harness.errors import HarnessError
+from pydantic import BaseModel, ConfigDict, PositiveFloat
+
 from harness.record import Record, Score
 from harness.report.measures import MEASURES, TIME
 from harness.report.summary import newest_records
+from harness.toml_files import validate
 
 Key = tuple[str, str, str]
 """Suite, model and label; of a benchmark its group, nothing, and its full name."""
@@ -115,7 +118,7 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
             continue
         seed = record.spec.seed
         for name, measure in MEASURES.items():
-            if (value := measure.read(record)) is not None:
+            if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))
         for score in record.scores:
             if score.headline:
@@ -166,29 +169,68 @@ def subjects_of_benchmarks(documents: Sequence[Mapping[str, Any]], where: str) -
     Without the rounds' own times (``--benchmark-save-data`` keeps them) the mean stands for all.
 
     Raises:
-        HarnessError: a benchmark has no name or no time.
+        HarnessError: a benchmark has no name or no time, or a part is not of its type.
     """
     subjects: dict[Key, Subject] = {}
-    for document in documents:
-        machine = document.get("machine_info") or {}
-        cpu, commit = machine.get("cpu") or {}, document.get("commit_info") or {}
-        device = {"device": f"{cpu.get('brand_raw') or machine.get('machine')}, {cpu.get('count')} processors"}
+    for found in documents:
+        document = validate(_Document, found, f"{where}:")
+        machine, commit = document.machine_info, document.commit_info
+        cpu = machine.cpu
+        device = {"device": f"{cpu.brand_raw or machine.machine}, {cpu.count} processors"}
         environment = {
-            "system": f"{machine.get('system')} {machine.get('release')}",
-            "Python": str(machine.get("python_version")),
-            "commit": f"{str(commit.get('id'))[:12]}{' with uncommitted changes' if commit.get('dirty') else ''}",
-            "pytest-benchmark": str(document.get("version")),
+            "system": f"{machine.system} {machine.release}",
+            "Python": str(machine.python_version),
+            "commit": f"{str(commit.id)[:12]}{' with uncommitted changes' if commit.dirty else ''}",
+            "pytest-benchmark": str(document.version),
         }
-        for benchmark in document["benchmarks"]:
-            try:
-                key: Key = (str(benchmark.get("group") or ""), "", benchmark["fullname"])
-                rounds = [float(value) for value in benchmark["stats"].get("data") or [benchmark["stats"]["mean"]]]
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
-                raise HarnessError(f"{where}: a benchmark has no name or no time ({error!r})") from error
+        for benchmark in document.benchmarks:
+            key: Key = (benchmark.group or "", "", benchmark.fullname)
             subject = subjects.setdefault(key, Subject(key, device, {}, environment))
             subject.statuses[0] = "ok", None
-            subject.values[TIME] += [Value(0, value) for value in rounds]
+            subject.values[TIME] += [Value(0, value) for value in benchmark.stats.data or [benchmark.stats.mean]]
     return subjects
+
+
+class _Part(BaseModel):
+    """A part of pytest-benchmark's document; what we do not read may be anything."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class _Processor(_Part):
+    brand_raw: str | None = None
+    count: int | None = None
+
+
+class _Machine(_Part):
+    machine: str | None = None
+    cpu: _Processor = _Processor()
+    system: str | None = None
+    release: str | None = None
+    python_version: str | None = None
+
+
+class _Commit(_Part):
+    id: str | None = None
+    dirty: bool | None = None
+
+
+class _Stats(_Part):
+    data: list[PositiveFloat] = []
+    mean: PositiveFloat
+
+
+class _Benchmark(_Part):
+    group: str | None = None
+    fullname: str
+    stats: _Stats
+
+
+class _Document(_Part):
+    machine_info: _Machine = _Machine()
+    commit_info: _Commit = _Commit()
+    benchmarks: list[_Benchmark]
+    version: str | None = None
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,11 @@ def test_ctrl_c_keeps_what_ended_records_what_ran_and_leaves_no_process(folder: 
         parent = psutil.Process(harness.pid)
 
         def children() -> list[psutil.Process]:
-            return [c for c in parent.children(recursive=True) if "harness.engine.child" in " ".join(c.cmdline())]
+            found = []
+            for process in parent.children(recursive=True):
+                with contextlib.suppress(psutil.Error):  # it has ended
+                    found += [process] * ("harness.engine.child" in process.cmdline())
+            return found
 
         wait_until(lambda: any(child.cpu_times().user > 4 for child in children()), 90)
         family = parent.children(recursive=True)

@@ -18,6 +18,8 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "errors",
     "placement",
+    "printable",
+    "redaction",
     "source",
     "registry",
     "method",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -37,3 +39,27 @@ def test_bytes_that_no_worker_packed_are_refused(tmp_path: Path) -> None:
     for data in (b"", b"nonsense", pack(make_record("full"), tmp_path / "none", send_files=False)[:700]):
         with pytest.raises(HarnessError, match="cannot be read"):
             unpack(data, tmp_path / "here")
+
+
+@pytest.mark.parametrize("name", ["files/../../evil", "files/link"])
+def test_files_that_would_leave_the_folder_are_refused(tmp_path: Path, name: str) -> None:
+    entry = tarfile.TarInfo(name)
+    if name == "files/link":
+        entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    with pytest.raises(HarnessError, match="cannot be read"):
+        unpack(packed_with(entry, tmp_path), tmp_path / "here")
+    assert not (tmp_path / "evil").exists()
+    assert not (tmp_path / "here" / "link").is_symlink()
+
+
+def test_an_absolute_name_ends_up_inside_the_folder(tmp_path: Path) -> None:
+    unpack(packed_with(tarfile.TarInfo(f"files/{tmp_path}/evil"), tmp_path), tmp_path / "here")
+    assert not (tmp_path / "evil").exists()
+    assert list((tmp_path / "here").rglob("evil"))
+
+
+def packed_with(entry: tarfile.TarInfo, folder: Path) -> bytes:
+    data = io.BytesIO(pack(make_record("full"), folder / "none", send_files=False))
+    with tarfile.open(fileobj=data, mode="a") as archive:
+        archive.addfile(entry)
+    return data.getvalue()

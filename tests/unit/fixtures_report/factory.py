@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -272,7 +273,7 @@ def make_record(
     fields: dict[str, Any] = {
         "run_id": run.run_id,
         "environment_id": environment.environment_id,
-        "uuid": f"{label}-{model}-{seed}-{minute}",
+        "uuid": re.sub(r"[^A-Za-z0-9._-]+", "_", f"{label[:30]}-{model}-{seed}-{minute}"),
         "started_at": started,
         "finished_at": started + timedelta(seconds=40),
         "status": status,
