@@ -19,7 +19,7 @@ from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 
 RESULTS = "results/records"
-FORMATS = ("md", "csv")
+FORMATS = ("md", "latex", "html", "csv", "json")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +133,9 @@ def build_parser() -> argparse.ArgumentParser:
     _suite(command)
     _results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
-    command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
+    command.add_argument(
+        "--format", action="append", choices=FORMATS, metavar="|".join(FORMATS), help="may be repeated"
+    )
 
     add_compare(commands)
     add_history(commands, RESULTS)
