@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import select
@@ -15,8 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
 TIMEOUT_SECONDS = 60.0
+PLACE_PIPES = 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null'
+"""Chromium takes its pipes as files 3 and 4."""
 ARGUMENTS = (
     "--headless=new",
     "--no-sandbox",  # the tests may run as root; the pages are ours
@@ -114,19 +117,11 @@ def chromium(folder: Path) -> Iterator[Page]:
     """Run Chromium with its profile in ``folder`` and yield its page."""
     assert CHROMIUM is not None
     to_read, to_write = os.pipe(), os.pipe()  # what it reads, what it writes
-
-    def place() -> None:
-        reads, writes = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_read[0], to_write[1]))
-        os.dup2(reads, 3)
-        os.dup2(writes, 4)
-
     process = subprocess.Popen(
-        [CHROMIUM, f"--user-data-dir={folder / 'profile'}", *ARGUMENTS],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        ["/bin/sh", "-c", PLACE_PIPES, "sh", CHROMIUM, f"--user-data-dir={folder / 'profile'}", *ARGUMENTS],
+        stdin=to_read[0],
+        stdout=to_write[1],
         stderr=subprocess.DEVNULL,
-        preexec_fn=place,
-        close_fds=False,
     )
     os.close(to_read[0])
     os.close(to_write[1])

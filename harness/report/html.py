@@ -31,7 +31,7 @@ from harness.report.page import MISSING_TITLE
 from harness.report.units import NOTHING
 
 ASSETS = ("page.css", "page.js")
-NUMBER = re.compile(r"[<+]?(-?\d+(?:\.\d+)?)")
+NUMBER = re.compile(r"[<+]?(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 LARGEST_SVG_BYTES = 3_000_000
 """A plot with more in it stands as PNG: a browser takes long for so many lines."""
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -139,24 +139,25 @@ def _table(block: TableBlock) -> str:
 
 def _row(row: tuple[str, ...], columns: tuple[Column, ...], reason: str | None) -> str:
     first, *others = row
-    why = "" if reason is None else f' <a class="why" href="#{file_stem(MISSING_TITLE)}">why no result</a>'
+    why = "" if reason is None else f' <a class="why" href="#{file_stem(MISSING_TITLE)}">why</a>'
     cells = [f'<th scope="row" class="{_kind(columns[0])}"{_tip(reason)}>{_escaped(first)}{why}</th>']
-    cells += [_cell(cell, column, reason) for cell, column in zip(others, columns[1:], strict=True)]
+    pairs = list(zip(others, columns[1:], strict=True))
+    if any(column.align == "right" and sort_key(cell) is not None for cell, column in pairs):
+        reason = None  # some seed has a result: what is missing here has another reason
+    cells += [_cell(cell, column, reason) for cell, column in pairs]
     return f"<tr>{''.join(cells)}</tr>\n"
 
 
 def _cell(cell: str, column: Column, reason: str | None) -> str:
     """Return a cell; one of a number has the number as its key, one without is missing and tells why where it can."""
     if column.align == "left":
-        return f'<td class="text">{_escaped(cell)}</td>'
+        return f'<td class="text{" missing" * (cell == NOTHING)}">{_escaped(cell)}</td>'
     key = sort_key(cell)
     if key is None:
-        fault = reason is not None and cell != NOTHING
-        return f'<td class="number missing{" fault" * fault}"{_tip(reason if fault else None)}>{_escaped(cell)}</td>'
-    shown, opening, rest = cell.partition(" [")
-    if not opening:
-        shown, opening, rest = cell.partition(" (")
-    tail = f'<span class="rest">{_escaped(opening + rest)}</span>' if opening else ""
+        fault = " fault" if reason is not None else ""
+        return f'<td class="number missing{fault}"{_tip(reason)}>{_escaped(cell)}</td>'
+    shown, *rest = re.split(r" (?=[\[(])", cell)
+    tail = "".join(f'<span class="rest">{_escaped(part)}</span>' for part in rest)
     return f'<td class="number" data-key="{key}">{_escaped(shown)}{tail}</td>'
 
 

@@ -159,7 +159,7 @@ def _escaped(char: str) -> str:
             return known[char]
     if char.isascii():
         return char
-    base, *accents = unicodedata.normalize("NFD", char)
+    base, *accents = list(unicodedata.normalize("NFD", char))
     if accents and base.isascii() and base.isalpha() and all(accent in ACCENTS for accent in accents):
         for accent in accents:
             base = rf"\{ACCENTS[accent]}{{{base}}}"

@@ -66,11 +66,14 @@ def write_report(
         from harness.report.page import all_notes
 
         written.append(replace_file(out / "report.json", report_json(summary, all_notes(summary))))
-    return _write_pages(summary, out, formats, read_items) + written if PAGES & set(formats) else written
+    pages, plots = _write_pages(summary, out, formats, read_items) if PAGES & set(formats) else ([], [])
+    return pages + written + plots
 
 
-def _write_pages(summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None) -> list[Path]:
-    """Write the plots and the pages that show them, from one document."""
+def _write_pages(
+    summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None
+) -> tuple[list[Path], list[Path]]:
+    """Write the plots and the pages that show them, from one document, and return the files of both."""
     from harness.report.page import report_document
     from harness.report.plots import write_plots
 
@@ -92,7 +95,7 @@ def _write_pages(summary: Summary, out: Path, formats: Sequence[str], read_items
 
         pages["report.html"] = html_page(document)
     written = [replace_file(out / name, text) for name, text in pages.items()]
-    return written + [file for files in plots.values() for file in files]
+    return written, [file for files in plots.values() for file in files]
 
 
 def _csv(frame: pd.DataFrame) -> str:
