@@ -53,10 +53,14 @@ def test_a_page_holds_every_kind_of_cell(files: dict[str, bytes], name: str) -> 
 def test_the_json_says_what_was_measured_in_full_and_null_where_nothing_was(files: dict[str, bytes]) -> None:
     value = json.loads(files["report.json"])
     assert (value["schema"], value["schema_version"]) == ("finetune-harness/report", 1)
+    scores, runs_found = (
+        [dict(zip(value[name]["columns"], row, strict=True)) for row in value[name]["rows"]]
+        for name in ("scores", "runs")
+    )
     labels = {entry["label"]: entry for entry in value["labels"]}
     assert [seed["status"] for seed in labels["full"]["seeds"]] == ["out_of_memory", "refused"]
     assert labels["full"]["average"]["mean"] is None
-    own = [s["value"] for s in value["scores"] if s["label"] == "lora" and s["headline"] and s["task"] != "gsm8k"]
+    own = [s["value"] for s in scores if s["label"] == "lora" and s["headline"] and s["task"] != "gsm8k"]
     assert len(own) == 2 * 8
     assert labels["lora"]["average"]["mean"] == pytest.approx(fmean(own), rel=1e-12)
     assert labels["lora"]["average"]["num_seeds"] == 2
@@ -64,9 +68,9 @@ def test_the_json_says_what_was_measured_in_full_and_null_where_nothing_was(file
     assert labels["lora"]["cost"]["tracked_peak_bytes"] == 947 * 2**20
     (gsm8k,) = [task for task in labels["lora"]["tasks"] if task["task"] == "gsm8k"]
     assert gsm8k["mean"] is None
-    runs = {(run["label"], run["seed"], run["in_table"]): run for run in value["runs"]}
+    runs = {(run["label"], run["seed"], run["in_table"]): run for run in runs_found}
     assert runs["full", 1, True]["reason"] == "needs 9 GiB, has 8"
     assert runs["lisa", 2, True]["status"] == "absent"
     assert runs["lisa", 2, False]["suite_version"] == 2
-    assert len(value["scores"]) == 8 * 9 + 1
+    assert len(scores) == 8 * 9 + 1
     assert any("suite version 2 instead of 1" in note for note in value["notes"])
