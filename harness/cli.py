@@ -22,7 +22,7 @@ from harness.printable import printable
 from harness.redaction import redacted
 
 RESULTS = "results/records"
-FORMATS = ("md", "csv")
+FORMATS = ("md", "latex", "html", "csv", "json")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -139,7 +139,9 @@ def build_parser() -> argparse.ArgumentParser:
     _suite(command)
     _results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
-    command.add_argument("--format", action="append", choices=FORMATS, metavar="md|csv", help="may be repeated")
+    command.add_argument(
+        "--format", action="append", choices=FORMATS, metavar="|".join(FORMATS), help="may be repeated"
+    )
 
     add_compare(commands)
     add_history(commands, RESULTS)

@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from harness.record import Score
+from harness.report.document import Block, Bullets, Heading, Paragraph, TableBlock
 from harness.report.items import ItemFile, ItemKey, outcomes_of
-from harness.report.layout import Column, Table, escape_markdown, markdown_table
+from harness.report.layout import Column, Table
 from harness.report.statistics import LEVEL
 from harness.report.statistics_family import POWER, holm, letters_of
 from harness.report.statistics_pairs import PairResult, compare_methods
@@ -55,24 +56,24 @@ class Pair:
     """None where no outcome differs, which tells nothing of what could be found."""
 
 
-def comparison_parts(summary: Summary, read_items: ReadItems) -> list[str]:
-    """Return the section of report.md, or nothing where no two labels have items of the same tasks and seeds."""
-    parts = []
+def comparison_blocks(summary: Summary, read_items: ReadItems) -> list[Block]:
+    """Return the section of a page, or nothing where no two labels have items of the same tasks and seeds."""
+    blocks: list[Block] = []
     for model in summary.models:
         pairs = pairs_of(summary, model, read_items)
         if not pairs:
             continue
-        parts.append(f"### {escape_markdown(model)}\n")
+        blocks.append(Heading(3, model))
         averages = complete_averages(summary, model, pairs)
         if averages is not None:
-            parts.append(markdown_table(group_table(pairs, averages)))
+            blocks.append(TableBlock(group_table(pairs, averages)))
         clearest = sorted(pairs, key=lambda pair: (pair.p_value, pair.result.p_value))
-        parts.append(markdown_table(pair_table(clearest[:MOST_PAIRS])))
+        blocks.append(TableBlock(pair_table(clearest[:MOST_PAIRS])))
         if len(pairs) > MOST_PAIRS:
-            parts.append(f"The {MOST_PAIRS} clearest of {len(pairs)} pairs.\n")
-    if not parts:
+            blocks.append(Paragraph(f"The {MOST_PAIRS} clearest of {len(pairs)} pairs."))
+    if not blocks:
         return []
-    return ["## Which labels can be told apart\n", "".join(f"- {line}\n" for line in DEFINITIONS), *parts]
+    return [Heading(2, "Which labels can be told apart"), Bullets(DEFINITIONS), *blocks]
 
 
 def pairs_of(summary: Summary, model: str, read_items: ReadItems) -> list[Pair]:

@@ -131,6 +131,16 @@ RUN_COLUMNS = (
 
 def score_frame(summary: Summary) -> pd.DataFrame:
     """Return one row a run, task and metric; missing values are None."""
+    return _frame(score_rows(summary), SCORE_COLUMNS)
+
+
+def run_frame(summary: Summary) -> pd.DataFrame:
+    """Return one row a run, runs that the suite asks for and nobody recorded among them (status ``absent``)."""
+    return _frame(run_rows(summary), RUN_COLUMNS)
+
+
+def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
+    """Return the values of ``SCORE_COLUMNS`` for each run, task and metric."""
     rows: list[tuple[Any, ...]] = []
     for run, in_table in _runs(summary):
         if run.record is None:
@@ -148,18 +158,18 @@ def score_frame(summary: Summary) -> pd.DataFrame:
             )
             for score in (*run.scores, *(score for judged in run.judgings for score in judged.scores))
         ]
-    return _frame(rows, SCORE_COLUMNS)
+    return rows
 
 
-def run_frame(summary: Summary) -> pd.DataFrame:
-    """Return one row a run, runs that the suite asks for and nobody recorded among them (status ``absent``)."""
+def run_rows(summary: Summary) -> list[tuple[Any, ...]]:
+    """Return the values of ``RUN_COLUMNS`` for each run."""
     rows = []
     for run, in_table in _runs(summary):
         row = {**_identity(summary, run, in_table), "status": run.status}
         if run.record is not None:
             row |= _measured(run.record)
         rows.append(tuple(row.get(name) for name in RUN_COLUMNS))
-    return _frame(rows, RUN_COLUMNS)
+    return rows
 
 
 def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:

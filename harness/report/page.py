@@ -1,4 +1,4 @@
-"""report.md: the tables of a summary with what a reader needs to take them for what they are."""
+"""The content of a report: the tables of a summary with what a reader needs to take them for what they are."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from harness.report import groups, judging
-from harness.report.comparisons import ReadItems, comparison_parts
-from harness.report.layout import escape_markdown, markdown_table
+from harness.report.comparisons import ReadItems, comparison_blocks
+from harness.report.document import (
+    Block,
+    Bullets,
+    Document,
+    Heading,
+    Paragraph,
+    PlotBlock,
+    Prose,
+    TableBlock,
+    file_stem,
+)
+from harness.report.markdown import markdown
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
@@ -17,6 +28,7 @@ from harness.report.tables import (
     environment_table,
     label_table,
     missing_table,
+    row_reasons,
     score_table,
     settings_text,
     tuning_table,
@@ -29,6 +41,7 @@ PLOT_TITLES = {
     "blocks": "Decoder blocks trained at each step",
     "memory": "What the memory peak is made of, measured and predicted",
 }
+MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (
     "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
     "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
@@ -72,64 +85,76 @@ DEFINITIONS = (
 )
 
 
-def report_markdown(
-    summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path, read_items: ReadItems | None = None
-) -> str:
-    """Return report.md.
+def report_document(
+    summary: Summary, plots: Mapping[str, Sequence[Path]], read_items: ReadItems | None = None
+) -> Document:
+    """Return what every page of a report holds.
 
     Args:
         summary: What to report.
-        plots: Files of each plot by name, below ``out``.
-        out: The folder of the report, to which links are relative.
+        plots: Files of each plot by name.
         read_items: Where labels are compared item by item; None leaves that out.
     """
-    suite = summary.suite
-    parts = [f"# Report of suite {escape_markdown(suite.name)}, version {summary.view.suite_version}\n"]
-    parts.append(f"{escape_markdown(suite.description)}\n")
-    parts += ["## Results\n", *_results(summary)]
+    suite, view = summary.suite, summary.view
+    blocks: list[Block] = [Heading(1, f"Report of suite {suite.name}, version {view.suite_version}")]
+    blocks += [Paragraph(suite.description), Heading(2, "Results"), *_results(summary)]
     if read_items is not None:
-        parts += comparison_parts(summary, read_items)
-    parts += ["## Notes\n", _bullets(_notes(summary))]
+        blocks += comparison_blocks(summary, read_items)
+    blocks += [Heading(2, "Notes"), Bullets(tuple(all_notes(summary)))]
     tuning = tuning_table(summary)
     if tuning is not None:
-        parts += ["## Learning rates\n", "Mean held-out loss of the trials in nats.\n", markdown_table(tuning)]
-    parts += ["## Plots\n", *_plots(plots, out)]
+        blocks += [
+            Heading(2, "Learning rates"),
+            TableBlock(tuning, "Mean held-out loss of the trials in nats."),
+        ]
+    blocks += [Heading(2, "Plots"), *_plots(plots)]
     missing = missing_table(summary)
-    parts.append("## Runs without a result\n")
-    parts.append("Every run has one.\n" if missing is None else markdown_table(missing))
+    blocks.append(Heading(2, MISSING_TITLE))
+    blocks.append(Paragraph("Every run has one.") if missing is None else TableBlock(missing))
     definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
     if groups.groups_of(summary):
         definitions = (*groups.DEFINITIONS, *definitions)
     if judging.judges_of(summary):
         definitions = (*judging.DEFINITIONS, *definitions)
-    parts += ["## How to read the tables\n", "".join(f"- {line}\n" for line in definitions)]
-    parts += ["## Protocol\n", *_protocol(summary), "## Environment\n"]
-    parts.append(f"Environment {escape_markdown(summary.view.environment_id)}.\n")
+    blocks += [Heading(2, "How to read the tables"), Bullets(tuple(map(Prose, definitions)))]
+    blocks += [Heading(2, "Protocol"), *_protocol(summary), Heading(2, "Environment")]
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
-    parts.append(markdown_table(environment_table(summary.view.environment, records)))
-    return "\n".join(parts)
+    blocks.append(Paragraph(f"Environment {view.environment_id}."))
+    blocks.append(TableBlock(environment_table(view.environment, records)))
+    return tuple(blocks)
 
 
-def _results(summary: Summary) -> list[str]:
-    parts = []
+def report_markdown(
+    summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path, read_items: ReadItems | None = None
+) -> str:
+    """Return report.md; links are relative to ``out``, the folder of the report."""
+    return markdown(report_document(summary, plots, read_items), out)
+
+
+def _results(summary: Summary) -> list[Block]:
+    blocks: list[Block] = []
+    taken: list[str] = []
     for model in summary.models:
-        parts.append(f"### {escape_markdown(model)}\n")
+        blocks.append(Heading(3, model))
+        rows = summary.rows_of(model)
         if not summary.has_records(model):
-            runs = sum(len(row.runs) for row in summary.rows_of(model))
-            parts.append(f"Not run: none of its {runs} runs has a record yet.\n")
+            runs = sum(len(row.runs) for row in rows)
+            blocks.append(Paragraph(f"Not run: none of its {runs} runs has a record yet."))
             continue
+        stem, reasons = file_stem(model, taken), tuple(map(row_reasons, rows))
+        taken.append(stem)
         if summary.columns:
-            parts.append("Scores: mean in %, [95% interval], (n = items).\n")
-            parts.append(markdown_table(score_table(summary, model)))
+            caption = "Scores: mean in %, [95% interval], (n = items)."
+            blocks.append(TableBlock(score_table(summary, model), caption, f"{stem}-scores", reasons))
         for group in groups.groups_of(summary):
-            parts.append(f"{escape_markdown(group.task)} by task: mean in %, [95% interval], (n = items).\n")
-            parts.append(markdown_table(groups.subtask_table(summary, model, group)))
+            caption = f"{group.task} by task: mean in %, [95% interval], (n = items)."
+            blocks.append(TableBlock(groups.subtask_table(summary, model, group), caption))
         for judge in judging.judges_of(summary):
-            parts.append(f"MT-Bench, judged by {escape_markdown(judge)}: points, [95% interval], (n = judgments).\n")
-            parts += map(markdown_table, judging.judge_tables(summary, model, judge))
-        parts.append("Cost.\n")
-        parts.append(markdown_table(cost_table(summary, model)))
-    return parts
+            means, categories = judging.judge_tables(summary, model, judge)
+            caption = f"MT-Bench, judged by {judge}: points, [95% interval], (n = judgments)."
+            blocks += [TableBlock(means, caption, reasons=reasons), TableBlock(categories, reasons=reasons)]
+        blocks.append(TableBlock(cost_table(summary, model), "Cost.", f"{stem}-cost", reasons))
+    return blocks
 
 
 def result_notes(summary: Summary) -> list[str]:
@@ -168,25 +193,21 @@ def tuning_note(summary: Summary) -> str | None:
     )
 
 
-def _notes(summary: Summary) -> list[str]:
+def all_notes(summary: Summary) -> list[str]:
+    """Return the notes of a page: those, and what was left out of the tables."""
     notes = result_notes(summary)
     if summary.suite.ranking and summary.columns:
         notes.append("Nothing is marked as best: this report makes no tests between labels.")
     return notes + list(summary.notes)
 
 
-def _plots(plots: Mapping[str, Sequence[Path]], out: Path) -> list[str]:
+def _plots(plots: Mapping[str, Sequence[Path]]) -> list[Block]:
     if not plots:
-        return ["No run has a result to plot.\n"]
-    parts = []
-    for name, files in plots.items():
-        by_kind = {file.suffix: file.relative_to(out).as_posix() for file in files}
-        parts.append(f"![{PLOT_TITLES[name]}]({by_kind['.png']})\n")
-        parts.append(f"[{PLOT_TITLES[name]}, as SVG]({by_kind['.svg']})\n")
-    return parts
+        return [Paragraph("No run has a result to plot.")]
+    return [PlotBlock(PLOT_TITLES.get(name, name), tuple(files)) for name, files in plots.items()]
 
 
-def _protocol(summary: Summary) -> list[str]:
+def _protocol(summary: Summary) -> list[Block]:
     view = summary.view
     bench = view.evaluation.mt_bench
     unused = {name for name in ("mt_bench", "subtasks") if getattr(view.evaluation, name) is None}
@@ -211,13 +232,9 @@ def _protocol(summary: Summary) -> list[str]:
         f"Data: {', '.join(sorted(sources))}.",
         f"Run from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}.",
     ]
-    return [_bullets(lines), markdown_table(label_table(summary))]
+    return [Bullets(tuple(lines)), TableBlock(label_table(summary))]
 
 
 def _model_text(model: Mapping[str, str | None]) -> str:
     rest = {key: value for key, value in model.items() if key != "name"}
     return f"{model['name']}: {settings_text(rest)}"
-
-
-def _bullets(lines: Sequence[str]) -> str:
-    return "".join(f"- {escape_markdown(line)}\n" for line in lines)

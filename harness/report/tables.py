@@ -61,6 +61,8 @@ COST_COLUMNS = (
     HELD_OUT,
     GENERAL,
 )
+MOST_REASONS = 8
+"""Runs without a result that are named behind one row."""
 NORMALISED = "acc_norm"
 SHORT_RUN = "*"
 """Marks a step time taken over less than one refresh cycle."""
@@ -258,6 +260,14 @@ def _reason(record: Record | None) -> str:
     if record is None:
         return NO_RECORD
     return record.reason or "no reason recorded"
+
+
+def row_reasons(row: Row) -> str | None:
+    """Return why runs of a row have no result, in one text; None where all have one."""
+    missing = [run for run in row.runs if run.status != "ok"]
+    found = [f"seed {run.seed}: {status_words(run.status)}: {_reason(run.record)}" for run in missing[:MOST_REASONS]]
+    more = [f"and {len(missing) - MOST_REASONS} more"] if len(missing) > MOST_REASONS else []
+    return "\n".join(found + more) if missing else None
 
 
 def tuning_table(summary: Summary) -> Table | None:

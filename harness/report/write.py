@@ -1,4 +1,4 @@
-"""A report on disk: report.md with its plots, scores.csv and runs.csv, each written beside its place and renamed."""
+"""A report on disk: its pages with their plots, and its numbers; each file written beside its place and renamed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 from harness.errors import HarnessError, near_miss
 from harness.report.comparisons import ReadItems
 from harness.report.files import make_folder, replace_file
-from harness.report.summary import summarize
+from harness.report.summary import Summary, summarize
 from harness.report.terminal import terminal_table
 from harness.store import Contents
 from harness.suite import Suite
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Format", "terminal_table", "write_report"]
 
-Format = Literal["md", "csv"]
+Format = Literal["md", "latex", "html", "csv", "json"]
+PAGES = {"md", "latex", "html"}
 
 
 def write_report(
@@ -38,7 +39,8 @@ def write_report(
         suite: As it is asked for now.
         contents: The records; those of other suites are passed over.
         out: A folder; it is made when it is missing, and other files in it stay.
-        formats: ``md`` for report.md and the plots, ``csv`` for scores.csv and runs.csv.
+        formats: ``md`` for report.md, ``latex`` for report.tex with the files in tables/, ``html`` for report.html,
+            each with the plots; ``csv`` for scores.csv and runs.csv, ``json`` for report.json.
         tuned: The learning rates that the suite takes from a file.
         read_items: Returns a file of items; None: labels are not compared item by item.
 
@@ -59,15 +61,41 @@ def write_report(
 
         written.append(replace_file(out / "scores.csv", _csv(score_frame(summary))))
         written.append(replace_file(out / "runs.csv", _csv(run_frame(summary))))
-    if "md" in formats:
-        from harness.report.page import report_markdown
-        from harness.report.plots import write_plots
+    if "json" in formats:
+        from harness.report.machine import report_json
+        from harness.report.page import all_notes
 
-        make_folder(out / "plots")
-        plots = write_plots(summary, out / "plots")
-        written += [file for files in plots.values() for file in files]
-        written.insert(0, replace_file(out / "report.md", report_markdown(summary, plots, out, read_items)))
-    return written
+        written.append(replace_file(out / "report.json", report_json(summary, all_notes(summary))))
+    pages, plots = _write_pages(summary, out, formats, read_items) if PAGES & set(formats) else ([], [])
+    return pages + written + plots
+
+
+def _write_pages(
+    summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None
+) -> tuple[list[Path], list[Path]]:
+    """Write the plots and the pages that show them, from one document, and return the files of both."""
+    from harness.report.page import report_document
+    from harness.report.plots import write_plots
+
+    make_folder(out / "plots")
+    plots = write_plots(summary, out / "plots")
+    document = report_document(summary, plots, read_items)
+    pages: dict[str, str] = {}
+    if "md" in formats:
+        from harness.report.markdown import markdown
+
+        pages["report.md"] = markdown(document, out)
+    if "latex" in formats:
+        from harness.report.latex import latex
+
+        make_folder(out / "tables")
+        pages |= latex(document, out)
+    if "html" in formats:
+        from harness.report.html import html_page
+
+        pages["report.html"] = html_page(document)
+    written = [replace_file(out / name, text) for name, text in pages.items()]
+    return written, [file for files in plots.values() for file in files]
 
 
 def _csv(frame: pd.DataFrame) -> str:

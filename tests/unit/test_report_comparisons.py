@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from harness.record import Record, Score
-from harness.report.comparisons import comparison_parts, pairs_of
+from harness.report.comparisons import comparison_blocks, pairs_of
+from harness.report.markdown import markdown
 from harness.report.page import report_markdown
 from harness.report.statistics_family import holm
 from harness.report.statistics_pairs import mcnemar_p_value
@@ -65,7 +66,7 @@ def make_summary(
 
 def test_labels_that_cannot_be_told_apart_share_a_letter() -> None:
     summary, files = make_summary({"full": 0.70, "lora": 0.69, "lisa": 0.40})
-    page = "\n".join(comparison_parts(summary, files.get))
+    page = markdown(tuple(comparison_blocks(summary, files.get)), Path())
     letters = {
         line.split("|")[1].strip(): line.split("|")[3].strip() for line in page.splitlines() if line.count("|") == 4
     }
@@ -108,7 +109,7 @@ def test_equal_outcomes_say_nothing_of_what_could_be_found() -> None:
 
 def test_without_items_the_report_has_no_such_section(tmp_path: Path) -> None:
     summary, files = make_summary({"full": 0.7, "lora": 0.6})
-    assert comparison_parts(summary, {}.get) == []
+    assert comparison_blocks(summary, {}.get) == []
     assert "told apart" not in report_markdown(summary, {}, tmp_path)
     page = report_markdown(summary, {}, tmp_path, files.get)
     assert page.index("## Results") < page.index("## Which labels can be told apart") < page.index("## Notes")

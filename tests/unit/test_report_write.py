@@ -14,60 +14,17 @@ import pytest
 from rich.console import Console
 
 from harness.errors import HarnessError
-from harness.report.page import report_markdown
-from harness.report.summary import summarize
 from harness.report.write import terminal_table, write_report
 from harness.store import Contents, Store
-from harness.suite import Suite
 
 FIXTURES = Path(__file__).parent / "fixtures_report"
 make = SimpleNamespace(**runpy.run_path(str(FIXTURES / "factory.py")))
-
-
-def mixed() -> tuple[Suite, Contents]:
-    """One suite with every kind of cell: ok, out of memory, failed, refused, absent, left out, added, hostile."""
-    suite = make.make_suite(labels=("base", "full", "lora", "galore", "lisa", "owlore"), seeds=(1, 2))
-    other = make.CPU.model_copy(update={"packages": {"torch": "2.12.0", "lm-eval": "0.4.13"}})
-    lora = make.with_memory(make.make_record("lora", suite=suite, minute=4))
-    full = make.make_record("full", suite=suite, minute=1, status="out_of_memory", reason="needs 9 GiB, has 8")
-    records = [
-        make.make_record("galore", suite=suite, minute=-9, environment=other),
-        make.make_record("base", suite=suite, minute=0),
-        make.with_memory(full).model_copy(update={"out_of_memory_at": make.make_out_of_memory()}),
-        make.make_record("full", suite=suite, seed=2, minute=2, status="refused", reason="too large | by far"),
-        lora,
-        make.make_record("lora", suite=suite, seed=2, minute=5),
-        make.with_memory(make.make_record("galore", suite=suite, minute=6), predicted=False),
-        make.make_record("galore", suite=suite, seed=2, minute=7, status="failed", reason=make.HOSTILE),
-        make.with_memory(make.make_record("lisa", suite=suite, minute=8), tracked=False),
-        make.make_record(f"owlore[{make.HOSTILE}]", suite=suite, minute=9),
-        make.make_record(
-            "lora",
-            suite=suite,
-            minute=10,
-            kind="evaluation",
-            of=lora.uuid,
-            scores=make.make_scores("lora", 1, ("gsm8k",)),
-        ),
-    ]
-    return suite, Contents(tuple(records), ("quick.jsonl line 12: is cut off; it is passed over",))
+mixed = make.mixed
 
 
 def rows_of(file: Path) -> list[dict[str, str]]:
     with file.open(newline="", encoding="utf-8") as stream:
         return list(csv.DictReader(stream))
-
-
-def test_the_markdown_of_a_fixed_set_of_records_is_the_golden_one(tmp_path: Path) -> None:
-    """On a wanted change look at the new text, then put it in the place of golden.md."""
-    suite, contents = mixed()
-    plots = {
-        name: [tmp_path / "plots" / f"{name}.{kind}" for kind in ("svg", "png")]
-        for name in ("memory_score", "memory", "loss", "blocks")
-    }
-    text = report_markdown(summarize(suite, contents), plots, tmp_path)
-    (tmp_path / "actual.md").write_text(text, encoding="utf-8")
-    assert text == (FIXTURES / "golden.md").read_text(encoding="utf-8"), f"see {tmp_path / 'actual.md'}"
 
 
 def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:

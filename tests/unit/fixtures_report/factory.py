@@ -22,6 +22,7 @@ from harness.record import (
     TrainResult,
 )
 from harness.settings import EvaluationSettings, TrainSettings
+from harness.store import Contents
 from harness.suite import RunSpec, Suite
 
 GIB = 2**30
@@ -286,3 +287,39 @@ def make_record(
         scores = make_scores(label, seed, suite.evaluation.tasks)
         fields |= {"phases": tuple(phases), "scores": scores, "train": train, "proof": Proof()}
     return Record.model_validate(fields | changes)
+
+
+def mixed() -> tuple[Suite, Contents]:
+    """One suite with every kind of cell: ok, out of memory, failed, refused, absent, left out, added, hostile."""
+    suite = make_suite(labels=("base", "full", "lora", "galore", "lisa", "owlore"), seeds=(1, 2))
+    other = CPU.model_copy(update={"packages": {"torch": "2.12.0", "lm-eval": "0.4.13"}})
+    lora = with_memory(make_record("lora", suite=suite, minute=4))
+    full = make_record("full", suite=suite, minute=1, status="out_of_memory", reason="needs 9 GiB, has 8")
+    records = [
+        make_record("galore", suite=suite, minute=-9, environment=other),
+        make_record("base", suite=suite, minute=0),
+        with_memory(full).model_copy(update={"out_of_memory_at": make_out_of_memory()}),
+        make_record("full", suite=suite, seed=2, minute=2, status="refused", reason="too large | by far"),
+        lora,
+        make_record("lora", suite=suite, seed=2, minute=5),
+        with_memory(make_record("galore", suite=suite, minute=6), predicted=False),
+        make_record("galore", suite=suite, seed=2, minute=7, status="failed", reason=HOSTILE),
+        with_memory(make_record("lisa", suite=suite, minute=8), tracked=False),
+        make_record(f"owlore[{HOSTILE}]", suite=suite, minute=9),
+        make_record(
+            "lora",
+            suite=suite,
+            minute=10,
+            kind="evaluation",
+            of=lora.uuid,
+            scores=make_scores("lora", 1, ("gsm8k",)),
+        ),
+    ]
+    return suite, Contents(tuple(records), ("quick.jsonl line 12: is cut off; it is passed over",))
+
+
+def golden() -> tuple[Suite, Contents]:
+    """The same with a run of another version of the suite, for the golden files."""
+    suite, contents = mixed()
+    older = make_record("lisa", suite=suite, seed=2, minute=-5, spec={"suite_version": 2})
+    return suite, Contents((older, *contents.records), contents.warnings)

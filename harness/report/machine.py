@@ -1,0 +1,138 @@
+"""report.json: a summary for machines. Numbers are not rounded, and null stands for what was not measured.
+
+``labels`` holds what a row of the tables rests on; ``scores`` and ``runs`` hold scores.csv and runs.csv as ``columns``
+and ``rows``. A number that is not finite, which JSON has no word for, is the text "nan", "inf" or "-inf".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from harness.report.frames import RUN_COLUMNS, SCORE_COLUMNS, run_rows, score_rows
+from harness.report.quantities import (
+    best_prediction,
+    host_peak_bytes,
+    is_busy,
+    largest_difference,
+    largest_tracked_peak,
+    mean_of,
+    mean_of_records,
+    model_flops_utilization,
+    step_flops,
+    tokens_per_second,
+    train_peak_bytes,
+)
+from harness.report.statistics import LEVEL, Estimate
+from harness.report.summary import Row, Summary
+from harness.report.tables import average_of_row, normalised_average_of_row, score_of_row
+
+SCHEMA = "finetune-harness/report"
+SCHEMA_VERSION = 1
+"""Raised when a name goes away or changes its meaning; names may be added without."""
+
+
+def report_json(summary: Summary, notes: Iterable[str]) -> str:
+    """Return the summary as JSON, with the notes that stand with its tables."""
+    suite, view = summary.suite, summary.view
+    value = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "suite": {"name": suite.name, "version": view.suite_version, "description": suite.description},
+        "protocol": view.protocol,
+        "evaluation": view.evaluation.model_dump(mode="json"),
+        "max_steps": view.max_steps,
+        "environment_id": view.environment_id,
+        "environment": view.environment.model_dump(mode="json"),
+        "interval_level": LEVEL,
+        "notes": list(notes),
+        "labels": [_label(summary, row) for row in summary.rows],
+        "failed_evaluations": [
+            {"uuid": record.uuid, "of": record.of, "status": record.status, "reason": record.reason}
+            for record in summary.failed_evaluations
+        ],
+    }
+    head = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
+    scores, runs = _rows(SCORE_COLUMNS, score_rows(summary)), _rows(RUN_COLUMNS, run_rows(summary))
+    return f'{head},\n "scores": {scores},\n "runs": {runs}\n}}\n'
+
+
+def _rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table in JSON, a row a line: names in every row would make it five times as large."""
+    lines = ",\n   ".join(_line(row) for row in rows)
+    return f'{{\n  "columns": {_line(columns)},\n  "rows": [\n   {lines}\n  ]\n }}'
+
+
+def _line(values: Sequence[Any]) -> str:
+    try:
+        return json.dumps(values, ensure_ascii=False, allow_nan=False)
+    except ValueError:  # a number that is not finite
+        return json.dumps(_finite(values), ensure_ascii=False, allow_nan=False)
+
+
+def _label(summary: Summary, row: Row) -> dict[str, Any]:
+    tasks = [
+        {"task": column.task, "metric": column.metric, "in_average": column.in_average}
+        | _estimate(score_of_row(row, column))
+        for column in summary.columns
+    ]
+    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
+    trained = [record.train for record in row.records if record.train is not None]
+    return {
+        "model": row.model,
+        "label": row.label,
+        "trains": row.trains,
+        "tuned_learning_rate": None if row.choice is None else row.choice.learning_rate,
+        "device_busy": is_busy(row),
+        "seeds": [{"seed": run.seed, "status": run.status} for run in row.runs],
+        "average": _estimate(average_of_row(row, summary.columns)),
+        "normalised_average": _estimate(normalised_average_of_row(row, summary.columns)),
+        "tasks": tasks,
+        "cost": {
+            "train_peak_bytes": train_peak_bytes(row),
+            "tracked_peak_bytes": None if tracked is None else tracked.at_peak.total_bytes,
+            "predicted_peak_bytes": None if prediction is None else prediction.peak_bytes,
+            "predicted_against_measured": largest_difference(row),
+            "host_peak_bytes": host_peak_bytes(row),
+            "step_seconds_mean": mean_of(row, lambda train: train.step_seconds_mean),
+            "step_seconds_median": mean_of(row, lambda train: train.step_seconds_median),
+            "shorter_than_refresh_cycle": any(train.covers_refresh_cycle is False for train in trained),
+            "tokens_per_second": mean_of(row, tokens_per_second),
+            "flops_per_step": mean_of_records(row, step_flops),
+            "model_flops_utilization": mean_of_records(row, model_flops_utilization),
+            "trainable_params_mean": mean_of(row, lambda train: train.trainable_params_mean),
+            "trainable_params_ever": max((train.trainable_params_ever for train in trained), default=None),
+            "peak_optimizer_state_bytes": max((train.peak_optimizer_state_bytes for train in trained), default=None),
+            "validation_loss_before": mean_of(row, lambda train: train.validation_loss_before),
+            "validation_loss_after": mean_of(row, lambda train: train.validation_loss_after),
+            "general_loss_before": mean_of(row, lambda train: train.general_loss_before),
+            "general_loss_after": mean_of(row, lambda train: train.general_loss_after),
+        },
+    }
+
+
+def _estimate(found: tuple[Estimate, str] | None) -> dict[str, Any]:
+    """Return an estimate by name; every value null where there is none."""
+    if found is None:
+        return dict.fromkeys(("mean", "low", "high", "covers", "unit", "num_items", "num_seeds"))
+    estimate, unit = found
+    low, high = (None, None) if estimate.interval is None else estimate.interval
+    return {
+        "mean": estimate.mean,
+        "low": low,
+        "high": high,
+        "covers": estimate.basis,
+        "unit": unit,
+        "num_items": list(estimate.num_items),
+        "num_seeds": estimate.num_seeds,
+    }
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

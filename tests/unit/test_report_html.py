@@ -1,0 +1,173 @@
+"""The HTML page: what stands in it, and what it does in a browser where one is installed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.report.document import TableBlock
+from harness.report.html import html_page, sort_key
+from harness.report.layout import Column, Table
+from harness.report.write import write_report
+from tests.chromium import CHROMIUM, Page, chromium
+
+make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
+in_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+
+
+class Elements(HTMLParser):
+    """Every element of a page with its attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    suite, contents = make.golden()
+    folder = tmp_path_factory.mktemp("page")
+    write_report(suite, contents, folder, ["html"])
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def page(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as page:
+        page.open(file)
+        yield page
+
+
+def test_the_page_names_nothing_outside_itself(file: Path) -> None:
+    elements = Elements(file.read_text(encoding="utf-8"))
+    images = elements.all("img")
+    assert len(images) == 4
+    assert all(str(image["src"]).startswith("data:image/svg+xml;base64,") for image in images)
+    assert not elements.all("link")
+    assert all(str(link["href"]).startswith("#") for link in elements.all("a"))
+    assert [set(attributes) for attributes in elements.all("script")] == [set()]
+    ids = [attributes["id"] for _, attributes in elements.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    assert {str(link["href"]).removeprefix("#") for link in elements.all("a")} <= set(ids)
+
+
+def test_the_policy_allows_only_the_pages_own_style_and_script(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    (policy,) = [m["content"] for m in Elements(text).all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    for kind in ("style", "script"):
+        (content,) = re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        checksum = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{checksum}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+
+
+def test_a_row_without_a_result_tells_why_in_its_cells_and_below(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    cell = '<td class="number missing fault" title="seed 1: out of memory: needs 9 GiB, has 8&#10;seed 2: refused: too'
+    assert text.count(cell) == 11 + 15  # the cells of its scores and of its cost
+    assert '<td class="text">needs 9 GiB, has 8</td>' in text
+    assert '<a class="why" href="#runs-without-a-result">' in text
+
+
+@pytest.mark.parametrize(
+    ("cell", "key"),
+    [
+        ("31.2 [0.0, 78.9] (n=40, 2 seeds)", "31.2"),
+        ("+0.9", "0.9"),
+        ("-1.5 [-3.0, +0.1]", "-1.5"),
+        ("2.750 -> 2.164", "2.164"),
+        ("<0.0001", "0.0001"),
+        ("0.556*", "0.556"),
+        ("135 M (100%)", "135"),
+        ("–", None),
+        ("out of memory, refused", None),
+        ("nan", None),
+    ],
+)
+def test_cells_are_sorted_by_their_estimate(cell: str, key: str | None) -> None:
+    assert sort_key(cell) == key
+
+
+def column(page: Page, number: int, table: int = 0) -> list[str]:
+    """Return the first lines of the cells of a column, as they stand."""
+    script = (
+        f"[...document.querySelectorAll('table')[{table}].tBodies[0].rows]"
+        f".map(row => row.cells[{number}].childNodes[0].textContent.trim())"
+    )
+    return list(page.run(script))
+
+
+def click(page: Page, number: int) -> str | None:
+    heading = f"document.querySelectorAll('table')[0].tHead.rows[0].cells[{number}]"
+    return page.run(f"{heading}.querySelector('button').click(), {heading}.getAttribute('aria-sort')")
+
+
+@in_browser
+def test_a_heading_sorts_by_number_and_again_reverses_with_the_missing_last(page: Page) -> None:
+    before = column(page, 1)
+    missing = ["out of memory, refused", "not run"]
+    numbers = sorted((cell for cell in before if cell not in missing), key=float)
+    assert len(numbers) == 5
+    assert before != [*numbers, *missing]
+    assert click(page, 1) == "ascending"
+    assert column(page, 1) == [*numbers, *missing]
+    assert click(page, 1) == "descending"
+    assert column(page, 1) == [*reversed(numbers), *missing]
+    assert click(page, 0) == "ascending"
+    assert column(page, 0) == sorted(column(page, 0), key=lambda label: label.replace("(", " "))
+    assert page.run("document.querySelectorAll('[aria-sort]').length") == 1
+
+
+@in_browser
+def test_sorting_is_stable_and_works_from_the_keyboard(tmp_path: Path, page: Page, file: Path) -> None:
+    rows = tuple((name, number) for name, number in zip("dbca", ("1.0", "2.0", "1.0", "–"), strict=True))
+    small = tmp_path / "small.html"
+    table = Table((Column("name", "left"), Column("number")), rows)
+    small.write_text(html_page((TableBlock(table),)), encoding="utf-8")
+    page.open(small)
+    page.run("document.querySelectorAll('thead button')[1].focus()")
+    page.press("Enter", "\r")
+    assert column(page, 0) == ["d", "c", "b", "a"]
+    page.press("Enter", "\r")
+    assert column(page, 0) == ["b", "d", "c", "a"]
+    page.open(file)
+
+
+@in_browser
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_plots_are_seen_and_nothing_is_asked_for_or_complained_of(
+    page: Page, file: Path, width: int, dark: bool
+) -> None:
+    page.requests.clear()
+    page.open(file, width=width, dark=dark)
+    found: dict[str, Any] = json.loads(
+        page.run(
+            "JSON.stringify({plots: [...document.images].map(i => [i.complete, i.naturalWidth, i.clientWidth]),"
+            " wide: document.documentElement.scrollWidth, paper: getComputedStyle(document.body).backgroundColor})"
+        )
+    )
+    assert len(found["plots"]) == 4
+    assert all(complete and natural > 0 and shown > 200 for complete, natural, shown in found["plots"])
+    assert found["wide"] <= width
+    assert found["paper"] == ("rgb(20, 23, 28)" if dark else "rgb(253, 253, 252)")
+    assert page.requests == [file.as_uri()]
+    assert page.complaints == []

@@ -1,0 +1,85 @@
+"""The LaTeX of a report: what its tabulars hold, and that it compiles with its plots where a TeX is installed."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.report.document import Heading, TableBlock
+from harness.report.latex import LINES_A_PAGE, latex, tabular
+from harness.report.layout import Column, Table
+from harness.report.write import write_report
+from tests.pdflatex import compiled, in_tex
+
+make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
+
+
+def test_a_tabular_has_rules_of_booktabs_and_a_line_a_row() -> None:
+    table = Table((Column("label", "left"), Column("score")), (("a_b", "1.0"), ("c", "–")))
+    assert tabular(table).splitlines() == [
+        r"\begin{tabular}{@{}lr@{}}",
+        r"\toprule",
+        r"label & score \\",
+        r"\midrule",
+        r"a\_b & 1.0 \\ \addlinespace[2pt]",
+        r"c & \textendash{} \\ \addlinespace[2pt]",
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+
+
+def test_a_long_number_stands_in_lines_broken_at_its_brackets() -> None:
+    table = Table((Column("label", "left"), Column("score")), (("a", "31.2 [0.0, 78.9] (n=40, 2 seeds)"),))
+    (row,) = [line for line in tabular(table).splitlines() if line.startswith("a &")]
+    assert row.removeprefix("a & ").startswith(r"\begin{tabular}[t]{@{}r@{}}31.2\\{[}0.0,{} 78.9{]}\\(n=40,{} 2 seeds)")
+
+
+def test_a_table_of_more_rows_than_a_page_becomes_several_files_that_hold_each_row_once() -> None:
+    rows = tuple((f"row{i}", str(i)) for i in range(3 * LINES_A_PAGE))
+    files = latex((TableBlock(Table((Column("label", "left"), Column("n")), rows), "All.", "m-scores"),), Path())
+    names = ["tables/m-scores.tex", "tables/m-scores-part2.tex", "tables/m-scores-part3.tex"]
+    assert sorted(files) == sorted(["report.tex", *names])
+    assert re.findall(r"row\d+", "".join(files[name] for name in names)) == [label for label, _ in rows]
+    assert re.findall(r"\\input\{(.*?)\}", files["report.tex"]) == names
+
+
+def test_a_table_with_many_columns_is_split_with_its_labels_repeated() -> None:
+    columns = (Column("task", "left"), *(Column(f"column{i}") for i in range(30)))
+    text = latex((TableBlock(Table(columns, (("boolq", *["30.0"] * 30),))),), Path())["report.tex"]
+    assert text.count("\\begin{longtable}") > 1
+    assert text.count("boolq") == text.count("\\begin{longtable}")
+    assert re.findall(r"column\d+", text) == [f"column{i}" for i in range(30)]
+
+
+@pytest.mark.slow
+@in_tex
+def test_the_report_compiles_as_it_is_with_nothing_beyond_its_margins(tmp_path: Path) -> None:
+    suite, contents = make.golden()
+    write_report(suite, contents, tmp_path, ["latex"])
+    log = compiled(tmp_path)
+    assert (tmp_path / "report.pdf").stat().st_size > 10_000
+    assert [wide for wide in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log) if float(wide) > 5] == []
+
+
+@pytest.mark.slow
+@in_tex
+def test_a_table_goes_into_a_paper_with_booktabs_alone(tmp_path: Path) -> None:
+    suite, contents = make.golden()
+    write_report(suite, contents, tmp_path, ["latex"])
+    paper = (
+        "\\documentclass{article}\n\\usepackage[T1]{fontenc}\n\\usepackage{booktabs}\n\\begin{document}\n"
+        "\\begin{table}\\tiny\\input{tables/tiny-scores}\\caption{Ours.}\\end{table}\n\\end{document}\n"
+    )
+    (tmp_path / "report.tex").write_text(paper, encoding="utf-8")
+    assert "Output written" in compiled(tmp_path)
+
+
+def test_headings_are_sections() -> None:
+    text = latex((Heading(1, "A & B"), Heading(2, "Notes"), Heading(3, "tiny")), Path())["report.tex"]
+    assert r"{\LARGE A \& B\par}" in text
+    assert r"\section*{Notes}" in text
+    assert r"\subsection*{tiny}" in text
