@@ -31,7 +31,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNREADABLE as error:
+    except Exception as error:
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # what the tokenizers library raises
+            raise
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
