@@ -42,6 +42,9 @@ SINGLE = "single value: the tolerance alone decides"
 EXACT = "all alike: the tolerance alone decides"
 NOT_AN_END = "interrupted"
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Between these a value is a measurement, of seconds or of bytes, whose ratios and their logarithms are numbers."""
+
 
 @dataclass(frozen=True)
 class _Open:
@@ -161,7 +164,7 @@ def _ratios(cells: Sequence[tuple[Cell, list[float], list[float]]]) -> Iterator[
     """Yield the cells of one measure, given the values of baseline and candidate."""
     tested = []
     for cell, before, after in cells:
-        if min(*before, *after) <= 0:
+        if not (min(*before, *after) >= SMALLEST and max(*before, *after) <= LARGEST):
             yield _without_ratio(cell)
         elif min(len(before), len(after)) < 2:
             ratio = _mean(after) / _mean(before)
