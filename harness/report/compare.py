@@ -264,11 +264,13 @@ def _by_tolerance(cell: Cell, change: float) -> Cell:
 
 
 def _without_ratio(cell: Cell) -> Cell:
-    """Return a cell with a zero among its values: any growth of the mean is beyond a tolerance that is a share."""
+    """Return a cell with a value that has no share, as zero: any growth of the mean is beyond a tolerance that is one."""
     assert cell.baseline is not None and cell.candidate is not None
     change = cell.candidate - cell.baseline
     verdict: Verdict = "worse" if change > 0 else "improved" if change < 0 else "same"
-    return replace(cell, verdict=verdict, basis="a value is zero, and no share of it can be taken")
+    return replace(
+        cell, verdict=verdict, basis="a value is zero or beyond any measurement, and no share of it can be taken"
+    )
 
 
 def _mean(values: Sequence[float]) -> float:
