@@ -57,11 +57,18 @@ def missing_data_sentence(spec: DatasetSpec, why: str) -> str:
 
 
 def git_blob_checksum(file: Path) -> str:
-    """Return git's SHA-1 of a file's content: of ``blob <size>``, a zero byte, and the content."""
-    digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
-    with file.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            digest.update(chunk)
+    """Return git's SHA-1 of a file's content: of ``blob <size>``, a zero byte, and the content.
+
+    Raises:
+        HarnessError: the file cannot be read.
+    """
+    try:
+        digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
+        with file.open("rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.assets.data_files import TrainingRow, read_data_file
-from harness.assets.downloads import missing_data_sentence, repository_file_place
+from harness.assets.downloads import git_blob_checksum, missing_data_sentence, repository_file_place
 from harness.assets.hub import cached_hub_file
 from harness.assets.instructions import instruction_of, letter_question
 from harness.assets.rows import COMMONSENSE_TASKS, mmlu_subject_tasks, read_rows, rows_folder
@@ -159,6 +159,8 @@ def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
     if file is None or not file.is_file():
         why = "--offline forbids its download" if offline else "was never prepared"
         raise HarnessError(missing_data_sentence(spec, why))
+    if spec.git_blob is not None and git_blob_checksum(file) != spec.git_blob:
+        raise HarnessError(f"data set '{spec.name}': {file} is damaged: delete it and run harness prepare again")
     rows = read_data_file(file, spec.layout, spec.name)
     if spec.num_rows is not None and len(rows) != spec.num_rows:
         raise HarnessError(

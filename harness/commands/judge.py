@@ -128,7 +128,11 @@ def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
     answers = record.mt_bench
     assert answers is not None
     bench = _bench(record, args)
-    asked = gradings(bench, read_answers(within(store.folder, answers.file)), args.references)
+    file = within(store.folder, answers.file)
+    given = read_answers(file)
+    if len(given) != answers.num_questions:
+        raise HarnessError(f"{file}: holds {len(given)} answers, and the run gave {answers.num_questions}: restore it")
+    asked = gradings(bench, given, args.references)
     settings = JudgeSettings(
         judge=args.judge_model,
         model_id=answers.model_id,

@@ -6,6 +6,7 @@ without any, for planning.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def load_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except UNREADABLE as error:
+    except Exception as error:
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:  # what the tokenizers library raises
+            raise
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
@@ -48,6 +51,7 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
+    _check_index(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -124,6 +128,19 @@ def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+
+
+def _check_index(folder: Path) -> None:
+    """Refuse an index that names pickled weights, which transformers would then load all the same."""
+    file = folder / "model.safetensors.index.json"
+    try:
+        names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise HarnessError(f"{file}: is no index of weights: {_first_line(error)}") from error
+    if others := sorted(str(name) for name in names if not str(name).endswith(".safetensors")):
+        raise HarnessError(f"{file}: names {others[0]}, which is no safetensors file; pickled weights are not read")
 
 
 def _first_line(error: BaseException) -> str:

@@ -243,7 +243,7 @@ class ChatEndpoint:
     def _without_key(self, text: str) -> str:
         for secret in self._secrets:
             text = text.replace(secret, "[key]").replace(urllib.parse.quote(secret, safe=""), "[key]")
-        return text
+        return text.encode(errors="replace").decode()  # half characters, which JSON can spell, are no text
 
 
 class LocalJudge:

@@ -91,6 +91,8 @@ def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
                     ) from error
     except OSError as error:
         raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{path}: is not UTF-8 text; prepare the rows again") from error
     if not rows:
         raise HarnessError(f"{path}: holds no rows; prepare the rows again")
     return rows

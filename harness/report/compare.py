@@ -44,6 +44,9 @@ EXACT = "all alike: the tolerance alone decides"
 """All values of a side, or all changes from seed to seed."""
 NOT_AN_END = "interrupted"
 
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Between these a value is a measurement, of seconds or of bytes, whose ratios and their logarithms are numbers."""
+
 
 @dataclass(frozen=True)
 class _Open:
@@ -185,7 +188,7 @@ def _ratios(cells: Sequence[_Values]) -> Iterator[_Open | Cell]:
     tested: list[_Values] = []
     for values in cells:
         before, after = values.before, values.after
-        if min(*before, *after) <= 0:
+        if not (min(*before, *after) >= SMALLEST and max(*before, *after) <= LARGEST):
             yield _without_ratio(values.cell)
         elif min(len(before), len(after)) < 2:
             ratio = _mean(after) / _mean(before)
@@ -288,11 +291,13 @@ def _by_tolerance(cell: Cell, change: float) -> Cell:
 
 
 def _without_ratio(cell: Cell) -> Cell:
-    """Return a cell with a zero among its values: any growth of the mean is beyond a tolerance that is a share."""
+    """Return a cell with a value that has no share, as zero: any growth of the mean is beyond a tolerance that is one."""
     assert cell.baseline is not None and cell.candidate is not None
     change = cell.candidate - cell.baseline
     verdict: Verdict = "worse" if change > 0 else "improved" if change < 0 else "same"
-    return replace(cell, verdict=verdict, basis="a value is zero, and no share of it can be taken")
+    return replace(
+        cell, verdict=verdict, basis="a value is zero or beyond any measurement, and no share of it can be taken"
+    )
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -20,6 +20,9 @@ FAILING: frozenset[Verdict] = frozenset({"worse", "failed"})
 RUN = "run"
 """Metric of a cell that says whether there is a result at all."""
 
+LARGEST_LOG = 100.0
+"""Of a worsening that is told."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -51,12 +54,15 @@ class Cell:
     def smallest(self) -> float | None:
         """Return the smallest true worsening that would have been found in 80% of cases; None where no test was made.
 
-        In the unit of ``change``, always above 0.
+        In the unit of ``change``, always above 0. None too where the values scatter so much that none is found.
         """
         if self.test is None or self.level is None or self.tolerance is None:
             return None
         beyond = smallest_difference(self.test.standard_error, self.test.degrees, self.level, sides=1)
-        return exp(self.tolerance.log_ratio + beyond) - 1 if self.metric != SCORE else self._points() + beyond
+        if self.metric == SCORE:
+            return self._points() + beyond
+        found = self.tolerance.log_ratio + beyond
+        return exp(found) - 1 if found < LARGEST_LOG else None
 
     def limit(self) -> float:
         """Return the tolerance in the unit of the tested change."""

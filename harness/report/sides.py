@@ -73,8 +73,10 @@ def items_beside(folder: Path) -> Side:
     def read_file(name: str) -> bytes | None:
         try:
             return within(folder, name).read_bytes()
-        except OSError:
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise HarnessError(f"{folder / name}: cannot be read: {error.strerror or error}") from error
 
     return Side(str(folder), read_file=read_file)
 

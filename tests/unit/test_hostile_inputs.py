@@ -14,15 +14,18 @@ from harness.datasets import load_datasets
 from harness.devices import load_devices
 from harness.errors import HarnessError
 from harness.evaluation.grading import NOT_PARSED, Judged, gradings, mt_bench_scores, parse_score
-from harness.evaluation.judges import Reply
+from harness.evaluation.judges import ChatEndpoint, JudgeFailed, Reply
 from harness.evaluation.judging import JudgeSettings, judge_answers
 from harness.models import load_models
+from harness.report.compare import compare_sides
+from harness.report.compare_page import comparison_json
 from harness.report.items import parse_items
 from harness.report.paper import read_table
-from harness.report.sides import load_side
+from harness.report.sides import Side, load_side
 from harness.report.subjects import subjects_of_benchmarks
 from harness.store import parse_files
 from harness.suite import load_suite
+from tests.judge import Act, served
 from tests.mt_bench import write_bench
 from tests.records import make_record
 
@@ -166,6 +169,37 @@ def test_a_judge_prompt_or_reference_that_is_not_there_is_named(tmp_path: Path) 
 def test_a_benchmark_document_of_other_types_is_one_sentence(document: dict[str, object]) -> None:
     with pytest.raises(HarnessError, match=r"^b.json: "):
         subjects_of_benchmarks([document], "b.json")
+
+
+@pytest.mark.parametrize("time", [1e-320, 1e300])
+def test_a_time_that_no_ratio_holds_is_not_compared(time: float) -> None:
+    stats = [{"data": [time, 1.0, 2.0], "mean": 1.0}, {"data": [1.0, 1.1, 0.9], "mean": 1.0}]
+    documents = [{"benchmarks": [{"fullname": "b", "stats": one}]} for one in stats]
+    found = compare_sides(*(Side(f"side {i}", benchmarks=(one,)) for i, one in enumerate(documents)))
+    assert comparison_json(found)
+    assert not found.fails
+
+
+def test_times_that_scatter_over_everything_show_no_smallest_worsening() -> None:
+    stats = [{"data": [1e-29, 1e29], "mean": 1.0}, {"data": [1e29, 1e-29], "mean": 1.0}]
+    documents = [{"benchmarks": [{"fullname": "b", "stats": one}]} for one in stats]
+    found = compare_sides(*(Side(f"side {i}", benchmarks=(one,)) for i, one in enumerate(documents)))
+    assert [cell.smallest for cell in found.cells] == [None]
+    assert comparison_json(found)
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"choices": [{"message": {"content": "\xed\xa0\x80x"}}]}', b'{"error": "\\ud800x"}']
+)
+def test_half_a_character_from_an_endpoint_is_replaced(body: bytes) -> None:
+    with served(Act(None, body=body) if b"choices" in body else Act(status=400, body=body)) as judge:
+        client = ChatEndpoint(judge.url, "m", key=None, max_retries=0)
+        try:
+            said = client.ask([{"role": "user", "content": "x"}]).text
+        except JudgeFailed as error:
+            said = str(error)
+    assert said.encode()
+    assert "?x" in said
 
 
 def test_a_benchmark_document_that_is_nested_too_deeply_is_not_json(tmp_path: Path) -> None:
