@@ -14,12 +14,12 @@ from harness.report.document import Block, Bullets, Document, Heading, Paragraph
 from harness.report.latex_text import escape_latex
 from harness.report.layout import Column, Table, one_line
 
-PAGE_EM = 108
+PAGE_EM = 180
 r"""Characters of the size of table text that stand side by side on the page: 26.1 cm in \scriptsize."""
 GAP = 2
 STACK_OVER = 12
 """A heading or cell of numbers longer than this stands in several lines."""
-LINES_A_PAGE = 46
+LINES_A_PAGE = 42
 """Lines of a tabular that fit one page with its caption."""
 NARROWEST = 8
 ROW_END = "\\\\ \\addlinespace[2pt]"

@@ -67,6 +67,20 @@ def test_the_report_compiles_as_it_is_with_nothing_beyond_its_margins(tmp_path: 
 
 @pytest.mark.slow
 @in_tex
+@pytest.mark.parametrize("cell", ["1.0", "31.2 [0.0, 78.9] (n=40, 2 seeds)"])
+def test_no_part_of_a_tall_table_is_taller_than_a_page(tmp_path: Path, cell: str) -> None:
+    columns = (Column("label", "left"), *(Column(f"a long heading of column {i}") for i in range(14)))
+    rows = tuple((f"row{i}", *[cell] * 14) for i in range(3 * LINES_A_PAGE))
+    for name, text in latex((TableBlock(Table(columns, rows), "All.", "m-scores"),), tmp_path).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    log = compiled(tmp_path)
+    assert "Float too large" not in log
+    assert "Overfull" not in log
+
+
+@pytest.mark.slow
+@in_tex
 def test_a_table_goes_into_a_paper_with_booktabs_alone(tmp_path: Path) -> None:
     suite, contents = make.golden()
     write_report(suite, contents, tmp_path, ["latex"])
