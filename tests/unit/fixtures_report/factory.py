@@ -274,7 +274,7 @@ def make_record(
     fields: dict[str, Any] = {
         "run_id": run.run_id,
         "environment_id": environment.environment_id,
-        "uuid": re.sub(r"[^A-Za-z0-9._-]+", "_", f"{label[:20]}-{model[:20]}-{seed}-{minute}"),
+        "uuid": re.sub(r"[^A-Za-z0-9._-]+", "_", f"{label[:30]}-{model[:20]}-{seed}-{minute}"),
         "started_at": started,
         "finished_at": started + timedelta(seconds=40),
         "status": status,
