@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.report import groups, judging
 from harness.report.comparisons import ReadItems, comparison_parts
 from harness.report.layout import escape_markdown, markdown_table
+from harness.report.plots import PLOT_TITLES
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
@@ -23,12 +24,6 @@ from harness.report.tables import (
 )
 from harness.report.units import NOTHING, percent
 
-PLOT_TITLES = {
-    "memory_score": "Memory against score",
-    "loss": "Loss in training",
-    "blocks": "Decoder blocks trained at each step",
-    "memory": "What the memory peak is made of, measured and predicted",
-}
 SCORE_DEFINITIONS = (
     "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
     "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
