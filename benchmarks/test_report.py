@@ -17,6 +17,7 @@ FACTORY = Path(__file__).parent.parent / "tests" / "unit" / "fixtures_report" / 
 make = SimpleNamespace(**runpy.run_path(str(FACTORY)))
 NUM_RECORDS = 10_000
 LIMIT_SECONDS = 10.0
+PLOTS = ("memory_score", "tasks", "loss", "loss_tokens", "loss_seconds", "blocks")
 
 
 @pytest.fixture(scope="module")
@@ -53,4 +54,6 @@ def test_report_of_ten_thousand_records(
         assert sum(1 for _ in stream) == NUM_RECORDS + 1
     pages = {"md": "report.md", "latex": "report.tex", "html": "report.html", "json": "report.json"}
     assert {pages[name] for name in formats if name in pages} <= {file.name for file in files}
+    plots = [file for file in files if file.parent.name == "plots"]
+    assert len(plots) == (0 if formats == ("csv",) else 3 * len(PLOTS))
     assert benchmark.stats.stats.min <= LIMIT_SECONDS  # the round least disturbed by other work

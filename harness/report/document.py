@@ -76,6 +76,8 @@ class PlotBlock:
 
     title: str
     files: tuple[Path, ...]
+    caption: str = ""
+    """What a reader must know to take it for what it is; nothing recorded is in it."""
 
     def file(self, *endings: str) -> Path | None:
         """Return the file with the first of the endings that there is."""

@@ -114,7 +114,8 @@ def _figure(block: PlotBlock) -> str:
     if file.suffix == ".svg" and file.stat().st_size > LARGEST_SVG_BYTES:
         file = block.file(".png") or file
     title = _escaped(block.title)
-    return f'<figure><img src="{_data_address(file)}" alt="{title}"><figcaption>{title}</figcaption></figure>'
+    caption = f"<b>{title}.</b> {_escaped(block.caption)}" if block.caption else title
+    return f'<figure><img src="{_data_address(file)}" alt="{title}"><figcaption>{caption}</figcaption></figure>'
 
 
 def _data_address(file: Path) -> str:

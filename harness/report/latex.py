@@ -132,9 +132,8 @@ def _figure(block: PlotBlock, out: Path) -> str:
         return ""
     size = "width=0.92\\linewidth,height=0.72\\textheight,keepaspectratio"
     drawn = f"\\includegraphics[{size}]{{{file.relative_to(out).as_posix()}}}"
-    return (
-        f"\\begin{{figure}}[!htbp]\n\\centering\n{drawn}\n\\caption{{{escape_latex(block.title)}}}\n\\end{{figure}}\n"
-    )
+    caption = escape_latex(f"{block.title}. {block.caption}" if block.caption else block.title)
+    return f"\\begin{{figure}}[!htbp]\n\\centering\n{drawn}\n\\caption{{{caption}}}\n\\end{{figure}}\n"
 
 
 def _text(text: Text) -> str:

@@ -35,6 +35,7 @@ def _plot(block: PlotBlock, out: Path) -> list[str]:
     title = escape_markdown(block.title)
     links = {file.suffix: file.relative_to(out).as_posix() for file in block.files}
     shown = [f"![{title}]({links['.png']})\n"] if ".png" in links else []
+    shown += [f"{escape_markdown(block.caption)}\n"] if block.caption else []
     others = [(ending, link) for ending, link in links.items() if ending != ".png"]
     return shown + [f"[{title}, as {ending.removeprefix('.').upper()}]({link})\n" for ending, link in others]
 

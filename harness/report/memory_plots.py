@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.record import MemoryBreakdown
 from harness.report.layout import one_line
+from harness.report.panels import CHAR_INCHES, finish
 from harness.report.quantities import (
     best_prediction,
     largest_tracked_peak,
     row_status,
     train_peak_bytes,
 )
-from harness.report.style import COLORS, GREY, LABEL_LIMIT, LabelStyle
+from harness.report.style import COLORS, GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.summary import Row, Summary
 from harness.report.units import GIB, gib
 
@@ -30,8 +31,9 @@ if TYPE_CHECKING:
 BLACK, BLUE, ORANGE, GREEN, _, _, SKY = COLORS
 BAR, GAP, GROUP = 0.36, 0.04, 1.0
 """Height of a bar, space between the two of a label, and from label to label."""
-BAR_INCHES = 0.42
-WIDTH_INCHES = 8.6
+BAR_INCHES = 0.19
+AXES_INCHES = 4.8
+"""About what labels leave of the width."""
 
 
 class Category(NamedTuple):
@@ -50,113 +52,173 @@ CATEGORIES = (
     Category("activations_bytes", "activations", SKY, "...."),
     Category("other_bytes", "other", "#8C8C8C", "xxxx"),
 )
+REST = Category("rest_bytes", "activations and other, not told apart", "#D0D0D0", "||||")
+"""Of a run out of memory, where only the allocator counted."""
+CAPTION = (
+    "Two bars a label: what a tracker measured in the first steps, and what was predicted. A diamond is the allocated "
+    "peak of the whole training. A run out of memory has a bar up to what was alive when it died, with a cross at its "
+    "end: it needed more than that."
+)
 
 
 @dataclass(frozen=True)
 class _Bar:
     what: str
-    parts: MemoryBreakdown | None
+    parts: tuple[tuple[Category, int], ...]
+    """Bytes by category; none where there is no data."""
     absent: str
     """What stands in the place of a bar without data."""
     marked_bytes: int = 0
     """Where a marker stands on it."""
+    died: str = ""
+    """Where memory ran out, of a bar that ends there."""
+
+    @property
+    def total_bytes(self) -> int:
+        """Return its length."""
+        return sum(size for _, size in self.parts)
 
 
 def memory_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | None:
     """Return the stacked bars of every model with a tracked or a predicted peak, or None."""
     from matplotlib.figure import Figure
 
-    shown = {model: [row for row in summary.rows_of(model) if row.trains] for model in summary.models}
-    shown = {model: rows for model, rows in shown.items() if any(_has_data(row) for row in rows)}
+    shown = {
+        model: {row.label: (row, _bars(row)) for row in summary.rows_of(model) if row.trains is not False}
+        for model in summary.models
+    }
+    shown = {
+        model: rows for model, rows in shown.items() if any(bar.parts for _, bars in rows.values() for bar in bars)
+    }
     if not shown:
         return None
-    heights = [BAR_INCHES * 2 * len(rows) + 0.9 for rows in shown.values()]
-    figure = Figure(figsize=(WIDTH_INCHES, sum(heights) + 1.0), layout="constrained")
+    heights = [BAR_INCHES * 2 * len(rows) + 0.5 for rows in shown.values()]
+    figure = Figure(figsize=(PAGE_INCHES, sum(heights) + 0.3), layout="constrained")
     axes = figure.subplots(len(shown), 1, squeeze=False, height_ratios=heights)[:, 0]
-    marked = False
     for axis, (model, rows) in zip(axes, shown.items(), strict=True):
         axis.set_title(one_line(model, LABEL_LIMIT))
-        marked |= _draw_rows(axis, rows, styles)
+        _draw_rows(axis, [bars for _, bars in rows.values()], [styles[label].name for label in rows])
     axes[-1].set_xlabel("live at the peak of an optimizer step, GiB (2^30 bytes)")
-    _category_legend(figure, marked=marked)
-    figure.suptitle(
-        "What the memory peak is made of, measured (tracked first steps) and predicted",
-        x=0.01,
-        ha="left",
-        fontweight="bold",
-    )
+    drawn = [bar for rows in shown.values() for _, bars in rows.values() for bar in bars]
+    finish(figure, "What the memory peak is made of, measured (tracked first steps) and predicted", _entries(drawn))
     return figure
 
 
-def _has_data(row: Row) -> bool:
-    return largest_tracked_peak(row) is not None or best_prediction(row) is not None
+def _bars(row: Row) -> tuple[_Bar, _Bar]:
+    """Return what was measured of a row, or was alive where it ran out of memory, and what was predicted."""
+    tracked, prediction, allocated = largest_tracked_peak(row), best_prediction(row), train_peak_bytes(row)
+    status = "" if row.finished else f": {row_status(row)}"
+    absent = f"not measured{status}" if allocated is None else "not broken down"
+    measured = _Bar("measured", () if tracked is None else _parts(tracked.at_peak), absent, allocated or 0)
+    if not row.finished and (died := _died(row)) is not None:
+        measured = died
+    return measured, _Bar("predicted", () if prediction is None else _parts(prediction.at_peak), "not predicted")
 
 
-def _draw_rows(axis: Axes, rows: Sequence[Row], styles: dict[str, LabelStyle]) -> bool:
-    """Draw two bars a label, the first label on top; return whether an allocated peak was marked."""
-    marked = False
-    ticks, names = [], []
-    longest = max(_total(row) for row in rows)
-    for i, row in enumerate(rows):
-        tracked, prediction = largest_tracked_peak(row), best_prediction(row)
-        allocated = train_peak_bytes(row)
-        status = "" if row.finished else f": {row_status(row)}"
-        absent = f"not measured{status}" if allocated is None else "not broken down"
-        bars = (
-            _Bar("measured", None if tracked is None else tracked.at_peak, absent, allocated or 0),
-            _Bar("predicted", None if prediction is None else prediction.at_peak, "not predicted"),
+def _parts(breakdown: MemoryBreakdown) -> tuple[tuple[Category, int], ...]:
+    return tuple((category, getattr(breakdown, category.field)) for category in CATEGORIES)
+
+
+def _died(row: Row) -> _Bar | None:
+    """Return the bar up to where a row ran out of memory, the longest over its seeds; None where none could say."""
+    found = []
+    for run in row.runs:
+        at = None if run.record is None else run.record.out_of_memory_at
+        if at is None:
+            continue
+        if at.tracked is not None:
+            parts = _parts(at.tracked)
+        else:
+            parts = tuple(
+                (category, size) for category in (*CATEGORIES, REST) if (size := getattr(at, category.field, None))
+            )
+        where = at.phase if at.step is None else f"{at.moment or at.phase} of step {at.step}"
+        found.append(_Bar("measured", parts, "", died=f"out of memory in {where}"))
+    return max((bar for bar in found if bar.parts), key=lambda bar: bar.total_bytes, default=None)
+
+
+def _draw_rows(axis: Axes, rows: Sequence[tuple[_Bar, _Bar]], labels: Sequence[str]) -> None:
+    """Draw two bars a label, the first label on top."""
+    longest = max(max(bar.total_bytes, bar.marked_bytes) for bars in rows for bar in bars)
+    placed = [(i * GROUP + (k - 0.5) * (BAR + GAP), bar) for i, bars in enumerate(rows) for k, bar in enumerate(bars)]
+    _draw_parts(axis, placed)
+    most = 0.0
+    for place, bar in placed:
+        end = max(bar.total_bytes, bar.marked_bytes) / longest
+        words = _end_text(bar) if bar.parts else bar.absent
+        offset = 2 if not bar.parts else 7 if bar.died or bar.marked_bytes else 3
+        axis.annotate(
+            words,
+            (end * longest / GIB if bar.parts else 0.0, place),
+            (offset, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=6.5,
+            color=BLACK if bar.parts else GREY,
         )
-        for k, bar in enumerate(bars):
-            place = i * GROUP + (k - 0.5) * (BAR + GAP)
-            ticks.append(place)
-            name = one_line(styles[row.label].name, LABEL_LIMIT)
-            names.append(f"{name}  {bar.what}" if k == 0 else bar.what)
-            _draw_bar(axis, bar, place, longest)
-        if allocated is not None:
-            place = i * GROUP - 0.5 * (BAR + GAP)
-            axis.plot([allocated / GIB], [place], marker="D", color=BLACK, markersize=5.5, markeredgecolor="white")
-            marked = True
-    axis.set_yticks(ticks, names, parse_math=False)
+        if bar.marked_bytes:
+            mark = bar.marked_bytes / GIB
+            axis.plot([mark], [place], marker="D", color=BLACK, markersize=4.5, markeredgecolor="white")
+        if bar.died:
+            left = bar.total_bytes / GIB
+            axis.plot([left], [place], marker="x", color=BLACK, markersize=6, markeredgewidth=1.5, linestyle="none")
+        most = max(most, end / (1.0 - min(0.6, len(words) * CHAR_INCHES / AXES_INCHES)))
+    names = [
+        f"{label}  {bar.what}" if k == 0 else bar.what
+        for label, bars in zip(labels, rows, strict=True)
+        for k, bar in enumerate(bars)
+    ]
+    axis.set_yticks([place for place, _ in placed], names, parse_math=False)
     axis.set_ylim(len(rows) * GROUP - 0.5, -0.5)
-    axis.set_xlim(0, 1.14 * longest / GIB)
+    axis.set_xlim(0, 1.02 * most * longest / GIB)
     axis.grid(visible=False, axis="y")
     axis.tick_params(axis="y", length=0)
-    return marked
 
 
-def _total(row: Row) -> int:
-    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
-    return max(
-        0 if tracked is None else tracked.at_peak.total_bytes,
-        0 if prediction is None else prediction.at_peak.total_bytes,
-        train_peak_bytes(row) or 0,
-    )
+def _draw_parts(axis: Axes, placed: Sequence[tuple[float, _Bar]]) -> None:
+    """Draw the bars, a category of all of them at once."""
+    lefts = [0.0] * len(placed)
+    for category in (*CATEGORIES, REST):
+        widths = [sum(size for part, size in bar.parts if part is category) / GIB for _, bar in placed]
+        if any(widths):
+            axis.barh(
+                [place for place, _ in placed],
+                widths,
+                BAR,
+                lefts,
+                color=category.color,
+                hatch=category.hatch,
+                edgecolor="white",
+                linewidth=0.4,
+                label=category.name,
+            )
+        lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+    filled = [(place, left) for (place, _), left in zip(placed, lefts, strict=True) if left]
+    places, totals = zip(*filled, strict=True)
+    axis.barh(places, totals, BAR, color="none", edgecolor=BLACK, linewidth=0.6, label="total")
 
 
-def _draw_bar(axis: Axes, bar: _Bar, place: float, longest: int) -> None:
-    if bar.parts is None:
-        axis.text(0.006 * longest / GIB, place, bar.absent, va="center", fontsize=8, fontstyle="italic", color=GREY)
-        return
-    left = 0.0
-    for category in CATEGORIES:
-        width = getattr(bar.parts, category.field) / GIB
-        axis.barh(place, width, BAR, left, color=category.color, hatch=category.hatch, edgecolor="white", linewidth=0.5)
-        left += width
-    axis.barh(place, left, BAR, color="none", edgecolor=BLACK, linewidth=0.8)
-    end = max(left + 0.012 * longest / GIB, (bar.marked_bytes + 0.02 * longest) / GIB)
-    axis.text(end, place, gib(bar.parts.total_bytes), va="center", fontsize=8)
+def _end_text(bar: _Bar) -> str:
+    return f"{gib(bar.total_bytes)}: {bar.died}" if bar.died else gib(bar.total_bytes)
 
 
-def _category_legend(figure: Figure, *, marked: bool) -> None:
+def _entries(bars: Sequence[_Bar]) -> list[tuple[Artist, str]]:
+    """Return the legend: every category, and the marks that are there."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles: list[Artist] = [
-        Patch(facecolor=category.color, hatch=category.hatch, edgecolor="white", linewidth=0.5)
-        for category in CATEGORIES
+    rest = any(category is REST for bar in bars for category, _ in bar.parts)
+    entries: list[tuple[Artist, str]] = [
+        (
+            Patch(facecolor=category.color, hatch=category.hatch, edgecolor="white", linewidth=0.4),
+            category.name,
+        )
+        for category in (*CATEGORIES, *((REST,) if rest else ()))
     ]
-    texts = [category.name for category in CATEGORIES]
-    if marked:
-        handles.append(Line2D([], [], color=BLACK, marker="D", linestyle="none", markersize=5.5))
-        texts.append("allocated peak of the train phase (CUDA)")
-    figure.legend(handles, texts, loc="outside lower center", ncols=3)
+    if any(bar.marked_bytes for bar in bars):
+        mark = Line2D([], [], color=BLACK, marker="D", linestyle="none", markersize=4.5)
+        entries.append((mark, "allocated peak of the train phase (CUDA)"))
+    if any(bar.died for bar in bars):
+        mark = Line2D([], [], color=BLACK, marker="x", linestyle="none", markersize=6, markeredgewidth=1.5)
+        entries.append((mark, "out of memory here"))
+    return entries

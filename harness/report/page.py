@@ -19,6 +19,7 @@ from harness.report.document import (
     file_stem,
 )
 from harness.report.markdown import markdown
+from harness.report.plots import DRAWN
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
@@ -35,12 +36,6 @@ from harness.report.tables import (
 )
 from harness.report.units import NOTHING, percent
 
-PLOT_TITLES = {
-    "memory_score": "Memory against score",
-    "loss": "Loss in training",
-    "blocks": "Decoder blocks trained at each step",
-    "memory": "What the memory peak is made of, measured and predicted",
-}
 MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (
     "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
@@ -204,7 +199,7 @@ def all_notes(summary: Summary) -> list[str]:
 def _plots(plots: Mapping[str, Sequence[Path]]) -> list[Block]:
     if not plots:
         return [Paragraph("No run has a result to plot.")]
-    return [PlotBlock(PLOT_TITLES.get(name, name), tuple(files)) for name, files in plots.items()]
+    return [PlotBlock(DRAWN[name].title, tuple(files), DRAWN[name].caption) for name, files in plots.items()]
 
 
 def _protocol(summary: Summary) -> list[Block]:

@@ -1,7 +1,10 @@
 """How every plot of a report looks, and how it is saved: the same bytes for the same records.
 
 Colours: the qualitative palette of Okabe and Ito (Color Universal Design, 2008), without its yellow, which vanishes on
-white paper. A label also has a marker and a line of its own, so that a plot survives a grey print.
+white paper. A label also has a marker, a line and a hatch of its own, so that a plot survives a grey print.
+
+Sizes are those of print: a panel is as wide as a column of a two-column paper, two beside each other as wide as its
+page, and no letter is smaller than 5.5 points when a figure is set at its own size.
 """
 
 from __future__ import annotations
@@ -22,51 +25,60 @@ if TYPE_CHECKING:
 COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+HATCHES = ("", "/////", "\\\\\\\\\\", ".....", "xxxxx", "-----", "+++++")
 GREY = "#6B6B6B"
 GRID = "#DDDDDD"
+COLUMN_INCHES = 3.3
+"""Width of a column of a two-column paper: of one panel with its axis."""
+PAGE_INCHES = 6.8
+"""Width of such a paper's page."""
 FORMATS: dict[str, dict[str, str | None]] = {
     ".png": {"Software": None},
     ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 """Endings of a plot's file, and the metadata that would make its bytes differ from day to day."""
 LABEL_LIMIT = 40
-DPI = 160
+DPI = 220
 SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
     "axes.edgecolor": GREY,
     "axes.grid": True,
-    "axes.labelsize": 9.0,
+    "axes.labelsize": 7.5,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlelocation": "left",
-    "axes.titlesize": 10.0,
+    "axes.titlesize": 7.5,
     "figure.dpi": DPI,
     "figure.facecolor": "white",
-    "figure.titlesize": 11.0,
+    "figure.titlesize": 9.5,
     "font.family": ["DejaVu Sans", "sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9.0,
+    "font.size": 7.5,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 9.0,
+    "grid.linewidth": 0.5,
+    "legend.fontsize": 7.0,
     "legend.frameon": False,
-    "lines.linewidth": 1.6,
+    "hatch.linewidth": 0.5,
+    "lines.linewidth": 1.3,
+    "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "finetune-harness",
     "text.parse_math": False,
-    "xtick.labelsize": 8.0,
-    "ytick.labelsize": 8.0,
+    "xtick.labelsize": 7.0,
+    "ytick.labelsize": 7.0,
 }
 
 
 @dataclass(frozen=True)
 class LabelStyle:
-    """Colour, marker and line of one label, the same in every plot of a report."""
+    """Colour, marker, line and hatch of one label, the same in every plot of a report."""
 
     name: str
     color: str
     marker: str
     line: Literal["-", "--", "-.", ":"]
+    hatch: str
 
 
 def label_styles(labels: Sequence[str]) -> dict[str, LabelStyle]:
@@ -77,6 +89,7 @@ def label_styles(labels: Sequence[str]) -> dict[str, LabelStyle]:
             color=COLORS[i % len(COLORS)],
             marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
             line=LINES[(i // len(COLORS)) % len(LINES)],
+            hatch=HATCHES[(i + i // len(COLORS)) % len(HATCHES)],
         )
         for i, label in enumerate(dict.fromkeys(labels))
     }
@@ -94,18 +107,18 @@ def common_style() -> Iterator[None]:
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Save a figure as ``stem.svg`` and ``stem.png``, without dates or versions in them, and return the files.
+    """Save a figure as SVG, PNG and PDF named ``stem``, without dates or versions in them, and return the files.
 
     Raises:
         HarnessError: a file cannot be written.
     """
-    figure.draw_without_rendering()  # lays the figure out, once for both files
+    figure.draw_without_rendering()  # lays the figure out, once for all files
     figure.set_layout_engine("none")
-    return [save_as(figure, folder / f"{stem}{ending}") for ending in (".svg", ".png")]
+    return [save_as(figure, folder / f"{stem}{ending}") for ending in (".svg", ".png", ".pdf")]
 
 
 def save_as(figure: Figure, file: Path) -> Path:
-    """Save a figure, PNG or SVG by the file's ending, and return the file.
+    """Save a figure, PNG, SVG or PDF by the file's ending, and return the file.
 
     Raises:
         HarnessError: the file cannot be written.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.record import Record, TrainResult
+from harness.report.block_plots import draw_spans
 from harness.report.layout import one_line
-from harness.report.plots import trained_spans
 from harness.report.quantities import run_peak_bytes
 from harness.report.style import COLORS, common_style, save_as
 from harness.report.units import GIB, gib
@@ -21,7 +21,7 @@ BLACK, BLUE, _, GREEN, VERMILION, _, SKY = COLORS
 
 
 def write_timeline(record: Record, file: Path) -> Path:
-    """Draw one run over its steps into ``file``, PNG or SVG by its ending, and return it.
+    """Draw one run over its steps into ``file``, PNG, SVG or PDF by its ending, and return it.
 
     Raises:
         HarnessError: the run has no step to draw, or the file cannot be written.
@@ -48,9 +48,7 @@ def timeline_figure(record: Record, train: TrainResult) -> Figure:
     params.plot(steps, [count / 1e6 for count in curve.trainable_params], color=BLUE, drawstyle="steps-mid")
     params.set_ylabel("trainable\nparameters, M")
     params.set_ylim(bottom=0)
-    for block, spans in trained_spans(train).items():
-        centred = [(start - 0.5, length) for start, length in spans]
-        blocks.broken_barh(centred, (block - 0.5, 1.0), facecolors=BLACK, edgecolor="none", linewidth=0)
+    draw_spans(blocks, train, BLACK, shift=-0.5)
     blocks.set_ylim(-0.5, max(1, train.num_blocks) - 0.5)
     blocks.set_ylabel("decoder\nblocks trained")
     blocks.grid(visible=False)

@@ -12,15 +12,22 @@ from PIL import Image
 
 from harness.errors import HarnessError
 from harness.record import BlockActivity, Record
-from harness.report.memory_plots import CATEGORIES, memory_figure
-from harness.report.plots import trained_spans, write_plots
-from harness.report.style import COLORS, label_styles
+from harness.report.block_plots import trained_spans
+from harness.report.loss_plots import held_out_curve
+from harness.report.memory_plots import CATEGORIES, REST, memory_figure
+from harness.report.plots import DRAWN, write_plots
+from harness.report.style import COLORS, common_style, label_styles, save_as
 from harness.report.summary import Summary, summarize
 from harness.report.timeline import write_timeline
 from harness.store import Contents
 from harness.suite import Suite
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let these plots alone be drawn."""
+    monkeypatch.setattr("harness.report.plots.DRAWN", {name: DRAWN[name] for name in names})
 
 
 def summary_of(suite: Suite, *records: Record) -> Summary:
@@ -40,18 +47,22 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     return write_plots(summary_of(suite, *records), tmp_path_factory.mktemp("plots"))
 
 
-def test_each_plot_is_written_as_svg_and_png(drawn: dict[str, list[Path]]) -> None:
+NAMES = ("memory_score", "tasks", "memory", "loss", "loss_tokens", "loss_seconds", "blocks")
+"""Plots that any scored and trained records fill."""
+
+
+def test_each_plot_is_written_as_svg_png_and_pdf(drawn: dict[str, list[Path]]) -> None:
     assert {name: [file.name for file in files] for name, files in drawn.items()} == {
-        name: [f"{name}.svg", f"{name}.png"] for name in ("memory_score", "memory", "loss", "blocks")
+        name: [f"{name}.svg", f"{name}.png", f"{name}.pdf"] for name in NAMES
     }
 
 
-@pytest.mark.parametrize("name", ["memory_score", "memory", "loss", "blocks"])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_svg_is_xml_that_holds_every_label_as_text(drawn: dict[str, list[Path]], name: str) -> None:
     found = texts(drawn[name][0])
     for label in ("full", "lora", "galore", "lisa", "owlore", "lora[a|b `c` <script>alert(1)</script> …"):
         assert label in found
-    assert ("base" in found) == (name == "memory_score")
+    assert ("base" in found) == (name in {"memory_score", "tasks"})
 
 
 @pytest.mark.parametrize("name", ["memory_score", "loss", "blocks"])
@@ -66,7 +77,10 @@ def test_the_png_shows_the_labels_colours(drawn: dict[str, list[Path]], name: st
 
 def bars_of(tmp_path: Path, *records: Record, labels: tuple[str, ...]) -> str:
     summary = summary_of(make.make_suite(labels=labels), *records)
-    return texts(write_plots(summary, tmp_path)["memory"][0])
+    with common_style():
+        figure = memory_figure(summary, label_styles([row.label for row in summary.rows]))
+        assert figure is not None
+        return texts(save_as(figure, tmp_path / "memory.svg"))
 
 
 def test_bars_without_data_are_absent_and_said_so(tmp_path: Path) -> None:
@@ -78,13 +92,17 @@ def test_bars_without_data_are_absent_and_said_so(tmp_path: Path) -> None:
     ]
     found = bars_of(tmp_path, *records, labels=("base", "full", "lora", "lisa", "owlore")).splitlines()
     assert [line for line in found if line.startswith("not ")] == [
+        "not measured: not run",
+        "not predicted",
         "not measured: out of memory",
         "not measured",
         "not predicted",
+        "not measured: not run",
+        "not predicted",
     ]
     assert [line for line in found if line.endswith("  measured")] == [
-        f"{label}  measured" for label in ("full", "lora", "lisa")
-    ]  # what does not train or was never run has no place
+        f"{label}  measured" for label in ("base", "full", "lora", "lisa", "owlore")
+    ]  # nothing recorded says that base does not train
     assert "allocated peak of the train phase (CUDA)" not in found
     assert {"weights", "gradients", "optimizer state", "activations", "other"} <= set(found)
 
@@ -99,11 +117,24 @@ def test_the_widths_of_a_bar_are_its_parts_in_gib() -> None:
     summary = summary_of(make.make_suite(labels=("full",)), make.with_memory(make.make_record("full")))
     figure = memory_figure(summary, label_styles(["full"]))
     assert figure is not None
-    widths = [patch.get_width() for patch in figure.axes[0].patches]  # five parts and the frame, twice
-    parts = [getattr(make.make_breakdown("full"), category.field) / make.GIB for category in CATEGORIES]
-    assert widths[:5] == pytest.approx(parts)
-    assert widths[5] == pytest.approx(sum(parts))
-    assert len(widths) == 12
+    widths = {bars.get_label(): [bar.get_width() for bar in bars] for bars in figure.axes[0].containers}
+    parts = {c.name: getattr(make.make_breakdown("full"), c.field) / make.GIB for c in CATEGORIES}
+    assert {name: measured for name, (measured, _) in widths.items()} == pytest.approx(
+        parts | {"total": sum(parts.values())}
+    )
+
+
+def test_a_run_out_of_memory_has_a_bar_up_to_where_it_died() -> None:
+    full = make.make_record("full", status="out_of_memory", reason="x", out_of_memory_at=make.make_out_of_memory())
+    figure = memory_figure(summary_of(make.make_suite(labels=("full",)), full), label_styles(["full"]))
+    assert figure is not None
+    axis = figure.axes[0]
+    widths = {bars.get_label(): bars[0].get_width() * make.GIB / make.MIB for bars in axis.containers}
+    assert widths == pytest.approx(
+        {"weights": 513, "gradients": 100, "optimizer state": 1026, REST.name: 400, "total": 2039}
+    )
+    assert "1.99: out of memory in backward of step 4" in [text.get_text() for text in axis.texts]
+    assert [line.get_xdata()[0] for line in axis.lines if line.get_marker() == "x"] == pytest.approx([2039 / 1024])
 
 
 def test_no_two_categories_look_alike_in_a_grey_print() -> None:
@@ -148,7 +179,10 @@ def test_the_host_axis_says_that_it_is_not_gpu_memory(drawn: dict[str, list[Path
     assert "not GPU memory" in found
 
 
-def test_with_cuda_the_axis_is_the_allocated_peak_and_each_model_has_a_panel(tmp_path: Path) -> None:
+def test_with_cuda_the_axis_is_the_allocated_peak_and_each_model_has_a_panel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "memory_score", "blocks")
     suite = make.make_suite(models=("tiny", "large"), labels=("full", "lora"))
     records = [
         make.make_record(label, model=model, suite=suite, environment=make.CUDA, minute=i)
@@ -158,10 +192,12 @@ def test_with_cuda_the_axis_is_the_allocated_peak_and_each_model_has_a_panel(tmp
     found = texts(drawn["memory_score"][0])
     assert found.count("peak memory in training (CUDA, allocated), GiB") == 2
     assert {"tiny", "large"} <= set(found.splitlines())
-    assert "no result" in texts(drawn["blocks"][0])
+    assert "not run" in texts(drawn["blocks"][0]).splitlines()
+    assert "not run: lora" in found.splitlines()
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_records_give_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only(monkeypatch, "memory_score", "tasks")
     summary = summary_of(make.make_suite(labels=("lora",)), make.make_record("lora"))
     contents = []
     for folder in (tmp_path / "a", tmp_path / "b"):
@@ -176,7 +212,10 @@ def test_without_a_result_nothing_is_drawn(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_users_own_settings_of_matplotlib_are_neither_used_nor_changed(tmp_path: Path) -> None:
+def test_the_users_own_settings_of_matplotlib_are_neither_used_nor_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch, "loss")
     import matplotlib as mpl
 
     summary = summary_of(make.make_suite(labels=("lora",)), make.make_record("lora"))
@@ -215,12 +254,10 @@ def test_no_two_of_many_labels_look_the_same() -> None:
 
 
 def test_the_held_out_curve_is_drawn_at_every_step_that_all_seeds_read() -> None:
-    from harness.report.plots import _held_out_curve
-
     train = make.make_record("lora").train
     assert train is not None
     ends = train.model_copy(update={"validation_loss_before": 3.0, "validation_loss_after": 2.0})
-    assert _held_out_curve(ends) == {0: 3.0, len(train.curve.loss): 2.0}
+    assert held_out_curve(ends) == {0: 3.0, len(train.curve.loss): 2.0}
     curve = ends.model_copy(update={"validation_steps": (0, 2, 4), "validation_losses": (3.0, 2.5, 2.0)})
-    assert _held_out_curve(curve) == {0: 3.0, 2: 2.5, 4: 2.0}
-    assert _held_out_curve(train.model_copy(update={"validation_loss_before": None})) == {}
+    assert held_out_curve(curve) == {0: 3.0, 2: 2.5, 4: 2.0}
+    assert held_out_curve(train.model_copy(update={"validation_loss_before": None})) == {}

@@ -30,12 +30,13 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:
     suite, contents = mixed()
     files = write_report(suite, contents, tmp_path / "out", ["md", "csv"])
-    plots = [f"plots/{name}.{kind}" for name in ("memory_score", "memory", "loss", "blocks") for kind in ("svg", "png")]
+    names = ("memory_score", "tasks", "memory", "loss", "loss_tokens", "loss_seconds", "blocks")
+    plots = [f"plots/{name}.{kind}" for name in names for kind in ("svg", "png", "pdf")]
     found = [file.relative_to(tmp_path / "out").as_posix() for file in files]
     assert found == ["report.md", "scores.csv", "runs.csv", *plots]
     assert sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file()) == sorted(files)
     text = files[0].read_text(encoding="utf-8")
-    assert all(f"({name})" in text for name in plots)
+    assert all(f"({name})" in text for name in plots if not name.endswith(".pdf"))
 
 
 def test_scores_csv_holds_every_number_in_full(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def test_a_run_is_drawn_on_request_and_json_stays_json(
 @pytest.mark.parametrize(
     ("label", "plot", "sentence"),
     [
-        ("lora", "run.pdf", "--plot run.pdf: expected a file that ends in .png or .svg"),
+        ("lora", "run.gif", "--plot run.gif: expected a file that ends in .png or .svg or .pdf"),
         ("lora", "none/run.png", "--plot none/run.png: there is no folder 'none'"),
         ("base", "run.png", "has no optimizer step on record: there is nothing to draw over steps"),
     ],

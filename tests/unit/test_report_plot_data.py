@@ -1,0 +1,315 @@
+"""What the plots of scores, losses, blocks and sweeps draw is what the records say."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from harness.record import Proof, Record
+from harness.report.block_plots import block_figure
+from harness.report.loss_plots import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
+from harness.report.plots import DRAWN
+from harness.report.score_plots import memory_score_figure, pareto_front
+from harness.report.style import FORMATS, HATCHES, label_styles
+from harness.report.summary import Summary, summarize
+from harness.report.sweep_plots import sweep_figure, tuning_figure
+from harness.report.sweeps import find_sweeps
+from harness.report.tables import average_of_row, score_of_row
+from harness.report.task_plots import task_figure
+from harness.store import Contents
+from harness.suite import Suite
+from harness.tuned import Choice, Trial, Tuned
+
+HERE = Path(__file__).parent
+make = SimpleNamespace(**runpy.run_path(str(HERE / "fixtures_report" / "factory.py")))
+
+
+def summary_of(suite: Suite, *records: Record, tuned: Tuned | None = None) -> Summary:
+    return summarize(suite, Contents(records), tuned)
+
+
+def drawn(figure: Figure | None) -> Figure:
+    assert figure is not None
+    return figure
+
+
+def styles_of(summary: Summary) -> dict[str, Any]:
+    return label_styles([row.label for row in summary.rows])
+
+
+def line_called(axis: Axes, gid: str) -> np.ndarray:
+    return np.array(next(line for line in axis.lines if line.get_gid() == gid).get_xydata())
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=12))
+def test_the_front_is_every_point_that_no_other_beats(points: list[tuple[int, int]]) -> None:
+    def beats(other: tuple[int, int], point: tuple[int, int]) -> bool:
+        return other != point and other[0] <= point[0] and other[1] >= point[1]
+
+    front = pareto_front(points)
+    assert set(front) == {i for i, point in enumerate(points) if not any(beats(other, point) for other in points)}
+    assert [points[i][0] for i in front] == sorted(points[i][0] for i in front)
+
+
+def test_points_of_memory_and_score_are_the_records_and_base_is_no_part_of_the_front() -> None:
+    suite = make.make_suite(labels=("base", "full", "lora"), seeds=(1, 2))
+    runs = [("base", 1), ("full", 1), ("full", 2), ("lora", 1), ("lora", 2)]
+    records = []
+    for i, (label, seed) in enumerate(runs):
+        record = make.make_record(label, seed=seed, suite=suite, environment=make.CUDA, minute=i)
+        phases = tuple(p.model_copy(update={"allocated_peak_bytes": (i + 1) * make.GIB}) for p in record.phases)
+        records.append(record.model_copy(update={"phases": phases}))
+    summary = summary_of(suite, *records)
+    axis = drawn(memory_score_figure(summary, styles_of(summary))).axes[0]
+    scores = {row.label: 100 * average_of_row(row, summary.columns)[0].mean for row in summary.rows}  # type: ignore[index]
+    points = {bars.get_label(): tuple(bars.lines[0].get_xydata()[0]) for bars in axis.containers}
+    assert points == {"full": pytest.approx((3.0, scores["full"])), "lora": pytest.approx((5.0, scores["lora"]))}
+    whisker = axis.containers[0].lines[2][0].get_segments()[0]
+    assert [tuple(end) for end in whisker] == [pytest.approx((x, scores["full"])) for x in (2.0, 3.0)]
+    front = line_called(axis, "front")
+    assert (3.0, pytest.approx(scores["full"])) in [tuple(point) for point in front]
+    assert front[:, 0].max() == 5.0
+    assert scores["base"] not in front[:, 1]
+
+
+def test_failures_are_named_below_the_axis_of_every_model_with_records() -> None:
+    suite = make.make_suite(models=("tiny", "large"), labels=("full", "lora"))
+    records = [
+        make.make_record("full", suite=suite),
+        make.make_record("lora", suite=suite, status="failed", reason="x", minute=1),
+        make.make_record("full", model="large", suite=suite, status="out_of_memory", reason="x", minute=2),
+    ]
+    summary = summary_of(suite, *records)
+    for figure in (
+        memory_score_figure(summary, styles_of(summary)),
+        loss_figure(summary, styles_of(summary), STEPS),
+    ):
+        first, second = (axis.get_xlabel().splitlines() for axis in drawn(figure).axes)
+        assert first[-1] == "failed: lora"
+        assert second[-2:] == ["out of memory: full", "not run: lora"]
+
+
+def test_bars_of_tasks_are_the_cells_of_the_score_table_and_failures_have_their_place() -> None:
+    suite = make.make_suite(labels=("base", "full", "lora"))
+    records = [
+        make.make_record("base"),
+        make.make_record("full", minute=1, status="out_of_memory", reason="x"),
+        make.make_record("lora", minute=2),
+    ]
+    summary = summary_of(suite, *records)
+    axis = drawn(task_figure(summary, styles_of(summary))).axes[0]
+    bars = {c.get_label(): [bar.get_height() for bar in c] for c in axis.containers if hasattr(c, "patches")}
+    for row in (summary.rows[0], summary.rows[2]):
+        cells = [score_of_row(row, column) for column in summary.columns] + [average_of_row(row, summary.columns)]
+        assert bars[row.label] == pytest.approx([100 * cell[0].mean for cell in cells if cell is not None])
+    assert [text.get_text() for text in axis.texts] == ["out of memory"] * (len(make.TASKS) + 1)
+    names = [text.get_text().replace("\n", "") for text in axis.get_xticklabels()]
+    assert names == [*make.TASKS, "average of8 tasks"]
+
+
+def test_many_labels_wrap_the_groups_into_rows_of_axes() -> None:
+    labels = tuple(f"label{i}" for i in range(28))
+    suite = make.make_suite(labels=labels)
+    summary = summary_of(suite, *(make.make_record(label, suite=suite, minute=i) for i, label in enumerate(labels)))
+    figure = drawn(task_figure(summary, styles_of(summary)))
+    assert len(figure.axes) > 2
+    assert sum(len(axis.get_xticks()) for axis in figure.axes) == len(make.TASKS) + 1
+    assert len({(s.color, s.hatch) for s in styles_of(summary).values()}) == 28
+    assert len(set(HATCHES)) == len(HATCHES)
+
+
+def seeds_of(label: str, *seconds: float) -> list[Any]:
+    """Return one training a number: so many seconds a step, one step more for each further seed."""
+    found = []
+    for i, each in enumerate(seconds):
+        train = make.make_train(label, i, num_steps=10 + i)
+        steps = len(train.curve.loss)
+        curve = train.curve.model_copy(update={"seconds": (each,) * steps, "tokens": tuple(range(1, steps + 1))})
+        found.append(train.model_copy(update={"curve": curve, "tracked_peak": make.make_tracked(label)}))
+    return found
+
+
+def test_a_loss_of_one_seed_stands_at_the_steps_tokens_and_seconds_so_far() -> None:
+    (train,) = seeds_of("lora", 2.0)
+    for progress, first, places in (
+        (STEPS, 0, range(1, 11)),
+        (TOKENS, 0, np.cumsum(range(1, 11))),
+        (SECONDS, 3, range(2, 16, 2)),  # the tracked first three steps are left out
+    ):
+        x, loss = mean_curve([train], progress)
+        assert x.tolist() == pytest.approx(list(places))
+        assert loss.tolist() == list(train.curve.loss[first:])
+
+
+def test_seeds_are_meaned_as_far_as_every_seed_went() -> None:
+    quick, slow = seeds_of("lora", 1.0, 2.0)
+    x, loss = mean_curve([quick, slow], STEPS)
+    assert x.tolist() == list(range(1, 11))
+    assert loss.tolist() == pytest.approx(np.mean([quick.curve.loss, slow.curve.loss[:10]], axis=0).tolist())
+    x, loss = mean_curve([quick, slow], SECONDS)
+    assert (x[0], x[-1]) == (2.0, 7.0)  # from the slow one's first step to the quick one's last
+    assert loss[0] == pytest.approx((quick.curve.loss[4] + slow.curve.loss[3]) / 2)
+
+
+def test_held_out_readings_stand_where_the_run_was_then() -> None:
+    (train,) = seeds_of("lora", 2.0)
+    train = train.model_copy(update={"validation_steps": (0, 2, 5, 10), "validation_losses": (4.0, 3.0, 2.0, 1.0)})
+    record = make.make_record("lora").model_copy(update={"train": train})
+    summary = summary_of(make.make_suite(labels=("lora",)), record)
+    for progress, expected in (
+        (STEPS, [[0, 4], [2, 3], [5, 2], [10, 1]]),
+        (TOKENS, [[0, 4], [3, 3], [15, 2], [55, 1]]),
+        (SECONDS, [[0, 4], [4, 2], [14, 1]]),  # step 2 was tracked
+    ):
+        axis = drawn(loss_figure(summary, styles_of(summary), progress)).axes[0]
+        assert line_called(axis, "held-out").tolist() == expected
+
+
+def test_a_run_of_tracked_steps_alone_has_no_place_on_the_axis_of_seconds() -> None:
+    train = make.make_train("lora", 1, num_steps=3).model_copy(update={"tracked_peak": make.make_tracked("lora")})
+    short = make.make_record("lora").model_copy(update={"train": train})
+    summary = summary_of(make.make_suite(labels=("lora", "full")), short, make.make_record("full", minute=1))
+    axis = drawn(loss_figure(summary, styles_of(summary), SECONDS)).axes[0]
+    assert axis.get_xlabel().splitlines()[-1] == "too few steps: lora"
+    assert "lora" not in [line.get_label() for line in axis.lines]
+
+
+@pytest.mark.parametrize(("sampling", "shown"), [("without_replacement", True), ("bernoulli", True), ("tour", False)])
+def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: bool) -> None:
+    shares = [(i + 1) / 78 for i in range(12)]
+    proof = Proof(method={"sampling": sampling, "probability": "outlier", "probabilities": shares, "draws": []})
+    record = make.make_record("owlore").model_copy(update={"proof": proof})
+    summary = summary_of(make.make_suite(labels=("owlore", "full")), record, make.make_record("full", minute=1))
+    axes = drawn(block_figure(summary, styles_of(summary))).axes
+    bars = [axis for axis in axes if axis.get_title() == "probability"]
+    assert len(bars) == shown
+    assert [[patch.get_width() for patch in axis.patches] for axis in bars] == [shares] * shown
+    assert all(axis.get_shared_y_axes().joined(axis, axes[0]) for axis in bars)
+
+
+def swept(values: tuple[Any, ...], setting: str = "rank", **changes: Any) -> list[Record]:
+    return [
+        make.make_record(
+            f"owlore[{setting}={value}]",
+            minute=i,
+            environment=make.CUDA,
+            spec={"method": "owlore", "config": {"rank": 8, "gap": 200, "exact": False, setting: value} | changes},
+        )
+        for i, value in enumerate(values)
+    ]
+
+
+def test_three_labels_one_number_apart_are_a_sweep_and_its_values_rise() -> None:
+    summary = summary_of(make.make_suite(labels=("owlore",)), *swept((128, 8, 32)))
+    (sweep,) = find_sweeps(summary)
+    assert (sweep.model, sweep.setting, sweep.name, sweep.values) == ("tiny", "rank", "owlore", (8.0, 32.0, 128.0))
+    assert [row.label for row in sweep.rows] == ["owlore[rank=8]", "owlore[rank=32]", "owlore[rank=128]"]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        swept((8, 16)),
+        swept((8, 16, None)),
+        swept((False, True, 2), "exact"),
+        swept(("a", "b", "c"), "law"),
+        [*swept((8, 16)), *swept((32,), gap=100)],
+    ],
+    ids=["two values", "not a number", "a switch", "words", "two settings apart"],
+)
+def test_other_labels_are_no_sweep(records: list[Record]) -> None:
+    summary = summary_of(make.make_suite(labels=("owlore",)), *records)
+    assert find_sweeps(summary) == []
+    assert sweep_figure(summary, styles_of(summary)) is None
+
+
+def test_a_sweep_is_drawn_from_the_records_on_a_log_axis_with_failures_crossed() -> None:
+    records = swept((8, 32, 128))
+    (largest,) = swept((512,))
+    failed = {"status": "out_of_memory", "reason": "x", "train": None, "scores": (), "phases": ()}
+    records.append(largest.model_copy(update=failed))
+    summary = summary_of(make.make_suite(labels=("owlore",)), *records)
+    score, loss, memory = drawn(sweep_figure(summary, styles_of(summary))).axes
+    rows = find_sweeps(summary)[0].rows[:3]
+    expected = {
+        score: [100 * average_of_row(row, summary.columns)[0].mean for row in rows],  # type: ignore[index]
+        loss: [row.records[0].train.validation_loss_after for row in rows],  # type: ignore[union-attr]
+        memory: [row.records[0].phase("train").allocated_peak_bytes / make.GIB for row in rows],  # type: ignore[union-attr,operator]
+    }
+    for axis, values in expected.items():
+        assert axis.get_xscale() == "log"
+        assert axis.containers[0].lines[0].get_xydata().tolist() == [
+            pytest.approx(pair) for pair in zip((8, 32, 128), values, strict=True)
+        ]
+        assert line_called(axis, "no result")[:, 0].tolist() == [512]
+    assert score.get_xlabel() == "rank\nout of memory:\nowlore[rank=512]"
+
+
+def test_tuning_is_drawn_as_the_mean_loss_of_the_trials_with_the_choice_ringed() -> None:
+    trials = [
+        Trial(learning_rate=rate, seed=seed, run_id="x", status="ok", validation_loss=loss + seed)
+        for rate, loss in ((1e-5, 3.0), (1e-4, 2.0), (1e-3, 2.5))
+        for seed in (0, 1)
+    ]
+    trials[-1] = trials[-1].model_copy(update={"status": "diverged", "validation_loss": None})
+    choice = Choice(model="tiny", label="lora", learning_rate=1e-4, environment_id="x", trials=tuple(trials))
+    grid = {"learning_rates": (1e-5, 1e-4, 1e-3), "seeds": (0, 1)}
+    suite = make.make_suite(labels=("lora",), tune=grid, tuned="quick.tuned.toml")
+    tuned = Tuned(suite="quick", suite_version=1, choices=(choice,))
+    summary = summary_of(suite, make.make_record("lora"), tuned=tuned)
+    axis = drawn(tuning_figure(summary, styles_of(summary))).axes[0]
+    assert axis.containers[0].lines[0].get_xydata().tolist() == [[1e-5, 3.5], [1e-4, 2.5]]
+    assert line_called(axis, "chosen").tolist() == [[1e-4, 2.5]]
+    assert line_called(axis, "no result")[:, 0].tolist() == [1e-3]
+
+
+DIGESTS = """
+import hashlib, runpy, sys
+from pathlib import Path
+from harness.report.plots import write_plots
+from harness.report.summary import summarize
+from harness.store import Contents
+make = runpy.run_path(sys.argv[1])
+suite = make["make_suite"](labels=("lora",))
+record = make["with_memory"](make["make_record"]("lora"))
+plots = write_plots(summarize(suite, Contents((record,))), Path(sys.argv[2]))
+for files in plots.values():
+    for file in files:
+        print(file.name, hashlib.sha256(file.read_bytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_with_other_hash_seeds_write_the_same_bytes(tmp_path: Path) -> None:
+    found = [
+        subprocess.run(
+            [sys.executable, "-P", "-c", DIGESTS, str(HERE / "fixtures_report" / "factory.py"), str(tmp_path)],
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert found[0].count("\n") == 3 * 7
+
+
+def test_every_plot_says_what_it_is(tmp_path: Path) -> None:
+    assert set(FORMATS) == {".png", ".svg", ".pdf"}
+    for plot in DRAWN.values():
+        assert plot.title
+        assert plot.caption.endswith(".")
+    assert "no test" in DRAWN["memory_score"].caption
