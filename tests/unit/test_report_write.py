@@ -39,6 +39,16 @@ def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:
     assert all(f"({name})" in text for name in plots if not name.endswith(".pdf"))
 
 
+def test_every_format_writes_its_files_pages_first(tmp_path: Path) -> None:
+    suite, contents = mixed()
+    files = write_report(suite, contents, tmp_path, ["md", "latex", "html", "csv", "json"])
+    found = [file.relative_to(tmp_path).as_posix() for file in files]
+    pages = ["report.md", "report.tex", "tables/tiny-scores.tex", "tables/tiny-cost.tex", "report.html"]
+    assert found[:8] == [*pages, "scores.csv", "runs.csv", "report.json"]
+    assert all(name.startswith("plots/") for name in found[8:])
+    assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == sorted(files)
+
+
 def test_scores_csv_holds_every_number_in_full(tmp_path: Path) -> None:
     suite, contents = mixed()
     write_report(suite, contents, tmp_path, ["csv"])
@@ -117,7 +127,8 @@ def test_on_cuda_runs_csv_has_the_step_and_moment_of_the_allocated_peak(tmp_path
     assert float(row["predicted_against_measured"]) == pytest.approx(0.0159, abs=1e-4)
 
 
-def test_only_csv_loads_neither_matplotlib_nor_torch(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("format", "file", "unneeded"), [("csv", "runs.csv", ""), ("json", "report.json", "pandas")])
+def test_numbers_alone_load_neither_matplotlib_nor_torch(tmp_path: Path, format: str, file: str, unneeded: str) -> None:
     suite = make.make_suite()
     store = Store(tmp_path / "records")
     store.append(make.make_record("lora"))
@@ -129,12 +140,14 @@ def test_only_csv_loads_neither_matplotlib_nor_torch(tmp_path: Path) -> None:
         "from harness.store import Store\n"
         "from harness.suite import Suite\n"
         "suite = Suite.model_validate_json(Path('suite.json').read_text())\n"
-        "write_report(suite, Store(Path('records')).read('quick'), Path('out'), ['csv'])\n"
-        "loaded = {'matplotlib', 'torch', 'harness.engine', 'harness.evaluation'} & set(sys.modules)\n"
+        "write_report(suite, Store(Path('records')).read('quick'), Path('out'), ['{format}'])\n"
+        "loaded = {'matplotlib', 'torch', 'harness.engine', 'harness.evaluation', '@'} & set(sys.modules)\n"
         "assert not loaded, loaded\n"
     )
+    program = program.replace("{format}", format).replace("@", unneeded)
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
-    assert len(rows_of(tmp_path / "out" / "runs.csv")) == 6
+    text = (tmp_path / "out" / file).read_text(encoding="utf-8")
+    assert all(label in text for label in suite.labels)
 
 
 def test_an_unknown_or_missing_format_is_refused_before_anything_is_written(tmp_path: Path) -> None:
