@@ -264,7 +264,7 @@ def _by_tolerance(cell: Cell, change: float) -> Cell:
 
 
 def _without_ratio(cell: Cell) -> Cell:
-    """Return a cell with a value that has no share, as zero: any growth of the mean is beyond a tolerance that is one."""
+    """Return a cell with a value that has no share, as zero: any growth of the mean is beyond a tolerance."""
     assert cell.baseline is not None and cell.candidate is not None
     change = cell.candidate - cell.baseline
     verdict: Verdict = "worse" if change > 0 else "improved" if change < 0 else "same"
