@@ -151,10 +151,13 @@ def build_file(target: Path, build: Callable[[Path], None], *, checksum: str | N
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     """Return ``target``, a complete folder, built under a lock by ``build(part)`` unless it is there.
 
+    One that is there has the checksums of its manifest, all read again only when the size or time of one is another.
+
     Raises:
-        HarnessError: the cache cannot be written.
+        HarnessError: the cache cannot be written, or a file in it is no longer what was written.
     """
     if is_complete(target):
+        _check_unspoilt(target)
         return target
     with _locked(target):
         if is_complete(target):
@@ -202,8 +205,22 @@ def spoilt_files(folder: Path) -> list[str]:
     return [
         name
         for name, entry in manifest_of(folder).items()
-        if not (folder / name).is_file() or file_checksum(folder / name) != entry["sha256"]
+        if not (folder / name).is_file() or file_checksum(folder / name) != entry.get("sha256")
     ]
+
+
+def _check_unspoilt(folder: Path) -> None:
+    """Refuse a folder of which a file is no longer what was written; one that was found whole is remembered."""
+    files = [folder / name for name in (MANIFEST, *manifest_of(folder))]
+    states = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    memo, key = cache_root() / "checksums.json", f"{folder}|{hashlib.sha256(states.encode()).hexdigest()}"
+    if read_json(memo).get(key) == "whole":
+        return
+    if spoilt := spoilt_files(folder):
+        raise HarnessError(
+            f"{folder / spoilt[0]}: has another SHA-256 than when it was made: delete {folder} and prepare again"
+        )
+    update_json(memo, {key: "whole"})
 
 
 @contextmanager

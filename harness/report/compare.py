@@ -188,7 +188,7 @@ def _ratios(cells: Sequence[_Values]) -> Iterator[_Open | Cell]:
     tested: list[_Values] = []
     for values in cells:
         before, after = values.before, values.after
-        if not (min(*before, *after) >= SMALLEST and max(*before, *after) <= LARGEST):
+        if not _has_ratios((*before, *after)):
             yield _without_ratio(values.cell)
         elif min(len(before), len(after)) < 2:
             ratio = _mean(after) / _mean(before)
@@ -301,8 +301,12 @@ def _without_ratio(cell: Cell) -> Cell:
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Return the geometric mean, as changes are of logarithms; the arithmetic one where there is a zero."""
-    return geometric_mean(values) if min(values) > 0 else fmean(values)
+    """Return the geometric mean, as changes are of logarithms; the arithmetic one where there are no ratios."""
+    return geometric_mean(values) if _has_ratios(values) else fmean(values)
+
+
+def _has_ratios(values: Sequence[float]) -> bool:
+    return min(values) >= SMALLEST and max(values) <= LARGEST
 
 
 def _has_result(subject: Subject) -> bool:

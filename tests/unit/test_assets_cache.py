@@ -174,3 +174,20 @@ def test_no_entry_of_a_shared_table_is_lost(tmp_path: Path) -> None:
     for process in processes:
         process.join(20)
     assert len(cache.read_json(file)) == 40
+
+
+def test_a_file_of_a_built_folder_that_was_changed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "built"
+    cache.build_folder(folder, _write_two)
+    (file,) = [path for path in folder.iterdir() if path.name == "a"]
+    data = bytearray(file.read_bytes())
+    data[0] ^= 1
+    file.write_bytes(data)
+    assert cache.is_complete(folder)
+    with pytest.raises(HarnessError, match=rf"{file}: has another SHA-256 than when it was made: delete {folder}"):
+        cache.build_folder(folder, _write_two)
+
+
+def _write_two(part: Path) -> None:
+    (part / "a").write_text("first")
+    (part / "b").write_text("second")
