@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import tempfile
 import time
 import uuid
@@ -31,6 +32,7 @@ RETRIES = 3
 """How often Ray starts a run again whose worker or node was lost."""
 LIBRARIES_BYTES = 2 * 10**9
 """Host memory that a run is said to need beside its model: torch, transformers and what they load."""
+CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 45.0
 """How long cancelled runs may take to hand in their records."""
@@ -77,6 +79,7 @@ def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
         raise HarnessError("--executor ray needs the extra: pip install 'finetune-harness[ray]'") from error
     if ray.is_initialized():
         raise HarnessError("this process is connected to a Ray cluster already")
+    _check_address(address)
     quiet: dict[str, Any] = {"configure_logging": True, "logging_level": "ERROR", "log_to_driver": False}
     with tempfile.TemporaryDirectory(prefix="harness-ray-") as folder:
         own: dict[str, Any] = {"_temp_dir": folder, "_node_ip_address": LOOPBACK, "include_dashboard": False}
@@ -89,6 +92,19 @@ def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
             yield RayCluster(ray, threads)
         finally:
             ray.shutdown()
+
+
+def _check_address(address: str | None) -> None:
+    """Refuse an address where nobody listens; Ray itself tries for minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon:
+        return
+    if not port.isdecimal():
+        raise HarnessError(f"--ray-address {address}: expected HOST:PORT, ray://HOST:PORT or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise HarnessError(f"--ray-address {address}: nobody answers there: {error}") from error
 
 
 @dataclass

@@ -1,0 +1,44 @@
+"""``--executor``: what cannot be is one sentence, before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+
+import pytest
+
+from harness.commands._executor import executor
+from harness.errors import HarnessError
+
+
+def options(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"executor": "ray", "ray_address": None, "cpus_per_run": None, **given})
+
+
+@pytest.mark.parametrize("given", [{"ray_address": "auto"}, {"cpus_per_run": 2}])
+def test_options_of_ray_without_it_are_refused(given: dict[str, object]) -> None:
+    with pytest.raises(HarnessError, match="is of --executor ray"), executor(options(executor="local", **given)):
+        pass
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(HarnessError, match=r"finetune-harness\[ray\]"), executor(options()):
+        pass
+
+
+def test_an_address_where_nobody_listens_is_refused_at_once() -> None:
+    pytest.importorskip("ray")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        with pytest.raises(HarnessError, match="nobody answers"), executor(options(ray_address=f"127.0.0.1:{port}")):
+            pass
+
+
+@pytest.mark.parametrize("address", ["somewhere:x", "ray://:", "127.0.0.1:99999"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(HarnessError, match="--ray-address"), executor(options(ray_address=address)):
+        pass
