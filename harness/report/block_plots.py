@@ -79,6 +79,8 @@ def _draw_raster(axis: Axes, style: LabelStyle, record: Record) -> None:
     axis.set_ylim(-0.5, max(1, record.train.num_blocks) - 0.5)
     axis.grid(visible=False)
     axis.locator_params(axis="both", integer=True, nbins=6)
+    if not axis.collections[0].get_paths():
+        axis.text(0.5, 0.5, "no block was trained", ha="center", va="center", color=GREY, transform=axis.transAxes)
 
 
 def _draw_shares(axis: Axes, style: LabelStyle, shares: Sequence[float]) -> None:
