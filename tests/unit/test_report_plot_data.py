@@ -199,6 +199,17 @@ def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: b
     assert all(axis.get_shared_y_axes().joined(axis, axes[0]) for axis in bars)
 
 
+def test_thousands_of_spans_become_pixels_in_vector_files_and_few_do_not() -> None:
+    for periods, pixels in ((100, False), (5000, True)):
+        activity = tuple(BlockActivity(step=step, blocks=(step % 12,)) for step in range(periods))
+        train = make.make_train("lisa", 1).model_copy(update={"block_activity": activity, "num_steps": periods})
+        record = make.make_record("lisa").model_copy(update={"train": train})
+        summary = summary_of(make.make_suite(labels=("lisa",)), record)
+        (rectangles,) = drawn(block_figure(summary, styles_of(summary))).axes[0].collections
+        assert len(rectangles.get_paths()) == periods
+        assert bool(rectangles.get_rasterized()) is pixels
+
+
 def test_a_label_that_trains_no_block_says_so() -> None:
     train = make.make_train("lisa", 1).model_copy(update={"block_activity": (BlockActivity(step=0, blocks=()),)})
     record = make.make_record("lisa").model_copy(update={"train": train})
