@@ -23,6 +23,8 @@ RATIOS = (4, 1)
 """Widths of the steps and of the probabilities beside them."""
 MOST_SPANS = 4000
 """Rectangles of one panel above which they become pixels in SVG and PDF too, so that the files stay small."""
+MOST_GAPS = 40
+"""Bars above which no space is left between them: it would be less than a pixel."""
 CAPTION = (
     "Filled: the block was trained at this step. Bars beside it: the probability with which the method drew the block "
     "in one draw, from its block scores where it uses some; a tour and methods without draws have none. One seed."
@@ -79,10 +81,12 @@ def _draw_raster(axis: Axes, style: LabelStyle, record: Record) -> None:
     axis.set_ylim(-0.5, max(1, record.train.num_blocks) - 0.5)
     axis.grid(visible=False)
     axis.locator_params(axis="both", integer=True, nbins=6)
+    if not axis.collections[0].get_paths():
+        axis.text(0.5, 0.5, "no block was trained", ha="center", va="center", color=GREY, transform=axis.transAxes)
 
 
 def _draw_shares(axis: Axes, style: LabelStyle, shares: Sequence[float]) -> None:
-    axis.barh(range(len(shares)), shares, 0.8, color=style.color)
+    axis.barh(range(len(shares)), shares, 0.8 if len(shares) <= MOST_GAPS else 1.0, color=style.color)
     axis.set_title("probability", fontsize=6.5)
     axis.tick_params(labelleft=False, left=False)
     axis.grid(visible=False, axis="y")
@@ -112,7 +116,9 @@ def draw_spans(axis: Axes, train: TrainResult, color: str, shift: float = 0.0) -
         for left, length in ((start + shift, length) for start, length in spans)
     ]
     rectangles = PolyCollection(corners, facecolors=color, edgecolors="none", linewidths=0)
-    rectangles.set_rasterized(len(corners) > MOST_SPANS)
+    if len(corners) > MOST_SPANS:
+        rectangles.set_rasterized(True)
+        rectangles.set_snap(False)  # spans thinner than a pixel are paler, not left out
     axis.add_collection(rectangles)
 
 

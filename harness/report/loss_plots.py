@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 PANEL_HEIGHT = 2.4
 SMOOTHING_SHARE = 15
 """The running mean of a loss curve spans this part of its steps, and at least 3."""
+MARKERS_A_LINE = 5
+"""About how often a line shows its marker."""
 GRID_POINTS = 400
 """Most points of the grid on which seeds of unequal progress are meaned."""
 CAPTION = (
@@ -100,7 +102,16 @@ def loss_figure(summary: Summary, styles: Mapping[str, LabelStyle], progress: Pr
             style = styles[row.label]
             x, loss = mean_curve(results, progress)
             axis.plot(x, loss, color=style.color, linewidth=0.4, alpha=0.3, gid="steps")
-            axis.plot(x, running_mean(loss), color=style.color, linestyle=style.line, label=style.name)
+            axis.plot(
+                x,
+                running_mean(loss),
+                color=style.color,
+                linestyle=style.line,
+                marker=style.marker,
+                markersize=3.0,
+                markevery=_marked(len(x), len(seen)),
+                label=style.name,
+            )
             held_out |= _draw_held_out(axis, style, results, progress)
             seen.add(row.label)
         short = [row.label for row in rows if row.trains and row.finished and not trained[model, row.label]]
@@ -108,15 +119,21 @@ def loss_figure(summary: Summary, styles: Mapping[str, LabelStyle], progress: Pr
         axis.set_ylabel("cross-entropy, nats a token")
         axis.locator_params(axis="x", nbins=6, integer=progress is STEPS)
     entries: list[tuple[Artist, str]] = [
-        line_entry(style, line=True, marker=held_out) for label, style in styles.items() if label in seen
+        line_entry(style, line=True, marker=True) for label, style in styles.items() if label in seen
     ]
     for handle, _ in entries:
-        handle.set(markerfacecolor="white", markersize=4.5)
+        handle.set(markersize=3.0)
     if held_out:
         handle = Line2D([], [], color=GREY, marker="o", markerfacecolor="white", markersize=4.5, linestyle="none")
         entries.append((handle, "held-out batch"))
     finish(figure, f"Loss in training against {progress.title}", entries)
     return figure
+
+
+def _marked(num_places: int, place: int) -> list[int]:
+    """Return where a line carries its marker, so that it is known without colour; the next line has other places."""
+    step = max(1, num_places // MARKERS_A_LINE)
+    return list(range((place * step // 3) % step, num_places, step))
 
 
 def _results(row: Row, progress: Progress) -> list[TrainResult]:

@@ -162,7 +162,7 @@ def _draw_rows(axis: Axes, rows: Sequence[tuple[_Bar, _Bar]], labels: Sequence[s
         if bar.died:
             left = bar.total_bytes / GIB
             axis.plot([left], [place], marker="x", color=BLACK, markersize=6, markeredgewidth=1.5, linestyle="none")
-        most = max(most, end / (1.0 - min(0.6, len(words) * CHAR_INCHES / AXES_INCHES)))
+        most = max(most, end / (1.0 - min(0.6, 0.85 * len(words) * CHAR_INCHES / AXES_INCHES)))
     names = [
         f"{label}  {bar.what}" if k == 0 else bar.what
         for label, bars in zip(labels, rows, strict=True)

@@ -25,7 +25,7 @@ CHAR_INCHES = 0.062
 """Mean width of a character of a legend or of a note, a little too wide rather than too narrow."""
 TITLE_INCHES = 0.074
 """The same of a figure's title."""
-HANDLE_INCHES = 0.5
+HANDLE_INCHES = 0.55
 LINE_INCHES = 0.145
 
 

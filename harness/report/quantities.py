@@ -139,17 +139,17 @@ def model_flops_utilization(record: Record) -> float | None:
     None where the step was not timed, nothing was predicted, or the device's peak is not known.
     """
     flops, train, settings = step_flops(record), record.train, record.spec.train
-    device = known_device(record.environment.device_name, _devices())
-    if flops is None or train is None or train.step_seconds_mean is None or settings is None or device is None:
+    if flops is None or train is None or train.step_seconds_mean is None or settings is None:
         return None
-    peak = device.peak_flops(settings.dtype)
+    device = _device(record.environment.device_name)
+    peak = None if device is None else device.peak_flops(settings.dtype)
     return None if peak is None else flops / train.step_seconds_mean / peak
 
 
 @cache
-def _devices() -> dict[str, DeviceSpec]:
-    """Return the known devices, read once: a report asks for each of its records."""
-    return load_devices()
+def _device(name: str) -> DeviceSpec | None:
+    """Return a device of devices.toml, which is read once for all records."""
+    return known_device(name, load_devices())
 
 
 def mean_of_records(row: Row, value: Callable[[Record], float | None]) -> float | None:

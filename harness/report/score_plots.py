@@ -70,6 +70,8 @@ def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figu
         set_x_label(axis, CUDA_AXIS if cuda else HOST_AXIS, summary.rows_of(model), extra=words)
         axis.set_ylabel(f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}")
         axis.margins(x=0.1, y=0.1)
+        if not any(point.peaks for point in found):
+            axis.set_xticks([])  # nothing stands at any place across
     seen = {point.label: bool(point.peaks) for found in points.values() for point in found}
     entries: list[tuple[Artist, str]] = [
         line_entry(style, marker=True)

@@ -59,6 +59,7 @@ SETTINGS: dict[Any, Any] = {
     "grid.linewidth": 0.5,
     "legend.fontsize": 7.0,
     "legend.frameon": False,
+    "legend.handlelength": 2.6,
     "hatch.linewidth": 0.5,
     "lines.linewidth": 1.3,
     "pdf.fonttype": 42,
@@ -88,7 +89,7 @@ def label_styles(labels: Sequence[str]) -> dict[str, LabelStyle]:
             name=one_line(label, LABEL_LIMIT) or "(no name)",
             color=COLORS[i % len(COLORS)],
             marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
-            line=LINES[(i // len(COLORS)) % len(LINES)],
+            line=LINES[(i % len(COLORS) + i // len(COLORS)) % len(LINES)],
             hatch=HATCHES[(i + i // len(COLORS)) % len(HATCHES)],
         )
         for i, label in enumerate(dict.fromkeys(labels))

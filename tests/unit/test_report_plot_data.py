@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from harness.record import Proof, Record
+from harness.record import BlockActivity, Proof, Record
 from harness.report.block_plots import block_figure
 from harness.report.loss_plots import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots import DRAWN
@@ -197,6 +197,25 @@ def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: b
     assert len(bars) == shown
     assert [[patch.get_width() for patch in axis.patches] for axis in bars] == [shares] * shown
     assert all(axis.get_shared_y_axes().joined(axis, axes[0]) for axis in bars)
+
+
+def test_thousands_of_spans_become_pixels_in_vector_files_and_few_do_not() -> None:
+    for periods, pixels in ((100, False), (5000, True)):
+        activity = tuple(BlockActivity(step=step, blocks=(step % 12,)) for step in range(periods))
+        train = make.make_train("lisa", 1).model_copy(update={"block_activity": activity, "num_steps": periods})
+        record = make.make_record("lisa").model_copy(update={"train": train})
+        summary = summary_of(make.make_suite(labels=("lisa",)), record)
+        (rectangles,) = drawn(block_figure(summary, styles_of(summary))).axes[0].collections
+        assert len(rectangles.get_paths()) == periods
+        assert bool(rectangles.get_rasterized()) is pixels
+
+
+def test_a_label_that_trains_no_block_says_so() -> None:
+    train = make.make_train("lisa", 1).model_copy(update={"block_activity": (BlockActivity(step=0, blocks=()),)})
+    record = make.make_record("lisa").model_copy(update={"train": train})
+    summary = summary_of(make.make_suite(labels=("lisa",)), record)
+    (axis,) = drawn(block_figure(summary, styles_of(summary))).axes
+    assert [text.get_text() for text in axis.texts] == ["no block was trained"]
 
 
 def swept(values: tuple[Any, ...], setting: str = "rank", **changes: Any) -> list[Record]:
