@@ -14,6 +14,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     FiniteFloat,
@@ -28,6 +29,8 @@ from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
 SCHEMA_VERSION = 2
+LONGEST_TEXT = 1 << 18
+"""Characters of a text in a record; a log that is longer is cut."""
 
 Status = Literal["ok", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
 OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverged"})
@@ -46,15 +49,20 @@ def _beside(name: str) -> str:
     return name
 
 
+def _shortened(text: object) -> object:
+    """Return the end of a text that is too long: the last lines of a log say most."""
+    return f"…{text[-LONGEST_TEXT + 1 :]}" if isinstance(text, str) and len(text) > LONGEST_TEXT else text
+
+
 Beside = Annotated[str, AfterValidator(_beside)]
 """A file or folder, relative to the folder of the records."""
-Sentence = Annotated[str, AfterValidator(redacted)]
+Sentence = Annotated[str, BeforeValidator(_shortened), AfterValidator(redacted)]
 """What libraries and servers may have had a say in: without keys."""
 
 
 class _Part(BaseModel):
     # As strings, infinities are read again; as null, which JSON has for them, they would spoil the whole record.
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", str_max_length=LONGEST_TEXT)
 
 
 class Environment(_Part):

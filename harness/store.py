@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from pydantic_core import from_json
@@ -21,6 +23,8 @@ from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, parse_record
 
 LOCK_SECONDS = 60.0
+_LONG_NUMBER = re.compile(rb"[\[,: ]-?\d{19}")
+"""What a number of more than 64 bits looks like in JSON, and now and then a word in a text."""
 
 
 @dataclass(frozen=True)
@@ -152,11 +156,21 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
         )
         return
     try:
-        records.append(parse_record(from_json(line), where))
+        value = from_json(line)
+        if _LONG_NUMBER.search(line) and _holds_long_number(value):
+            raise ValueError("it holds a number of more than 64 bits")
+        records.append(parse_record(value, where))
     except ValueError as error:
         warnings.append(f"{where}: is not JSON ({error}); it is passed over")
     except HarnessError as error:
         warnings.append(f"{error}; it is passed over")
+
+
+def _holds_long_number(value: Any) -> bool:
+    """Return whether a JSON value holds an integer of more than 64 bits, which no sum of floats takes."""
+    if isinstance(value, dict | list):
+        return any(map(_holds_long_number, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, int) and abs(value) >= 2**63
 
 
 def append_line(file: Path, line: bytes) -> None:

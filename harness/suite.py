@@ -137,6 +137,12 @@ class RunSpec(Strict):
     conversation: Name | None = None
     """Template of training prompts and of MT-Bench; None where neither uses one."""
 
+    @model_validator(mode="after")
+    def _names_its_model(self) -> RunSpec:
+        if not self.model.get("name"):
+            raise ValueError("model has no name")
+        return self
+
     @property
     def run_id(self) -> str:
         """Return the first 16 hex digits of the SHA-256 of the canonical JSON of :meth:`asked`."""

@@ -25,7 +25,8 @@ from harness.report.sides import load_side
 from harness.store import Store
 from harness.suite import load_suite
 from harness.tuned import read_tuned
-from tests.fuzz_targets import BENCHMARKS, ITEM, JUDGMENT, ROW, TUNED
+from tests.fuzz_judging import JUDGMENT
+from tests.fuzz_targets import BENCHMARKS, ITEM, ROW, TUNED
 from tests.fuzzing import as_toml, nodes_of
 from tests.mt_bench import write_bench
 from tests.records import make_record

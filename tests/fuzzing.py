@@ -48,6 +48,15 @@ class Pairs(list[Any]):
     """A table as ``[key, value]`` lists, so that a key may stand there twice."""
 
 
+@dataclass(frozen=True)
+class Target:
+    """One kind of file."""
+
+    make: Callable[[Path], Callable[[bytes], object]]
+    """Given a folder to work in, what reads an input."""
+    inputs: st.SearchStrategy[bytes]
+
+
 def nodes_of(value: Any) -> Any:
     """Return a document of dicts and lists as nodes that can be changed one by one."""
     if isinstance(value, dict):

@@ -79,6 +79,35 @@ def test_a_measurement_that_is_infinite_is_read_again_and_not_a_lost_record() ->
     assert again.records[0].phases[0].seconds == float("inf")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ('"name":"tiny"', '"nome":"tiny"', "model has no name"),
+        ('"num_threads":2', '"num_threads":' + "9" * 400, "a number of more than 64 bits"),
+        ('"platform":"Linux"', '"platform":"' + "x" * 10_000_000 + '"', "at most 262144 characters"),
+    ],
+)
+def test_a_record_that_no_report_could_show_is_passed_over(before: str, after: str, said: str) -> None:
+    line = make_record().model_dump_json()
+    assert before in line
+    contents = parse_files([("f", f"{line.replace(before, after)}\n{line}\n".encode())])
+    assert len(contents.records) == 1
+    assert said in contents.warnings[0]
+
+
+def test_a_log_that_is_too_long_costs_no_record_and_keeps_its_end() -> None:
+    record = make_record(status="failed", reason="why", log_tail="x" * 1_000_000 + "end")
+    assert record.log_tail is not None
+    assert record.log_tail.endswith("xend")
+    (read,) = parse_files([("f", f"{record.model_dump_json()}\n".encode())]).records
+    assert read == record
+
+
+def test_a_long_number_within_a_text_is_none() -> None:
+    record = make_record(status="failed", reason="seen: 12345678901234567890123")
+    assert parse_files([("f", f"{record.model_dump_json()}\n".encode())]).records == (record,)
+
+
 def test_a_record_without_a_time_zone_does_not_stop_the_reading_of_others() -> None:
     good = make_record().model_dump_json()
     naive = good.replace("2026-01-01T00:00:00Z", "2026-01-01T00:00:00")
