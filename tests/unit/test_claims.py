@@ -98,5 +98,5 @@ def test_only_the_work_of_processes_that_are_gone_is_abandoned(tmp_path: Path) -
 
 def test_a_results_folder_where_no_claim_can_be_made_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / FOLDER).write_text("in the way")
-    with pytest.raises(HarnessError, match="claims .* cannot be written"), Claims(tmp_path):
+    with pytest.raises(HarnessError, match=r"claims .* cannot be written"), Claims(tmp_path):
         pass
