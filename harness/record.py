@@ -28,7 +28,7 @@ from harness.settings import Name
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LONGEST_TEXT = 1 << 18
 """Characters of a text in a record; a log that is longer is cut."""
 
@@ -375,6 +375,17 @@ class Proof(_Part):
     """What the method itself reports: draws, projected matrices, refreshes."""
 
 
+class RunProcess(_Part):
+    """What a run's process used, by what the system told its parent: known of one that was killed, too."""
+
+    seconds: float
+    """From its start to its end, imports included, by a clock that is never set."""
+    cpu_seconds: float
+    """User and system time of all its threads."""
+    host_peak_bytes: int
+    """Largest resident set (``ru_maxrss``)."""
+
+
 class Record(_Part):
     """One line of a records file."""
 
@@ -394,6 +405,10 @@ class Record(_Part):
     spec: RunSpec
     environment: Environment
     phases: tuple[Phase, ...] = ()
+    process: RunProcess | None = None
+    """None where no process was started, or its parent was gone when it ended."""
+    notes: tuple[Sentence, ...] = ()
+    """Sentences on what went otherwise than asked, such as a damaged checkpoint that was passed over."""
     prediction: Prediction | None = None
     prediction_error: Sentence | None = None
     """Why there is no prediction."""
@@ -434,7 +449,12 @@ def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
     return {**{key: value for key, value in data.items() if key != "predicted_peak_bytes"}, "schema_version": 2}
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2}
+def _from_2_to_3(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift version 2: ``process`` and ``notes`` were not there."""
+    return {**data, "schema_version": 3}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2, 2: _from_2_to_3}
 """Version -> the step that lifts a record of that version to the next."""
 
 

@@ -134,6 +134,8 @@ class Display:
         seconds = (record.finished_at - record.started_at).total_seconds()
         reason = f": {record.reason}" if record.reason else ""
         self._line(f"{self._counter()} {_title(record.spec)}: {record.status} in {seconds:.1f} s{reason}")
+        for note in record.notes:
+            self._line(f"note: {note}")
         self._done += 1
         if self._bars is not None and self._outer is not None:
             self._bars.update(self._outer, completed=self._done)

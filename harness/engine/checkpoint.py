@@ -2,8 +2,8 @@
 
 A checkpoint is a folder ``step-N``, written beside and renamed: ``weights.safetensors`` (the optimizer's parameters,
 frozen now or not), ``optimizer.safetensors`` (every tensor of its state), ``state.json`` (counters, schedule, the
-method's own state, what was observed, and the SHA-256 of the two files). The order of the data and every random stream
-follow from seed and step, so their position is the step. Never a pickle.
+method's own state, what was observed, whose run it is, the SHA-256 of the two files, and in a second line its own). The
+order of the data and every random stream follow from seed and step, so their position is the step. Never a pickle.
 """
 
 from __future__ import annotations
@@ -16,29 +16,55 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from harness.engine.training import TrainingLoop
+from harness.errors import HarnessError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-FORMAT = 2
+FORMAT = 3
+BESIDE = ".writing-"
 KEPT = 2
 """Newest checkpoints that stay on disk: one damaged by a crash of the machine leaves the other."""
 
 
 class Checkpoints:
-    """The checkpoints of one run in a folder of their own."""
+    """The checkpoints of one run in a folder of their own, named after the run."""
 
     def __init__(self, folder: Path, loop: TrainingLoop) -> None:
         self._folder = folder
         self._loop = loop
+        self.notes: list[str] = []
+        """A sentence for each checkpoint that ``restore`` could not use."""
 
     def save(self) -> None:
-        """Write a checkpoint of the loop's present step; older ones but the newest few are removed."""
+        """Write a checkpoint of the loop's present step; older ones but the newest few are removed.
+
+        Raises:
+            HarnessError: it cannot be written; the earlier ones are as they were.
+        """
+        for cut_off in self._folder.glob(f"{BESIDE}*"):
+            shutil.rmtree(cut_off, ignore_errors=True)
+        beside = self._folder / f"{BESIDE}{os.getpid()}"
+        try:
+            self._write(beside)
+            target = self._folder / f"step-{self._loop.step}"
+            shutil.rmtree(target, ignore_errors=True)
+            beside.rename(target)
+            _sync(self._folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            reason = error.strerror if isinstance(error, OSError) else None
+            raise HarnessError(
+                f"{self._folder}: the checkpoint of step {self._loop.step} cannot be written: {reason or error}; "
+                "the same command goes on at the last one"
+            ) from error
+        for old in self._steps()[:-KEPT]:
+            shutil.rmtree(self._folder / f"step-{old}", ignore_errors=True)
+
+    def _write(self, beside: Path) -> None:
         loop = self._loop
-        target = self._folder / f"step-{loop.step}"
-        beside = self._folder / f".step-{loop.step}.{os.getpid()}"
-        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         tensors: dict[str, torch.Tensor] = {}
         optimizer = _split(loop.optimizer.state_dict(), "", tensors)
@@ -46,28 +72,26 @@ class Checkpoints:
         save_file(tensors, beside / OPTIMIZER)
         state = {
             "format": FORMAT,
+            "run": self._folder.name,
             "loop": loop.state_dict(),
             "method": loop.method.state_dict(),
             "optimizer": optimizer,
             "checksums": {name: _sha256(beside / name) for name in (WEIGHTS, OPTIMIZER)},
         }
-        with (beside / STATE).open("w") as stream:
-            json.dump(state, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        beside.rename(target)
-        for old in self._steps()[:-KEPT]:
-            shutil.rmtree(self._folder / f"step-{old}", ignore_errors=True)
+        line = json.dumps(state).encode()
+        (beside / STATE).write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
+        for path in (beside / WEIGHTS, beside / OPTIMIZER, beside / STATE, beside):
+            _sync(path)
 
     def restore(self) -> int | None:
-        """Bring the loop to the newest whole checkpoint; return its step, or None when there is none."""
+        """Bring the loop to the newest whole checkpoint of this run; return its step, or None when there is none."""
         for step in reversed(self._steps()):
             folder = self._folder / f"step-{step}"
-            state = _read_state(folder)
-            if state is not None:
+            fault, state = _read_state(folder, self._folder.name)
+            if fault is None:
                 self._restore(folder, state)
                 return step
+            self.notes.append(f"the checkpoint of step {step} was passed over: {fault}")
         return None
 
     def _restore(self, folder: Path, state: dict[str, Any]) -> None:
@@ -91,16 +115,21 @@ class Checkpoints:
         return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit())
 
 
-def _read_state(folder: Path) -> dict[str, Any] | None:
-    """Return a checkpoint's state, or None where it is not whole."""
+def _read_state(folder: Path, run: str) -> tuple[str | None, dict[str, Any]]:
+    """Return what is wrong with a checkpoint (None: nothing), and its state."""
     try:
-        state = json.loads((folder / STATE).read_text())
-        whole = state["format"] == FORMAT and all(
-            _sha256(folder / name) == checksum for name, checksum in state["checksums"].items()
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return state if whole else None
+        line, _, checksum = (folder / STATE).read_bytes().partition(b"\n")
+        if hashlib.sha256(line).hexdigest().encode() != checksum.strip():
+            return f"{STATE} is damaged", {}
+        state = json.loads(line)
+        if state["format"] != FORMAT:
+            return f"its format is {state['format']}, not {FORMAT}", {}
+        if state["run"] != run:
+            return f"it is of run {state['run']}, not of {run}", {}
+        damaged = [name for name, known in state["checksums"].items() if _sha256(folder / name) != known]
+    except (OSError, ValueError) as error:
+        return f"it is not whole ({error})", {}
+    return (f"{' and '.join(damaged)} are damaged" if damaged else None), state
 
 
 def _split(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
@@ -129,3 +158,12 @@ def _joined(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or which files a folder holds, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

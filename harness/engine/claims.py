@@ -128,14 +128,18 @@ class Claims:
 
     @contextlib.contextmanager
     def abandoned(self, work: Path) -> Iterator[list[Path]]:
-        """Yield the work folders whose owner is gone, while nobody can make a claim.
+        """Remove the leases of owners that are gone, and yield their work folders while nobody can make a claim.
 
         Raises:
             HarnessError: claims cannot be written in the results folder.
         """
         with self._guard():
-            names = [file.stem for file in self._folder.glob("*.lease")]
-            held = {lease.work for name in names if not self._is_free(name) and (lease := self._read(name))}
+            held = set()
+            for file in self._folder.glob("*.lease"):
+                if self._is_free(file.stem):
+                    file.unlink(missing_ok=True)
+                elif (lease := self._read(file.stem)) is not None:
+                    held.add(lease.work)
             for file in self._folder.glob(f"{self._kernel}-*.alive"):
                 self._is_alive(file.stem)
             yield [folder for folder in sorted(work.glob("*")) if folder.name not in held]

@@ -7,16 +7,19 @@ left there is taken up by the next.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from harness.engine.claims import Claims
-from harness.engine.launch import Interrupted, keep_files, launch, left_record
+from harness.engine.launch import Interrupted, Stop, keep_files, launch, left_record
 from harness.engine.task import RunTask
 from harness.record import OUTCOMES, Environment, Record
 from harness.store import Store
@@ -138,10 +141,13 @@ def run_locally(
     def tally(**more: Any) -> Tally:
         return Tally(tuple(records), num_by_others=queue.num_by_others, **more)
 
-    with Claims(store.folder) as claims:
+    stop = Stop()
+    with Claims(store.folder) as claims, _asked_by_signals(stop):
         queue = RunQueue(tasks, claims, wanted)
         waiting = False
         while queue.pending:
+            if stop.asked:
+                return tally(interrupted=True)
             if stop_at is not None and time.monotonic() >= stop_at:
                 return tally(left_by_budget=queue.num_left() or None)
             task = queue.next()
@@ -157,11 +163,25 @@ def run_locally(
                 keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
                 continue
             try:
-                keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at))
-            except Interrupted as stop:
-                keep(task, stop.record)
-                return tally(interrupted=True) if stop.by_user else tally(left_by_budget=queue.num_left(task) or None)
+                keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at, stop=stop))
+            except Interrupted as cut:
+                keep(task, cut.record)
+                return tally(interrupted=True) if cut.by_user else tally(left_by_budget=queue.num_left(task) or None)
         return tally()
+
+
+@contextlib.contextmanager
+def _asked_by_signals(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask to stop as long as this lasts: nothing is cut off halfway, no child orphaned."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop.ask()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:

@@ -1,7 +1,7 @@
 """One child process a run, so that one run's allocator, crash or out-of-memory never touches the next.
 
 The child leads a process group of its own. It leaves a record in its work folder; a child that dies without one gets a
-record from the parent, so a crash is written down too. Nothing here imports torch.
+record from the parent, so a crash is written down too, with what the process used. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -11,30 +11,56 @@ import importlib.util
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
-from typing import IO, Literal
+from typing import IO, Literal, cast
 
 from pydantic import ValidationError
 
 from harness.engine.child import ORPHANED, RECORD_FILE
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
-from harness.record import Environment, Record, Status
+from harness.record import Environment, Record, RunProcess, Status
 
 Progress = Callable[[str, int, int | None], None]
 
 GRACE_SECONDS = 30.0
 """How long an interrupted child may take to leave its record."""
 LOG_LINES = 40
+POLL_SECONDS = 0.2
+"""How soon a stop is noticed."""
+End = Literal["closed", "timed_out", "stopped", "out_of_time"]
+"""What a child was waited for until."""
+
+
+class Stop:
+    """The wish that runs end before their time: asked once, they leave their records; asked again, they are killed."""
+
+    def __init__(self) -> None:
+        self._times = 0
+
+    def ask(self) -> None:
+        """Ask once more."""
+        self._times += 1
+
+    @property
+    def asked(self) -> bool:
+        """Return whether it was asked."""
+        return self._times > 0
+
+    @property
+    def at_once(self) -> bool:
+        """Return whether it was asked again."""
+        return self._times > 1
 
 
 class Interrupted(Exception):
@@ -53,71 +79,135 @@ def launch(
     progress: Progress,
     timeout_seconds: float | None = None,
     stop_at: float | None = None,
+    *,
+    stop: Stop | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Record:
     """Execute a task in a child process and return its record, files not yet moved.
 
     Args:
         task: The run; its work folder is made here.
-        environment: The parent's, for the record of a child that leaves none.
+        environment: Of the device, for the record of a child that leaves none.
         progress: Called with what is going on, how much is done, of how much.
         timeout_seconds: After this long the child is killed and recorded as ``timed_out``.
         stop_at: When ``time.monotonic()`` reaches it, the child is interrupted as by Ctrl-C.
+        stop: Interrupts the child when it is asked; Ctrl-C, where this thread meets it, asks too.
+        variables: Environment variables of the child beside the parent's.
 
     Raises:
-        Interrupted: Ctrl-C, or ``stop_at`` has come; the child's record is attached.
+        Interrupted: ``stop`` was asked, or ``stop_at`` has come; the child's record is attached.
         HarnessError: the work folder cannot be made or the child cannot be started.
     """
-    started_at = datetime.now(UTC)
+    started_at, began = datetime.now(UTC), time.monotonic()
+    stop = stop if stop is not None else Stop()
     try:
         task.work_folder.mkdir(parents=True)
-        child = subprocess.Popen(
+        child = _Child(variables or {})
+    except OSError as error:
+        raise HarnessError(f"the run's process cannot be started: {error}") from error
+    end: End = "closed"
+    try:
+        try:
+            child.send(task)
+            end = _follow(child, progress, timeout_seconds, stop_at, stop)
+        except BrokenPipeError:
+            pass
+        except KeyboardInterrupt:
+            stop.ask()
+            end = "stopped"
+        if end in ("stopped", "out_of_time"):
+            child.interrupt(stop)
+        elif end == "closed":
+            child.wait()
+    finally:
+        child.kill()
+    status, reason = {
+        "closed": ("failed", _death(child.returncode)),
+        "timed_out": ("timed_out", f"timed out after {timeout_seconds} s"),
+        "stopped": ("interrupted", "interrupted"),
+        "out_of_time": ("interrupted", "interrupted"),
+    }[end]
+    record = left_record(task.work_folder)
+    if record is None:
+        record = task.record(environment, started_at, cast(Status, status), reason, log_tail=child.log_tail())
+    if end == "out_of_time" and record.status == "interrupted":
+        record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
+    record = record.model_copy(update={"process": child.used(time.monotonic() - began)})
+    if status == "interrupted":
+        raise Interrupted(record, by_user=end == "stopped")
+    return record
+
+
+class _Child:
+    """The process of a run, reaped by ``wait4`` so that what it used is known however it ended."""
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self._process = subprocess.Popen(
             # -P: the child imports the harness that its parent runs, not a folder of that name where it was started.
             [sys.executable, "-P", "-m", "harness.engine.child"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            env={**os.environ, **variables},
         )
-    except OSError as error:
-        raise HarnessError(f"the run's process cannot be started: {error}") from error
-    assert child.stdin and child.stdout and child.stderr
-    log: deque[str] = deque(maxlen=LOG_LINES)
-    listener = threading.Thread(target=_collect, args=(child.stderr, log), daemon=True)
-    listener.start()
-    status: Status = "failed"
-    by_user = False
-    try:
-        try:
-            child.stdin.write(task.model_dump_json().encode() + b"\n")
-            child.stdin.flush()
-            end = _follow(child, progress, timeout_seconds, stop_at)
-            if end == "timed_out":
-                status = "timed_out"
-                _kill(child)
-            elif end == "interrupted":
-                status = "interrupted"
-                _interrupt(child)
-            child.wait()
-        except BrokenPipeError:
-            child.wait()
-        except KeyboardInterrupt:
-            status, by_user = "interrupted", True
-            _interrupt(child)
-    finally:
-        _kill(child)
-        listener.join(timeout=5)
-    reason = {
-        "timed_out": f"timed out after {timeout_seconds} s",
-        "interrupted": "interrupted",
-    }.get(status, _death(child.returncode))
-    record = left_record(task.work_folder) or task.record(
-        environment, started_at, status, reason, log_tail="".join(log) or None
-    )
-    if status == "interrupted":
-        if record.status == "interrupted" and not by_user:
-            record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
-        raise Interrupted(record, by_user)
-    return record
+        assert self._process.stdin and self._process.stdout and self._process.stderr
+        self._usage: resource.struct_rusage | None = None
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._listener = threading.Thread(target=_collect, args=(self._process.stderr, self._log), daemon=True)
+        self._listener.start()
+        self.events: Queue[bytes | None] = Queue()
+        threading.Thread(target=_enqueue, args=(self._process.stdout, self.events), daemon=True).start()
+
+    @property
+    def returncode(self) -> int:
+        """Return how it ended, as ``subprocess`` says it."""
+        assert self._process.returncode is not None
+        return self._process.returncode
+
+    def send(self, task: RunTask) -> None:
+        """Tell it what to do."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(task.model_dump_json().encode() + b"\n")
+        self._process.stdin.flush()
+
+    def wait(self, seconds: float = math.inf, stop: Stop | None = None) -> bool:
+        """Return whether it has ended, after at most ``seconds`` or until a stop at once is asked."""
+        deadline = time.monotonic() + seconds
+        while self._process.returncode is None:
+            ended, status, usage = os.wait4(self._process.pid, 0 if seconds == math.inf else os.WNOHANG)
+            if ended:
+                self._usage, self._process.returncode = usage, os.waitstatus_to_exitcode(status)
+            elif time.monotonic() >= deadline or (stop is not None and stop.at_once):
+                return False
+            else:
+                time.sleep(0.02)
+        return True
+
+    def interrupt(self, stop: Stop) -> None:
+        """Ask it to finish its record; a second stop, or too long a wait, leaves it to ``kill``."""
+        with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
+            os.killpg(self._process.pid, signal.SIGINT)
+            self.wait(GRACE_SECONDS, stop)
+
+    def kill(self) -> None:
+        """End it and whatever it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self.wait()
+        self._listener.join(timeout=5)
+
+    def log_tail(self) -> str | None:
+        """Return the last lines of its error output."""
+        return "".join(self._log) or None
+
+    def used(self, seconds: float) -> RunProcess:
+        """Return what it used in so many seconds; it has ended."""
+        assert self._usage is not None
+        # Linux counts the resident set in KiB, macOS in bytes.
+        unit = 1 if sys.platform == "darwin" else 1024
+        cpu = self._usage.ru_utime + self._usage.ru_stime
+        return RunProcess(seconds=seconds, cpu_seconds=cpu, host_peak_bytes=self._usage.ru_maxrss * unit)
 
 
 def probe_environment() -> Environment:
@@ -174,25 +264,22 @@ def _move(source: Path, target: Path) -> None:
         source.rename(target)
 
 
-def _follow(
-    child: subprocess.Popen[bytes], progress: Progress, timeout_seconds: float | None, stop_at: float | None
-) -> Literal["closed", "timed_out", "interrupted"]:
-    """Pass events on until the child closes its output or a time is up; return which it was."""
-    assert child.stdout is not None
-    lines: Queue[bytes | None] = Queue()
-    threading.Thread(target=_enqueue, args=(child.stdout, lines), daemon=True).start()
+def _follow(child: _Child, progress: Progress, timeout_seconds: float | None, stop_at: float | None, stop: Stop) -> End:
+    """Pass events on until the child closes its output, a time is up or a stop is asked; return which it was."""
     deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-    stop = math.inf if stop_at is None else stop_at
+    budget_end = math.inf if stop_at is None else stop_at
     while True:
         try:
-            # A finite wait lets Ctrl-C through on every platform.
-            line = lines.get(timeout=max(0.0, min(0.5, min(deadline, stop) - time.monotonic())))
+            wait = min(POLL_SECONDS, min(deadline, budget_end) - time.monotonic())
+            line = child.events.get(timeout=max(0.0, wait))
         except Empty:
             line = b""
         if line is None:
             return "closed"
-        if (now := time.monotonic()) >= min(deadline, stop):
-            return "timed_out" if now >= deadline else "interrupted"
+        if stop.asked:
+            return "stopped"
+        if (now := time.monotonic()) >= min(deadline, budget_end):
+            return "timed_out" if now >= deadline else "out_of_time"
         try:
             event = json.loads(line)
         except ValueError:
@@ -210,21 +297,6 @@ def _enqueue(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
 def _collect(stream: IO[bytes], log: deque[str]) -> None:
     for line in stream:
         log.append(line.decode(errors="replace"))
-
-
-def _interrupt(child: subprocess.Popen[bytes]) -> None:
-    """Ask the child to finish its record; a second Ctrl-C, or too long a wait, ends it at once."""
-    try:
-        os.killpg(child.pid, signal.SIGINT)
-        child.wait(timeout=GRACE_SECONDS)
-    except (ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
-        _kill(child)
-
-
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _death(returncode: int) -> str:

@@ -48,6 +48,7 @@ class _Outcome:
     mt_bench: MTBenchAnswers | None = None
     weights: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -238,6 +239,7 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[Mic
     checkpoints = Checkpoints(folder, loop) if folder is not None else None
     if checkpoints is not None:
         checkpoints.restore()
+        run.outcome.notes = tuple(checkpoints.notes)
     run.progress("training", loop.step, total)
     loop.run(
         data.step_batches(loop.step),

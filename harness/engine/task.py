@@ -64,7 +64,8 @@ class RunTask(BaseModel):
             environment_id=environment.environment_id,
             uuid=self.uuid,
             started_at=started_at,
-            finished_at=datetime.now(UTC),
+            # A clock that was set back meanwhile makes no run end before it began.
+            finished_at=max(started_at, datetime.now(UTC)),
             status=status,
             reason=reason,
             spec=self.spec,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.claims import FOLDER, LEASE_SECONDS, Claims
+from harness.engine.claims import FOLDER, LEASE_SECONDS, Claims, Lease, kernel_identity
 from harness.errors import HarnessError
 
 HOLDER = """
@@ -92,8 +92,12 @@ def test_only_the_work_of_processes_that_are_gone_is_abandoned(tmp_path: Path) -
         (tmp_path / "work" / name).mkdir(parents=True)
     with Claims(tmp_path) as first, Claims(tmp_path) as second:
         first.take("run", "held")
+        (tmp_path / FOLDER / "gone.lease").write_text(
+            Lease(owner=f"{kernel_identity()}-gone", work="x").model_dump_json()
+        )
         with second.abandoned(tmp_path / "work") as folders:
             assert [folder.name for folder in folders] == ["left"]
+        assert [file.stem for file in (tmp_path / FOLDER).glob("*.lease")] == ["run"]
 
 
 def test_a_results_folder_where_no_claim_can_be_made_is_one_sentence(tmp_path: Path) -> None:

@@ -84,6 +84,29 @@ def test_many_writers_lose_no_line(tmp_path: Path) -> None:
     assert len({record.uuid for record in contents.records}) == 100
 
 
+def _append_and_read(folder: Path, writer: int, number: int) -> None:
+    store, record = Store(folder), make_record()
+    for index in range(number):
+        store.append(record.model_copy(update={"uuid": f"{writer}-{index}"}))
+        if index % 250 == 0:
+            mine = {found.uuid for found in store.read("tiny").records if found.uuid.startswith(f"{writer}-")}
+            assert mine == {f"{writer}-{done}" for done in range(index + 1)}
+
+
+@pytest.mark.slow
+def test_eight_processes_that_append_and_read_lose_none_of_10_000_records(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_append_and_read, args=(tmp_path, writer, 1250)) for writer in range(8)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 8
+    contents = Store(tmp_path).read("tiny")
+    assert contents.warnings == ()
+    assert len(contents.records) == len({record.uuid for record in contents.records}) == 10_000
+
+
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HarnessError, match="cannot be written"):

@@ -308,18 +308,6 @@ def _tensors(loop: TrainingLoop) -> list[torch.Tensor]:
     ]
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny_llama: Path, tokenizer: Any, tmp_path: Path) -> None:
-    loop, _, data = build("full", tiny_llama, tokenizer, num_steps=6)
-    loop.run(data.step_batches(), lambda done, loss: None, Checkpoints(tmp_path, loop).save, 1)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-4", "step-5"]
-    weights = tmp_path / "step-5" / "weights.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00\x01")
-    fresh, _, _ = build("full", tiny_llama, tokenizer, num_steps=6)
-    assert Checkpoints(tmp_path, fresh).restore() == 4
-    (tmp_path / "step-4" / "state.json").write_text("{cut")
-    assert Checkpoints(tmp_path, fresh).restore() is None
-
-
 def test_a_batch_moves_to_a_device_whole() -> None:
     batch = MicroBatch(torch.zeros(1, 2), torch.zeros(1, 2), None, 2, 1).to(torch.device("meta"))
     assert batch.input_ids.is_meta
