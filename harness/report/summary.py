@@ -8,7 +8,7 @@ counted in a note that says why. What the suite asks for and has no result is th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -66,7 +66,12 @@ class Row:
         """Return the records with a result."""
         return tuple(run.record for run in self.runs if run.record is not None and run.status == "ok")
 
-    @property
+    @cached_property
+    def estimates(self) -> dict[Hashable, Any]:
+        """Return a place for what is estimated from the scores: every table and plot asks for it again."""
+        return {}
+
+    @cached_property
     def finished(self) -> tuple[Run, ...]:
         """Return the runs with a result."""
         return tuple(run for run in self.runs if run.status == "ok")

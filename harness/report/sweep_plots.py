@@ -11,7 +11,7 @@ from harness.report.layout import one_line
 from harness.report.panels import finish, line_entry, panels, set_x_label
 from harness.report.quantities import run_peak_bytes
 from harness.report.statistics import t_interval
-from harness.report.style import GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle, label_styles
+from harness.report.style import LABEL_LIMIT, PAGE_INCHES, LabelStyle, label_styles
 from harness.report.summary import Row, Summary
 from harness.report.sweeps import Sweep, find_sweeps
 from harness.report.tables import average_of_row, average_title
@@ -120,7 +120,7 @@ def _draw_line(axis: Axes, values: Sequence[float], readings: Sequence[Reading |
     lacking = [value for value, reading in zip(values, readings, strict=True) if reading is None]
     if lacking:
         axis.plot(
-            lacking, [0.04] * len(lacking), color=GREY, marker="x", markersize=5, linestyle="none",
+            lacking, [0.04] * len(lacking), color=style.color, marker="x", markersize=5, linestyle="none",
             transform=axis.get_xaxis_transform(), gid="no result",
         )  # fmt: skip
 

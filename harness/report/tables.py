@@ -70,6 +70,13 @@ SHORT_RUN = "*"
 
 def score_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
     """Return the estimate of one metric over a row's finished runs and its unit; None unless all have it."""
+    if column not in row.estimates:
+        row.estimates[column] = _estimate_of_row(row, column)
+    found: tuple[Estimate, str] | None = row.estimates[column]
+    return found
+
+
+def _estimate_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
     scores = [run.score(column) for run in row.finished]
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
@@ -82,7 +89,14 @@ def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, 
 
     None where a task is missing in a finished run, or where the metrics have different units: such a mean is not one.
     """
-    entering = [column for column in columns if column.in_average]
+    entering = tuple(column for column in columns if column.in_average)
+    if entering not in row.estimates:
+        row.estimates[entering] = _average_of_row(row, entering)
+    found: tuple[Estimate, str] | None = row.estimates[entering]
+    return found
+
+
+def _average_of_row(row: Row, entering: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
     runs: list[list[Score]] = []
     for run in row.finished:
         scores = [run.score(column) for column in entering]
