@@ -74,7 +74,7 @@ class Display:
         self._outer: TaskID | None = None
         self._num_runs = num_runs
         self._done = 0
-        self._began = 0.0
+        self._began: dict[str, float] = {}
         self._last: tuple[str, float] = ("", 0.0)
         self._title = ""
 
@@ -103,7 +103,7 @@ class Display:
 
     def run_begins(self, task: RunTask) -> None:
         """Say which run starts."""
-        self._began = time.monotonic()
+        self._began[task.uuid] = time.monotonic()
         self._title = _title(task.spec)
         if self._bars is None:
             self._line(f"{self._counter()} {self._title}: started")
@@ -125,7 +125,7 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        seconds = time.monotonic() - self._began
+        seconds = time.monotonic() - self._began.pop(record.uuid)
         reason = f": {record.reason}" if record.reason else ""
         self._line(f"{self._counter()} {_title(record.spec)}: {record.status} in {seconds:.1f} s{reason}")
         for note in record.notes:

@@ -11,7 +11,7 @@ import contextlib
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
-from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, run_locally, work_folder
+from harness.engine.executors import WORK, Device, Tally, checkpoint_folder, recover, run_locally, work_folder
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
@@ -59,9 +59,8 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
     store.check_writable()
     if recovered := recover(store):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
-    environment = probe_environment()
-    if environment.device_busy:
-        warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
+    devices = _devices(args.devices, args.busy)
+    environment = devices[0].environment
     environment_id = None if args.any_environment else environment.environment_id
     known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
     warn(known.contents().warnings)
@@ -101,9 +100,37 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
             timeout_seconds=args.timeout,
             stop_at=stop_at,
             wanted=lambda task: wanted(task.spec),
+            devices=devices,
         )
     _close(store, tally, len(tasks))
     return tally.exit_code
+
+
+def _devices(names: Sequence[str] | None, busy: str) -> list[Device]:
+    """Return the devices to run on, of one kind, and say which of them others use.
+
+    Raises:
+        HarnessError: one is not there, they are of several kinds, or none is left.
+    """
+    devices: dict[str, Device] = {}
+    for name in names or [""]:
+        variables = {"CUDA_VISIBLE_DEVICES": name} if name else {}
+        environment = probe_environment(variables)
+        if name and environment.device_type != "cuda":
+            raise HarnessError(f"--devices: there is no CUDA device '{name}' here")
+        what = f"device {name}" if name else "the device"
+        if environment.device_busy and busy == "skip":
+            warn([f"{what} is not idle: {environment.device_busy}; it is left out"])
+            continue
+        if environment.device_busy:
+            warn([f"{what} is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
+        devices[name] = Device(environment, variables)
+    if not devices:
+        raise HarnessError("every device is in use by others: wait, or run on them with --busy use")
+    if len({device.environment.environment_id for device in devices.values()}) > 1:
+        kinds = ", ".join(f"{name}: {device.environment.device_name}" for name, device in devices.items())
+        raise HarnessError(f"--devices: these are of several kinds ({kinds}): start one harness run for each kind")
+    return list(devices.values())
 
 
 def _to_do(selection: Selection, wanted: Callable[[RunSpec], bool]) -> Selection:
