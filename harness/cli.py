@@ -237,6 +237,18 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
         help="start no run later than this, interrupt the one under way and exit with 3; the same command goes on",
     )
     command.add_argument(
+        "--devices",
+        type=_names,
+        metavar="LIST",
+        help="CUDA devices by number or UUID, such as 0,1: one run at a time on each (default: the first alone)",
+    )
+    command.add_argument(
+        "--busy",
+        choices=("use", "skip"),
+        default="use",
+        help="of the devices those that others use: run on them and mark it (default), or leave them out",
+    )
+    command.add_argument(
         "--executor", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (default: local)"
     )
     command.add_argument(
@@ -341,6 +353,13 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return number
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a list of different devices, such as 0,1")
+    return names
 
 
 def _count(text: str) -> int:

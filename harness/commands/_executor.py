@@ -6,9 +6,11 @@ import argparse
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
-from harness.engine.executors import Tally, Watcher, run_locally
+from harness.commands._output import warn
+from harness.engine.executors import Device, Tally, Watcher, run_locally
 from harness.engine.launch import probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
@@ -37,8 +39,14 @@ class Executor(Protocol):
 
 
 class _Local:
-    environment = staticmethod(probe_environment)
-    run = staticmethod(run_locally)
+    """The devices of this machine, of one kind."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        self.run = partial(run_locally, devices=devices)
+
+    def environment(self) -> Environment:
+        return self._devices[0].environment
 
 
 @contextmanager
@@ -46,16 +54,45 @@ def executor(args: argparse.Namespace) -> Iterator[Executor]:
     """Give what ``--executor`` names; a cluster that it starts is stopped at the end.
 
     Raises:
-        HarnessError: an option of Ray's without it, or no cluster can be had.
+        HarnessError: an option of the other executor, a device that is not there, or no cluster can be had.
     """
     if args.executor == "local":
         for option, value in (("--ray-address", args.ray_address), ("--cpus-per-run", args.cpus_per_run)):
             if value is not None:
                 raise HarnessError(f"{option} is of --executor ray")
-        yield _Local()
+        yield _Local(_devices(args.devices, args.busy))
         return
+    if args.devices is not None:
+        raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")
     from harness.engine.ray_executor import ray_cluster
 
     asked = args.cpus_per_run or int(os.environ.get("OMP_NUM_THREADS") or 1)
     with ray_cluster(args.ray_address, asked) as cluster:
         yield cluster
+
+
+def _devices(names: Sequence[str] | None, busy: str) -> list[Device]:
+    """Return the devices to run on, of one kind, and say which of them others use.
+
+    Raises:
+        HarnessError: one is not there, they are of several kinds, or none is left.
+    """
+    devices: dict[str, Device] = {}
+    for name in names or [""]:
+        variables = {"CUDA_VISIBLE_DEVICES": name} if name else {}
+        environment = probe_environment(variables)
+        if name and environment.device_type != "cuda":
+            raise HarnessError(f"--devices: there is no CUDA device '{name}' here")
+        what = f"device {name}" if name else "the device"
+        if environment.device_busy and busy == "skip":
+            warn([f"{what} is not idle: {environment.device_busy}; it is left out"])
+            continue
+        if environment.device_busy:
+            warn([f"{what} is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
+        devices[name] = Device(environment, variables)
+    if not devices:
+        raise HarnessError("every device is in use by others: wait, or run on them with --busy use")
+    if len({device.environment.environment_id for device in devices.values()}) > 1:
+        kinds = ", ".join(f"{name}: {device.environment.device_name}" for name, device in devices.items())
+        raise HarnessError(f"--devices: these are of several kinds ({kinds}): start one harness run for each kind")
+    return list(devices.values())

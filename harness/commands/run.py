@@ -75,8 +75,6 @@ def _execute(
 ) -> int:
     """Do what is to be done of a selection where the executor has its machines, and return the exit code."""
     environment = chosen.environment()
-    if environment.device_busy:
-        warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
     environment_id = None if args.any_environment else environment.environment_id
     known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
     warn(known.contents().warnings)

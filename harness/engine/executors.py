@@ -1,4 +1,4 @@
-"""Runs a list of tasks, one child process at a time, and appends each record as it comes. Imports no torch itself.
+"""Runs a list of tasks, one child process a device at a time, and appends each record as it comes. Imports no torch.
 
 Each run is claimed in the results folder before it starts, so that other processes on the same folder do other runs.
 The files of a run stay in its work folder until its record is appended; what a parent that was killed before that has
@@ -12,11 +12,12 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from harness.engine.claims import Claims
 from harness.engine.launch import Interrupted, Stop, keep_files, launch, left_record
@@ -69,6 +70,21 @@ class Tally:
         return 0 if all(record.status in OUTCOMES for record in self.records) else 1
 
 
+@dataclass(frozen=True)
+class Device:
+    """What one run at a time has to itself."""
+
+    environment: Environment
+    """As a run on it sees."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that show a run this device and no other."""
+
+    def holds(self, task: RunTask) -> bool:
+        """Return whether a run's predicted peak fits; what is not known does."""
+        memory = self.environment.device_memory_bytes
+        return memory is None or task.prediction is None or task.prediction.peak_bytes <= memory
+
+
 class RunQueue:
     """The runs still to do, handed out one at a time, each under its claim."""
 
@@ -78,14 +94,14 @@ class RunQueue:
         self._claims = claims
         self._wanted = wanted
 
-    def next(self) -> RunTask | None:
-        """Claim and return the first run that nobody does; None: nothing is pending but what others do.
+    def next(self, suits: Callable[[RunTask], bool] = lambda task: True) -> RunTask | None:
+        """Claim and return the first run that suits and that nobody does, or None where there is none at present.
 
         Raises:
             HarnessError: claims cannot be written.
         """
         for task in tuple(self.pending):
-            if self._wanted(task) and not self._claim(task):
+            if not suits(task) or (self._wanted(task) and not self._claim(task)):
                 continue
             self.pending.remove(task)
             # Asked again under the claim: whoever held it before may have done the run.
@@ -116,8 +132,9 @@ def run_locally(
     timeout_seconds: float | None = None,
     stop_at: float | None = None,
     wanted: Callable[[RunTask], bool] = lambda task: True,
+    devices: Sequence[Device] = (),
 ) -> Tally:
-    """Execute tasks one after the other on this machine.
+    """Execute tasks on this machine, one at a time on each device.
 
     Args:
         tasks: In the order in which they run.
@@ -127,47 +144,90 @@ def run_locally(
         timeout_seconds: Of each run.
         stop_at: Time of ``time.monotonic()`` after which no run starts and at which the one under way is interrupted.
         wanted: Asked right before a run starts, so that work another process has done meanwhile is not done twice.
+        devices: A run goes to the first that is free and holds its predicted peak, to any where none does. Empty: the
+            one of the environment.
 
     Raises:
-        HarnessError: a record cannot be stored, or a child cannot be started.
+        HarnessError: a record cannot be stored, or a child cannot be started; what ran beside it is interrupted.
     """
+    devices = devices or (Device(environment),)
+    stop, lock = Stop(), threading.RLock()
     records: list[Record] = []
+    cut_by_budget: list[RunTask] = []
 
     def keep(task: RunTask, record: Record) -> None:
-        records.append(settle(task.work_folder, record, store, task.checkpoint_folder))
-        queue.release(task)
-        watcher.run_ended(records[-1])
+        with lock:
+            records.append(settle(task.work_folder, record, store, task.checkpoint_folder))
+            queue.release(task)
+            watcher.run_ended(records[-1])
 
-    def tally(**more: Any) -> Tally:
-        return Tally(tuple(records), num_by_others=queue.num_by_others, **more)
+    def run(task: RunTask, device: Device) -> None:
+        if task.refusal is not None:
+            keep(task, task.record(device.environment, datetime.now(UTC), "refused", task.refusal))
+            return
+        try:
+            record = launch(
+                task,
+                device.environment,
+                watcher.progress,
+                timeout_seconds,
+                stop_at,
+                stop=stop,
+                variables=device.variables,
+            )
+            keep(task, record)
+        except Interrupted as cut:
+            keep(task, cut.record)
+            if not cut.by_user:
+                cut_by_budget.append(task)
 
-    stop = Stop()
-    with Claims(store.folder) as claims, _asked_by_signals(stop):
-        queue = RunQueue(tasks, claims, wanted)
+    def work(device: Device) -> None:
+        """Do what suits a device until nothing is left."""
         waiting = False
-        while queue.pending:
-            if stop.asked:
-                return tally(interrupted=True)
-            if stop_at is not None and time.monotonic() >= stop_at:
-                return tally(left_by_budget=queue.num_left() or None)
-            task = queue.next()
-            if task is None:
-                if queue.pending and not waiting:
-                    watcher.waits(len(queue.pending))
-                waiting = bool(queue.pending)
-                time.sleep(POLL_SECONDS if waiting else 0.0)
-                continue
-            waiting = False
-            watcher.run_begins(task)
-            if task.refusal is not None:
-                keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
-                continue
-            try:
-                keep(task, launch(task, environment, watcher.progress, timeout_seconds, stop_at, stop=stop))
-            except Interrupted as cut:
-                keep(task, cut.record)
-                return tally(interrupted=True) if cut.by_user else tally(left_by_budget=queue.num_left(task) or None)
-        return tally()
+        while queue.pending and not stop.asked and not _is_over(stop_at):
+            with lock:
+                task = queue.next(lambda task: _suits(task, device, devices))
+                if task is None and queue.pending and not waiting:
+                    waiting = True
+                    if len(devices) == 1:
+                        watcher.waits(len(queue.pending))
+                if task is not None:
+                    waiting = False
+                    watcher.run_begins(task)
+            if task is not None:
+                run(task, device)
+            elif queue.pending:
+                time.sleep(POLL_SECONDS)
+
+    def guarded(device: Device) -> None:
+        whole = False
+        try:
+            work(device)
+            whole = True
+        finally:
+            if not whole:
+                stop.ask()
+
+    with Claims(store.folder) as claims, _asked_by_signals(stop), ThreadPoolExecutor(len(devices)) as pool:
+        queue = RunQueue(tasks, claims, wanted)
+        for worker in [pool.submit(guarded, device) for device in devices]:
+            worker.result()
+    ended = cut_by_budget or (queue.pending and _is_over(stop_at))
+    return Tally(
+        tuple(records),
+        interrupted=stop.asked,
+        left_by_budget=queue.num_left(*cut_by_budget) or None if ended and not stop.asked else None,
+        num_by_others=queue.num_by_others,
+    )
+
+
+def _suits(task: RunTask, device: Device, devices: Sequence[Device]) -> bool:
+    """Return whether a run may go to a device: it holds the predicted peak, or none does."""
+    return device.holds(task) or not any(other.holds(task) for other in devices)
+
+
+def _is_over(stop_at: float | None) -> bool:
+    return stop_at is not None and time.monotonic() >= stop_at
 
 
 @contextlib.contextmanager

@@ -210,8 +210,8 @@ class _Child:
         return RunProcess(seconds=seconds, cpu_seconds=cpu, host_peak_bytes=self._usage.ru_maxrss * unit)
 
 
-def probe_environment() -> Environment:
-    """Return the environment as a run's process sees it.
+def probe_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Return the environment as a run's process with these environment variables sees it.
 
     Asked of a process of its own: looking at a CUDA device makes a context on it, which would stay beside every run.
 
@@ -222,7 +222,8 @@ def probe_environment() -> Environment:
     if importlib.util.find_spec("torch") is None:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     command = [sys.executable, "-P", "-m", "harness.engine.environment"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **(variables or {})}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise HarnessError(f"this machine's environment cannot be described: {last}")

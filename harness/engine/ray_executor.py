@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import tempfile
 import time
@@ -166,7 +167,7 @@ class RayCluster:
         """
         records: list[Record] = []
         events = self._ray.remote(num_cpus=0)(_Events).remote()
-        with Claims(store.folder) as claims, _marker(store.folder) as marker:
+        with Claims(store.folder) as claims, _marker(store.folder) as marker, _sigterm_interrupts():
             queue = RunQueue(tasks, claims, wanted)
 
             def done(task: RunTask, record: Record, work: Path) -> None:
@@ -287,6 +288,16 @@ class RayCluster:
             name, (_, what, done, total) = list(batch.doing.items())[-1]
             counts = f"{len(batch.doing)} running on {nodes} nodes, {len(waiting) - len(batch.doing)} waiting"
             batch.watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Let SIGTERM stop as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

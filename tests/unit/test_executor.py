@@ -13,12 +13,19 @@ from harness.errors import HarnessError
 
 
 def options(**given: object) -> argparse.Namespace:
-    return argparse.Namespace(**{"executor": "ray", "ray_address": None, "cpus_per_run": None, **given})
+    return argparse.Namespace(
+        **{"executor": "ray", "ray_address": None, "cpus_per_run": None, "devices": None, "busy": "use", **given}
+    )
 
 
 @pytest.mark.parametrize("given", [{"ray_address": "auto"}, {"cpus_per_run": 2}])
 def test_options_of_ray_without_it_are_refused(given: dict[str, object]) -> None:
     with pytest.raises(HarnessError, match="is of --executor ray"), executor(options(executor="local", **given)):
+        pass
+
+
+def test_devices_are_not_for_ray() -> None:
+    with pytest.raises(HarnessError, match="--devices is of --executor local"), executor(options(devices=["0"])):
         pass
 
 

@@ -7,14 +7,17 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from harness.engine import launch
-from harness.engine.executors import Tally, run_locally, work_folder
+from harness.engine.executors import Device, Tally, run_locally, work_folder
 from harness.engine.task import RunTask
+from harness.errors import HarnessError
 from harness.models import BaseModelSpec, load_models
 from harness.record import Record
 from harness.store import Store
@@ -50,7 +53,13 @@ class Watcher:
         pass
 
 
-def run(folder: Path, program: str, monkeypatch: pytest.MonkeyPatch, watcher: Watcher) -> Tally:
+def run(
+    folder: Path,
+    program: str,
+    monkeypatch: pytest.MonkeyPatch,
+    watcher: Watcher,
+    devices: Sequence[Device] = (),
+) -> Tally:
     """Run two tasks whose process is a program."""
     store = Store(folder)
     model: BaseModelSpec = load_models()["smollm2-135m"]
@@ -73,7 +82,7 @@ def run(folder: Path, program: str, monkeypatch: pytest.MonkeyPatch, watcher: Wa
         )
         for seed in (1, 2)
     ]
-    return run_locally(tasks, store=store, environment=ENVIRONMENT, watcher=watcher)
+    return run_locally(tasks, store=store, environment=ENVIRONMENT, watcher=watcher, devices=devices)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -105,3 +114,61 @@ def test_what_a_killed_process_used_is_recorded(tmp_path: Path, monkeypatch: pyt
         assert "ended by SIGKILL; the system may have run out of memory" in str(record.reason)
         assert record.process is not None
         assert record.process.host_peak_bytes > 300_000_000
+
+
+MEET = """
+import os, pathlib, time
+folder = pathlib.Path(os.environ["MEETING"])
+(folder / os.environ["CUDA_VISIBLE_DEVICES"]).touch()
+while len(list(folder.iterdir())) < 2:
+    time.sleep(0.01)
+"""
+
+FIRST_ENDS = "import os, time\ntime.sleep(0 if os.environ['CUDA_VISIBLE_DEVICES'] == 'GPU-a' else 60)"
+
+
+def two_devices(folder: Path) -> list[Device]:
+    folder.mkdir()
+    return [
+        Device(
+            ENVIRONMENT.model_copy(update={"device_name": name}),
+            {"CUDA_VISIBLE_DEVICES": name, "MEETING": str(folder)},
+        )
+        for name in ("GPU-a", "GPU-b")
+    ]
+
+
+def test_two_devices_run_at_a_time_each_with_its_own_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tally = run(tmp_path / "results", MEET, monkeypatch, Watcher(), two_devices(tmp_path / "meeting"))
+    assert len(tally.records) == 2
+    assert {record.environment.device_name for record in tally.records} == {"GPU-a", "GPU-b"}
+
+
+def test_one_signal_ends_the_runs_of_all_devices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tally = run(tmp_path / "results", POLITE, monkeypatch, Watcher(signal.SIGTERM), two_devices(tmp_path / "meeting"))
+    assert [record.status for record in tally.records] == ["interrupted"] * 2
+    assert tally.exit_code == 130
+
+
+def test_a_record_that_cannot_be_stored_ends_the_other_device_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise HarnessError("no space left")
+
+    monkeypatch.setattr(Store, "append", full)
+    began = time.monotonic()
+    with pytest.raises(HarnessError, match="no space left"):
+        run(tmp_path / "results", FIRST_ENDS, monkeypatch, Watcher(), two_devices(tmp_path / "meeting"))
+    assert time.monotonic() - began < 30
+
+
+def test_a_run_goes_to_the_device_that_holds_its_peak() -> None:
+    small, large = (
+        Device(ENVIRONMENT.model_copy(update={"device_memory_bytes": size})) for size in (8 * 2**30, 80 * 2**30)
+    )
+    task = SimpleNamespace(prediction=SimpleNamespace(peak_bytes=20 * 2**30))
+    assert (small.holds(task), large.holds(task)) == (False, True)
+    assert small.holds(SimpleNamespace(prediction=None))
