@@ -179,12 +179,14 @@ def append_line(file: Path, line: bytes) -> None:
     Raises:
         OSError: it could not be written.
     """
-    with file.open("ab") as stream:
+    # Unbuffered: closing a buffer that could not be emptied would write what is left of it after the cut below.
+    with file.open("ab", buffering=0) as stream:
         _set_cut_line_aside(file)
         size = stream.seek(0, os.SEEK_END)
         try:
-            stream.write(line)
-            stream.flush()
+            rest = memoryview(line)
+            while rest:
+                rest = rest[stream.write(rest) :]
             os.fsync(stream.fileno())
         except OSError:
             os.truncate(file, size)

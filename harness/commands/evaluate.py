@@ -78,8 +78,9 @@ def main(args: argparse.Namespace) -> int:
 
     with Display(1) as display:
         tally = run_locally([task], store=store, environment=probe_environment(), watcher=display)
-    for score in tally.records[0].scores:
-        say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
+    for record in tally.records:  # none where it was stopped before it began
+        for score in record.scores:
+            say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code
 
 

@@ -127,7 +127,7 @@ def _read_state(folder: Path, run: str) -> tuple[str | None, dict[str, Any]]:
         if state["run"] != run:
             return f"it is of run {state['run']}, not of {run}", {}
         damaged = [name for name, known in state["checksums"].items() if _sha256(folder / name) != known]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"it is not whole ({error})", {}
     return (f"{' and '.join(damaged)} are damaged" if damaged else None), state
 

@@ -285,7 +285,7 @@ def _follow(child: _Child, progress: Progress, timeout_seconds: float | None, st
             event = json.loads(line)
         except ValueError:
             continue
-        if event.get("event") == "progress":
+        if isinstance(event, dict) and event.get("event") == "progress":
             progress(str(event["what"]), int(event["done"]), event["total"])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,4 +33,6 @@ def test_nothing_is_lost_doubled_or_different_after_200_kills(tmp_path: Path, ti
     )
     print(done.stdout)
     assert done.returncode == 0, done.stderr[-4000:]
-    assert "seed 0: 2" in done.stdout
+    found = re.search(r"seed 0: (\d+) kills", done.stdout)
+    assert found is not None
+    assert int(found[1]) >= 200

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import uuid
 from pathlib import Path
 from typing import Any
@@ -83,3 +85,36 @@ def test_claims_on_a_full_disk_are_one_sentence(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("filelock.FileLock.acquire", raising(FULL))
     with pytest.raises(HarnessError, match=r"claims .* cannot be written: No space left"):
         recover(Store(tmp_path))
+
+
+def test_a_line_that_the_disk_takes_only_in_part_is_taken_back(tmp_path: Path) -> None:
+    """A real limit on the size of a file: the system writes what fits and refuses the rest."""
+    store = Store(tmp_path)
+    store.append(make_record(uuid="before"))
+    file = store.file_of("tiny")
+    before = file.read_bytes()
+    script = """
+import resource, signal, sys
+from pathlib import Path
+from harness.errors import HarnessError
+from harness.store import Store
+from tests.records import make_record
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+limit = int(sys.argv[2]) + 100
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+try:
+    Store(Path(sys.argv[1])).append(make_record(uuid="after"))
+except HarnessError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path), str(len(before))],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert f"{file}: the record could not be written" in done.stdout
+    assert file.read_bytes() == before
+    store.append(make_record(uuid="after"))
+    assert [record.uuid for record in store.read("tiny").records] == ["after", "before"]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.engine import launch
@@ -53,6 +56,20 @@ class Watcher:
         pass
 
 
+def make_task(folder: Path, seed: int) -> RunTask:
+    model: BaseModelSpec = load_models()["smollm2-135m"]
+    return RunTask(
+        spec=make_spec(seed=seed),
+        uuid=str(seed),
+        model=model,
+        model_folder=None,
+        rows_folder=None,
+        cache_folder=folder,
+        work_folder=work_folder(Store(folder), "run", str(seed)),
+        run_id=make_spec(seed=seed).run_id,
+    )
+
+
 def run(
     folder: Path,
     program: str,
@@ -62,26 +79,13 @@ def run(
 ) -> Tally:
     """Run two tasks whose process is a program."""
     store = Store(folder)
-    model: BaseModelSpec = load_models()["smollm2-135m"]
     popen = launch.subprocess.Popen
 
     def start(command: list[str], **options: Any) -> Any:
         return popen([sys.executable, "-c", program], **options)
 
     monkeypatch.setattr(launch.subprocess, "Popen", start)
-    tasks = [
-        RunTask(
-            spec=make_spec(seed=seed),
-            uuid=str(seed),
-            model=model,
-            model_folder=None,
-            rows_folder=None,
-            cache_folder=folder,
-            work_folder=work_folder(store, "run", str(seed)),
-            run_id=make_spec(seed=seed).run_id,
-        )
-        for seed in (1, 2)
-    ]
+    tasks = [make_task(folder, seed) for seed in (1, 2)]
     return run_locally(tasks, store=store, environment=ENVIRONMENT, watcher=watcher, devices=devices)
 
 
@@ -172,3 +176,23 @@ def test_a_run_goes_to_the_device_that_holds_its_peak() -> None:
     task = SimpleNamespace(prediction=SimpleNamespace(peak_bytes=20 * 2**30))
     assert (small.holds(task), large.holds(task)) == (False, True)
     assert small.holds(SimpleNamespace(prediction=None))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word to a child is Linux's")
+def test_a_child_within_a_long_call_that_holds_the_interpreter_ends_with_its_parent() -> None:
+    child = "from harness.engine.child import _die_with_parent; _die_with_parent(); import ctypes, os; "
+    child += "print(os.getpid(), flush=True); ctypes.PyDLL(None).sleep(100)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert psutil.pid_exists(pid)
+        process.kill()
+    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=10)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_clock_that_is_set_back_makes_no_run_end_before_it_began(tmp_path: Path) -> None:
+    later = datetime.now(UTC) + timedelta(hours=1)
+    record = make_task(tmp_path, 1).record(ENVIRONMENT, later, "ok", None)
+    assert record.finished_at == record.started_at == later
