@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from harness.cli import build_parser
-from harness.commands import run
+from harness.commands import _executor, run
 from harness.commands._assets import Prepared
 from harness.engine.executors import Tally
 from harness.models import BaseModelSpec
@@ -40,7 +40,7 @@ def test_what_is_recorded_after_preparing_is_skipped_by_the_next_call(
 
     monkeypatch.setattr("harness.commands._selection.resolve_model", resolve)
     monkeypatch.setattr(run, "prepare", prepare)
-    monkeypatch.setattr(run, "run_locally", run_locally)
+    monkeypatch.setattr(_executor, "run_locally", run_locally)
 
     def call() -> tuple[int, str]:
         words = ["run", "--suite", str(tmp_path / "tiny.toml"), "--results", str(tmp_path / "records")]

@@ -271,7 +271,8 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    tasks = Path(f"/proc/{pid}/task").iterdir()  # a thread a device starts them
+    return [int(word) for task in tasks for word in (task / "children").read_text().split()]
 
 
 def wait_for(what: object, seconds: float = 120) -> None:

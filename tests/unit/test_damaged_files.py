@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.errors import HarnessError
+from harness.record import SCHEMA_VERSION
 from tests.file_readers import FORGIVEN, MODELS, PREPARED, READERS, Reader
 
 FLIPS = 12
@@ -149,7 +150,7 @@ def test_a_file_of_a_newer_harness(kind: str, good: Any) -> None:
     reader, file = good(kind)
     text = file.read_text()
     if kind == "records":
-        file.write_text(text.replace('"schema_version":2', '"schema_version":99'))
+        file.write_text(text.replace(f'"schema_version":{SCHEMA_VERSION}', '"schema_version":99'))
         assert "newer than" in outcome(reader, file)
     elif kind == "benchmark document":
         file.write_text(text[:-1] + ', "new_part": {"x": 1}}')

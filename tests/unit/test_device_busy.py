@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness import cli
-from harness.commands import run
+from harness.commands import _executor, run
 from harness.engine import environment
 from harness.engine.memory import _DeviceSampler
 from tests.records import ENVIRONMENT
@@ -31,7 +31,7 @@ def test_run_warns_once_of_a_busy_device(
     busy: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ENVIRONMENT.model_copy(update={"device_type": "cuda", "device_busy": busy})
-    monkeypatch.setattr(run, "probe_environment", lambda: where)
+    monkeypatch.setattr(_executor, "probe_environment", lambda variables: where)
     monkeypatch.setattr(run._Wanted, "__call__", lambda self, spec: False)
     assert cli.main(["run", "--suite", "quickstart", "--results", str(tmp_path)]) == 0
     sentence = "harness: warning: the device is not idle: 30 of 80 bytes in use before the run; peaks and times may be"
