@@ -112,7 +112,7 @@ except HarnessError as error:
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((*sys.path, str(Path(__file__).parents[2])))},
     )
     assert f"{file}: the record could not be written" in done.stdout
     assert file.read_bytes() == before

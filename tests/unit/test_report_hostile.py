@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
+from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -158,6 +160,30 @@ def test_the_check_above_sees_a_script_that_runs(tmp_path: Path, page: Page) -> 
     with pytest.raises(AssertionError):
         assert_harmless(page, file, PAYLOADS[0])
     assert page.run("[window.owned, document.title]") == [1, "owned"]
+
+
+class Elements(HTMLParser):
+    """Counts what a page is made of, as a browser would read it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found[tag] += 1
+        self.found.update(name for name, _ in attrs if name.startswith("on"))
+
+
+def test_nothing_planted_in_a_record_is_an_element_of_the_page() -> None:
+    def elements(text: str) -> Counter[str]:
+        parser = Elements()
+        parser.feed(html_page(document_of(text)))
+        return parser.found
+
+    usual = elements("plain")
+    assert usual["script"] == 1
+    for payload in PAYLOADS:
+        assert elements(payload) == usual, payload
 
 
 def test_nothing_planted_in_a_record_is_markup_in_markdown(tmp_path: Path) -> None:
