@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,9 @@ from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, parse_record
 
 LOCK_SECONDS = 60.0
-_LONG_NUMBER = re.compile(rb"[\[,: ]-?\d{19}")
+_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else 0 for byte in range(256))
+"""Of ``bytes.translate``: every digit becomes a zero and all else nothing, which a search of bytes passes over fast."""
+_LONG_NUMBER = b"0" * 19
 """What a number of more than 64 bits looks like in JSON, and now and then a word in a text."""
 
 
@@ -157,7 +158,7 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
         return
     try:
         value = from_json(line)
-        if _LONG_NUMBER.search(line) and _holds_long_number(value):
+        if _LONG_NUMBER in line.translate(_DIGITS) and _holds_long_number(value):
             raise ValueError("it holds a number of more than 64 bits")
         records.append(parse_record(value, where))
     except ValueError as error:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from harness.errors import HarnessError
 from harness.printable import printable, printable_json
@@ -19,13 +21,13 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
     """
-    baseline, candidate = load_side(args.baseline), load_side(args.candidate)
-    gc.freeze()  # the records stay to the end: looking through them for garbage takes longer than comparing them
-    comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
-    if args.format == "json":
-        sys.stdout.write(printable_json(comparison_json(comparison)))
-    else:
-        sys.stdout.write(printable(comparison_markdown(comparison)))
+    with _no_collection():
+        baseline, candidate = load_side(args.baseline), load_side(args.candidate)
+        comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
+        if args.format == "json":
+            sys.stdout.write(printable_json(comparison_json(comparison)))
+        else:
+            sys.stdout.write(printable(comparison_markdown(comparison)))
     if comparison.is_empty:
         sys.stdout.flush()
         raise HarnessError(
@@ -33,3 +35,16 @@ def main(args: argparse.Namespace) -> int:
             "both sides alike"
         )
     return 1 if comparison.fails else 0
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Look for no garbage: the records stay to the end, and going through them takes longer than comparing them."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if was:
+            gc.enable()
