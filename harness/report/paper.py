@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, field_validator, model_validator
 
 from harness.errors import HarnessError, near_miss
-from harness.record import Record
+from harness.record import Record, Score
 from harness.report.quantities import row_status, run_peak_bytes, tokens_per_second
 from harness.report.statistics import Interval, t_interval
 from harness.report.summary import Row, Run, Summary
@@ -216,7 +216,9 @@ def _values(row: Row | None, quantity: str) -> tuple[list[float], str]:
         found = [QUANTITIES[quantity](record) for record in row.records]
     else:
         asked = tuple(quantity.removeprefix(SCORE).split(":"))
-        found = [_score(run, asked) for run in row.finished]
+        if any(len(_scores(_judged(run), asked)) > 1 for run in row.finished):
+            return [], "several judges scored it, and their scores do not compare"
+        found = [[None, *_scores((*run.scores, *_judged(run)), asked)][-1] for run in row.finished]
     values = [value for value in found if value is not None]
     if not values:
         on_cpu = all(record.environment.device_type == "cpu" for record in row.records)
@@ -225,8 +227,11 @@ def _values(row: Row | None, quantity: str) -> tuple[list[float], str]:
     return values, f"{absent} of {len(row.runs)} seeds have none" if absent else ""
 
 
-def _score(run: Run, asked: tuple[str, ...]) -> float | None:
-    """Return a score by (task, metric); of several judges' the last one's."""
-    judged = [score for record in run.judgings for score in record.scores]
-    found = [score.value for score in (*run.scores, *judged) if (score.task, score.metric) == asked]
-    return found[-1] if found else None
+def _judged(run: Run) -> list[Score]:
+    """Return the scores that judges gave to a run's answers."""
+    return [score for record in run.judgings for score in record.scores]
+
+
+def _scores(scores: Iterable[Score], asked: tuple[str, ...]) -> list[float]:
+    """Return the values of a (task, metric)."""
+    return [score.value for score in scores if (score.task, score.metric) == asked]

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.errors import HarnessError
+from harness.evaluation.grading import MEAN, TASK
 from harness.models import load_models
 from harness.record import Record
 from harness.report.paper import Cell, Published, compare, read_table, table_names
@@ -16,6 +17,7 @@ from harness.report.summary import summarize
 from harness.store import Contents
 from harness.suite import labels_of, load_suite
 from tests.unit.fixtures_report.factory import CUDA, make_breakdown, make_record, make_suite, with_memory
+from tests.unit.test_report_judging import judging
 
 HEAD = (
     "paper,version,table,model,method,metric,value,unit,suite,our_model,our_label,our_quantity,tolerance_percent,"
@@ -158,3 +160,18 @@ def test_what_does_not_compare_shows_ours_and_no_verdict_on_it() -> None:
     found = cell(published(0.001, not_comparable="another judge"), (run(environment=CUDA),))
     assert (found.verdict, found.reason) == ("not comparable", "another judge")
     assert found.ours is not None
+
+
+def test_scores_of_several_judges_are_not_one() -> None:
+    ours = run()
+
+    def judged(points: float, judge: str = "gpt-4") -> Record:
+        where = {"environment": ours.environment, "environment_id": ours.environment_id}
+        return judging(ours, points, judge).model_copy(update=where)
+
+    number = published(5.0, unit="points", our_quantity=f"score:{TASK}:{MEAN}", tolerance_percent=1.0)
+    one = cell(number, (ours, judged(5.0)))
+    assert (one.verdict, one.ours) == ("within tolerance", 5.0)
+    two = cell(number, (ours, judged(5.0), judged(6.0, "another")))
+    assert (two.verdict, two.ours) == ("not measured", None)
+    assert two.reason == "several judges scored it, and their scores do not compare"
