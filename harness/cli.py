@@ -255,7 +255,10 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
         "--ray-address", metavar="ADDRESS", help="a cluster that runs already (default: start one on this machine)"
     )
     command.add_argument(
-        "--cpus-per-run", type=_positive, metavar="N", help="asked of Ray, and threads of a run (default: 1)"
+        "--cpus-per-run",
+        type=_positive,
+        metavar="N",
+        help="asked of Ray, and threads of a run (default: OMP_NUM_THREADS, else 1)",
     )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 

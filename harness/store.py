@@ -111,7 +111,7 @@ def parse_files(parts: Iterable[tuple[str, bytes]]) -> Contents:
     """
     records: list[Record] = []
     warnings: list[str] = []
-    with _no_collection():
+    with no_collection():
         for where, data in parts:
             for number, line in enumerate(data.splitlines(keepends=True), start=1):
                 _read_line(line, f"{where} line {number}", records, warnings)
@@ -120,13 +120,19 @@ def parse_files(parts: Iterable[tuple[str, bytes]]) -> Contents:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold the garbage collector off: records have no cycles, and looking for some takes most of a long reading."""
+def no_collection(*, keep: bool = False) -> Iterator[None]:
+    """Hold the garbage collector off: records have no cycles, and looking for some takes most of a long reading.
+
+    Args:
+        keep: What was made inside stays to the end of the process, and is not looked through later either.
+    """
     was = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
+        if keep:
+            gc.freeze()
         if was:
             gc.enable()
 

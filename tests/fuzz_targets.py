@@ -20,7 +20,8 @@ from harness.record import Record
 from harness.report.compare import compare_sides
 from harness.report.compare_page import comparison_json, comparison_markdown
 from harness.report.items import parse_items
-from harness.report.page import report_markdown
+from harness.report.markdown import markdown
+from harness.report.page import report_document
 from harness.report.paper import compare as compare_paper
 from harness.report.paper import read_table
 from harness.report.sides import Side, load_side
@@ -131,7 +132,7 @@ def _records(folder: Path) -> Callable[[bytes], object]:
         side = Side("one", (*contents.records, good))
         found = compare_sides(side, Side("other", (good, *contents.records)))
         assert comparison_markdown(found) and comparison_json(found)
-        return report_markdown(summarize(suite, contents), {}, folder)
+        return markdown(report_document(summarize(suite, contents), {}), folder)
 
     return read
 

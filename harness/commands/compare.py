@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from harness.errors import HarnessError
 from harness.printable import printable, printable_json
 from harness.report.compare import compare_sides
 from harness.report.compare_page import comparison_json, comparison_markdown
 from harness.report.sides import load_side
+from harness.store import no_collection
 
 
 def main(args: argparse.Namespace) -> int:
@@ -21,7 +19,7 @@ def main(args: argparse.Namespace) -> int:
     Raises:
         HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
     """
-    with _no_collection():
+    with no_collection(keep=True):
         baseline, candidate = load_side(args.baseline), load_side(args.candidate)
         comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
         if args.format == "json":
@@ -35,16 +33,3 @@ def main(args: argparse.Namespace) -> int:
             "both sides alike"
         )
     return 1 if comparison.fails else 0
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Look for no garbage: the records stay to the end, and going through them takes longer than comparing them."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was:
-            gc.enable()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 from pathlib import Path
 
 from harness.cli import FORMATS
@@ -11,7 +10,7 @@ from harness.commands._output import console, warn
 from harness.errors import HarnessError
 from harness.report.sides import items_beside
 from harness.report.write import terminal_table, write_report
-from harness.store import Store
+from harness.store import Store, no_collection
 from harness.suite import Suite, load_suite, load_tuned
 from harness.tuned import Tuned
 
@@ -19,8 +18,8 @@ from harness.tuned import Tuned
 def main(args: argparse.Namespace) -> int:
     """Write the report, print its table and name the files."""
     suite = load_suite(args.suite)
-    contents = Store(Path(args.results)).read(suite.name)
-    gc.freeze()  # the records stay to the end: looking through them for garbage is a fifth of the report's time
+    with no_collection(keep=True):
+        contents = Store(Path(args.results)).read(suite.name)
     warn(contents.warnings)
     tuned = _tuned(args.suite, suite)
     out = Path(args.out if args.out is not None else f"report-{suite.name}")

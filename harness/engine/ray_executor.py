@@ -32,7 +32,7 @@ from harness.store import Store
 RETRIES = 3
 """How often Ray starts a run again whose worker or node was lost."""
 LIBRARIES_BYTES = 2 * 10**9
-"""Host memory that a run is said to need beside its model: torch, transformers and what they load."""
+"""Host memory asked for beside the model's, for torch, transformers and what they load: an allowance, not measured."""
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
 GRACE_SECONDS = 45.0
@@ -87,8 +87,9 @@ def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
         try:
             ray.init(address=address or "local", **quiet, **(own if address is None else {}))
         except (OSError, RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or ["no reason given"])[0]
-            raise HarnessError(f"--ray-address {address or 'local'}: no cluster could be joined: {first}") from error
+            raise HarnessError(
+                f"--ray-address {address or 'local'}: no cluster could be joined: {_first_line(error)}"
+            ) from error
         try:
             yield RayCluster(ray, threads)
         finally:

@@ -19,16 +19,15 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.assets.cache import cache_root, silent
-from harness.assets.mt_bench import prepare_mt_bench
-from harness.assets.prepare import prepare_dataset, prepare_model, prepare_rows
+from harness.assets.cache import Progress, cache_root, silent
+from harness.assets.runs import prepare_runs
 from harness.engine.launch import Interrupted, launch, probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.record import Environment, Record
 from harness.source import source_checksum
 
-RECORD = "record.json"
+RECORD, ATTEMPT = "record.json", "attempt"
 EVENT_SECONDS = 1.0
 
 
@@ -112,36 +111,43 @@ def localize(task: RunTask) -> RunTask:
     for name, file in task.data_overrides.items():
         if not file.exists():
             raise HarnessError(f"--data {name}={file}: the file is not on this node; name one that every node sees")
-    if task.cache_folder.exists():
+    places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
+    if all(place is None or place.exists() for place in places):
         return task
-    spec, offline = task.spec, task.offline
-    changes: dict[str, Any] = {"cache_folder": cache_root()}
-    datasets = {part.data for part in (spec.train, spec.calibration, spec.general) if part is not None}
-    for name in sorted(datasets):
-        prepare_dataset(name, overrides=task.data_overrides, offline=offline, wheels=(), progress=silent)
-    if task.model_folder is not None:
-        from harness.engine.conversion import convert_gguf
+    prepared = prepare_runs(
+        [task.spec],
+        [task.model],
+        task.data_overrides,
+        convert=_convert,
+        offline=task.offline,
+        wheels=(),
+        progress=silent,
+    )
+    return task.model_copy(
+        update={
+            "cache_folder": cache_root(),
+            "model_folder": prepared.model_folders.get(task.model.name),
+            "rows_folder": prepared.rows_folder,
+            "mt_bench_folder": prepared.mt_bench_folder,
+        }
+    )
 
-        changes["model_folder"] = prepare_model(
-            task.model, convert=convert_gguf, offline=offline, wheels=(), progress=silent
-        )
-    if task.rows_folder is not None:
-        changes["rows_folder"] = prepare_rows(offline=offline, wheels=(), progress=silent)
-    if (bench := spec.evaluation.mt_bench) is not None:
-        own = task.data_overrides.get(bench.data)
-        changes["mt_bench_folder"] = prepare_mt_bench(own, offline=offline, wheels=(), progress=silent)
-    return task.model_copy(update=changes)
+
+def _convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:
+    from harness.engine.conversion import convert_gguf  # torch comes with it
+
+    convert_gguf(gguf_file, folder, architecture, progress)
 
 
 def pack(record: Record, folder: Path, *, send_files: bool) -> bytes:
-    """Return a record with the name of its folder, and the files in it when they are to be sent.
+    """Return a record with the name of its attempt's folder, and the files in it when they are to be sent.
 
     The folder is removed once its files are packed.
     """
     data = io.BytesIO()
     with tarfile.open(fileobj=data, mode="w") as archive:
         _add(archive, RECORD, record.model_dump_json().encode())
-        _add(archive, "folder", str(folder).encode())
+        _add(archive, ATTEMPT, folder.name.encode())
         if send_files and folder.is_dir():
             archive.add(folder, arcname="files")
     if send_files:
@@ -150,7 +156,11 @@ def pack(record: Record, folder: Path, *, send_files: bool) -> bytes:
 
 
 def unpack(data: bytes, folder: Path) -> tuple[Record, Path]:
-    """Return the record in packed bytes and the folder of its files: ``folder`` when they were sent along.
+    """Return the record in packed bytes and the folder of its files.
+
+    Args:
+        data: From :func:`pack`.
+        folder: The run's work folder: files that were sent along go there, others lie in the attempt's folder below it.
 
     Raises:
         HarnessError: the bytes are none that :func:`pack` made, or a file of them cannot be written.
@@ -158,16 +168,16 @@ def unpack(data: bytes, folder: Path) -> tuple[Record, Path]:
     try:
         with tarfile.open(fileobj=io.BytesIO(data)) as archive:
             record = Record.model_validate_json(_member(archive, RECORD))
-            place = Path(_member(archive, "folder").decode())
+            attempt = _member(archive, ATTEMPT).decode()
+            if Path(attempt).name != attempt or attempt in ("", ".."):
+                raise ValueError("it names a folder elsewhere")
             sent = [member for member in archive.getmembers() if member.name.startswith("files/")]
-            if sent:
-                place = folder
-                for member in sent:
-                    member.name = member.name.removeprefix("files/")
-                archive.extractall(place, members=sent, filter="data")
+            for member in sent:
+                member.name = member.name.removeprefix("files/")
+            archive.extractall(folder, members=sent, filter="data")
     except (tarfile.TarError, KeyError, ValueError, OSError) as error:
         raise HarnessError(f"what a node sent of a run cannot be read: {error}") from error
-    return record, place
+    return record, folder if sent else folder / attempt
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

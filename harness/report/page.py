@@ -18,7 +18,6 @@ from harness.report.document import (
     TableBlock,
     file_stem,
 )
-from harness.report.markdown import markdown
 from harness.report.plots import DRAWN
 from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
@@ -117,13 +116,6 @@ def report_document(
     blocks.append(Paragraph(f"Environment {view.environment_id}."))
     blocks.append(TableBlock(environment_table(view.environment, records)))
     return tuple(blocks)
-
-
-def report_markdown(
-    summary: Summary, plots: Mapping[str, Sequence[Path]], out: Path, read_items: ReadItems | None = None
-) -> str:
-    """Return report.md; links are relative to ``out``, the folder of the report."""
-    return markdown(report_document(summary, plots, read_items), out)
 
 
 def _results(summary: Summary) -> list[Block]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from harness.commands._executor import executor
+from harness.commands._executor import _threads, executor
 from harness.errors import HarnessError
 
 
@@ -49,3 +49,14 @@ def test_an_address_that_is_none_is_refused(address: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(HarnessError, match="--ray-address"), executor(options(ray_address=address)):
         pass
+
+
+@pytest.mark.parametrize(("asked", "threads"), [(None, 1), ("", 1), ("4", 4), ("4,2", 4), ("many", 1), ("0", 1)])
+def test_threads_are_those_that_openmp_is_asked_for(
+    asked: str | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if asked is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert _threads() == threads

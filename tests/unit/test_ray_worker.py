@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.ray_worker import pack, unpack
+from harness.assets.runs import Prepared
+from harness.engine import ray_worker
+from harness.engine.ray_worker import localize, pack, unpack
+from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.models import load_models
 from tests.unit.fixtures_report.factory import make_record
 
 
@@ -28,11 +32,19 @@ def test_files_of_a_run_travel_where_the_results_folder_is_not_seen(tmp_path: Pa
 
 
 def test_files_stay_where_the_results_folder_is_seen(tmp_path: Path) -> None:
-    (tmp_path / "items.jsonl.zst").write_bytes(b"items")
-    record, place = unpack(pack(make_record("full"), tmp_path, send_files=False), tmp_path / "unused")
-    assert place == tmp_path
-    assert (tmp_path / "items.jsonl.zst").exists()
+    attempt = tmp_path / "attempt-1"
+    attempt.mkdir()
+    (attempt / "items.jsonl.zst").write_bytes(b"items")
+    record, place = unpack(pack(make_record("full"), attempt, send_files=False), tmp_path)
+    assert place == attempt
+    assert (attempt / "items.jsonl.zst").exists()
     assert record.spec.label == "full"
+
+
+def test_a_node_names_no_folder_elsewhere(tmp_path: Path) -> None:
+    data = pack(make_record("full"), tmp_path / "..", send_files=False)
+    with pytest.raises(HarnessError, match="names a folder elsewhere"):
+        unpack(data, tmp_path / "here")
 
 
 def test_bytes_that_no_worker_packed_are_refused(tmp_path: Path) -> None:
@@ -63,3 +75,32 @@ def packed_with(entry: tarfile.TarInfo, folder: Path) -> bytes:
     with tarfile.open(fileobj=data, mode="a") as archive:
         archive.addfile(entry)
     return data.getvalue()
+
+
+def order(tmp_path: Path, **places: Path | None) -> RunTask:
+    model = load_models()["smollm2-135m"]
+    values = {"model_folder": tmp_path, "rows_folder": None, "cache_folder": tmp_path, **places}
+    spec = make_record("full").spec
+    return RunTask(spec=spec, uuid="u", model=model, work_folder=tmp_path / "work", run_id=spec.run_id, **values)
+
+
+def test_a_node_that_sees_all_places_uses_them(tmp_path: Path) -> None:
+    task = order(tmp_path)
+    assert localize(task) == task
+
+
+@pytest.mark.parametrize("missing", ["cache_folder", "model_folder", "rows_folder"])
+def test_a_node_that_lacks_a_place_prepares_its_own(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = order(tmp_path, **{missing: tmp_path / "absent"})
+    own = Prepared({task.model.name: tmp_path / "model"}, tmp_path / "rows")
+    monkeypatch.setattr(ray_worker, "prepare_runs", lambda *_, **__: own)
+    here = localize(task)
+    assert (here.model_folder, here.rows_folder) == (tmp_path / "model", tmp_path / "rows")
+
+
+def test_data_that_a_node_does_not_see_is_one_sentence(tmp_path: Path) -> None:
+    task = order(tmp_path).model_copy(update={"data_overrides": {"rows": tmp_path / "absent.jsonl"}})
+    with pytest.raises(HarnessError, match="the file is not on this node"):
+        localize(task)

@@ -13,7 +13,7 @@ import pytest
 from harness.record import Record, Score
 from harness.report.comparisons import comparison_blocks, pairs_of
 from harness.report.markdown import markdown
-from harness.report.page import report_markdown
+from harness.report.page import report_document
 from harness.report.statistics_family import holm
 from harness.report.statistics_pairs import mcnemar_p_value
 from harness.report.summary import Summary, summarize
@@ -110,6 +110,6 @@ def test_equal_outcomes_say_nothing_of_what_could_be_found() -> None:
 def test_without_items_the_report_has_no_such_section(tmp_path: Path) -> None:
     summary, files = make_summary({"full": 0.7, "lora": 0.6})
     assert comparison_blocks(summary, {}.get) == []
-    assert "told apart" not in report_markdown(summary, {}, tmp_path)
-    page = report_markdown(summary, {}, tmp_path, files.get)
+    assert "told apart" not in markdown(report_document(summary, {}), tmp_path)
+    page = markdown(report_document(summary, {}, files.get), tmp_path)
     assert page.index("## Results") < page.index("## Which labels can be told apart") < page.index("## Notes")

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from harness.record import Record, Score, parse_record
 from harness.report.groups import groups_of, subtask_table
-from harness.report.page import report_markdown
+from harness.report.markdown import markdown
+from harness.report.page import report_document
 from harness.report.summary import summarize
 from harness.report.tables import cost_table, score_table
 from harness.report.write import terminal_table, write_report
@@ -84,7 +85,7 @@ def test_the_tasks_of_a_group_have_a_table_of_their_own() -> None:
     ]
     assert [row[2].split(" ")[0] for row in table.rows] == ["10.0", "75.0", "10.0"]
     assert {row[3] for row in table.rows} == {"not run"}
-    page = report_markdown(summary, {}, Path())
+    page = markdown(report_document(summary, {}), Path())
     assert "mmlu by task" in page
     assert "every item counts once" in page
 

@@ -10,7 +10,8 @@ import pytest
 
 from harness.record import Record
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
-from harness.report.page import report_markdown, result_notes
+from harness.report.markdown import markdown
+from harness.report.page import report_document, result_notes
 from harness.report.quantities import model_flops_utilization, step_flops
 from harness.report.summary import Summary, summarize
 from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
@@ -244,7 +245,7 @@ def test_a_suite_without_tasks_has_cost_alone() -> None:
     assert run.train.step_seconds_mean is not None
     tokens = sum(run.train.curve.tokens) / len(run.train.curve.tokens)
     assert row["tokens a second"] == significant(tokens / run.train.step_seconds_mean)
-    page = report_markdown(summary, {}, Path())
+    page = markdown(report_document(summary, {}), Path())
     for absent in ("Scores:", "average", "tasks ="):
         assert absent not in page
     assert "Evaluation: none." in page

