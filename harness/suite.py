@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
@@ -44,6 +44,13 @@ MOST_RUNS = 10_000
 """Of one suite: the points of a sweep multiply, and each is checked when the file is read."""
 
 
+class Rung(Strict):
+    """Some of a suite's runs, which come before those of the next rung: every model with every label."""
+
+    models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    labels: Annotated[tuple[Name, ...], Field(min_length=1)]
+
+
 class Suite(Strict):
     """A suite file."""
 
@@ -61,6 +68,8 @@ class Suite(Strict):
     """``random``: every model is built from its shape, nothing is downloaded; for memory and speed alone."""
     labels: tuple[Name, ...]
     seeds: tuple[Seed, ...]
+    ladder: tuple[Rung, ...] = ()
+    """Which model runs which label, in order; empty: every model every label."""
     train: dict[str, Any]
     evaluation: EvaluationSettings
     """``tasks = []``: lm-eval scores nothing."""
@@ -85,6 +94,10 @@ class Suite(Strict):
                 raise ValueError(f"{what} is empty")
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} names something twice")
+        for rung in self.ladder:
+            for what in ("models", "labels"):
+                if others := set(getattr(rung, what)) - set(getattr(self, what)):
+                    raise ValueError(f"[[ladder]] takes {sorted(others)[0]}, which is none of the suite's {what}")
         if self.tuned is not None and not self.tuned.endswith(ENDING):
             raise ValueError(f"tuned = '{self.tuned}' does not end in {ENDING}")
         for table in ("settings", "sweep"):
@@ -262,7 +275,7 @@ def expand(
     max_steps: int | None = None,
     tuned: Tuned | None = None,
 ) -> list[RunSpec]:
-    """Return the suite's runs in a fixed order: model, then label, then seed.
+    """Return the suite's runs in a fixed order: model, then label, then seed; with a ladder in that of its rungs.
 
     Args:
         suite: As read by :func:`load_suite`.
@@ -282,54 +295,72 @@ def expand(
     entries = labels_for(suite, f"suite '{suite.name}'")
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
-    for model in models.values():
-        for label in labels if labels is not None else suite.labels:
-            for point in sweep_points(suite.sweep.get(label, {})):
-                changes = {**point, **(overrides or {})}
-                choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
-                rate = {} if choice is None else {"learning_rate": choice.learning_rate}
-                method, entry, config, train = _resolve(
-                    suite, label, entries, changes, f"suite '{suite.name}'", tuned=rate
+    for name, label in model_labels(suite, models, labels):
+        model = models[name]
+        for point in sweep_points(suite.sweep.get(label, {})):
+            changes = {**point, **(overrides or {})}
+            choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
+            rate = {} if choice is None else {"learning_rate": choice.learning_rate}
+            method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'", tuned=rate)
+            if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
+                raise HarnessError(
+                    f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
+                    f"model '{model.name}': run harness tune, or give one with --set learning_rate=X"
                 )
-                if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
-                    raise HarnessError(
-                        f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
-                        f"model '{model.name}': run harness tune, or give one with --set learning_rate=X"
+            needs_scores = method(config).block_scores_needed() is not None
+            if needs_scores and suite.weights == "random":
+                raise HarnessError(
+                    f"suite '{suite.name}': label '{label}' draws blocks by scores, and scores of random weights "
+                    "mean nothing; set probability = 'uniform'"
+                )
+            if needs_scores and suite.calibration is None:
+                raise HarnessError(
+                    f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
+                )
+            calibration = suite.calibration if needs_scores else None
+            general = suite.general if method.trains else None
+            conversation = _conversation_of(suite, model.name, train)
+            for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
+                runs.append(
+                    RunSpec(
+                        suite=suite.name,
+                        suite_version=suite.version,
+                        protocol=suite.protocol,
+                        model=model.identity(),
+                        label=label_with(label, changes),
+                        method=entry.method,
+                        config=config.model_dump(mode="json"),
+                        train=train,
+                        evaluation=evaluation,
+                        calibration=calibration,
+                        general=general,
+                        sources=_sources_of(train, evaluation, calibration, general, sources),
+                        max_steps=max_steps if method.trains else None,
+                        seed=seed,
+                        conversation=conversation,
                     )
-                needs_scores = method(config).block_scores_needed() is not None
-                if needs_scores and suite.weights == "random":
-                    raise HarnessError(
-                        f"suite '{suite.name}': label '{label}' draws blocks by scores, and scores of random weights "
-                        "mean nothing; set probability = 'uniform'"
-                    )
-                if needs_scores and suite.calibration is None:
-                    raise HarnessError(
-                        f"suite '{suite.name}': label '{label}' needs block scores; name their data in [calibration]"
-                    )
-                calibration = suite.calibration if needs_scores else None
-                general = suite.general if method.trains else None
-                conversation = _conversation_of(suite, model.name, train)
-                for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
-                    runs.append(
-                        RunSpec(
-                            suite=suite.name,
-                            suite_version=suite.version,
-                            protocol=suite.protocol,
-                            model=model.identity(),
-                            label=label_with(label, changes),
-                            method=entry.method,
-                            config=config.model_dump(mode="json"),
-                            train=train,
-                            evaluation=evaluation,
-                            calibration=calibration,
-                            general=general,
-                            sources=_sources_of(train, evaluation, calibration, general, sources),
-                            max_steps=max_steps if method.trains else None,
-                            seed=seed,
-                            conversation=conversation,
-                        )
-                    )
+                )
     return runs
+
+
+def model_labels(suite: Suite, models: Iterable[str], labels: Sequence[str] | None = None) -> Iterator[tuple[str, str]]:
+    """Yield which model runs which label, in order.
+
+    Args:
+        suite: Its ladder, if it has one, says which.
+        models: Those to run. One that is on no rung runs every label.
+        labels: Those to run, one that is on no rung by every model; None: those of the rungs.
+    """
+    asked = [(model, label) for model in models for label in (labels if labels is not None else suite.labels)]
+    if not suite.ladder:
+        yield from asked
+        return
+    rungs = dict.fromkeys((model, label) for rung in suite.ladder for model in rung.models for label in rung.labels)
+    its_models, its_labels = {model for model, _ in rungs}, {label for _, label in rungs}
+    yield from (pair for pair in rungs if pair in set(asked))
+    for model, label in asked:
+        if model not in its_models or (labels is not None and label not in its_labels):
+            yield model, label
 
 
 def training_labels(suite: Suite, labels: Sequence[str] | None = None) -> list[str]:
@@ -346,11 +377,10 @@ def training_labels(suite: Suite, labels: Sequence[str] | None = None) -> list[s
     ]
 
 
-def labels_of(suite: Suite) -> tuple[str, ...]:
-    """Return the labels that a suite's runs carry, in its order, the points of a sweep in their label's place."""
-    return tuple(
-        label_with(label, point) for label in suite.labels for point in sweep_points(suite.sweep.get(label, {}))
-    )
+def labels_of(suite: Suite, model: str) -> tuple[str, ...]:
+    """Return the labels that a suite's runs of a model carry, in order, sweep points in their label's place."""
+    labels = [label for _, label in model_labels(suite, [model])]
+    return tuple(label_with(label, point) for label in labels for point in sweep_points(suite.sweep.get(label, {})))
 
 
 def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:

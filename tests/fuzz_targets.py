@@ -83,7 +83,9 @@ def _suites(folder: Path) -> Callable[[bytes], object]:
         file.write_bytes(data)
         suite = load_suite(str(file))
         known = {name: models[name].with_weights(suite.weights) for name in suite.models if name in models}
-        return labels_of(suite), [spec.run_id for spec in expand(suite, models=known, sources={})]
+        return [labels_of(suite, model) for model in suite.models], [
+            spec.run_id for spec in expand(suite, models=known, sources={})
+        ]
 
     return read
 

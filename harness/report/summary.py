@@ -244,12 +244,12 @@ def _key(score: Score) -> tuple[str, str, tuple[str, ...]]:
 
 
 def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...]:
-    asked = labels_of(suite)
     seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
     for model, label, seed in runs:
         seeds[model, label].append(seed)
     rows = []
     for model in (*suite.models, *sorted({model for model, _ in seeds} - set(suite.models))):
+        asked = labels_of(suite, model)
         others = sorted(label for m, label in seeds if m == model and label not in asked)
         in_suite = asked if model in suite.models else tuple(label for label in asked if (model, label) in seeds)
         for label in (*in_suite, *others):

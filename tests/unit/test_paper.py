@@ -52,7 +52,7 @@ def test_a_packaged_table_names_suites_models_and_labels_that_there_are(name: st
         assert number.source
         if number.suite is not None:
             suite = load_suite(number.suite)
-            assert number.our_label in labels_of(suite)
+            assert number.our_label in labels_of(suite, number.our_model or "")
             assert number.our_model in load_models()
             assert number.our_model in suite.models or number.not_comparable is not None
 

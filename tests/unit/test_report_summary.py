@@ -49,7 +49,7 @@ def test_every_run_that_the_suite_asks_for_is_there_with_its_status() -> None:
 
 def test_rows_follow_the_suite_with_sweeps_in_place_and_other_labels_after() -> None:
     suite = make.make_suite(labels=("lora", "base"), sweep={"lora": {"rank": [8, 64], "flag": [True]}})
-    assert labels_of(suite) == ("lora[flag=true,rank=8]", "lora[flag=true,rank=64]", "base")
+    assert labels_of(suite, suite.models[0]) == ("lora[flag=true,rank=8]", "lora[flag=true,rank=64]", "base")
     records = [
         make.make_record(label, suite=suite) for label in ("owlore[rank=4]", "base", "a", "lora[flag=true,rank=64]")
     ]

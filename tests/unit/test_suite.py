@@ -13,7 +13,7 @@ from harness.labels import load_labels
 from harness.models import BaseModelSpec, load_models
 from harness.record import parse_record
 from harness.settings import GeneralTextSettings
-from harness.suite import RunSpec, Suite, expand, load_suite, parse_assignment, suite_names
+from harness.suite import RunSpec, Suite, expand, labels_of, load_suite, parse_assignment, suite_names
 
 TEXT = """
 name = "tiny"
@@ -55,6 +55,63 @@ def test_every_packaged_suite_is_valid() -> None:
     assert {"quickstart", "commonsense", "commonsense-small"} <= set(suite_names())
     for name in suite_names():
         assert load_suite(name).name == name
+
+
+RUNGS = """seeds = [1]
+[[ladder]]
+models = ["b", "a"]
+labels = ["galore"]
+[[ladder]]
+models = ["a"]
+labels = ["full", "galore"]"""
+RUNGS = """seeds = [1]
+[[ladder]]
+models = ["b", "a"]
+labels = ["galore"]
+[[ladder]]
+models = ["a"]
+labels = ["full", "galore"]"""
+LADDER = TEXT.replace('models = ["a"]', 'models = ["a", "b"]').replace("seeds = [1, 2]", RUNGS)
+TWO = {**MODELS, "b": BaseModelSpec(name="b", architecture="LlamaForCausalLM", hub_id="someone/b")}
+
+
+def pairs(suite: Suite, **changes: object) -> list[tuple[str, str]]:
+    specs = expand(suite, models=TWO, sources={}, **changes)  # type: ignore[arg-type]
+    return [(spec.model_name, spec.label) for spec in specs]
+
+
+def test_a_ladder_says_which_model_runs_which_label_and_in_which_order(tmp_path: Path) -> None:
+    suite = read(tmp_path, LADDER)
+    assert pairs(suite) == [("b", "galore"), ("a", "galore"), ("a", "full")]
+    assert labels_of(suite, "a") == ("galore", "full")
+    assert labels_of(suite, "b") == ("galore",)
+
+
+def test_what_is_on_no_rung_runs_everywhere_when_it_is_asked_for(tmp_path: Path) -> None:
+    suite = read(tmp_path, LADDER)
+    assert pairs(suite, labels=["full"]) == [("a", "full")]
+    assert pairs(suite, labels=["lora"]) == [("a", "lora"), ("b", "lora")]
+
+
+def test_a_ladder_changes_no_identity(tmp_path: Path) -> None:
+    plain, ladder = (
+        read(tmp_path, text) for text in (LADDER[: LADDER.index("[[ladder]]")] + TEXT[TEXT.index("[train]") :], LADDER)
+    )
+    ids = {spec.run_id for spec in expand(plain, models=TWO, sources={})}
+    assert {spec.run_id for spec in expand(ladder, models=TWO, sources={})} < ids
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what"),
+    [
+        ('models = ["b", "a"]', 'models = ["c"]', "takes c, which is none of the suite's models"),
+        ('labels = ["galore"]', 'labels = ["lora"]', "takes lora, which is none of the suite's labels"),
+    ],
+)
+def test_a_rung_takes_what_the_suite_has(tmp_path: Path, old: str, new: str, what: str) -> None:
+    assert LADDER.count(old) == 1
+    with pytest.raises(HarnessError, match=what):
+        read(tmp_path, LADDER.replace(old, new))
 
 
 def test_runs_come_in_a_fixed_order_and_base_once_a_model(tmp_path: Path) -> None:
@@ -233,7 +290,7 @@ def test_every_suite_has_a_small_twin_of_another_protocol() -> None:
         assert small.ranking is False
         assert small.notes
         assert full.weights == small.weights
-        assert set(small.models) <= {"smollm2-135m", "smollm2-135m-mistral"}
+        assert set(small.models) <= {"smollm2-135m", "smollm2-135m-mistral", "shape-tiny"}
         if full.evaluation.tasks:
             assert full.evaluation.rows == "hub"
             assert small.evaluation.rows == "packaged-scored"
