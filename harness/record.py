@@ -28,7 +28,7 @@ from harness.settings import Name
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 LONGEST_TEXT = 1 << 18
 """Characters of a text in a record; a log that is longer is cut."""
 
@@ -133,6 +133,9 @@ class StepCurve(_Part):
     """Tokens that went through the model, padding left out."""
     seconds: tuple[float, ...]
     """Synchronised wall-clock seconds, data loading left out."""
+    optimizer_seconds: tuple[float, ...] = ()
+    """Of these, those of the updates, wherever in the step they are made, projector refreshes among them: on CUDA by
+    events on the stream."""
     trainable_params: tuple[int, ...]
     optimizer_state_bytes: tuple[int, ...]
     """On the device, after the step."""
@@ -253,6 +256,8 @@ class TrainResult(_Part):
     step_seconds_mean: float | None
     """Total time over number of steps after the warm-up; None when no step is left after it."""
     step_seconds_median: float | None
+    optimizer_seconds_mean: float | None = None
+    """Seconds of the updates of a step after the warm-up, mean; None of records that are older than this figure."""
     num_timed_steps: int
     covers_refresh_cycle: bool | None = None
     """False marks a run too short to hold one whole projector-refresh cycle; None for methods without one."""
@@ -454,7 +459,16 @@ def _from_2_to_3(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "schema_version": 3}
 
 
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2, 2: _from_2_to_3}
+def _from_3_to_4(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift version 3: the seconds of the updates were not there."""
+    return {**data, "schema_version": 4}
+
+
+UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_1_to_2,
+    2: _from_2_to_3,
+    3: _from_3_to_4,
+}
 """Version -> the step that lifts a record of that version to the next."""
 
 

@@ -115,11 +115,13 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
         ("blocks ever trainable", f"{len(visited)} of {train.num_blocks}: {', '.join(map(str, visited))}"),
     ]
     if train.step_seconds_mean is not None and train.step_seconds_median is not None:
+        updates = train.optimizer_seconds_mean
+        share = "" if updates is None else f"; updates {updates:.3f} s of it ({updates / train.step_seconds_mean:.0%})"
         facts.append(
             (
                 "step time",
                 f"mean {train.step_seconds_mean:.3f} s, median {train.step_seconds_median:.3f} s over "
-                f"{train.num_timed_steps} steps after the warm-up",
+                f"{train.num_timed_steps} steps after the warm-up{share}",
             )
         )
     if train.validation_loss_before is not None and train.validation_loss_after is not None:

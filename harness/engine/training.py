@@ -31,6 +31,7 @@ from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.data import MicroBatch
 from harness.engine.decoder import active_blocks, active_others
 from harness.engine.loss import loss_function
+from harness.engine.optimizer_clock import OptimizerClock
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
@@ -68,6 +69,7 @@ class _Curve:
     tokens: list[int] = field(default_factory=list)
     truncated_rows: list[int] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
+    optimizer_seconds: list[float] = field(default_factory=list)
     trainable_params: list[int] = field(default_factory=list)
     optimizer_state_bytes: list[int] = field(default_factory=list)
     optimizer_state_host_bytes: list[int] = field(default_factory=list)
@@ -115,6 +117,7 @@ class TrainingLoop:
         self._validation: list[tuple[int, float]] = []
         self._on_gradient: Callable[[torch.Tensor], None] | None = None
         self._summed_loss = loss_function(model, context)
+        self._optimizer_clock = OptimizerClock(self.device)
         keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
         self._offload = CheckpointOffload(context.decoder.blocks) if keeps else None
         self.memory = StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS, laps=laps)
@@ -183,7 +186,8 @@ class TrainingLoop:
                 self.memory.moment("clip")
                 grad_norm = self._clip(context.train.max_grad_norm)
             self.memory.moment("optimizer")
-            self.optimizer.step()
+            with self._optimizer_clock.running():
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.scheduler.step()
         return value, grad_norm, rate
@@ -195,7 +199,7 @@ class TrainingLoop:
     def result(self) -> TrainResult:
         """Return what the steps so far did and cost."""
         curve = self._curve
-        timed = curve.seconds[WARMUP_STEPS:]
+        timed, updates = curve.seconds[WARMUP_STEPS:], curve.optimizer_seconds[WARMUP_STEPS:]
         cycle = self.method.cycle_steps()
         return TrainResult(
             num_steps=self.step,
@@ -206,6 +210,7 @@ class TrainingLoop:
             num_blocks=len(self.context.decoder.blocks),
             step_seconds_mean=statistics.fmean(timed) if timed else None,
             step_seconds_median=statistics.median(timed) if timed else None,
+            optimizer_seconds_mean=statistics.fmean(updates) if updates else None,
             num_timed_steps=len(timed),
             covers_refresh_cycle=None if cycle is None else len(timed) >= cycle,
             refresh_seconds=getattr(self.optimizer, "refresh_seconds", None),
@@ -301,7 +306,8 @@ class TrainingLoop:
         return value, self.context.read_scalar(norm)
 
     def _update(self, parameter: torch.Tensor) -> None:
-        self.optimizer.step_parameters([parameter])
+        with self._optimizer_clock.running():
+            self.optimizer.step_parameters([parameter])
 
     def _backward(
         self,
@@ -365,6 +371,7 @@ class TrainingLoop:
         curve.tokens.append(sum(batch.num_tokens for batch in batches))
         curve.truncated_rows.append(sum(batch.num_truncated for batch in batches))
         curve.seconds.append(seconds)
+        curve.optimizer_seconds.append(self._optimizer_clock.take())
         on_device, on_host = optimizer_state_bytes(self.optimizer)
         curve.optimizer_state_bytes.append(on_device)
         curve.optimizer_state_host_bytes.append(on_host)
