@@ -93,14 +93,15 @@ class MicroBatch:
         """Return the tensors of the batch."""
         return [t for t in (self.input_ids, self.labels, self.attention_mask) if t is not None]
 
-    def to(self, device: torch.device) -> MicroBatch:
-        """Return the batch on a device."""
+    def to(self, device: torch.device, *, masked: bool = True) -> MicroBatch:
+        """Return the batch on a device; the mask, where there is one, stays behind unless ``masked``."""
+        batch = self if masked else replace(self, attention_mask=None)
         moved: dict[str, Any] = {
             name: value.to(device, non_blocking=True)
-            for name, value in vars(self).items()
+            for name, value in vars(batch).items()
             if isinstance(value, torch.Tensor)
         }
-        return replace(self, **moved)
+        return replace(batch, **moved)
 
 
 def encode(
@@ -311,7 +312,7 @@ def general_batches(
 
 
 def pad_id(tokenizer: Any) -> int:
-    """Return the id that fills rows up; it is masked, so any will do, and 0 does without a tokenizer."""
+    """Return the id that fills rows up; no token with a loss sees it: any will do, and 0 does without a tokenizer."""
     if tokenizer is None:
         return 0
     return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)

@@ -45,6 +45,14 @@ def run_rows(
     return RandomTokens(num_rows=num_rows, length=settings.sequence_length, vocab_size=vocab_size, seed=seed, part=part)
 
 
+def rows_may_be_padded(settings: TrainSettings) -> bool:
+    """Return whether a micro-batch of a run's training rows can hold rows of different lengths."""
+    if settings.packing or settings.batch_size == 1:
+        return False
+    dataset = load_datasets().get(settings.data)
+    return dataset is None or dataset.drawn is None
+
+
 class RandomTokens(Sequence[Example]):
     """Rows of token ids, each drawn from a stream of its own when it is asked for; every token is trained on."""
 

@@ -32,6 +32,7 @@ from harness.engine.data import MicroBatch
 from harness.engine.decoder import active_blocks, active_others
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
+from harness.engine.padding import needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
 from harness.method import Method, RunContext, StepOptimizer
@@ -53,8 +54,8 @@ def mean_loss(model: nn.Module, batches: Sequence[MicroBatch], context: RunConte
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    summed = loss_function(model, context)
-    total = sum(context.read_scalar(summed(model, batch.to(device))) for batch in batches)
+    summed, masked = loss_function(model, context), needs_padding_mask(model)
+    total = sum(context.read_scalar(summed(model, batch.to(device, masked=masked))) for batch in batches)
     model.train(was_training)
     tokens = sum(batch.num_trained_tokens for batch in batches)
     return total / tokens, tokens
@@ -97,6 +98,7 @@ class TrainingLoop:
         self.optimizer = optimizer
         self.context = context
         self.device = next(model.parameters()).device
+        self._masked = needs_padding_mask(model)
         self.scheduler = get_scheduler(
             context.train.lr_scheduler,
             optimizer,
@@ -149,7 +151,7 @@ class TrainingLoop:
         gc.collect()
         while self.step < self.context.num_steps:
             start = time.perf_counter()
-            micro_batches = [batch.to(self.device) for batch in next(batches)]
+            micro_batches = [self.placed(batch) for batch in next(batches)]
             self._synchronize()
             begin = time.perf_counter()
             self._data_seconds += begin - start
@@ -167,6 +169,10 @@ class TrainingLoop:
                 self._checkpoint_seconds = (self._checkpoint_seconds or 0.0) + time.perf_counter() - start
         for hook in self._hooks:
             hook.remove()
+
+    def placed(self, batch: MicroBatch) -> MicroBatch:
+        """Return a batch on the device of the model, with its mask only where the model needs one."""
+        return batch.to(self.device, masked=self._masked)
 
     def train_step(self, micro_batches: Sequence[MicroBatch]) -> tuple[float, float | None, float]:
         """Make one optimizer step; return its loss, the gradient norm where it was taken, and the learning rate."""

@@ -1,91 +1,76 @@
-"""Attention as it will run on the device, for fake CPU tensors.
+"""Attention as it will run on the device, for fake CPU tensors: which mask there will be, and which kernel.
 
-Under fake tensors transformers makes a causal mask in full where a real run needs none; an attention function that is
-registered without a mask function gets none. Rows of full length are planned, so none is needed.
+Under fake tensors transformers makes a causal mask in full where a real run needs none, because it may read no value.
+So a mask function is registered under the planned attention's name that makes one where the real run makes one: where
+rows are padded and the batch brings its mask, and where a layer's sliding window is not longer than the row.
 
-``cuda`` stands for torch's flash attention: what it keeps for the backward pass, and what that allocates inside itself.
-Source: pytorch/pytorch@03b7c19, aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, functions mha_fwd
-(out, softmax_lse) and mha_bwd (softmax_d, dq_accum, dk_expanded, dv_expanded).
+``cuda`` stands for torch's own choice on a GPU: flash attention without a mask, memory-efficient attention under one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-Device = Literal["cuda", "cpu"]
-SEQUENCE_MULTIPLE = 128
-"""flash_api.cpp: seqlen_q_rounded."""
+from harness.planning.kernels import EfficientAttention, FlashAttention, kept_bias
 
-_flop_listeners: list[Callable[[int], None]] = []
+Device = Literal["cuda", "cpu"]
 
 
 def register_attention(device: Device) -> str:
     """Make the attention of a device known to transformers; return the name for ``attn_implementation``."""
     from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
 
     name = f"harness_planned_{device}"
     AttentionInterface.register(name, _cuda_attention if device == "cuda" else _cpu_attention)
+    AttentionMaskInterface.register(name, planned_mask)
     return name
 
 
-def attention_flops(query: torch.Tensor, key: torch.Tensor) -> int:
-    """Return the operations of the forward pass: 4 B H S K D, nothing left out for causality, as is usual for MFU.
+def planned_mask(
+    *,
+    q_length: int,
+    kv_length: int,
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    mask_function: Callable[..., Any] | None = None,
+    **others: Any,
+) -> torch.Tensor | None:
+    """Return the mask of one kind of layer, (batch, 1, queries, keys) bool, or None where the real run makes none.
+
+    Source of the rule: transformers 5.23.0, masking_utils.py, ``_ignore_causal_mask_sdpa``: none is made of a row that
+    is not padded, unless the window (``local_size``) is no longer than the row. Without a batch's mask,
+    ``mask_function`` is not used: of fake positions transformers cannot tell that no rows were packed, and adds that.
 
     Args:
-        query: (batch, heads, queries, head size).
-        key: (batch, heads, keys, head size).
+        q_length: Tokens of a row.
+        kv_length: The same: nothing was cached.
+        attention_mask: (batch, keys) bool of padded rows, or None.
+        local_size: Sliding window of the layers, or None.
+        mask_function: Which pairs of tokens see each other.
+        others: What else ``sdpa_mask`` takes.
     """
-    batch, heads, queries, size = query.shape
-    return 4 * batch * heads * queries * key.shape[2] * size
+    from transformers.masking_utils import sdpa_mask, sliding_window_causal_mask_function
 
-
-class FlashAttention(torch.autograd.Function):
-    """Allocates what flash attention allocates, and computes nothing."""
-
-    @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Return (batch, heads, queries, head size), laid out as (batch, queries, heads, head size)."""
-        batch, heads, queries, size = query.shape
-        out = query.new_empty(batch, queries, heads, size).transpose(1, 2)
-        lse = query.new_empty((batch, heads, queries), dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, lse)
-        for listener in _flop_listeners:
-            listener(attention_flops(query, key))
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Return the gradients of query, key and value."""
-        query, key, value, _, _ = ctx.saved_tensors
-        batch, heads, queries, size = query.shape
-        rows = -(-queries // SEQUENCE_MULTIPLE) * SEQUENCE_MULTIPLE
-        columns = -(-size // (32 if size <= 128 else 64)) * (32 if size <= 128 else 64)
-        gradients = tuple(torch.empty_like(tensor) for tensor in (query, key, value))
-        workspaces = [
-            query.new_empty((batch, heads, rows), dtype=torch.float32),  # softmax_d
-            query.new_empty((batch, rows, heads, columns), dtype=torch.float32),  # dq_accum
-        ]
-        if key.shape[1] != heads:
-            workspaces += [query.new_empty(batch, key.shape[2], heads, size) for _ in range(2)]  # dk, dv expanded
-        del workspaces
-        for listener in _flop_listeners:
-            listener(2 * attention_flops(query, key))
-        return gradients
-
-
-@contextmanager
-def listening_to_flops(listener: Callable[[int], None]) -> Iterator[None]:
-    """Call a function with the operations of each planned attention inside a ``with``."""
-    _flop_listeners.append(listener)
-    try:
-        yield
-    finally:
-        _flop_listeners.remove(listener)
+    if attention_mask is None:
+        if local_size is None or kv_length < local_size:
+            return None
+        mask_function, others = sliding_window_causal_mask_function(local_size), {**others, "use_vmap": False}
+    skips = {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+    assert mask_function is not None
+    mask: torch.Tensor | None = sdpa_mask(
+        q_length=q_length,
+        kv_length=kv_length,
+        mask_function=mask_function,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        **{**others, **skips},
+    )
+    return mask
 
 
 def _cuda_attention(
@@ -96,10 +81,16 @@ def _cuda_attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    assert attention_mask is None, "rows of full length need no mask"
+    from transformers.integrations.sdpa_attention import repeat_kv
+
     if query.dtype not in (torch.bfloat16, torch.float16):
         return _cpu_attention(module, query, key, value, attention_mask, **kwargs)
-    out = FlashAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    if attention_mask is None:
+        out = FlashAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    else:
+        groups = query.shape[1] // key.shape[1]
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        out = EfficientAttention.apply(query, key, value, kept_bias(attention_mask, query))  # type: ignore[no-untyped-call]
     assert isinstance(out, torch.Tensor)
     return out.transpose(1, 2), None
 

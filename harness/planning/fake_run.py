@@ -22,13 +22,16 @@ from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.decoder import active_blocks, find_decoder
 from harness.engine.loading import build_model
+from harness.engine.padding import needs_padding_mask
+from harness.engine.rows import rows_may_be_padded
 from harness.engine.step_memory import on_every_parameter, optimizer_state_bytes, state_tensors, using_up
 from harness.engine.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.models import BaseModelSpec
-from harness.planning.attention import Device, attention_flops, listening_to_flops, register_attention
+from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
+from harness.planning.kernels import attention_flops, listening_to_flops
 from harness.suite import RunSpec
 
 SIMULATED_MICRO_BATCHES = 2
@@ -141,7 +144,8 @@ class FakeRun:
         config = method_class.Config.model_validate(spec.config)
         method_class.check(config, spec.train)
         self.method: Method = method_class(config)
-        model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=register_attention(device))
+        attention = register_attention(device)
+        model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
         decoder = find_decoder(model, model_spec)
         request = self.method.block_scores_needed()
         scores: Mapping[BlockScoreRequest, Sequence[float]] = (
@@ -159,6 +163,8 @@ class FakeRun:
         )
         enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
         self.model = self.method.prepare(model, context)
+        self.masked = rows_may_be_padded(spec.train) and needs_padding_mask(self.model, other_attention=(attention,))
+        """Whether the batch brings a mask."""
         _replace_by_fakes(self.model, self._fake)
         context.decoder = dataclasses.replace(
             decoder, names={id(parameter): name for name, parameter in model.named_parameters()}
@@ -245,6 +251,8 @@ class FakeRun:
         length = self.train.sequence_length
         example = Example((0,) * length, (True,) * length)
         real = collate([example] * self.train.batch_size, pad_id=0)
+        if self.masked:  # of full rows none is made; that one of them is shorter changes no size
+            real = dataclasses.replace(real, attention_mask=torch.ones_like(real.input_ids))
         fakes: dict[str, Any] = {
             field.name: self._fake.from_tensor(value)
             for field in dataclasses.fields(real)

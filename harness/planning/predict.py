@@ -69,7 +69,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         HarnessError: the model's shape is not known.
     """
     begin = time.perf_counter()
-    assumptions = _assumptions(spec, model_spec, question)
+    assumptions: list[str] = []
 
     def block_scores(request: BlockScoreRequest, num_blocks: int) -> Sequence[float]:
         found = scores(request)
@@ -81,6 +81,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     run = FakeRun(
         spec, model_spec, device=question.device, num_steps=question.num_steps or 1, block_scores=block_scores
     )
+    assumptions += _assumptions(run, question)
     horizon = question.horizon
     if horizon == "run" and question.num_steps is None:
         horizon = "all-visited"
@@ -284,17 +285,15 @@ def _most_gradients(span: Span) -> int:
     return most
 
 
-def _assumptions(spec: RunSpec, model_spec: BaseModelSpec, question: Question) -> list[str]:
-    train = spec.train
-    assert train is not None
+def _assumptions(run: FakeRun, question: Question) -> list[str]:
+    """Return what was taken for granted of rows and attention."""
+    train = run.train
     found = []
     if not train.packing:
+        under_mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
         found.append(
-            f"every row was taken as {train.sequence_length} tokens, the longest that there can be, without a mask"
+            f"every row was taken as {train.sequence_length} tokens, the longest that there can be{under_mask}"
         )
     if question.device == "cuda" and train.dtype == "fp32":
         found.append("attention in fp32 was taken as on a CPU")
-    window = model_spec.shape.sliding_window if model_spec.shape else None
-    if window is not None and train.sequence_length > window:
-        found.append(f"the sliding window of {window} tokens was left out")
     return found

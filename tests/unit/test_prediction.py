@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.engine.activation_checkpointing import enable_checkpointing
-from harness.engine.context import EngineContext
-from harness.engine.data import Example, collate
-from harness.engine.decoder import find_decoder
 from harness.engine.loading import build_model
 from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
-from harness.method import METHODS
 from harness.models import BaseModelSpec, ModelShape, load_models
 from harness.planning.predict import Question, predict
 from harness.record import Prediction
-from harness.suite import RunSpec, expand, load_suite
+from harness.suite import RunSpec
+from tests.real_runs import SCORES, STEPS, peak_of_real_run, spec_of
 
 LABELS = sorted(label for label in load_labels() if label != "base")
-SCORES = [4.0, 3.0, 2.0, 1.0]
-STEPS = 4
 SMALL = BaseModelSpec(
     name="small",
     architecture="LlamaForCausalLM",
@@ -49,17 +41,6 @@ LENGTH, ROWS = 96, 4
 TINY = {"rank": 16, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
 
 
-def spec_of(label: str, model: BaseModelSpec, settings: dict[str, Any], **train: Any) -> RunSpec:
-    """Return the run of one label in the commonsense suite with changed settings; what a label lacks is left out."""
-    suite = load_suite("commonsense")
-    changed = {**suite.train, "num_steps": STEPS, **train}
-    changed.pop("num_epochs")
-    suite = suite.model_copy(update={"train": changed})
-    values = load_labels()[label].values()
-    fitting = {key: value for key, value in settings.items() if key in values}
-    return expand(suite, models={model.name: model}, sources={}, labels=[label], seeds=[1], overrides=fitting)[0]
-
-
 def small_spec(label: str, dtype: str = "fp32", **train: Any) -> RunSpec:
     settings = {**TINY, "moment_dtype": dtype, "projector_dtype": dtype, "adapter_dtype": dtype}
     if label == "galore-layerwise":
@@ -68,48 +49,7 @@ def small_spec(label: str, dtype: str = "fp32", **train: Any) -> RunSpec:
 
 
 def allocator_peak(spec: RunSpec, spoil: Callable[[TrainingLoop], None] = lambda loop: None) -> int:
-    """Return the largest sum of bytes that torch's CPU allocator reports while the steps of a real run are taken."""
-    assert spec.train is not None
-    batches = [
-        collate(
-            [Example(tuple((7 * row + i) % 1600 for i in range(LENGTH)), (True,) * LENGTH) for row in range(ROWS)], 0
-        )
-        for _ in range(STEPS)
-    ]
-    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        warnings.simplefilter("ignore")
-        model = build_model(SMALL, spec.train.dtype, torch.device("cpu"))
-        decoder = find_decoder(model, SMALL)
-        method_class = METHODS.get(spec.method)
-        method = method_class(method_class.Config.model_validate(spec.config))
-        request = method.block_scores_needed()
-        context = EngineContext(
-            seed=spec.seed,
-            num_steps=STEPS,
-            train=spec.train,
-            decoder=decoder,
-            block_scores={} if request is None else {request: SCORES},
-        )
-        enable_checkpointing(model, decoder, spec.train)
-        trained = method.prepare(model, context)
-        loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
-        spoil(loop)
-        trained.train()
-        for batch in batches:
-            with record_function("one step"):
-                loop.train_step([batch])
-            loop.step += 1
-    events = profiler.profiler.kineto_results.events()
-    begin = min(event.start_ns() for event in events if event.name() == "one step")
-    memory = sorted(
-        (event.start_ns(), i, event.nbytes()) for i, event in enumerate(events) if event.name() == "[memory]"
-    )
-    live = peak = 0
-    for time, _, num_bytes in memory:
-        live += num_bytes
-        if time >= begin:
-            peak = max(peak, live)
-    return peak
+    return peak_of_real_run(spec, SMALL, [LENGTH] * ROWS, spoil=spoil)
 
 
 def predicted(spec: RunSpec, model: BaseModelSpec = SMALL, **question: Any) -> Prediction:

@@ -1,0 +1,96 @@
+"""What torch's own CPU allocator says of the steps of a real run of a small model, for tests of predictions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from harness.engine.activation_checkpointing import enable_checkpointing
+from harness.engine.context import EngineContext
+from harness.engine.data import Example, collate
+from harness.engine.decoder import find_decoder
+from harness.engine.loading import build_model
+from harness.engine.training import TrainingLoop
+from harness.labels import load_labels
+from harness.method import METHODS
+from harness.models import BaseModelSpec
+from harness.suite import RunSpec, expand, load_suite
+
+SCORES = [4.0, 3.0, 2.0, 1.0]
+"""Of the blocks of a small model."""
+STEPS = 4
+
+
+def spec_of(label: str, model: BaseModelSpec, settings: dict[str, Any], **train: Any) -> RunSpec:
+    """Return the run of one label in the commonsense suite with changed settings; what a label lacks is left out."""
+    suite = load_suite("commonsense")
+    changed = {**suite.train, "num_steps": STEPS, **train}
+    changed.pop("num_epochs")
+    suite = suite.model_copy(update={"train": changed})
+    values = load_labels()[label].values()
+    fitting = {key: value for key, value in settings.items() if key in values}
+    return expand(suite, models={model.name: model}, sources={}, labels=[label], seeds=[1], overrides=fitting)[0]
+
+
+def peak_of_real_run(
+    spec: RunSpec,
+    model_spec: BaseModelSpec,
+    lengths: Sequence[int],
+    *,
+    steps: int = STEPS,
+    spoil: Callable[[TrainingLoop], None] = lambda loop: None,
+) -> int:
+    """Return the largest sum of bytes that torch's CPU allocator reports while the steps of a real run are taken.
+
+    Args:
+        spec: What is run.
+        model_spec: A model with a shape; its weights are random.
+        lengths: Of the rows of every micro-batch, which is padded to the longest.
+        steps: Optimizer steps.
+        spoil: Called with the loop before the first step.
+    """
+    assert spec.train is not None and model_spec.shape is not None
+    vocabulary = model_spec.shape.vocab_size
+    rows = [
+        Example(tuple((7 * row + i) % vocabulary for i in range(length)), (True,) * length)
+        for row, length in enumerate(lengths)
+    ]
+    batches = [collate(rows, 0) for _ in range(steps)]
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        warnings.simplefilter("ignore")
+        model = build_model(model_spec, spec.train.dtype, torch.device("cpu"))
+        decoder = find_decoder(model, model_spec)
+        method_class = METHODS.get(spec.method)
+        method = method_class(method_class.Config.model_validate(spec.config))
+        request = method.block_scores_needed()
+        context = EngineContext(
+            seed=spec.seed,
+            num_steps=steps,
+            train=spec.train,
+            decoder=decoder,
+            block_scores={} if request is None else {request: SCORES},
+        )
+        enable_checkpointing(model, decoder, spec.train)
+        trained = method.prepare(model, context)
+        loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
+        spoil(loop)
+        trained.train()
+        for batch in batches:
+            with record_function("one step"):
+                loop.train_step([loop.placed(batch)])
+            loop.step += 1
+    events = profiler.profiler.kineto_results.events()
+    begin = min(event.start_ns() for event in events if event.name() == "one step")
+    memory = sorted(
+        (event.start_ns(), i, event.nbytes()) for i, event in enumerate(events) if event.name() == "[memory]"
+    )
+    live = peak = 0
+    for time, _, num_bytes in memory:
+        live += num_bytes
+        if time >= begin:
+            peak = max(peak, live)
+    return peak
