@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
+from harness.calibration_log import GROUPS
 from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 from harness.printable import printable
@@ -115,6 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
     _assets(command)
 
     _add_judge(commands)
+    _add_calibrate(commands)
 
     command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
     _suite(command)
@@ -135,6 +137,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--plot", metavar="FILE", help="also draw memory and active blocks over the steps: FILE.png or FILE.svg"
     )
 
+    _add_report(commands)
+    add_compare(commands)
+    add_history(commands, RESULTS)
+    return parser
+
+
+def _add_report(commands: Any) -> None:
     command = commands.add_parser("report", help="tables and plots of a suite's records")
     _suite(command)
     _results(command)
@@ -142,10 +151,6 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--format", action="append", choices=FORMATS, metavar="|".join(FORMATS), help="may be repeated"
     )
-
-    add_compare(commands)
-    add_history(commands, RESULTS)
-    return parser
 
 
 def _add_show_data(commands: Any) -> None:
@@ -182,6 +187,11 @@ def _add_plan(commands: Any) -> None:
         help="the first active blocks only; the worst step of the run's own draws (default); every block visited",
     )
     command.add_argument("--device", metavar="NAME", help="a device of 'harness list devices': its memory and its peak")
+    command.add_argument(
+        "--device-profile",
+        metavar="FILE",
+        help="what harness calibrate measured of a device (default: what comes with the project for --device)",
+    )
     command.add_argument("--device-memory", metavar="SIZE", help="such as 24GiB: whether each run fits")
     command.add_argument(
         "--mfu", type=_share, metavar="X", help="share of the device's peak, for times (above 0, to 1)"
@@ -215,6 +225,47 @@ def _add_tune(commands: Any) -> None:
     command.add_argument("--out", metavar="FILE", help="where the choices go (default: what the suite names)")
     _how_to_run(command)
     command.set_defaults(repeat=None, keep_weights=False)
+
+
+def _add_calibrate(commands: Any) -> None:
+    command = commands.add_parser(
+        "calibrate", help="what this device can do, and whether predictions hold on it; what is answered is skipped"
+    )
+    command.add_argument(
+        "--budget-seconds",
+        type=_seconds,
+        default=480.0,
+        metavar="N",
+        help="stop after so long, the most valuable first, and exit with 3; the same command goes on (default: 480)",
+    )
+    command.add_argument(
+        "--part",
+        action="append",
+        choices=GROUPS,
+        help="this part only; may be repeated (default: all, in this order)",
+    )
+    command.add_argument("--smoke", action="store_true", help="tiny shapes: tries the machinery, on a CPU too")
+    command.add_argument("--again", action="store_true", help="ask also what is answered already")
+    _results(command)
+    command.set_defaults(
+        model=None,
+        method=None,
+        data=[],
+        wheel=[],
+        offline=True,
+        repeat=None,
+        keep_weights=False,
+        dry_run=False,
+        retry=[],
+        any_environment=False,
+        checkpoint_every=None,
+        timeout=None,
+        devices=None,
+        busy="use",
+        executor="local",
+        ray_address=None,
+        cpus_per_run=None,
+    )
 
 
 def _how_to_run(command: argparse.ArgumentParser) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from harness.assets.cache import cache_root
-from harness.commands._output import Display, print_table, say
-from harness.commands._selection import Selection, select
+from harness.commands._output import Display, print_table, say, warn
+from harness.commands._selection import Selection, existing, select
+from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
 from harness.devices import DeviceSpec, find_device, load_devices
 from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
@@ -20,8 +22,6 @@ from harness.suite import RunSpec
 
 DEFAULT_SUITE = "commonsense"
 """Whose settings a single run is planned with when no suite is named."""
-CONTEXT_BYTES = 500_000_000
-"""What the CUDA context takes beside torch's allocator. Uncalibrated: 0.3 to 0.6 GB are usual."""
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
 CHECKPOINTING = {"on": True, "off": False}
 COLUMNS = (
@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> int:
     if args.suite is None and not (args.model and args.method):
         raise HarnessError("name a suite with --suite, or one run with --model and --method")
     device = find_device(args.device, load_devices()) if args.device else None
-    memory = _memory(args, device)
+    profile = _profile(args, device)
+    memory = _memory(args, device, profile)
     args.suite = args.suite or DEFAULT_SUITE
     args.overrides = [*args.overrides, *_settings(args)]
     selection = select(args, tuned=False)
@@ -51,13 +52,44 @@ def main(args: argparse.Namespace) -> int:
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
     with Display() as display:
-        answers = ask(_tasks(selection, specs, args, device), source_checksum(), display.progress)
-    lines = [_line(spec, answer, memory, device, args.mfu) for spec, answer in zip(specs, answers, strict=True)]
+        answers = ask(_tasks(selection, specs, args, device, profile), source_checksum(), display.progress)
+    against = _Against(memory, profile, device, args.mfu)
+    lines = [_line(spec, answer, against) for spec, answer in zip(specs, answers, strict=True)]
     if args.json:
         print(json.dumps(lines, indent=1))
     else:
-        _print(lines, answers, memory, device, args.mfu)
+        _print(lines, answers, against)
     return 0 if all(answer.prediction for answer in answers) else 1
+
+
+@dataclass(frozen=True)
+class _Against:
+    """What predictions are held against."""
+
+    memory: int | None
+    profile: DeviceProfile | None
+    device: DeviceSpec | None
+    mfu: float | None
+
+    @property
+    def context_bytes(self) -> int:
+        """Return what a process takes of the device beside torch's allocator."""
+        measured = None if self.profile is None else self.profile.context_bytes
+        return ASSUMED_CONTEXT_BYTES if measured is None else measured
+
+    def rate(self, dtype: Literal["bf16", "fp32"]) -> float | None:
+        """Return the FLOP/s of matrix products: measured where there is a profile, else the device's stated peak."""
+        if self.profile is not None and (measured := self.profile.rates.flops(dtype)) is not None:
+            return measured
+        return None if self.device is None else self.device.peak_flops(dtype)
+
+    def step_seconds(self, prediction: Prediction, dtype: Literal["bf16", "fp32"]) -> float | None:
+        """Return the time of a step: at the given MFU of the stated peak, else every operation at :meth:`rate`."""
+        if self.mfu is not None:
+            peak = None if self.device is None else self.device.peak_flops(dtype)
+            return None if peak is None else prediction.flops_per_step / (peak * self.mfu)
+        rate = self.rate(dtype)
+        return None if rate is None else (prediction.flops_per_step + prediction.recomputed_flops_per_step) / rate
 
 
 def parse_memory(text: str) -> int:
@@ -77,16 +109,33 @@ def parse_memory(text: str) -> int:
     return int(number)
 
 
-def fits(prediction: Prediction, memory: int) -> str:
+def fits(prediction: Prediction, memory: int, context_bytes: int = ASSUMED_CONTEXT_BYTES) -> str:
     """Return ``yes``, ``no``, or ``tight``: the peak fits, what the allocator would like to hold does not."""
-    if prediction.peak_bytes + CONTEXT_BYTES > memory:
+    if prediction.peak_bytes + context_bytes > memory:
         return "no"
-    return "yes" if (prediction.reserved_bytes or prediction.peak_bytes) + CONTEXT_BYTES <= memory else "tight"
+    return "yes" if (prediction.reserved_bytes or prediction.peak_bytes) + context_bytes <= memory else "tight"
 
 
-def _memory(args: argparse.Namespace, device: DeviceSpec | None) -> int | None:
+def _profile(args: argparse.Namespace, device: DeviceSpec | None) -> DeviceProfile | None:
+    """Return the profile that is given, or the one that comes with the project for the device."""
+    if args.device_profile is not None:
+        profile = read_profile(existing(args.device_profile, "--device-profile"))
+        if profile.device_type != "cuda":
+            raise HarnessError(
+                f"--device-profile {args.device_profile}: was measured on {profile.device_name}, which is no CUDA "
+                "device; give one of a CUDA device"
+            )
+        if profile.sizes == "smoke":
+            warn([f"{args.device_profile} was measured with tiny shapes (--smoke), which say little of a device"])
+        return profile
+    return None if device is None else next(filter(None, map(packaged_profile, device.names)), None)
+
+
+def _memory(args: argparse.Namespace, device: DeviceSpec | None, profile: DeviceProfile | None) -> int | None:
     if args.device_memory is not None:
         return parse_memory(args.device_memory)
+    if profile is not None and profile.memory_bytes is not None:
+        return profile.memory_bytes
     return device.memory_bytes if device else None
 
 
@@ -105,14 +154,19 @@ def _settings(args: argparse.Namespace) -> list[str]:
 
 
 def _tasks(
-    selection: Selection, specs: Sequence[RunSpec], args: argparse.Namespace, device: DeviceSpec | None
+    selection: Selection,
+    specs: Sequence[RunSpec],
+    args: argparse.Namespace,
+    device: DeviceSpec | None,
+    profile: DeviceProfile | None,
 ) -> list[PlanTask]:
     return [
         PlanTask(
             spec=spec,
             model=selection.models[spec.model_name],
             device="cuda",
-            device_name=device.names[0] if device else None,
+            device_name=profile.device_name if profile else device.names[0] if device else None,
+            profile=profile,
             horizon=args.horizon,
             cache_folder=cache_root(),
         )
@@ -120,9 +174,7 @@ def _tasks(
     ]
 
 
-def _line(
-    spec: RunSpec, answer: PlanAnswer, memory: int | None, device: DeviceSpec | None, mfu: float | None
-) -> dict[str, Any]:
+def _line(spec: RunSpec, answer: PlanAnswer, against: _Against) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run_id": spec.run_id,
         "model": spec.model_name,
@@ -136,7 +188,7 @@ def _line(
         return found
     train = spec.train
     assert train is not None
-    step_seconds = _step_seconds(prediction, None if device is None else device.peak_flops(train.dtype), mfu)
+    step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
     steps = planned_steps(spec)
     found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds"})
     found |= {
@@ -145,7 +197,7 @@ def _line(
         "at_peak": prediction.at_peak.model_dump(mode="json"),
         "predict_seconds": prediction.predict_seconds,
         "device_memory_bytes": memory,
-        "fits": None if memory is None else fits(prediction, memory),
+        "fits": None if memory is None else fits(prediction, memory, against.context_bytes),
         "num_steps": steps,
         "step_seconds": step_seconds,
         "hours": None if step_seconds is None or steps is None else steps * step_seconds / 3600,
@@ -153,22 +205,7 @@ def _line(
     return found
 
 
-def _step_seconds(prediction: Prediction, peak_flops: float | None, mfu: float | None) -> float | None:
-    """Return the time of a step: at the given MFU, else the least, with every operation at the device's stated peak."""
-    if peak_flops is None:
-        return None
-    if mfu is not None:
-        return prediction.flops_per_step / (peak_flops * mfu)
-    return (prediction.flops_per_step + prediction.recomputed_flops_per_step) / peak_flops
-
-
-def _print(
-    lines: Sequence[dict[str, Any]],
-    answers: Sequence[PlanAnswer],
-    memory: int | None,
-    device: DeviceSpec | None,
-    mfu: float | None,
-) -> None:
+def _print(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], against: _Against) -> None:
     """Print one row for all seeds of a run that are told the same, and below it what the columns mean."""
     rows: dict[tuple[str, ...], list[str]] = {}
     for line in lines:
@@ -184,7 +221,7 @@ def _print(
         ]
     )
     print()
-    for sentence in _notes(lines, answers, memory, device, mfu):
+    for sentence in _notes(lines, answers, against):
         say(sentence)
 
 
@@ -208,13 +245,7 @@ def _cells(line: dict[str, Any]) -> dict[str, str]:
     return found | dict(zip(COLUMNS, values, strict=True))
 
 
-def _notes(
-    lines: Sequence[dict[str, Any]],
-    answers: Sequence[PlanAnswer],
-    memory: int | None,
-    device: DeviceSpec | None,
-    mfu: float | None,
-) -> list[str]:
+def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], against: _Against) -> list[str]:
     notes = [
         f"{line['model']} {line['label']}: {'refused' if answer.refused else 'no prediction'}: {line['error']}"
         for line, answer in zip(lines, answers, strict=True)
@@ -223,19 +254,18 @@ def _notes(
     notes = list(dict.fromkeys(notes))
     notes.append(
         "Peak: bytes of torch's CUDA allocator in the worst step within the horizon; gradients: the most that coexist; "
-        "activations: at the peak. Constants of CUDA libraries are not calibrated."
+        f"activations: at the peak. {_constants(against.profile)}"
     )
     for label, bound in dict.fromkeys((line["label"], line.get("all_active_peak_bytes")) for line in lines):
         if bound is not None:
             notes.append(f"{label}: should its coin flips draw every block at once, {gib(bound)} GiB.")
-    if memory is not None:
+    if against.memory is not None:
         notes.append(
-            f"fits: in {gib(memory)} GiB less {gib(CONTEXT_BYTES)} GiB for the CUDA context; tight: without what the "
-            "allocator keeps cached."
+            f"fits: in {gib(against.memory)} GiB less {gib(against.context_bytes)} GiB for the CUDA context; tight: "
+            "without what the allocator keeps cached."
         )
-    if device is not None:
-        how = "its whole stated peak, so at least" if mfu is None else f"an MFU of {mfu:g}"
-        notes.append(f"Times: from the operations of a step on {device.name} at {how}.")
+    if (times := _times(against)) is not None:
+        notes.append(times)
     if any(line.get("num_steps") is None and line["error"] is None for line in lines):
         notes.append("hours: absent where the number of training rows is not known; give --max-steps.")
     assumed = dict.fromkeys(sentence for line in lines for sentence in line.get("assumptions", ()))
@@ -244,3 +274,24 @@ def _notes(
     if len(hours) == len(lines):
         notes.append(f"Training of all {len(lines)} runs: {significant(sum(hours))} hours.")
     return notes
+
+
+def _constants(profile: DeviceProfile | None) -> str:
+    if profile is None:
+        return "Constants of CUDA libraries are not calibrated: no device profile is given."
+    return f"Constants of CUDA libraries were measured on {profile.device_name} with torch {profile.torch}."
+
+
+def _times(against: _Against) -> str | None:
+    """Return what times are made of, or None where there are none."""
+    device, profile, mfu = against.device, against.profile, against.mfu
+    if device is not None and mfu is not None:
+        return f"Times: from the operations of a step on {device.name} at an MFU of {mfu:g}."
+    if profile is not None and profile.rates != Rates():
+        return (
+            f"Times: from the operations of a step at the rate of matrix products measured on {profile.device_name}; "
+            "what else a step takes comes on top."
+        )
+    if device is None:
+        return None
+    return f"Times: from the operations of a step on {device.name} at its whole stated peak, so at least."

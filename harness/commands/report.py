@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from harness.calibration_log import SUITES, read_log
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
 from harness.errors import HarnessError
@@ -24,8 +25,11 @@ def main(args: argparse.Namespace) -> int:
     tuned = _tuned(args.suite, suite)
     out = Path(args.out if args.out is not None else f"report-{suite.name}")
     items = items_beside(Path(args.results))
-    files = write_report(suite, contents, out, args.format or FORMATS, tuned, read_items=items.items)
-    warn(items.warnings)
+    calibration = read_log(Path(args.results)) if suite.name in SUITES.values() else None
+    files = write_report(
+        suite, contents, out, args.format or FORMATS, tuned, read_items=items.items, calibration=calibration
+    )
+    warn((*items.warnings, *(calibration.warnings if calibration else ())))
     terminal_table(suite, contents, console(), tuned)
     print()
     for file in files:

@@ -20,6 +20,7 @@ from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import Executor, executor
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
+from harness.device_profile import packaged_profile
 from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
@@ -90,7 +91,7 @@ def _execute(
     if not to_do.specs:
         return 0
     with Display() as display:
-        answers = _predictions(to_do, environment, display)
+        answers = predictions(to_do, environment, display)
     warn(_too_large(answers, environment))
     tasks = [
         _task(
@@ -184,8 +185,12 @@ def _task(
     )
 
 
-def _predictions(selection: Selection, environment: Environment, display: Display) -> dict[str, PlanAnswer]:
-    """Return what each run that trains is told to need on this device, by run id."""
+def predictions(selection: Selection, environment: Environment, display: Display) -> dict[str, PlanAnswer]:
+    """Return what each run that trains is told to need on this device, by run id; equal questions are kept.
+
+    Raises:
+        HarnessError: the process that predicts cannot be started or ended early.
+    """
     specs = [spec for spec in selection.specs if spec.train is not None]
     tasks = [
         PlanTask(
@@ -193,6 +198,7 @@ def _predictions(selection: Selection, environment: Environment, display: Displa
             model=selection.models[spec.model_name],
             device=environment.device_type,
             device_name=environment.device_name if environment.device_type == "cuda" else None,
+            profile=packaged_profile(environment.device_name) if environment.device_type == "cuda" else None,
             cache_folder=cache_root(),
         )
         for spec in specs

@@ -29,12 +29,12 @@ _PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """Execute the task on standard input."""
-    _die_with_parent()
+    die_with_parent()
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         os._exit(ORPHANED)
     task = RunTask.model_validate_json(line)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     send = _event_sender()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ray worker blocks it, and its children inherit that
@@ -55,13 +55,14 @@ def main() -> None:
     os._exit(0)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Have the kernel kill this process when the thread that started it ends; a parent gone before closes the line."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when standard input, which the parent holds open, is closed."""
     # Not through sys.stdin: its lock, held by this thread, would abort the interpreter's shutdown after a crash.
     while os.read(sys.stdin.fileno(), 4096):
         pass

@@ -15,18 +15,24 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from harness.planning.kernels import EfficientAttention, FlashAttention, kept_bias
+from harness.device_profile import DeviceProfile
+from harness.planning.kernels import EfficientAttention, FlashAttention, MeasuredAttention, kept_bias
 
 Device = Literal["cuda", "cpu"]
 
 
-def register_attention(device: Device) -> str:
-    """Make the attention of a device known to transformers; return the name for ``attn_implementation``."""
+def register_attention(device: Device, profile: DeviceProfile | None = None) -> str:
+    """Make the attention of a device known to transformers; return the name for ``attn_implementation``.
+
+    Args:
+        device: Of which kind.
+        profile: What was measured of it, in place of what the kernels are known to allocate.
+    """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
     name = f"harness_planned_{device}"
-    AttentionInterface.register(name, _cuda_attention if device == "cuda" else _cpu_attention)
+    AttentionInterface.register(name, _cuda_attention(profile) if device == "cuda" else _cpu_attention)
     AttentionMaskInterface.register(name, planned_mask)
     return name
 
@@ -73,26 +79,56 @@ def planned_mask(
     return mask
 
 
-def _cuda_attention(
-    module: nn.Module,
+def planned_cuda_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
+    mask: torch.Tensor | None,
+    profile: DeviceProfile | None = None,
+) -> torch.Tensor:
+    """Return (batch, queries, heads, head size), as transformers has it, having allocated what attention does on CUDA.
+
+    Args:
+        query: (batch, heads, queries, head size), bf16 or fp16.
+        key: (batch, heads of keys, keys, head size).
+        value: As ``key``.
+        mask: (batch, 1 or heads, queries, keys) bool, or None.
+        profile: What was measured of the device.
+    """
     from transformers.integrations.sdpa_attention import repeat_kv
 
-    if query.dtype not in (torch.bfloat16, torch.float16):
-        return _cpu_attention(module, query, key, value, attention_mask, **kwargs)
-    if attention_mask is None:
+    bias = None
+    if mask is not None:
+        groups = query.shape[1] // key.shape[1]
+        key, value, bias = repeat_kv(key, groups), repeat_kv(value, groups), kept_bias(mask, query)
+    grouped = key.shape[1] != query.shape[1]
+    constants = None if profile is None else profile.attention_constants(mask=mask is not None, grouped=grouped)
+    if constants is not None:
+        out = MeasuredAttention.apply(constants, query, key, value, bias)  # type: ignore[no-untyped-call]
+    elif bias is None:
         out = FlashAttention.apply(query, key, value)  # type: ignore[no-untyped-call]
     else:
-        groups = query.shape[1] // key.shape[1]
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        out = EfficientAttention.apply(query, key, value, kept_bias(attention_mask, query))  # type: ignore[no-untyped-call]
+        out = EfficientAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
     assert isinstance(out, torch.Tensor)
-    return out.transpose(1, 2), None
+    return out.transpose(1, 2)
+
+
+def _cuda_attention(profile: DeviceProfile | None) -> Callable[..., tuple[torch.Tensor, None]]:
+    """Return attention on CUDA as transformers calls it: with the module first."""
+
+    def attention(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, None]:
+        if query.dtype not in (torch.bfloat16, torch.float16):
+            return _cpu_attention(module, query, key, value, attention_mask, **kwargs)
+        return planned_cuda_attention(query, key, value, attention_mask, profile), None
+
+    return attention
 
 
 def _cpu_attention(

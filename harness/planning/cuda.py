@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from harness.device_profile import SolverConstants
+
 HOPPER_WORKSPACE = 32 << 20
 """cuBLAS workspace of compute capability 9 to 12. Source: pytorch/pytorch, aten/src/ATen/cuda/CublasHandlePool.cpp,
 parseChosenWorkspaceSize."""
@@ -26,21 +28,36 @@ def blas_workspaces(device_name: str | None) -> list[int]:
     return [OLDER_WORKSPACE if older else HOPPER_WORKSPACE] * BLAS_THREADS
 
 
-def solver_workspace(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Return the temporaries of a factorisation in bytes: copies of its input and work space; empty for other calls.
+SOLVERS = {"aten::_linalg_svd": "svd", "aten::linalg_qr": "qr", "aten::_linalg_eigh": "eigh"}
+"""Factorisations by torch's operator."""
 
-    Uncalibrated estimates. ``svd``: torch copies the matrix and calls gesvdj, whose work space is taken as one more
-    matrix and one square of the smaller side. ``qr``: a copy is its own output; work space of 64 columns. ``eigh``:
-    two squares.
-    """
-    name = func._schema.name
-    if name not in ("aten::_linalg_svd", "aten::linalg_qr", "aten::_linalg_eigh"):
+
+def solver_workspace(func: Any, args: tuple[Any, ...], measured: SolverConstants | None = None) -> list[int]:
+    """Return the temporaries of a factorisation in bytes: copies of its input and work space; empty for other calls."""
+    kind = SOLVERS.get(func._schema.name)
+    if kind is None:
         return []
     matrix: torch.Tensor = args[0]
-    rows, columns = matrix.shape[-2:]
-    smaller, item = min(rows, columns), matrix.element_size()
-    if name == "aten::_linalg_svd":
-        return [rows * columns * item, rows * columns * item, smaller * smaller * item]
-    if name == "aten::linalg_qr":
-        return [64 * columns * item]
-    return [2 * smaller * smaller * item]
+    return [solver_bytes(kind, matrix.shape[-2], matrix.shape[-1], matrix.element_size(), measured)]
+
+
+def solver_bytes(kind: str, rows: int, columns: int, item_size: int, measured: SolverConstants | None = None) -> int:
+    """Return what a factorisation of one matrix needs beside its input and its results, in bytes.
+
+    Measured where a device profile says; else uncalibrated estimates. ``svd``: torch copies the matrix and calls
+    gesvdj, whose work space is taken as one more matrix and one square of the smaller side. ``qr``: a copy is its own
+    output; work space of 64 columns. ``eigh``: two squares.
+
+    Args:
+        kind: ``svd``, ``qr`` or ``eigh``.
+        rows: Of the matrix.
+        columns: Of the matrix.
+        item_size: Bytes of one element.
+        measured: Of a device profile.
+    """
+    matrices: float | None = None if measured is None else getattr(measured, kind)
+    if matrices is not None:
+        return round(matrices * rows * columns * item_size)
+    if kind == "svd":
+        return (2 * rows * columns + min(rows, columns) ** 2) * item_size
+    return 64 * columns * item_size if kind == "qr" else 2 * min(rows, columns) ** 2 * item_size

@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
+from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
@@ -41,8 +42,9 @@ SIMULATED_MICRO_BATCHES = 2
 class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
     """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Device, profile: DeviceProfile | None = None) -> None:
         super().__init__("cpu")
+        self._solver = None if profile is None else profile.solver
         self.flops = 0
         self.recomputed_flops = 0
         self.flops_factor = 1.0
@@ -61,7 +63,7 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
         elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
             self.count(2 * attention_flops(args[1], args[2]))
         elif self._cuda:
-            for size in solver_workspace(func, args):
+            for size in solver_workspace(func, args, self._solver):
                 self.note_hidden(size)
         return result
 
@@ -124,6 +126,7 @@ class FakeRun:
         *,
         device: Device,
         num_steps: int,
+        profile: DeviceProfile | None = None,
         block_scores: Callable[[BlockScoreRequest, int], Sequence[float]],
     ) -> None:
         """Build it.
@@ -133,6 +136,7 @@ class FakeRun:
             model_spec: Its base model, with a shape or a folder.
             device: Whose attention and workspaces to assume.
             num_steps: Optimizer steps of the run.
+            profile: What was measured of the device, in place of what is assumed of it.
             block_scores: Scores for a request and a number of blocks.
 
         Raises:
@@ -144,14 +148,14 @@ class FakeRun:
         config = method_class.Config.model_validate(spec.config)
         method_class.check(config, spec.train)
         self.method: Method = method_class(config)
-        attention = register_attention(device)
+        attention = register_attention(device, profile)
         model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
         decoder = find_decoder(model, model_spec)
         request = self.method.block_scores_needed()
         scores: Mapping[BlockScoreRequest, Sequence[float]] = (
             {} if request is None else {request: block_scores(request, len(decoder.blocks))}
         )
-        self.tracker = PlanTracker(device)
+        self.tracker = PlanTracker(device, profile)
         self._fake = FakeTensorMode()
         context = EngineContext(
             seed=spec.seed,

@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from harness.device_profile import AttentionConstants
+
 SEQUENCE_MULTIPLE = 128
 """flash_api.cpp: seqlen_q_rounded."""
 LOGSUMEXP_MULTIPLE = 32
@@ -156,6 +158,42 @@ class EfficientAttention(torch.autograd.Function):
         return *gradients, None
 
 
+class MeasuredAttention(torch.autograd.Function):
+    """Allocates what was measured of the kernel that torch chooses on a device."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, constants: AttentionConstants, query: torch.Tensor, *others: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return (batch, heads, queries, head size), laid out as (batch, queries, heads, head size).
+
+        Args:
+            ctx: Autograd's.
+            constants: Of this way to call attention.
+            query: (batch, heads, queries, head size).
+            others: Keys and values, (batch, heads of keys, keys, head size), and the bias of a mask, or None.
+        """
+        batch, heads, queries, size = query.shape
+        out = query.new_empty(batch, queries, heads, size).transpose(1, 2)
+        kept = _bytes_of(query, constants.kept_bytes)
+        key, value, bias = others
+        assert key is not None and value is not None
+        ctx.save_for_backward(query, key, value, out, kept, *([] if bias is None else [bias]))
+        ctx.constants = constants
+        _tell(attention_flops(query, key))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients of query, key and value, and None for the rest."""
+        query, key, value, *_ = ctx.saved_tensors
+        gradients = tuple(_laid_out_by_token(tensor) for tensor in (query, key, value))
+        workspace = _bytes_of(query, ctx.constants.backward_bytes)
+        del workspace
+        _tell(2 * attention_flops(query, key))
+        return None, *gradients, None
+
+
 def kept_bias(mask: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
     """Return what a boolean mask is turned into before the memory-efficient kernel, which keeps it for its backward.
 
@@ -198,6 +236,11 @@ def backward_workspace(batch: int, heads: int, queries: int, keys: int, size: in
 def _laid_out_by_token(tensor: torch.Tensor) -> torch.Tensor:
     batch, heads, tokens, size = tensor.shape
     return tensor.new_empty(batch, tokens, heads, size).transpose(1, 2)
+
+
+def _bytes_of(query: torch.Tensor, a_head_and_token: float) -> torch.Tensor:
+    batch, heads, queries, _ = query.shape
+    return query.new_empty(round(a_head_and_token * batch * heads * queries), dtype=torch.uint8)
 
 
 def _up(number: int, multiple: int) -> int:

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.datasets import load_datasets
+from harness.device_profile import DeviceProfile
 from harness.errors import HarnessError
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
@@ -36,6 +37,8 @@ class PlanTask(BaseModel):
     device: Literal["cuda", "cpu"]
     device_name: str | None = None
     """As torch reports it."""
+    profile: DeviceProfile | None = None
+    """What was measured of the device, in place of what is assumed of it."""
     horizon: Horizon = "run"
     cache_folder: Path
 
@@ -56,6 +59,7 @@ class PlanTask(BaseModel):
                 "num_steps": self.num_steps,
                 "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated", "folder"}),
                 "device": [self.device, self.device_name],
+                "profile": None if self.profile is None else self.profile.model_dump(mode="json", exclude={"rates"}),
                 "horizon": self.horizon,
                 "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
                 "source": source_checksum,

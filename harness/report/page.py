@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from harness.calibration_log import Log
 from harness.report import groups, judging
+from harness.report.calibration import calibration_blocks
 from harness.report.comparisons import ReadItems, comparison_blocks
 from harness.report.document import (
     Block,
@@ -80,7 +82,10 @@ DEFINITIONS = (
 
 
 def report_document(
-    summary: Summary, plots: Mapping[str, Sequence[Path]], read_items: ReadItems | None = None
+    summary: Summary,
+    plots: Mapping[str, Sequence[Path]],
+    read_items: ReadItems | None = None,
+    calibration: Log | None = None,
 ) -> Document:
     """Return what every page of a report holds.
 
@@ -88,12 +93,16 @@ def report_document(
         summary: What to report.
         plots: Files of each plot by name.
         read_items: Where labels are compared item by item; None leaves that out.
+        calibration: What was asked of devices beside runs; those parts stand on the page that are of its suite and
+            environment.
     """
     suite, view = summary.suite, summary.view
     blocks: list[Block] = [Heading(1, f"Report of suite {suite.name}, version {view.suite_version}")]
     blocks += [Paragraph(suite.description), Heading(2, "Results"), *_results(summary)]
     if read_items is not None:
         blocks += comparison_blocks(summary, read_items)
+    if calibration is not None:
+        blocks += calibration_blocks(summary, calibration)
     blocks += [Heading(2, "Notes"), Bullets(tuple(all_notes(summary)))]
     tuning = tuning_table(summary)
     if tuning is not None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from harness.calibration_log import Log
 from harness.errors import HarnessError, near_miss
 from harness.report.comparisons import ReadItems
 from harness.report.files import make_folder, replace_file
@@ -32,6 +33,7 @@ def write_report(
     tuned: Tuned | None = None,
     *,
     read_items: ReadItems | None = None,
+    calibration: Log | None = None,
 ) -> list[Path]:
     """Write the report of a suite into a folder and return its files.
 
@@ -43,6 +45,7 @@ def write_report(
             each with the plots; ``csv`` for scores.csv and runs.csv, ``json`` for report.json.
         tuned: The learning rates that the suite takes from a file.
         read_items: Returns a file of items; None: labels are not compared item by item.
+        calibration: What was asked of devices beside runs.
 
     Raises:
         HarnessError: there is no record of the suite, a format is unknown, or a file cannot be written.
@@ -66,12 +69,12 @@ def write_report(
         from harness.report.page import all_notes
 
         written.append(replace_file(out / "report.json", report_json(summary, all_notes(summary))))
-    pages, plots = _write_pages(summary, out, formats, read_items) if PAGES & set(formats) else ([], [])
+    pages, plots = _write_pages(summary, out, formats, read_items, calibration) if PAGES & set(formats) else ([], [])
     return pages + written + plots
 
 
 def _write_pages(
-    summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None
+    summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None, calibration: Log | None
 ) -> tuple[list[Path], list[Path]]:
     """Write the plots and the pages that show them, from one document, and return the files of both."""
     from harness.report.page import report_document
@@ -79,7 +82,7 @@ def _write_pages(
 
     make_folder(out / "plots")
     plots = write_plots(summary, out / "plots")
-    document = report_document(summary, plots, read_items)
+    document = report_document(summary, plots, read_items, calibration)
     pages: dict[str, str] = {}
     if "md" in formats:
         from harness.report.markdown import markdown

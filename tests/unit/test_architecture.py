@@ -18,6 +18,9 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "errors",
     "placement",
+    "calibration_log",
+    "calibration_profile",
+    "device_profile",
     "printable",
     "redaction",
     "source",
@@ -42,6 +45,7 @@ MAY_IMPORT = {
     "methods": {"contracts", "methods"},
     "assets": {"contracts", "assets"},
     "planning": {"contracts", "methods", "assets", "engine", "planning"},
+    "calibration": {"contracts", "methods", "assets", "engine", "evaluation", "planning", "calibration"},
     "engine": {"contracts", "methods", "assets", "engine", "evaluation"},
     "evaluation": {"contracts", "assets", "evaluation"},
     "report": {"contracts", "report"},
@@ -110,7 +114,7 @@ def test_no_method_is_named_outside_its_own_file() -> None:
     from harness.method import METHODS
 
     names = set(METHODS.names()) - {"base", "full"}  # these two are ordinary words
-    for part in ("contracts", "assets", "engine", "evaluation", "report", "commands", "planning"):
+    for part in ("contracts", "assets", "engine", "evaluation", "report", "commands", "planning", "calibration"):
         for file in files(part):
             words = {
                 node.value
@@ -123,7 +127,7 @@ def test_no_method_is_named_outside_its_own_file() -> None:
 def test_every_folder_with_code_is_packaged() -> None:
     table = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     listed = set(table["packages"])
-    found = {"harness", "harness.methods", "harness.published", "harness.suites"}
+    found = {"harness", "harness.methods", "harness.profiles", "harness.published", "harness.suites"}
     found |= {
         f"harness.{folder.relative_to(ROOT / 'harness').as_posix().replace('/', '.')}"
         for folder in (ROOT / "harness").rglob("*")

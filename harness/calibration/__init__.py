@@ -1,0 +1,1 @@
+"""What a device can do, and whether predictions hold there: the parts of ``harness calibrate``."""

@@ -1,0 +1,130 @@
+"""What a part is given, and what it returns."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from harness.calibration_log import Reading, Sizes
+from harness.engine.peak_laps import CudaCounters
+from harness.engine.storage_tracker import StorageTracker
+
+Precision = Literal["bf16", "fp32"]
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+ROUNDS = 7
+"""Measurements of a rate, whose median counts."""
+ROUND_SECONDS = {"full": 0.05, "smoke": 0.002}
+"""How long one of them takes at least."""
+
+
+class Skip(Exception):
+    """A part that cannot be asked here; the message says why."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The answer of a part."""
+
+    readings: tuple[Reading, ...] = ()
+    sentence: str | None = None
+    facts: dict[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The device under test."""
+
+    device: torch.device
+    sizes: Sizes
+    cache_folder: Path | None = None
+
+    @property
+    def cuda(self) -> bool:
+        """Return whether it is a CUDA device."""
+        return self.device.type == "cuda"
+
+    def pick(self, full: int, smoke: int) -> int:
+        """Return a size."""
+        return full if self.sizes == "full" else smoke
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def random(self, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+        """Return normal random numbers on the device; a device works faster on zeros than on these."""
+        generator = torch.Generator(self.device).manual_seed(seed)
+        return torch.randn(*shape, dtype=dtype, device=self.device, generator=generator)
+
+    def seconds_of(self, call: Callable[[], object]) -> float:
+        """Return the median time of a call, synchronised, each measurement over as many calls as fill its time."""
+        call()
+        number, least = 1, ROUND_SECONDS[self.sizes]
+        while (took := self._time(call, number)) < least:
+            number = max(2 * number, min(1 << 20, int(number * least / max(took, 1e-9))))
+        return statistics.median(self._time(call, number) for _ in range(ROUNDS)) / number
+
+    def _time(self, call: Callable[[], object], number: int) -> float:
+        self.synchronize()
+        begin = time.perf_counter()
+        for _ in range(number):
+            call()
+        self.synchronize()
+        return time.perf_counter() - begin
+
+    def counters(self) -> CudaCounters:
+        """Return the allocator's counters.
+
+        Raises:
+            Skip: the device is a CPU.
+        """
+        if not self.cuda:
+            raise Skip("a CPU has no caching allocator")
+        return CudaCounters(self.device)
+
+    @contextmanager
+    def watching(self, *there: torch.Tensor) -> Iterator[Watched]:
+        """Yield what happens to the memory inside the ``with``: by the allocator on CUDA, by the tracker on a CPU.
+
+        Args:
+            there: Tensors that are used inside and were made before; the tracker would take them for new ones.
+        """
+        watched = Watched()
+        if self.cuda:
+            counters = self.counters()
+            counters.synchronize()
+            before = counters.allocated_bytes()
+            counters.reset_peaks()
+            yield watched
+            watched.peak_bytes = counters.peaks().allocated_bytes - before
+            watched.left_bytes = counters.allocated_bytes() - before
+            return
+        tracker = StorageTracker("cpu")
+        tracker.adopt(there, "other")
+        before = sum(tracker.alive().values())
+        tracker.take()
+        with tracker:
+            yield watched
+            watched.left_bytes = sum(tracker.alive().values()) - before
+        watched.peak_bytes = tracker.take().peak.num_bytes - before
+
+
+@dataclass
+class Watched:
+    """Bytes of the device's memory, over what was there before."""
+
+    peak_bytes: int = 0
+    left_bytes: int = 0
+
+
+def nbytes(*tensors: torch.Tensor) -> int:
+    """Return the bytes of the storages of tensors that share none."""
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

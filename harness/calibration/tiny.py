@@ -1,0 +1,186 @@
+"""A tiny model under a real method, optimizer and training loop: what a check lets take a few steps on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from harness.calibration.bench import DTYPES, Skip
+from harness.calibration.parts import method_labels
+from harness.engine.activation_checkpointing import enable_checkpointing
+from harness.engine.checkpoint import Checkpoints
+from harness.engine.context import EngineContext
+from harness.engine.data import Example, MicroBatch, collate
+from harness.engine.decoder import Checksums, checksums, find_decoder
+from harness.engine.loading import build_model
+from harness.engine.seeding import numpy_generator, seeded_globally
+from harness.engine.training import TrainingLoop
+from harness.labels import load_labels
+from harness.method import METHODS, Method, MethodConfig
+from harness.models import BaseModelSpec, ModelShape
+from harness.settings import TrainSettings
+
+SHAPE = ModelShape(
+    hidden_size=64,
+    intermediate_size=160,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    vocab_size=256,
+    max_positions=64,
+    rope_theta=10000.0,
+    tied_head=False,
+)
+MODEL = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", shape=SHAPE, weights="random")
+ROWS, LENGTH, STEPS = 4, 32, 3
+FITTING: dict[str, Any] = {"rank": 8, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
+"""Settings that a published configuration gets to fit the tiny model, where it has them."""
+COMPARABLE: dict[str, Any] = {"lora_dropout": 0.0, "projector": "svd"}
+"""Settings without random numbers, which a CPU and a GPU draw differently; dropout and the other projector are seen to
+elsewhere."""
+SEED = 1
+
+
+@dataclass
+class TinyRun:
+    """A run that takes its steps when it is asked."""
+
+    loop: TrainingLoop
+    batches: list[MicroBatch]
+    losses: list[float] = field(default_factory=list)
+
+    def take(self, steps: int = STEPS) -> list[float]:
+        """Take optimizer steps and return the losses of all so far."""
+        loop = self.loop
+        loop.model.train()
+        for _ in range(steps):
+            batch = self.batches[loop.step].to(loop.device)
+            with loop.memory.step(loop.step, batch.tensors):
+                self.losses.append(loop.train_step([batch])[0])
+            loop.step += 1
+        return self.losses
+
+    def checksums(self) -> Checksums:
+        """Return the checksums of the model's parts."""
+        return checksums(self.loop.context.decoder)
+
+    @contextmanager
+    def checkpoints(self, folder: Path) -> Iterator[Checkpoints]:
+        """Yield the checkpoints of this run in a folder."""
+        yield Checkpoints(folder / "tiny", self.loop)
+
+
+def tiny_run(
+    label: str, device: torch.device, settings: dict[str, Any] | None = None, train: dict[str, Any] | None = None
+) -> TinyRun:
+    """Return a run of a label, equal weights and rows on every device.
+
+    Args:
+        label: Of methods.toml, or the name of a registered method.
+        device: Where it trains.
+        settings: Of the method, over the label's; those it does not have are left out.
+        train: Of training, over the tiny ones.
+
+    Raises:
+        Skip: the method has settings without a default and no label that gives them.
+        Refused: the method does not take these settings.
+    """
+    wanted = _train_settings(train or {})
+    method = _method(label, settings or {}, wanted)
+    with seeded_globally(SEED, "weights"):
+        model = build_model(MODEL, "fp32", torch.device("cpu"))
+    model.to(device, DTYPES[wanted.dtype])
+    decoder = find_decoder(model, MODEL)
+    request = method.block_scores_needed()
+    scores = [float(number + 1) for number in range(len(decoder.blocks))]
+    context = EngineContext(
+        seed=SEED,
+        num_steps=wanted.num_steps or 1,
+        train=wanted,
+        decoder=decoder,
+        block_scores={} if request is None else {request: scores},
+    )
+    enable_checkpointing(model, decoder, wanted)
+    trained: nn.Module = method.prepare(model, context)
+    loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
+    return TinyRun(loop, list(_batches(2 * STEPS)))
+
+
+def label_with(*settings: str) -> str:
+    """Return the first label whose method has all of these settings.
+
+    Raises:
+        Skip: there is none.
+    """
+    for label, method in method_labels().items():
+        if set(settings) <= set(METHODS.get(method).Config.model_fields):
+            return label
+    raise Skip(f"no registered method has the settings {', '.join(settings)}")
+
+
+def differences(found: list[float], expected: list[float]) -> float:
+    """Return the largest relative difference of two lists of losses."""
+    return max(abs(one - other) / abs(other) for one, other in zip(found, expected, strict=True))
+
+
+def changed_by(run: TinyRun, act: Callable[[], object]) -> bool:
+    """Return whether something changes a run's weights."""
+    before = run.checksums()
+    act()
+    return before != run.checksums()
+
+
+def _method(label: str, settings: dict[str, Any], train: TrainSettings) -> Method:
+    entry = load_labels().get(label)
+    method_class = METHODS.get(label if entry is None else entry.method)
+    fields = set(method_class.Config.model_fields)
+    values = {} if entry is None else {key: value for key, value in entry.values().items() if key in fields}
+    known = set(values) if entry is not None else fields
+    values |= {key: value for key, value in {**FITTING, **COMPARABLE}.items() if key in known}
+    values |= {key: value for key, value in settings.items() if key in fields}
+    config = _config(method_class.Config, values, label)
+    method_class.check(config, train)
+    return method_class(config)
+
+
+def _config(kind: type[MethodConfig], values: dict[str, Any], label: str) -> MethodConfig:
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        if all(fault["type"] == "missing" for fault in error.errors()):
+            missing = ", ".join(str(fault["loc"][0]) for fault in error.errors())
+            raise Skip(f"method '{label}' has no label that gives its settings {missing}") from error
+        raise
+
+
+def _train_settings(changes: dict[str, Any]) -> TrainSettings:
+    values: dict[str, Any] = {
+        "data": "random-tokens",
+        "prompt": "plain",
+        "loss_on": "all",
+        "packing": False,
+        "sequence_length": LENGTH,
+        "batch_size": ROWS,
+        "num_steps": 2 * STEPS,
+        "learning_rate": 1e-3,
+        "lr_scheduler": "constant",
+        "dtype": "fp32",
+    }
+    return TrainSettings(**{**values, **changes})
+
+
+def _batches(number: int) -> Iterator[MicroBatch]:
+    """Yield micro-batches of random tokens, one row of them shorter than the others."""
+    for index in range(number):
+        tokens = numpy_generator(SEED, f"batch/{index}").integers(0, SHAPE.vocab_size, (ROWS, LENGTH))
+        lengths = [LENGTH] * (ROWS - 1) + [LENGTH // 2]
+        rows = [tuple(map(int, row[:length])) for row, length in zip(tokens, lengths, strict=True)]
+        yield collate([Example(row, (True,) * len(row)) for row in rows], pad_id=0)

@@ -1,0 +1,88 @@
+"""The process that asks a device: a JSON order on standard input, and a JSON line back as each part begins and ends.
+
+Whatever a part does ends in a result: as in a run's process, everything is caught here, and written down.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness.calibration.bench import Bench, Found, Skip
+from harness.calibration.parts import Part, all_parts
+from harness.calibration_log import Outcome, PartResult
+from harness.engine.child import die_with_parent, end_with_parent
+from harness.engine.environment import default_device, describe_environment
+from harness.engine.memory import is_out_of_memory
+from harness.errors import HarnessError
+
+LONGEST_SENTENCE = 500
+
+
+def main() -> None:
+    """Answer the parts that are ordered, in their order."""
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
+    die_with_parent()
+    order = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    bench = Bench(default_device(), order["sizes"], Path(order["cache_folder"]))
+    parts = {part.name: part for part in all_parts()}
+    for name in order["parts"]:
+        print(json.dumps({"begins": name}), file=out, flush=True)
+        result = answer(parts[name], bench)
+        print(json.dumps({"result": result.model_dump(mode="json")}), file=out, flush=True)
+    out.flush()
+    os._exit(0)  # skip the slow teardown
+
+
+def answer(part: Part, bench: Bench) -> PartResult:
+    """Return the result of one part, whatever happens in it."""
+    started_at, begin = datetime.now(UTC), time.perf_counter()
+    outcome: Outcome = "ok"
+    found = Found()
+    try:
+        found = part.function()(bench, part.argument)
+    except Skip as reason:
+        outcome, found = "skipped", Found(sentence=str(reason))
+    except HarnessError as error:
+        outcome, found = "failed", Found(sentence=str(error))
+    except Exception as error:  # a library's, or a plug-in's own; the result says it
+        outcome = "out_of_memory" if is_out_of_memory(error) else "failed"
+        found = Found(sentence=_sentence(error))
+    gc.collect()
+    if bench.cuda:
+        torch.cuda.empty_cache()
+    environment = describe_environment()
+    facts: dict[str, Any] = dict(found.facts)
+    return PartResult(
+        part=part.name,
+        group=part.group,
+        sizes=bench.sizes,
+        outcome=outcome,
+        sentence=None if found.sentence is None else found.sentence[:LONGEST_SENTENCE],
+        readings=found.readings,
+        facts=facts,
+        seconds=time.perf_counter() - begin,
+        started_at=started_at,
+        environment_id=environment.environment_id,
+        environment=environment,
+    )
+
+
+def _sentence(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+if __name__ == "__main__":
+    main()

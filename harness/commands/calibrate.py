@@ -1,0 +1,195 @@
+"""``harness calibrate``: what this device can do, and whether predictions hold on it; resumable, most valuable first.
+
+Checks and constants are asked in processes of their own, the ladder's runs are runs like any others, and evaluation
+comes last. What is answered already in this environment is skipped; what failed is asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from harness.assets.cache import cache_root
+from harness.calibration.conductor import Order, conduct
+from harness.calibration.parts import Part, all_parts
+from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
+from harness.calibration_profile import profile_of
+from harness.commands._output import Display, print_table, say, warn
+from harness.commands._selection import Selection, select
+from harness.commands.run import execute, predictions
+from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
+from harness.engine.launch import probe_environment
+from harness.errors import HarnessError
+from harness.record import Environment, Record
+from harness.report.calibration import COLUMNS, calibration_lines
+from harness.report.files import replace_file
+from harness.store import Store
+from harness.suite import RunSpec
+
+LEFT = "not reached: the budget ended"
+
+
+@dataclass
+class _Calibration:
+    """One call of the command."""
+
+    sizes: Sizes
+    groups: tuple[Group, ...]
+    store: Store
+    environment: Environment
+    stop_at: float
+    again: bool
+    not_run: list[tuple[Group, str, str]] = field(default_factory=list)
+    """Of what has no answer: its group, its name and why."""
+    interrupted_by_budget: bool = False
+    failed: bool = False
+
+    @property
+    def environment_id(self) -> str:
+        """Return the environment whose answers count."""
+        return self.environment.environment_id
+
+    def latest(self) -> tuple[PartResult, ...]:
+        """Return the newest answer of each part in this environment, at these sizes."""
+        return read_log(self.store.folder).latest(self.sizes, self.environment_id)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Ask what is not answered yet.
+
+    Return 0 when all is well, 1 when something failed, 3 when the budget ended first.
+    """
+    begin = time.monotonic()
+    environment = probe_environment()
+    if environment.device_type != "cuda" and not args.smoke:
+        raise HarnessError(
+            "torch sees no CUDA device here, which a calibration is of: harness doctor says what is there, and --smoke "
+            "tries the machinery on the CPU"
+        )
+    store = Store(Path(args.results).resolve())
+    store.check_writable()
+    wanted: Sequence[Group] = args.part or GROUPS
+    run = _Calibration(
+        sizes="smoke" if args.smoke else "full",
+        groups=tuple(group for group in GROUPS if group in wanted),
+        store=store,
+        environment=environment,
+        stop_at=begin + args.budget_seconds,
+        again=args.again,
+    )
+    warn(read_log(store.folder).warnings)
+    if environment.device_busy:
+        warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off"])
+    for group in run.groups:
+        if group == "ladder":
+            _climb(run, args)
+        else:
+            _ask(run, group)
+    _conclude(run)
+    return 3 if run.interrupted_by_budget else 1 if run.failed else 0
+
+
+def _ask(run: _Calibration, group: Group) -> None:
+    """Have the parts of a group answered that are not answered yet."""
+    known = {} if run.again else {result.part: result for result in run.latest() if result.outcome in ("ok", "skipped")}
+    asked = [part for part in all_parts() if part.group == group]
+    parts = [part for part in asked if part.name not in known]
+    if len(parts) < len(asked):
+        print(f"{group}: {len(asked) - len(parts)} of {len(asked)} parts are answered already")
+    order = Order(run.sizes, cache_root(), run.environment, run.stop_at)
+    done: list[PartResult] = []
+
+    def keep(result: PartResult) -> None:
+        append_result(run.store.folder, result)
+        done.append(result)
+
+    with Display() as display:
+
+        def begins(part: Part) -> None:
+            display.progress(part.name, len(done), len(parts))
+
+        left = conduct(parts, order, begins, keep)
+    if any(result.outcome in ("failed", "out_of_memory") for result in done):
+        run.failed = True
+    if left:
+        run.interrupted_by_budget = True
+        run.not_run += [(group, part.name, LEFT) for part in left]
+
+
+def _climb(run: _Calibration, args: argparse.Namespace) -> None:
+    """Do the runs of the ladder that the device holds, as far as the budget reaches."""
+    args.suite = SUITES[run.sizes]
+    if (left := run.stop_at - time.monotonic()) <= 0:
+        chosen = select(args)
+    else:
+        chosen = _holding(run, select(args))
+        args.budget_seconds = left
+        code = execute(args, lambda: chosen)
+        if code == 130:
+            raise KeyboardInterrupt
+        run.failed = run.failed or code == 1
+    unanswered = [spec for spec in chosen.specs if spec.run_id not in _records(run)]
+    if unanswered:
+        run.interrupted_by_budget = True
+        run.not_run += [("ladder", f"{spec.model_name} {spec.label}", LEFT) for spec in unanswered]
+
+
+def _holding(run: _Calibration, selection: Selection) -> Selection:
+    """Leave out the runs whose predicted peak the device does not hold: none would tell more than that."""
+    memory = run.environment.device_memory_bytes
+    if memory is None:
+        return selection
+    with Display() as display:
+        answers = predictions(selection, run.environment, display)
+    kept: list[RunSpec] = []
+    for spec in selection.specs:
+        prediction = answers[spec.run_id].prediction
+        if prediction is None or prediction.peak_bytes + ASSUMED_CONTEXT_BYTES <= memory:
+            kept.append(spec)
+            continue
+        why = f"not run: {prediction.peak_bytes / 1e9:.1f} GB predicted, the device has {memory / 1e9:.1f}"
+        run.not_run.append(("ladder", f"{spec.model_name} {spec.label}", why))
+    return replace(selection, specs=tuple(kept))
+
+
+def _records(run: _Calibration) -> dict[str, Record]:
+    """Return the newest record of each run of the ladder in this environment, but of those that were cut off."""
+    found = {}
+    for record in run.store.read(SUITES[run.sizes]).records:
+        if record.environment_id == run.environment_id and record.kind == "run" and record.status != "interrupted":
+            found[record.run_id] = record
+    return found
+
+
+def _conclude(run: _Calibration) -> None:
+    """Write the profile and print the table of all that is known of this device, from earlier calls too."""
+    results = [result for result in run.latest() if result.group in run.groups]
+    profile = profile_of(run.latest())
+    records: Iterable[Record] = _records(run).values() if "ladder" in run.groups else ()
+    rates = Rates() if profile is None else profile.rates
+    answered = {result.part for result in results}
+    not_run = [entry for entry in run.not_run if entry[1] not in answered]
+    lines = calibration_lines(results, records, rates, not_run)
+    print()
+    print_table([dict(zip(COLUMNS, line.cells, strict=True)) for line in lines])
+    print()
+    missed = sum(line.reached == "no" for line in lines)
+    asked = sum(line.reached != "" for line in lines)
+    say(f"{asked - missed} of {asked} of what was asked for is reached; records in {run.store.folder}")
+    if profile is not None:
+        file = run.store.folder / FOLDER / f"{_file_stem(profile.device_name, run.sizes)}.toml"
+        replace_file(file, profile_text(profile))
+        say(f"profile of {profile.device_name}: {file}; harness plan --device-profile takes it")
+    if run.sizes == "smoke":
+        say("These are tiny shapes: they show that the machinery works, and nothing of the device.")
+    if run.interrupted_by_budget:
+        say("The budget ended before everything was asked: the same command goes on.")
+
+
+def _file_stem(device_name: str, sizes: Sizes) -> str:
+    stem = re.sub(r"[^a-z0-9]+", "-", device_name.casefold()).strip("-") or "device"
+    return stem if sizes == "full" else f"{stem}-smoke"
