@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 
+from harness.device_profile import DeviceProfile
 from harness.engine.step_memory import breakdown, optimizer_state_bytes, state_bytes_of
 from harness.engine.storage_tracker import Span
 from harness.method import BlockScoreRequest
@@ -44,6 +45,14 @@ class Question:
     """As torch reports it; its workspaces are assumed."""
     num_steps: int | None = None
     """Optimizer steps of the run; None: not known."""
+    profile: DeviceProfile | None = None
+    """What was measured of the device, in place of what is assumed of it."""
+
+    @property
+    def blas_workspaces(self) -> Sequence[int]:
+        """Return the sizes of cuBLAS's work spaces."""
+        measured = None if self.profile is None else self.profile.blas_workspace_bytes
+        return blas_workspaces(self.device_name) if measured is None else [size for size in measured if size]
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,12 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         return found
 
     run = FakeRun(
-        spec, model_spec, device=question.device, num_steps=question.num_steps or 1, block_scores=block_scores
+        spec,
+        model_spec,
+        device=question.device,
+        num_steps=question.num_steps or 1,
+        profile=question.profile,
+        block_scores=block_scores,
     )
     assumptions += _assumptions(run, question)
     horizon = question.horizon
@@ -127,7 +141,7 @@ class _Steps:
         self._cuda = question.device == "cuda"
         self.allocator = CachingAllocator()
         if self._cuda:
-            for number, size in enumerate(blas_workspaces(question.device_name), 1):
+            for number, size in enumerate(question.blas_workspaces, 1):
                 self.allocator.allocate(-number, size)
         self._settle(run.tracker.take())
 
@@ -163,7 +177,7 @@ class _Steps:
         for event in span.events:
             if event.num_bytes > 0:
                 self.allocator.allocate(event.storage, event.num_bytes)
-            else:
+            elif event.num_bytes < 0:  # of a tensor without elements both events are 0, and it takes no block
                 self.allocator.free(event.storage)
         return self.allocator.peak_allocated
 
@@ -234,6 +248,7 @@ def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
     if worst is not draws[-1]:
         run.reset()
         _draws(run, worst.step + 1)
+    run.loop.step = worst.step  # nothing was drawn since; steps may be left, in which projectors are computed anew
     if not complete(number):
         run.forget_state(worst.fresh)
     return worst.step
@@ -296,4 +311,6 @@ def _assumptions(run: FakeRun, question: Question) -> list[str]:
         )
     if question.device == "cuda" and train.dtype == "fp32":
         found.append("attention in fp32 was taken as on a CPU")
+    if question.device == "cuda" and question.profile is not None:
+        found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
     return found
