@@ -113,6 +113,7 @@ def _tasks(
             model=selection.models[spec.model_name],
             device="cuda",
             device_name=device.names[0] if device else None,
+            compute_capability=device.compute_capability if device else None,
             horizon=args.horizon,
             cache_folder=cache_root(),
         )

@@ -193,6 +193,7 @@ def _predictions(selection: Selection, environment: Environment, display: Displa
             model=selection.models[spec.model_name],
             device=environment.device_type,
             device_name=environment.device_name if environment.device_type == "cuda" else None,
+            compute_capability=environment.compute_capability,
             cache_folder=cache_root(),
         )
         for spec in specs

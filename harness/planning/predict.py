@@ -40,8 +40,8 @@ class Question:
 
     device: Device
     horizon: Horizon = "run"
-    device_name: str | None = None
-    """As torch reports it; its workspaces are assumed."""
+    compute_capability: str | None = None
+    """``major.minor``; None: not known, and the workspaces of the newest devices are assumed."""
     num_steps: int | None = None
     """Optimizer steps of the run; None: not known."""
 
@@ -126,7 +126,7 @@ class _Steps:
         self._cuda = question.device == "cuda"
         self.allocator = CachingAllocator()
         if self._cuda:
-            for number, size in enumerate(blas_workspaces(question.device_name), 1):
+            for number, size in enumerate(blas_workspaces(question.compute_capability), 1):
                 self.allocator.allocate(-number, size)
         self._settle(run.tracker.take())
 

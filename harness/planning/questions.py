@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
 from harness.record import Prediction
+from harness.settings import ComputeCapability
 from harness.suite import RunSpec, identity
 
 Progress = Callable[[str, int, int | None], None]
@@ -36,6 +37,8 @@ class PlanTask(BaseModel):
     device: Literal["cuda", "cpu"]
     device_name: str | None = None
     """As torch reports it."""
+    compute_capability: ComputeCapability | None = None
+    """None: not known, or not an NVIDIA device."""
     horizon: Horizon = "run"
     cache_folder: Path
 
@@ -55,7 +58,7 @@ class PlanTask(BaseModel):
                 "seed": self.spec.seed if samples_blocks(self.spec.method) else None,
                 "num_steps": self.num_steps,
                 "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated", "folder"}),
-                "device": [self.device, self.device_name],
+                "device": [self.device, self.device_name, self.compute_capability],
                 "horizon": self.horizon,
                 "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
                 "source": source_checksum,

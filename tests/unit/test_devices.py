@@ -134,3 +134,15 @@ def test_the_figures_are_those_of_the_table_that_they_were_read_in() -> None:
         assert device.tf32_flops == found.tops["torch.tf32"] * 1e12 / factor
         assert device.fp32_flops == found.tops[torch.float32] * 1e12
         assert device.memory_gb == found.dram_gb
+
+
+@pytest.mark.parametrize(("hip", "expected"), [(None, "9.4"), ("7.2", None)])
+def test_a_runs_compute_capability_is_of_nvidia_devices_alone(
+    hip: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch = pytest.importorskip("torch")
+    from harness.engine import environment
+
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 4))
+    assert environment._compute_capability(torch.device("cuda", 0)) == expected
