@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from harness.settings import Strict
+from harness.settings import ComputeCapability, Strict
 from harness.toml_files import read_toml, validate
 
 ASSUMED_CONTEXT_BYTES = 500_000_000
@@ -66,7 +66,7 @@ class DeviceProfile(Strict):
     device_name: str
     """As torch reports it."""
     device_type: Literal["cuda", "cpu"]
-    compute_capability: str | None = None
+    compute_capability: ComputeCapability | None = None
     memory_bytes: PositiveInt | None = None
     driver: str | None = None
     torch: str

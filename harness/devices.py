@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat
 
 from harness.errors import HarnessError, near_miss
+from harness.settings import ComputeCapability
 from harness.toml_files import read_tables, validate
 
 
@@ -21,9 +22,12 @@ class DeviceSpec(BaseModel):
     summary: str
     names: tuple[str, ...] = Field(min_length=1)
     """As ``torch.cuda.get_device_name()`` gives them, without regard to case; one that ends in ``*`` is a beginning."""
+    compute_capability: ComputeCapability | None = None
+    """None: not an NVIDIA device. Source: NVIDIA's table, developer.nvidia.com/cuda-gpus."""
     bf16_flops: PositiveFloat | None = None
     """Dense peak, FLOP/s, a multiply-add being two; None: the device has no bf16."""
     tf32_flops: PositiveFloat | None = None
+    """None: the device has no TF32."""
     fp32_flops: PositiveFloat
     """Without tensor cores."""
     memory_gb: PositiveFloat

@@ -24,7 +24,7 @@ from pydantic import (
 
 from harness.errors import HarnessError
 from harness.redaction import redacted
-from harness.settings import Name
+from harness.settings import ComputeCapability, Name
 from harness.suite import RunSpec, identity
 from harness.toml_files import first_fault
 
@@ -70,6 +70,8 @@ class Environment(_Part):
 
     device_type: Literal["cpu", "cuda"]
     device_name: str
+    compute_capability: ComputeCapability | None = None
+    """Of an NVIDIA device; None on others, and in records older than the field."""
     device_memory_bytes: int | None
     driver: str | None
     num_threads: int
@@ -88,8 +90,13 @@ class Environment(_Part):
 
     @property
     def environment_id(self) -> str:
-        """Return the identity of what can move a number: the commit is left out, the source checksum stands for it."""
-        return identity(self.model_dump(mode="json", exclude={"commit", "dirty", "device_busy", "platform"}))
+        """Return the identity of what can move a number.
+
+        The commit is left out, as the source checksum stands for it; so is the compute capability, as the device's name
+        does and older records lack it.
+        """
+        left_out = {"commit", "dirty", "device_busy", "platform", "compute_capability"}
+        return identity(self.model_dump(mode="json", exclude=left_out))
 
 
 class Phase(_Part):

@@ -10,6 +10,8 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
+"""Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
 
 
 class Strict(BaseModel):

@@ -13,6 +13,7 @@ from torch import nn
 from harness.calibration.bench import Bench, Found, Skip, nbytes
 from harness.calibration_log import Reading
 from harness.device_profile import ASSUMED_CONTEXT_BYTES
+from harness.engine.environment import describe_environment
 from harness.planning.allocator import CachingAllocator
 from harness.planning.cuda import blas_workspaces as assumed_blas_workspaces
 from harness.planning.cuda import solver_bytes
@@ -88,7 +89,7 @@ def blas_workspaces(bench: Bench, _: str | None) -> Found:
         layer(x).sum().backward()
         layer.weight.grad = None
     sizes = [forward.left_bytes, backward.left_bytes]
-    expected = sum(assumed_blas_workspaces(torch.cuda.get_device_name(bench.device))) if bench.cuda else None
+    expected = sum(assumed_blas_workspaces(describe_environment().compute_capability)) if bench.cuda else None
     reading = Reading(
         name="cuBLAS workspaces",
         value=sum(sizes),

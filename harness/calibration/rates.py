@@ -20,7 +20,6 @@ def device(bench: Bench, _: str | None) -> Found:
         return Found(sentence=f"{where}: the CPU is the device, so CUDA constants and peaks are not measured")
     free, total = torch.cuda.mem_get_info(bench.device)
     sheet = known_device(environment.device_name, load_devices())
-    major, minor = torch.cuda.get_device_capability(bench.device)
     reading = Reading(
         name="memory",
         value=total,
@@ -32,7 +31,7 @@ def device(bench: Bench, _: str | None) -> Found:
     return Found(
         (reading,),
         f"{where}, CUDA {torch.version.cuda}, driver: {environment.driver or 'not known'}{busy}",
-        {"compute_capability": f"{major}.{minor}", "memory_bytes": total, "free_bytes": free},
+        {"compute_capability": environment.compute_capability, "memory_bytes": total, "free_bytes": free},
     )
 
 

@@ -79,6 +79,7 @@ def _devices() -> list[dict[str, Any]]:
         {
             "device": name,
             "reported_as": list(device.names),
+            "compute_capability": device.compute_capability,
             "bf16_tflops": tera(device.bf16_flops),
             "tf32_tflops": tera(device.tf32_flops),
             "fp32_tflops": tera(device.fp32_flops),

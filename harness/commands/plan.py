@@ -167,11 +167,17 @@ def _tasks(
             device="cuda",
             device_name=profile.device_name if profile else device.names[0] if device else None,
             profile=profile,
+            compute_capability=_capability(device, profile),
             horizon=args.horizon,
             cache_folder=cache_root(),
         )
         for spec in specs
     ]
+
+
+def _capability(device: DeviceSpec | None, profile: DeviceProfile | None) -> str | None:
+    measured = None if profile is None else profile.compute_capability
+    return measured if measured is not None or device is None else device.compute_capability
 
 
 def _line(spec: RunSpec, answer: PlanAnswer, against: _Against) -> dict[str, Any]:

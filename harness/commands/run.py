@@ -198,6 +198,7 @@ def predictions(selection: Selection, environment: Environment, display: Display
             model=selection.models[spec.model_name],
             device=environment.device_type,
             device_name=environment.device_name if environment.device_type == "cuda" else None,
+            compute_capability=environment.compute_capability,
             profile=packaged_profile(environment.device_name) if environment.device_type == "cuda" else None,
             cache_folder=cache_root(),
         )

@@ -43,6 +43,7 @@ def describe_environment() -> Environment:
     return Environment(
         device_type="cuda" if cuda else "cpu",
         device_name=properties.name if properties else _processor(),
+        compute_capability=_compute_capability(device) if cuda else None,
         device_memory_bytes=properties.total_memory if properties else None,
         driver=_driver() if cuda else None,
         num_threads=torch.get_num_threads(),
@@ -74,6 +75,14 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _compute_capability(device: torch.device) -> str | None:
+    """Return an NVIDIA device's capability; None for AMD's: ROCm gives pieces of a gfx name that read like one."""
+    if torch.version.hip is not None:
+        return None
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{major}.{minor}"
 
 
 def _driver() -> str | None:

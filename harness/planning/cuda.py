@@ -11,21 +11,29 @@ import torch
 
 from harness.device_profile import SolverConstants
 
-HOPPER_WORKSPACE = 32 << 20
-"""cuBLAS workspace of compute capability 9 to 12. Source: pytorch/pytorch, aten/src/ATen/cuda/CublasHandlePool.cpp,
-parseChosenWorkspaceSize."""
-OLDER_WORKSPACE = (4096 * 2 + 16 * 8) << 10
-"""The same for older devices: ``:4096:2:16:8``."""
-OLDER_DEVICES = ("A100", "A10", "A30", "A40", "A6000", "L4", "L40", "RTX 30", "RTX 40", "V100", "T4")
-"""Parts of names of devices below compute capability 9."""
+LARGE_WORKSPACE = 32 << 20
+"""cuBLAS workspace of the compute capabilities in ``LARGE_MAJORS``, bytes. cuBLASLt shares it since pull request
+175879; before, it had 1 MiB of its own, which is left out.
+
+Source: pytorch/pytorch, aten/src/ATen/cuda/CublasHandlePool.cpp: parseChosenWorkspaceSize, getCUDABlasLtWorkspace."""
+SMALL_WORKSPACE = (4096 * 2 + 16 * 8) << 10
+"""The same for all others: ``:4096:2:16:8``."""
+LARGE_MAJORS = frozenset({9, 10, 11, 12})
+"""Read in three states of that file: 9.0 alone (at 26a39059ec580351411f180816c47e2ef5134ae1), then with 10 and 12 (pull
+request 175344, February 2026), then with 11 (189312, July 2026). The newest also frees a workspace after each product,
+unless TORCH_CUBLAS_WORKSPACE_CACHE is 1; torch 2.13 keeps them."""
 BLAS_THREADS = 2
 """Threads that multiply matrices, each with a handle and a workspace of its own: the loop's and autograd's."""
 
 
-def blas_workspaces(device_name: str | None) -> list[int]:
-    """Return the sizes of the cuBLAS workspaces that stay allocated; those of the newest devices when none is named."""
-    older = device_name is not None and any(part in device_name.upper() for part in OLDER_DEVICES)
-    return [OLDER_WORKSPACE if older else HOPPER_WORKSPACE] * BLAS_THREADS
+def blas_workspaces(compute_capability: str | None) -> list[int]:
+    """Return the sizes of the cuBLAS workspaces that stay allocated; those of the newest devices where none is known.
+
+    Args:
+        compute_capability: ``major.minor``.
+    """
+    large = compute_capability is None or int(compute_capability.partition(".")[0]) in LARGE_MAJORS
+    return [LARGE_WORKSPACE if large else SMALL_WORKSPACE] * BLAS_THREADS
 
 
 SOLVERS = {"aten::_linalg_svd": "svd", "aten::linalg_qr": "qr", "aten::_linalg_eigh": "eigh"}

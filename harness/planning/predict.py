@@ -41,8 +41,8 @@ class Question:
 
     device: Device
     horizon: Horizon = "run"
-    device_name: str | None = None
-    """As torch reports it; its workspaces are assumed."""
+    compute_capability: str | None = None
+    """``major.minor``; None: not known, and the workspaces of the newest devices are assumed."""
     num_steps: int | None = None
     """Optimizer steps of the run; None: not known."""
     profile: DeviceProfile | None = None
@@ -52,7 +52,7 @@ class Question:
     def blas_workspaces(self) -> Sequence[int]:
         """Return the sizes of cuBLAS's work spaces."""
         measured = None if self.profile is None else self.profile.blas_workspace_bytes
-        return blas_workspaces(self.device_name) if measured is None else [size for size in measured if size]
+        return blas_workspaces(self.compute_capability) if measured is None else [size for size in measured if size]
 
 
 @dataclass(frozen=True)

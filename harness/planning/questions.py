@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
 from harness.record import Prediction
+from harness.settings import ComputeCapability
 from harness.suite import RunSpec, identity
 
 Progress = Callable[[str, int, int | None], None]
@@ -37,6 +38,8 @@ class PlanTask(BaseModel):
     device: Literal["cuda", "cpu"]
     device_name: str | None = None
     """As torch reports it."""
+    compute_capability: ComputeCapability | None = None
+    """None: not known, or not an NVIDIA device."""
     profile: DeviceProfile | None = None
     """What was measured of the device, in place of what is assumed of it."""
     horizon: Horizon = "run"
@@ -58,7 +61,7 @@ class PlanTask(BaseModel):
                 "seed": self.spec.seed if samples_blocks(self.spec.method) else None,
                 "num_steps": self.num_steps,
                 "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated", "folder"}),
-                "device": [self.device, self.device_name],
+                "device": [self.device, self.device_name, self.compute_capability],
                 "profile": None if self.profile is None else self.profile.model_dump(mode="json", exclude={"rates"}),
                 "horizon": self.horizon,
                 "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},

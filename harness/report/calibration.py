@@ -29,8 +29,8 @@ GROUP_TITLES: dict[Group, str] = {
 }
 COLUMNS = ("what", "predicted", "measured", "difference %", "asked for", "reached", "notes")
 DEFINITIONS = (
-    "Predicted is what planning assumed without a device profile, or what a data sheet states where it says so. The "
-    "difference is predicted less measured, in % of the measured value. GB = 10^9 bytes.",
+    "Predicted is what planning says, or what a data sheet states where it says so. The difference is predicted less "
+    "measured, in % of the measured value. GB = 10^9 bytes.",
     "A step time is predicted from the operations of the step, those that checkpointing makes again among them, at the "
     "measured rate of matrix products: it holds neither the optimizer nor projector refreshes, whose share is told.",
 )

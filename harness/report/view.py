@@ -10,7 +10,7 @@ from harness.report.units import gib
 from harness.settings import EvaluationSettings
 from harness.suite import Suite
 
-LEFT_ASIDE = {"commit", "dirty", "device_busy", "platform", "packages", "device_memory_bytes"}
+LEFT_ASIDE = {"commit", "dirty", "device_busy", "platform", "packages", "device_memory_bytes", "compute_capability"}
 
 
 @dataclass(frozen=True)

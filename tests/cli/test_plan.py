@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.commands import plan, run
 from harness.commands.plan import fits, parse_memory
 from harness.commands.run import _refusal, _too_large
+from harness.devices import load_devices
 from harness.errors import HarnessError
-from harness.planning.questions import PlanAnswer
+from harness.models import load_models
+from harness.planning.questions import PlanAnswer, PlanTask
 from harness.record import MemoryBreakdown, Prediction
+from harness.suite import expand, load_suite
 from tests.cli.conftest import command
 from tests.records import ENVIRONMENT
 
@@ -51,6 +57,41 @@ def test_json_holds_what_is_promised_and_is_answered_from_the_cache(tmp_path: Pa
     (again,) = planned(cache, tmp_path, *asked)
     assert again == first
     assert len(list((Path(cache["HARNESS_CACHE"]) / "predictions").iterdir())) == 1
+
+
+@pytest.fixture
+def selection() -> Any:
+    suite = load_suite("quickstart")
+    models = {name: load_models()[name] for name in suite.models}
+    return SimpleNamespace(specs=tuple(expand(suite, models=models, sources={}, seeds=[1])), models=models)
+
+
+@pytest.mark.parametrize("device", ["rtx-4090", "mi300x", None])
+def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Any) -> None:
+    found = load_devices()[device] if device else None
+    tasks = plan._tasks(selection, selection.specs, argparse.Namespace(horizon="run"), found)
+    assert tasks
+    assert {task.compute_capability for task in tasks} == {"8.9" if device == "rtx-4090" else None}
+
+
+def test_runs_are_predicted_with_the_compute_capability_of_their_device(
+    selection: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = ENVIRONMENT.model_copy(
+        update={"device_type": "cuda", "device_name": "a GPU of tomorrow", "compute_capability": "8.6"}
+    )
+    asked: list[PlanTask] = []
+
+    def ask(tasks: list[PlanTask], source_checksum: str, progress: object) -> list[PlanAnswer]:
+        asked.extend(tasks)
+        return [PlanAnswer(error="not asked") for _ in tasks]
+
+    monkeypatch.setattr(run, "ask", ask)
+    run._predictions(selection, gpu, SimpleNamespace(progress=None))  # type: ignore[arg-type]
+    assert asked
+    assert {task.compute_capability for task in asked} == {"8.6"}
+    newer = asked[0].model_copy(update={"compute_capability": "9.0"})
+    assert newer.key("0") != asked[0].key("0")
 
 
 def test_a_horizon_that_sees_more_needs_more(tmp_path: Path, cache: dict[str, str]) -> None:

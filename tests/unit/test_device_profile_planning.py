@@ -10,7 +10,7 @@ import torch
 
 from harness.calibration.attention import Shape, planned_bytes
 from harness.device_profile import AttentionConstants, DeviceProfile, Rates, SolverConstants
-from harness.planning.cuda import HOPPER_WORKSPACE, solver_bytes
+from harness.planning.cuda import LARGE_WORKSPACE, solver_bytes
 from harness.planning.kernels import backward_workspace
 from tests.unit.test_prediction import ROWS, SMALL, predicted, small_spec
 
@@ -39,7 +39,7 @@ def test_a_profile_that_measured_nothing_changes_nothing() -> None:
 
 def test_measured_blas_workspaces_stand_in_place_of_the_assumed() -> None:
     given = profile(blas_workspace_bytes=(40 * MiB, 2 * MiB, 0))
-    assert peak(given=given) - peak() == 42 * MiB - 2 * HOPPER_WORKSPACE
+    assert peak(given=given) - peak() == 42 * MiB - 2 * LARGE_WORKSPACE
 
 
 def test_what_attention_keeps_is_kept_in_every_layer() -> None:

@@ -13,6 +13,7 @@ from harness.report.sides import load_side
 from harness.report.write import write_report
 from harness.store import Store, parse_files
 from harness.suite import load_suite
+from tests.records import ENVIRONMENT
 
 FIXTURES = Path(__file__).parent / "fixtures_records"
 COMMITTED = Path(__file__).parents[2] / "results" / "records"
@@ -38,3 +39,25 @@ def test_every_committed_record_loads() -> None:
     contents = Store(COMMITTED).read()
     assert contents.warnings == ()
     assert len(contents.records) >= 14
+
+
+@pytest.mark.parametrize(
+    "file", [*sorted(FIXTURES.glob("*.jsonl")), *sorted(COMMITTED.glob("*.jsonl"))], ids=lambda file: file.stem
+)
+def test_an_environment_keeps_the_id_that_it_was_recorded_under(file: Path) -> None:
+    records = parse_files([(file.name, file.read_bytes())]).records
+    assert records
+    assert all(record.environment.environment_id == record.environment_id for record in records)
+
+
+def test_a_device_keeps_its_environment_id_once_its_compute_capability_is_recorded() -> None:
+    changes = {
+        "device_type": "cuda",
+        "device_name": "test device",
+        "device_memory_bytes": 80 * 2**30,
+        "driver": "600.1",
+    }
+    device = ENVIRONMENT.model_copy(update=changes)
+    recorded_before_the_field = "54f7eee51083d804"
+    assert device.environment_id == recorded_before_the_field
+    assert device.model_copy(update={"compute_capability": "9.0"}).environment_id == recorded_before_the_field

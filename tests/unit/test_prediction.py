@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +13,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from harness.engine.loading import build_model
 from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
+from harness.errors import HarnessError
 from harness.labels import load_labels
 from harness.models import BaseModelSpec, ModelShape, load_models
+from harness.planning import worker
+from harness.planning.cuda import blas_workspaces
 from harness.planning.predict import Question, predict
+from harness.planning.questions import PlanTask
 from harness.record import Prediction
 from harness.suite import RunSpec
 from tests.real_runs import SCORES, STEPS, peak_of_real_run, spec_of
@@ -249,3 +254,51 @@ def test_operations_of_a_step_are_those_of_the_closed_form(accumulation: int, de
     assert 0 < told.recomputed_flops_per_step < told.flops_per_step / 3
     kept = predicted(small_spec("full", dtype="bf16", gradient_checkpointing=False), device=device)
     assert kept.recomputed_flops_per_step == 0
+
+
+@pytest.mark.parametrize(
+    ("compute_capability", "workspace"),
+    [
+        ("7.5", 8_519_680),  # what a T4's allocator shows for ":4096:2:16:8"
+        ("8.0", 8_519_680),
+        ("8.6", 8_519_680),
+        ("8.9", 8_519_680),
+        ("9.0", 32 * 2**20),
+        ("10.3", 32 * 2**20),
+        ("12.0", 32 * 2**20),
+        (None, 32 * 2**20),
+    ],
+)
+def test_older_devices_have_smaller_workspaces(compute_capability: str | None, workspace: int) -> None:
+    assert blas_workspaces(compute_capability) == [workspace, workspace]
+
+
+def test_a_prediction_holds_the_workspaces_of_its_device() -> None:
+    spec = small_spec("full", dtype="bf16")
+    newer, older, unknown = (
+        predicted(spec, device="cuda", compute_capability=capability) for capability in ("9.0", "8.9", None)
+    )
+    # The allocator leaves up to 1 MiB of a block unsplit, and the workspaces change which block a tensor goes to.
+    difference = pytest.approx(2 * (32 * 2**20 - 8_519_680), abs=2**20)
+    assert newer.peak_bytes - older.peak_bytes == difference
+    assert newer.at_peak.other_bytes - older.at_peak.other_bytes == difference
+    assert unknown.peak_bytes == newer.peak_bytes
+
+
+def test_the_process_that_predicts_is_told_the_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[Question] = []
+
+    def note(spec: RunSpec, model: BaseModelSpec, question: Question, scores: object) -> Prediction:
+        asked.append(question)
+        raise HarnessError("noted")
+
+    monkeypatch.setattr(worker, "predict", note)
+    spec = small_spec("full")
+    worker.answer(
+        PlanTask(
+            spec=spec, model=SMALL, device="cuda", device_name="A", compute_capability="8.6", cache_folder=tmp_path
+        )
+    )
+    assert asked == [Question("cuda", "run", "8.6", STEPS)]
