@@ -69,7 +69,7 @@ def selection() -> Any:
 @pytest.mark.parametrize("device", ["rtx-4090", "mi300x", None])
 def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Any) -> None:
     found = load_devices()[device] if device else None
-    tasks = plan._tasks(selection, selection.specs, argparse.Namespace(horizon="run"), found)
+    tasks = plan._tasks(selection, selection.specs, argparse.Namespace(horizon="run"), found, None)
     assert tasks
     assert {task.compute_capability for task in tasks} == {"8.9" if device == "rtx-4090" else None}
 
@@ -87,7 +87,7 @@ def test_runs_are_predicted_with_the_compute_capability_of_their_device(
         return [PlanAnswer(error="not asked") for _ in tasks]
 
     monkeypatch.setattr(run, "ask", ask)
-    run._predictions(selection, gpu, SimpleNamespace(progress=None))  # type: ignore[arg-type]
+    run.predictions(selection, gpu, SimpleNamespace(progress=None))  # type: ignore[arg-type]
     assert asked
     assert {task.compute_capability for task in asked} == {"8.6"}
     newer = asked[0].model_copy(update={"compute_capability": "9.0"})
@@ -212,3 +212,51 @@ def test_every_record_carries_its_prediction(tmp_path: Path, tiny_llama: Path, s
     assert told["at_peak"]["weights_bytes"] == seen["weights_bytes"]
     # Rows are shorter than the longest there can be, so the run needs at most what is told.
     assert sum(seen.values()) <= told["peak_bytes"]
+
+
+PROFILE = """device_name = "NVIDIA A10"
+device_type = "{kind}"
+compute_capability = "8.6"
+memory_bytes = 23609475072
+torch = "2.13.0"
+sizes = "{sizes}"
+measured_at = "2026-01-01T00:00:00Z"
+context_bytes = 300000000
+blas_workspace_bytes = [1073741824, 1073741824]
+[rates]
+bf16_flops = 1e14
+"""
+
+
+def profile(folder: Path, kind: str = "cuda", sizes: str = "full") -> str:
+    (folder / "p.toml").write_text(PROFILE.format(kind=kind, sizes=sizes))
+    return str(folder / "p.toml")
+
+
+def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("--model", "smollm2-135m", "--method", "full", *SHAPE, "--max-steps", "3")
+    (plain,) = planned(cache, tmp_path, *asked, "--seed", "1")
+    (given,) = planned(cache, tmp_path, *asked, "--seed", "1", "--device-profile", profile(tmp_path))
+    assert plain["device_memory_bytes"] is plain["step_seconds"] is None
+    assert given["device_memory_bytes"] == 23609475072
+    assert given["peak_bytes"] - plain["peak_bytes"] == 2 * (1 << 30) - 2 * (32 << 20)
+    flops = given["flops_per_step"] + given["recomputed_flops_per_step"]
+    assert given["step_seconds"] == pytest.approx(flops / 1e14)
+    done = command("plan", *asked, "--device-profile", profile(tmp_path), cwd=tmp_path, environment=cache)
+    assert "measured on NVIDIA A10 with torch 2.13.0" in done.stdout
+    assert "0.279 GiB for the CUDA context" in done.stdout
+
+
+def test_a_profile_of_a_cpu_is_refused_and_one_of_tiny_shapes_is_warned_of(
+    tmp_path: Path, cache: dict[str, str]
+) -> None:
+    asked = ("plan", "--model", "smollm2-135m", "--method", "full", *SHAPE, "--max-steps", "3", "--device-profile")
+    refused = command(*asked, profile(tmp_path, kind="cpu"), cwd=tmp_path, environment=cache)
+    assert refused.returncode == 2
+    assert "which is no CUDA device" in refused.stderr
+    warned = command(*asked, profile(tmp_path, sizes="smoke"), cwd=tmp_path, environment=cache)
+    assert warned.returncode == 0, warned.stderr
+    assert "measured with tiny shapes" in warned.stderr
+    missing = command(*asked, str(tmp_path / "none.toml"), cwd=tmp_path, environment=cache)
+    assert missing.returncode == 2
+    assert "there is no file or folder" in missing.stderr
