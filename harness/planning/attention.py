@@ -90,7 +90,8 @@ def _cuda_attention(
     else:
         groups = query.shape[1] // key.shape[1]
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        out = EfficientAttention.apply(query, key, value, kept_bias(attention_mask, query))  # type: ignore[no-untyped-call]
+        bias = kept_bias(attention_mask, query)
+        out = EfficientAttention.apply(query, key, value, bias)  # type: ignore[no-untyped-call]
     assert isinstance(out, torch.Tensor)
     return out.transpose(1, 2), None
 

@@ -286,14 +286,14 @@ def _most_gradients(span: Span) -> int:
 
 
 def _assumptions(run: FakeRun, question: Question) -> list[str]:
-    """Return what was taken for granted of rows and attention."""
-    train = run.train
-    found = []
+    train, found = run.train, []
     if not train.packing:
-        under_mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
-        found.append(
-            f"every row was taken as {train.sequence_length} tokens, the longest that there can be{under_mask}"
-        )
-    if question.device == "cuda" and train.dtype == "fp32":
-        found.append("attention in fp32 was taken as on a CPU")
+        mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
+        found.append(f"every row was taken as {train.sequence_length} tokens, the longest that there can be{mask}")
+    if question.device == "cuda":
+        window = getattr(run.model.config, "sliding_window", None)
+        if train.dtype == "fp32":
+            found.append("attention in fp32 was taken as on a CPU")
+        elif run.masked or (window is not None and train.sequence_length >= window):
+            found.append("attention under a mask was taken as torch's memory-efficient kernel")
     return found

@@ -107,6 +107,7 @@ def test_a_window_costs_on_cuda_what_the_closed_form_says(length: int) -> None:
     def activations(window: int | None) -> int:
         model = model_of("MistralForCausalLM", window)
         told = predicted(spec_for("full", model, length, rows, "bf16", gradient_checkpointing=False), model, "cuda")
+        assert (window is not None) == any("memory-efficient kernel" in sentence for sentence in told.assumptions)
         assert told.peak_phase == "backward"  # in the loss, all layers' kept tensors beside it
         return told.at_peak.activations_bytes
 
