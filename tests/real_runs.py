@@ -42,6 +42,7 @@ def peak_of_real_run(
     lengths: Sequence[int],
     *,
     steps: int = STEPS,
+    scores: Sequence[float] = SCORES,
     spoil: Callable[[TrainingLoop], None] = lambda loop: None,
 ) -> int:
     """Return the largest sum of bytes that torch's CPU allocator reports while the steps of a real run are taken.
@@ -51,6 +52,7 @@ def peak_of_real_run(
         model_spec: A model with a shape; its weights are random.
         lengths: Of the rows of every micro-batch, which is padded to the longest.
         steps: Optimizer steps.
+        scores: Of the blocks, where the method asks for them.
         spoil: Called with the loop before the first step.
     """
     assert spec.train is not None and model_spec.shape is not None
@@ -72,7 +74,7 @@ def peak_of_real_run(
             num_steps=steps,
             train=spec.train,
             decoder=decoder,
-            block_scores={} if request is None else {request: SCORES},
+            block_scores={} if request is None else {request: scores},
         )
         enable_checkpointing(model, decoder, spec.train)
         trained = method.prepare(model, context)

@@ -13,6 +13,7 @@ mask.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 from torch import nn
 
@@ -53,7 +54,7 @@ def needs_padding_mask(model: nn.Module, *, other_attention: Collection[str] = (
 
 def _is_unknown(model: nn.Module, attention: Collection[str]) -> bool:
     """Return whether a model of transformers is, by class and configuration, not known to be causal throughout."""
-    config = model.config
+    config: Any = model.config
     settings = vars(config)
     return (
         config.model_type not in CAUSAL_ARCHITECTURES

@@ -28,6 +28,8 @@ from harness.suite import RunSpec
 
 Horizon = Literal["first", "run", "all-visited"]
 
+CUDNN_FIRST = ("9", "10")
+"""Major compute capabilities on which torch asks cuDNN's attention before its own. Source: as ``kernels`` has it."""
 WALKED_CHANGES = 500
 """Changes of the active blocks that are walked: kept states are complete by then."""
 
@@ -302,15 +304,25 @@ def _most_gradients(span: Span) -> int:
 
 def _assumptions(run: FakeRun, question: Question) -> list[str]:
     """Return what was taken for granted of rows and attention."""
-    train = run.train
-    found = []
+    train, found = run.train, []
     if not train.packing:
-        under_mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
-        found.append(
-            f"every row was taken as {train.sequence_length} tokens, the longest that there can be{under_mask}"
-        )
-    if question.device == "cuda" and train.dtype == "fp32":
-        found.append("attention in fp32 was taken as on a CPU")
-    if question.device == "cuda" and question.profile is not None:
-        found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
+        mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
+        found.append(f"every row was taken as {train.sequence_length} tokens, the longest that there can be{mask}")
+    if question.device == "cuda":
+        window = getattr(run.model.config, "sliding_window", None)
+        masked = run.masked or (window is not None and train.sequence_length >= window)
+        if question.profile is not None:
+            found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
+        if train.dtype == "fp32":
+            found.append("attention in fp32 was taken as on a CPU")
+        elif question.profile is None or not question.profile.attention:
+            found += _kernel(masked, question.compute_capability)
     return found
+
+
+def _kernel(masked: bool, compute_capability: str | None) -> list[str]:
+    """Return which kernel of attention was assumed, where it is not the one that torch takes for certain."""
+    kernel = "memory-efficient kernel, under a mask" if masked else "flash attention"
+    if compute_capability is not None and compute_capability.partition(".")[0] in CUDNN_FIRST:
+        return [f"attention was taken as torch's {kernel}: at capability {compute_capability} torch may take cuDNN's"]
+    return [f"attention was taken as torch's {kernel}"] if masked else []
