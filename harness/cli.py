@@ -77,10 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
     command.add_argument("--json", action="store_true", help="as JSON")
 
-    command = commands.add_parser("prepare", help="download and convert what a suite needs")
-    _suite(command)
-    _selection(command)
-    _assets(command)
+    _add_prepare(commands)
+    _add_doctor(commands)
 
     command = commands.add_parser(
         "layers", help="outlier scores of a model's blocks, and how often each would be drawn"
@@ -146,6 +144,21 @@ def build_parser() -> argparse.ArgumentParser:
     add_compare(commands)
     add_history(commands, RESULTS)
     return parser
+
+
+def _add_prepare(commands: Any) -> None:
+    command = commands.add_parser("prepare", help="download and convert what a suite needs")
+    _suite(command)
+    _selection(command)
+    _assets(command)
+
+
+def _add_doctor(commands: Any) -> None:
+    command = commands.add_parser("doctor", help="what this machine has and lacks; for reports of bugs too")
+    command.add_argument("--suite", metavar="NAME", help="also what this suite still lacks here")
+    _selection(command)
+    _results(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_show_data(commands: Any) -> None:

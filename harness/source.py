@@ -1,9 +1,10 @@
-"""Which source of the harness this is: the checksum that stands for it in identities."""
+"""Which source of the harness this is: the checksum that stands for it in identities, and the commit it lies in."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import subprocess
 from functools import cache
 from pathlib import Path
 
@@ -26,3 +27,22 @@ def source_checksum() -> str:
                 digest.update(f"{package}/{file.relative_to(root).as_posix()}\n".encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()
+
+
+def checkout_state() -> tuple[str | None, bool | None]:
+    """Return commit and dirty flag of the checkout that this package lies in; (None, None) outside a checkout."""
+    root = Path(str(importlib.resources.files("harness")))
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout if done.returncode == 0 else None
+
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        return None, None
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return (commit.strip() if commit else None), (bool(changes.strip()) if changes is not None else None)
