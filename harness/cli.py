@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
+from harness.commands._bundle_options import add_bundle_options
 from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 from harness.printable import printable
@@ -151,6 +152,7 @@ def _add_prepare(commands: Any) -> None:
     _suite(command)
     _selection(command)
     _assets(command)
+    add_bundle_options(command)
 
 
 def _add_doctor(commands: Any) -> None:
