@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 from harness.tuned import ENDING
 
 SOURCES = ("harness", "harness.methods", "harness.suites")
+APART = ("harness.methods", "harness.suites", "harness.published")
+"""Packages with a folder of their own in a checkout; published numbers move no run."""
 
 
 @cache
@@ -19,12 +22,22 @@ def source_checksum() -> str:
 
     Tuned learning rates are left out: they enter a run's identity by themselves, and writing them changes no other run.
     """
+    return checksum_of({package: Path(str(importlib.resources.files(package))) for package in SOURCES})
+
+
+def checksum_of(roots: Mapping[str, Path]) -> str:
+    """Return the checksum of packages by their folders; one that lies in another's folder counts once.
+
+    In a checkout the packages lie beside each other, where they are installed inside the first: both have one checksum.
+    """
     digest = hashlib.sha256()
-    for package in SOURCES:
-        root = Path(str(importlib.resources.files(package)))
+    for package, root in roots.items():
         for file in sorted(root.rglob("*")):
+            path = file.relative_to(root)
+            if f"{package}.{path.parts[0]}" in APART:
+                continue
             if file.suffix in {".py", ".toml"} and not file.name.endswith(ENDING) and file.is_file():
-                digest.update(f"{package}/{file.relative_to(root).as_posix()}\n".encode())
+                digest.update(f"{package}/{path.as_posix()}\n".encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()
 
