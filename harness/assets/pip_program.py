@@ -50,6 +50,11 @@ class Answer:
             return f"these exclude each other: {causes}; mend the constraints or what is left out"
         lines = [line.strip() for line in self.output.splitlines() if line.strip()]
         errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+        if "(from versions: none)" in self.output and errors:
+            return (
+                f"pip says: {errors[-1].rstrip('.')}, of which it found no version at all; is its name right, and is "
+                "the package index reached?"
+            )
         useful = [line for line in errors if not line.startswith("ResolutionImpossible")]
         return f"pip says: {(useful or errors or lines or [f'exit code {self.code}'])[-1].rstrip('.')}"
 
