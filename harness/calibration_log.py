@@ -30,7 +30,7 @@ Sizes = Literal["full", "smoke"]
 """``smoke``: tiny shapes, which show that the machinery works and nothing of the device."""
 SUITES: dict[Sizes, str] = {"full": "calibration", "smoke": "calibration-small"}
 """Whose runs are the ladder."""
-Unit = Literal["bytes", "bytes/s", "FLOP/s", "tokens/s", "s", "ratio", "bytes a head and token", "matrices", "relative"]
+Unit = Literal["bytes", "bytes/s", "FLOP/s", "tokens/s", "s", "ratio", "B/head/token", "matrices", "relative"]
 
 
 class Reading(Strict):

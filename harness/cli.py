@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
-from harness.calibration_log import GROUPS
+from harness.commands._bundle_options import add_bundle_options
+from harness.commands._calibrating import add_calibrate
 from harness.commands._comparing import add_compare, add_history
 from harness.errors import HarnessError
 from harness.printable import printable
@@ -78,10 +79,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
     command.add_argument("--json", action="store_true", help="as JSON")
 
-    command = commands.add_parser("prepare", help="download and convert what a suite needs")
-    _suite(command)
-    _selection(command)
-    _assets(command)
+    _add_prepare(commands)
+    _add_doctor(commands)
 
     command = commands.add_parser(
         "layers", help="outlier scores of a model's blocks, and how often each would be drawn"
@@ -116,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _assets(command)
 
     _add_judge(commands)
-    _add_calibrate(commands)
+    add_calibrate(commands, RESULTS)
 
     command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
     _suite(command)
@@ -151,6 +150,22 @@ def _add_report(commands: Any) -> None:
     command.add_argument(
         "--format", action="append", choices=FORMATS, metavar="|".join(FORMATS), help="may be repeated"
     )
+
+
+def _add_prepare(commands: Any) -> None:
+    command = commands.add_parser("prepare", help="download and convert what a suite needs")
+    _suite(command)
+    _selection(command)
+    _assets(command)
+    add_bundle_options(command)
+
+
+def _add_doctor(commands: Any) -> None:
+    command = commands.add_parser("doctor", help="what this machine has and lacks; for reports of bugs too")
+    command.add_argument("--suite", metavar="NAME", help="also what this suite still lacks here")
+    _selection(command)
+    _results(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_show_data(commands: Any) -> None:
@@ -225,47 +240,6 @@ def _add_tune(commands: Any) -> None:
     command.add_argument("--out", metavar="FILE", help="where the choices go (default: what the suite names)")
     _how_to_run(command)
     command.set_defaults(repeat=None, keep_weights=False)
-
-
-def _add_calibrate(commands: Any) -> None:
-    command = commands.add_parser(
-        "calibrate", help="what this device can do, and whether predictions hold on it; what is answered is skipped"
-    )
-    command.add_argument(
-        "--budget-seconds",
-        type=_seconds,
-        default=480.0,
-        metavar="N",
-        help="stop after so long, the most valuable first, and exit with 3; the same command goes on (default: 480)",
-    )
-    command.add_argument(
-        "--part",
-        action="append",
-        choices=GROUPS,
-        help="this part only; may be repeated (default: all, in this order)",
-    )
-    command.add_argument("--smoke", action="store_true", help="tiny shapes: tries the machinery, on a CPU too")
-    command.add_argument("--again", action="store_true", help="ask also what is answered already")
-    _results(command)
-    command.set_defaults(
-        model=None,
-        method=None,
-        data=[],
-        wheel=[],
-        offline=True,
-        repeat=None,
-        keep_weights=False,
-        dry_run=False,
-        retry=[],
-        any_environment=False,
-        checkpoint_every=None,
-        timeout=None,
-        devices=None,
-        busy="use",
-        executor="local",
-        ray_address=None,
-        cpus_per_run=None,
-    )
 
 
 def _how_to_run(command: argparse.ArgumentParser) -> None:

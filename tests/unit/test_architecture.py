@@ -16,6 +16,7 @@ import harness
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
+    "diagnosis",
     "errors",
     "placement",
     "calibration_log",

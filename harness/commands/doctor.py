@@ -1,0 +1,117 @@
+"""``harness doctor``: what this machine has and lacks, as plain text that a report of a bug can hold, or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import shlex
+from pathlib import Path
+
+from harness import __version__
+from harness.assets.cache import cache_root
+from harness.assets.runs import missing_for
+from harness.commands._doctor_actions import actions
+from harness.commands._doctor_text import as_text, without_home
+from harness.commands._output import say
+from harness.commands._places import place_facts
+from harness.commands._selection import select
+from harness.diagnosis import Diagnosis, NetworkFacts, SuiteFacts
+from harness.engine.device_probe import ask_nvidia, ask_torch
+from harness.errors import HarnessError
+from harness.printable import as_json
+from harness.source import checkout_state
+
+PACKAGES = (
+    *("torch", "transformers", "peft", "lm-eval", "tokenizers", "safetensors", "accelerate", "datasets", "numpy"),
+    *("huggingface-hub", "pydantic", "filelock", "ray", "fschat", "openai", "anthropic", "nvidia-ml-py"),
+)
+"""Those that can move a number or stop a run, and those of the extras."""
+PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
+PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CERT")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Print the diagnosis; exit with 1 when something needs action."""
+    if args.suite is None and (args.model or args.method or args.data):
+        raise HarnessError("--model, --method and --data choose from a suite; name one with --suite")
+    found = _facts(args)
+    found = found.model_copy(update={"actions": tuple(actions(found))})
+    say(without_home(as_json(found.model_dump(mode="json"))) if args.json else as_text(found))
+    return 1 if found.actions else 0
+
+
+def _facts(args: argparse.Namespace) -> Diagnosis:
+    cache = place_facts(cache_root(), size=True)
+    commit, dirty = checkout_state()
+    torch = ask_torch()
+    total, available = _host_memory()
+    return Diagnosis(
+        harness=__version__,
+        commit=commit,
+        dirty=dirty,
+        python=f"{platform.python_version()} ({platform.python_implementation()})",
+        platform=platform.platform(),
+        packages={name: _version(name) for name in PACKAGES},
+        torch=None if isinstance(torch, str) else torch,
+        torch_error=torch if isinstance(torch, str) else None,
+        nvidia=ask_nvidia(),
+        omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+        cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        host_memory_bytes=total,
+        host_available_bytes=available,
+        cache=cache,
+        results=place_facts(Path(args.results), locks=True),
+        network=_network(),
+        suite=_suite(args) if args.suite is not None else None,
+    )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _host_memory() -> tuple[int | None, int | None]:
+    """Return total and available bytes; None where the system does not say (it is no Linux)."""
+    found: dict[str, int] = {}
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if value.endswith(" kB"):
+                found[name] = int(value.removesuffix(" kB")) * 1024
+    except (OSError, ValueError):
+        return None, None
+    return found.get("MemTotal"), found.get("MemAvailable")
+
+
+def _network() -> NetworkFacts:
+    def is_set(name: str) -> bool:
+        return bool(os.environ.get(name))
+
+    token_file = Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface") / "token"
+    return NetworkFacts(
+        # As huggingface_hub 2.4.0 reads it: constants.py, HF_HUB_OFFLINE.
+        hub_offline=(os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").upper()
+        in ("1", "ON", "YES", "TRUE"),
+        hub_endpoint_set=is_set("HF_ENDPOINT"),
+        hub_token_set=is_set("HF_TOKEN") or token_file.is_file(),
+        proxies_set=tuple(name for name in PROXIES if is_set(name) or is_set(name.upper())),
+        pip_settings=tuple(name for name in PIP_SETTINGS if is_set(name)),
+    )
+
+
+def _suite(args: argparse.Namespace) -> SuiteFacts:
+    selection = select(args, tuned=False)
+    command = ["harness", "prepare", "--suite", args.suite]
+    for option, values in (("--model", args.model), ("--method", args.method), ("--data", args.data)):
+        for value in values or ():
+            command += [option, value]
+    return SuiteFacts(
+        name=selection.suite.name,
+        missing=tuple(missing_for(selection.specs, selection.models.values(), selection.data)),
+        command=shlex.join(command),
+    )
