@@ -6,7 +6,7 @@ set -euo pipefail
 fail() { echo "install.sh: error: $*" >&2; exit 2; }
 
 bundle=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-venv=${1:-$bundle/venv}
+venv=${1:-$bundle/venv}; case $venv in /*) ;; *) venv=$PWD/$venv ;; esac
 version='@PYTHON@' machine='@MACHINE@' glibc='@GLIBC@' left_out='@LEFT_OUT@'
 
 # Nothing of the bundle is used before all of it is known to be whole.
@@ -56,11 +56,12 @@ export HARNESS_CACHE="$bundle/cache" HF_HUB_OFFLINE=1
 "$venv/bin/harness" prepare --offline @ARGUMENTS@ ||
   fail "the suite could not be prepared from $HARNESS_CACHE (see above)"
 
+enter="export PATH='$venv/bin':\"\$PATH\""; [ ! -f "$venv/bin/activate" ] || enter="source '$venv/bin/activate'"
 cat <<P
 
 installed in $venv; to run:
 
-  source '$venv/bin/activate'
+  $enter
   export HARNESS_CACHE='$HARNESS_CACHE' HF_HUB_OFFLINE=1
   harness run --offline @SHOWN@
 P

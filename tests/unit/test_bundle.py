@@ -82,11 +82,12 @@ def install(folder: Path, *arguments: str, script: str = "install.sh", **variabl
 def test_a_bundle_installs_without_a_network_and_says_what_to_run(make: Make, tmp_path: Path) -> None:
     made = make()
     assert made.num_packages == 2 and made.num_parts == 0
-    done = install(tmp_path / "bundle", str(tmp_path / "a venv"), PIP_CONSTRAINT="/nowhere", PIP_NO_INDEX="0")
+    done = install(tmp_path / "bundle", "a venv", PIP_CONSTRAINT="/nowhere", PIP_NO_INDEX="0")
     assert done.returncode == 0, done.stderr
     cache = tmp_path / "bundle" / "cache"
     options = f"--suite quickstart --data alpaca={tmp_path}/bundle/data/alpaca.json --method lora"
     assert f"called: prepare --offline {options} {cache} 1\n" in done.stdout
+    assert f"source '{tmp_path}/a venv/bin/activate'\n" in done.stdout
     assert f"export HARNESS_CACHE='{cache}' HF_HUB_OFFLINE=1\n" in done.stdout
     shown = f"harness run --offline --suite quickstart --data 'alpaca={tmp_path}/bundle/data/alpaca.json'"
     assert f"{shown} --method 'lora'\n" in done.stdout

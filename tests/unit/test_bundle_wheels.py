@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 from harness.assets import bundle_source
 from harness.assets.bundle_source import rebuilt_wheel
-from harness.assets.bundle_target import Target, least_glibc, target_of
+from harness.assets.bundle_target import PYTHONS, Target, least_glibc, target_of
 from harness.assets.bundle_wheels import Wanted, collect_wheels
 from harness.assets.cache import silent
 from harness.errors import HarnessError
@@ -65,6 +66,7 @@ def test_wheels_and_markers_are_those_of_the_target(index: Path, collect: Collec
     assert f"compiled-1.0-{CP}-{CP}-manylinux_2_17_x86_64.whl" in names and len(names) == 4
 
 
+@pytest.mark.slow
 def test_what_is_left_out_takes_with_it_what_only_it_needs(
     index: Path, collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +95,7 @@ def test_a_package_with_source_alone_is_built(index: Path, collect: Collect, tmp
     assert (tmp_path / "wheels" / "only_source-1.0-py3-none-any.whl").is_file()
 
 
+@pytest.mark.slow
 def test_a_built_wheel_of_one_platform_is_for_no_other(index: Path, collect: Collect) -> None:
     tag = f"cp{RUNNING.replace('.', '')}-cp{RUNNING.replace('.', '')}-linux_{platform.machine()}"
     make_source(index, "only-source", tag=tag)
@@ -154,6 +157,11 @@ def test_a_harness_without_checkout_and_without_wheel_is_refused(
     monkeypatch.setattr(bundle_source.harness, "__file__", str(package / "__init__.py"))
     with pytest.raises(HarnessError, match="runs from neither a checkout nor an installed wheel"):
         bundle_source.own_wheel(tmp_path, silent)
+
+
+def test_bundles_are_for_every_python_that_the_harness_runs_on() -> None:
+    asked = SpecifierSet(str(importlib.metadata.metadata("finetune-harness")["Requires-Python"]))
+    assert tuple(f"3.{minor}" for minor in range(8, 30) if f"3.{minor}" in asked) == PYTHONS
 
 
 def test_the_oldest_glibc_is_what_the_most_demanding_wheel_asks_for() -> None:
