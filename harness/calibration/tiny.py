@@ -62,7 +62,7 @@ class TinyRun:
         loop = self.loop
         loop.model.train()
         for _ in range(steps):
-            batch = self.batches[loop.step].to(loop.device)
+            batch = loop.placed(self.batches[loop.step])
             with loop.memory.step(loop.step, batch.tensors):
                 self.losses.append(loop.train_step([batch])[0])
             loop.step += 1

@@ -7,7 +7,10 @@ comes last. What is answered already in this environment is skipped; what failed
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +33,8 @@ from harness.report.files import replace_file
 from harness.store import Store
 from harness.suite import RunSpec
 
+CORES_FOR_TWO = 4
+"""Cores from which a process that predicts takes nothing from one that measures a GPU."""
 LEFT = "not reached: the budget ended"
 
 
@@ -84,8 +89,12 @@ def main(args: argparse.Namespace) -> int:
     warn(read_log(store.folder).warnings)
     if environment.device_busy:
         warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off"])
+    args.suite = SUITES[run.sizes]
+    foretelling = _foretell(run, args) if "ladder" in run.groups else None
     for group in run.groups:
         if group == "ladder":
+            if foretelling is not None:
+                foretelling.join(timeout=max(0.0, run.stop_at - time.monotonic()))
             _climb(run, args)
         else:
             _ask(run, group)
@@ -120,9 +129,29 @@ def _ask(run: _Calibration, group: Group) -> None:
         run.not_run += [(group, part.name, LEFT) for part in left]
 
 
+def _foretell(run: _Calibration, args: argparse.Namespace) -> threading.Thread | None:
+    """Have the ladder's runs predicted beside the checks, where that takes no core from them; None where it would.
+
+    Predictions are kept in the cache as they come, so that the ladder finds them there.
+    """
+    if len(run.groups) == 1 or (os.cpu_count() or 1) < CORES_FOR_TWO:
+        return None
+
+    def foretell() -> None:
+        with contextlib.suppress(HarnessError):  # the ladder asks again, and says why
+            predictions(select(args), run.environment, _silent)
+
+    thread = threading.Thread(target=foretell, daemon=True)
+    thread.start()
+    return thread
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    """Show nothing: the checks are shown."""
+
+
 def _climb(run: _Calibration, args: argparse.Namespace) -> None:
     """Do the runs of the ladder that the device holds, as far as the budget reaches."""
-    args.suite = SUITES[run.sizes]
     if (left := run.stop_at - time.monotonic()) <= 0:
         chosen = select(args)
     else:
@@ -144,7 +173,7 @@ def _holding(run: _Calibration, selection: Selection) -> Selection:
     if memory is None:
         return selection
     with Display() as display:
-        answers = predictions(selection, run.environment, display)
+        answers = predictions(selection, run.environment, display.progress)
     kept: list[RunSpec] = []
     for spec in selection.specs:
         prediction = answers[spec.run_id].prediction

@@ -25,7 +25,7 @@ from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, wo
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
-from harness.planning.questions import PlanAnswer, PlanTask, ask
+from harness.planning.questions import PlanAnswer, PlanTask, Progress, ask
 from harness.record import Environment, Prediction
 from harness.report.units import gib
 from harness.store import Contents, Store, has_outcome
@@ -91,7 +91,7 @@ def _execute(
     if not to_do.specs:
         return 0
     with Display() as display:
-        answers = predictions(to_do, environment, display)
+        answers = predictions(to_do, environment, display.progress)
     warn(_too_large(answers, environment))
     tasks = [
         _task(
@@ -185,7 +185,7 @@ def _task(
     )
 
 
-def predictions(selection: Selection, environment: Environment, display: Display) -> dict[str, PlanAnswer]:
+def predictions(selection: Selection, environment: Environment, progress: Progress) -> dict[str, PlanAnswer]:
     """Return what each run that trains is told to need on this device, by run id; equal questions are kept.
 
     Raises:
@@ -204,7 +204,7 @@ def predictions(selection: Selection, environment: Environment, display: Display
         )
         for spec in specs
     ]
-    answers = ask(tasks, environment.source_checksum, display.progress)
+    answers = ask(tasks, environment.source_checksum, progress)
     return {spec.run_id: answer for spec, answer in zip(specs, answers, strict=True)}
 
 

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -117,15 +117,16 @@ def ask(tasks: Sequence[PlanTask], source_checksum: str, progress: Progress) -> 
     missing = {key: task for key, task in wanted.items() if key not in answers}
     if missing:
         assert folder is not None
-        for key, answer in _compute(missing, progress).items():
+        for key, answer in _compute(missing, progress):
             answers[key] = answer
             if answer.lasting:
                 _keep(folder / f"{key}.json", answer)
     return [answers[key] for key in keys]
 
 
-def _compute(missing: Mapping[str, PlanTask], progress: Progress) -> dict[str, PlanAnswer]:
-    answers: dict[str, PlanAnswer] = {}
+def _compute(missing: Mapping[str, PlanTask], progress: Progress) -> Iterator[tuple[str, PlanAnswer]]:
+    """Yield each answer as it comes, in the order of the questions."""
+    num_answers = 0
     lines = "".join(f"{json.dumps([key, task.model_dump(mode='json')])}\n" for key, task in missing.items())
     child = subprocess.Popen(
         [sys.executable, "-P", "-m", "harness.planning.worker"],
@@ -142,16 +143,16 @@ def _compute(missing: Mapping[str, PlanTask], progress: Progress) -> dict[str, P
         child.stdin.close()
         for line in child.stdout:
             key, answer = json.loads(line)
-            answers[key] = PlanAnswer.model_validate(answer)
-            progress("predicting memory", len(answers), len(missing))
+            num_answers += 1
+            yield key, PlanAnswer.model_validate(answer)
+            progress("predicting memory", num_answers, len(missing))
         errors = child.stderr.read()
     finally:
         child.kill()
         child.wait()
-    if len(answers) < len(missing):
+    if num_answers < len(missing):
         last = (errors.strip().splitlines() or ["it said nothing"])[-1]
         raise HarnessError(f"the process that predicts memory ended early: {last}")
-    return answers
 
 
 def _kept(file: Path) -> PlanAnswer | None:

@@ -87,7 +87,7 @@ def test_runs_are_predicted_with_the_compute_capability_of_their_device(
         return [PlanAnswer(error="not asked") for _ in tasks]
 
     monkeypatch.setattr(run, "ask", ask)
-    run.predictions(selection, gpu, SimpleNamespace(progress=None))  # type: ignore[arg-type]
+    run.predictions(selection, gpu, lambda what, done, total: None)
     assert asked
     assert {task.compute_capability for task in asked} == {"8.6"}
     newer = asked[0].model_copy(update={"compute_capability": "9.0"})
