@@ -43,6 +43,8 @@ class Order:
     """For the result of a part whose process died."""
     stop_at: float = math.inf
     """Time of ``time.monotonic()`` at which the part under way is cut off."""
+    part_seconds: float = 180.0
+    """A part that takes longer has failed, so that what hangs keeps nothing else from being asked."""
 
 
 def conduct(
@@ -96,22 +98,24 @@ def _ask(
     lines: Queue[bytes | None] = Queue()
     for target, stream, sink in ((_collect, child.stderr, log), (_enqueue, child.stdout, lines)):
         threading.Thread(target=target, args=(stream, sink), daemon=True).start()
-    done, under_way = 0, parts[0]
+    done, under_way, too_long = 0, parts[0], False
     try:
         with contextlib.suppress(BrokenPipeError):
             names = [part.name for part in parts]
             message = {"parts": names, "sizes": order.sizes, "cache_folder": str(order.cache_folder)}
             child.stdin.write(json.dumps(message).encode() + b"\n")
             child.stdin.flush()
-        for event in _events(lines, order.stop_at):
-            if "begins" in event:
+        for event in _events(lines, order):
+            if event is None:
+                too_long = True
+            elif "begins" in event:
                 under_way, started_at, clock = parts[done], datetime.now(UTC), time.monotonic()
                 begins(under_way)
             else:
                 keep(PartResult.model_validate(event["result"]))
                 done += 1
         if done < len(parts) and time.monotonic() < order.stop_at:
-            sentence = _death(child.wait(), log)
+            sentence = f"took over {order.part_seconds:g} s" if too_long else _death(child.wait(), log)
             seconds = time.monotonic() - clock
             keep(_failed(parts[done], order, sentence, started_at, seconds))
             done += 1
@@ -122,15 +126,20 @@ def _ask(
     return done
 
 
-def _events(lines: Queue[bytes | None], stop_at: float) -> Iterator[dict[str, Any]]:
-    """Yield what a process says until it ends or the time is up."""
-    while time.monotonic() < stop_at:
+def _events(lines: Queue[bytes | None], order: Order) -> Iterator[dict[str, Any] | None]:
+    """Yield what a process says until it ends or the time is up; None and no more when it is silent for too long."""
+    heard = time.monotonic()
+    while (now := time.monotonic()) < order.stop_at:
+        if now - heard > order.part_seconds:
+            yield None
+            return
         try:
-            line = lines.get(timeout=min(POLL_SECONDS, max(0.0, stop_at - time.monotonic())))
+            line = lines.get(timeout=min(POLL_SECONDS, max(0.0, order.stop_at - now)))
         except Empty:
             continue
         if line is None:
             return
+        heard = time.monotonic()
         yield json.loads(line)
 
 

@@ -25,7 +25,9 @@ class Part:
     """Module below ``harness.calibration`` and function in it: ``rates.copy``."""
     argument: str | None = None
     alone: bool = False
-    """It needs a process that has not used the device yet, or leaves one behind that is full."""
+    """It needs a process of its own, or leaves one behind that is full."""
+    untouched: bool = False
+    """The process must not have looked at the device before."""
 
     def function(self) -> Callable[[Bench, str | None], Found]:
         """Return what answers it; imports torch."""
@@ -58,7 +60,7 @@ def all_parts() -> tuple[Part, ...]:
         Part("randomized projector", "checks", "features.projector", "randomized"),
         Part("checkpoint and resume", "checks", "features.checkpoint_and_resume"),
         Part("out of memory", "checks", "features.out_of_memory"),
-        Part("context", "constants", "constants.context", alone=True),
+        Part("context", "constants", "constants.context", alone=True, untouched=True),
         Part("allocator", "constants", "constants.allocator"),
         Part("cuBLAS workspaces", "constants", "constants.blas_workspaces", alone=True),
         Part("attention without a mask", "constants", "attention.needs", "plain"),

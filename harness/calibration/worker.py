@@ -37,6 +37,8 @@ def main() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     bench = Bench(default_device(), order["sizes"], Path(order["cache_folder"]))
     parts = {part.name: part for part in all_parts()}
+    if not any(parts[name].untouched for name in order["parts"]):
+        describe_environment()  # kept: what is busy now is busy by others
     for name in order["parts"]:
         print(json.dumps({"begins": name}), file=out, flush=True)
         result = answer(parts[name], bench)

@@ -28,7 +28,7 @@ from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
 from harness.record import Environment, Record
-from harness.report.calibration import COLUMNS, GROUP_TITLES, calibration_lines
+from harness.report.calibration import calibration_lines, calibration_tables
 from harness.report.files import replace_file
 from harness.store import Store
 from harness.suite import RunSpec
@@ -203,11 +203,10 @@ def _conclude(run: _Calibration) -> None:
     answered = {result.part for result in results}
     not_run = [entry for entry in run.not_run if entry[1] not in answered]
     lines = calibration_lines(results, records, rates, not_run)
-    for group, title in GROUP_TITLES.items():
-        rows = [dict(zip(COLUMNS, line.cells, strict=True)) for line in lines if line.group == group]
-        if rows:
-            print(f"\n{title}")
-            print_table(rows)
+    for title, table in calibration_tables(lines):
+        print(f"\n{title}")
+        titles = [column.title for column in table.columns]
+        print_table([dict(zip(titles, row, strict=True)) for row in table.rows])
     print()
     missed = sum(line.reached == "no" for line in lines)
     asked = sum(line.reached != "" for line in lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.calibration_log import SUITES, read_log
+from harness.calibration_log import SUITES, Log, read_log
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
 from harness.errors import HarnessError
@@ -25,16 +25,16 @@ def main(args: argparse.Namespace) -> int:
     tuned = _tuned(args.suite, suite)
     out = Path(args.out if args.out is not None else f"report-{suite.name}")
     items = items_beside(Path(args.results))
-    calibration = read_log(Path(args.results)) if suite.name in SUITES.values() else None
+    calibration = read_log(Path(args.results)) if suite.name in SUITES.values() else Log()
     files = write_report(
         suite, contents, out, args.format or FORMATS, tuned, read_items=items.items, calibration=calibration
     )
-    warn((*items.warnings, *(calibration.warnings if calibration else ())))
+    warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned)
     print()
     for file in files:
         print(file)
-    return 1 if contents.warnings else 0
+    return 1 if contents.warnings or calibration.warnings else 0
 
 
 def _tuned(name: str, suite: Suite) -> Tuned | None:

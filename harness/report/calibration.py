@@ -28,6 +28,8 @@ GROUP_TITLES: dict[Group, str] = {
     "evaluation": "Evaluation",
 }
 COLUMNS = ("what", "predicted", "measured", "difference %", "asked for", "reached", "notes")
+NUMBERS = (1, 2, 3)
+"""Of the columns those that hold numbers."""
 DEFINITIONS = (
     "Predicted is what planning says, or what a data sheet states where it says so. The difference is predicted less "
     "measured, in % of the measured value. GB = 10^9 bytes.",
@@ -79,13 +81,14 @@ def calibration_lines(
 
 
 def calibration_tables(lines: Sequence[Line]) -> tuple[tuple[str, Table], ...]:
-    """Return the lines as a table a group, each with its title."""
-    columns = tuple(Column(name, "right" if name in COLUMNS[1:4] else "left") for name in COLUMNS)
+    """Return the lines as a table a group, each with its title; columns in which nothing stands are left out."""
     tables = []
     for group, title in GROUP_TITLES.items():
-        rows = tuple(line.cells for line in lines if line.group == group)
+        rows = [line.cells for line in lines if line.group == group]
+        used = [i for i in range(len(COLUMNS)) if any(row[i] not in ("", NOTHING) for row in rows)]
+        columns = tuple(Column(COLUMNS[i], "right" if i in NUMBERS else "left") for i in used)
         if rows:
-            tables.append((title, Table(columns, rows)))
+            tables.append((title, Table(columns, tuple(tuple(row[i] for i in used) for row in rows))))
     return tuple(tables)
 
 
@@ -112,7 +115,7 @@ def quantity(value: float, unit: str) -> str:
                 return f"{significant(value / scale)} {prefix}{SCALED[unit]}"
         return f"{significant(value)} {SCALED[unit]}"
     if unit == "relative":
-        return f"{value:.1e}"
+        return f"{value:.1e}" if value else "0"
     return significant(value) if unit == "ratio" else f"{significant(value)} {unit}"
 
 

@@ -41,9 +41,11 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(conductor, "MODULE", "worker_of_the_test")
 
-    def call(*names: str, seconds: float = 60.0) -> tuple[list[PartResult], list[str], list[str]]:
+    def call(
+        *names: str, seconds: float = 60.0, part_seconds: float = 60.0
+    ) -> tuple[list[PartResult], list[str], list[str]]:
         parts = [Part(name, "checks", "none.none", alone="alone" in name) for name in names]
-        order = Order("smoke", tmp_path, ENVIRONMENT, time.monotonic() + seconds)
+        order = Order("smoke", tmp_path, ENVIRONMENT, time.monotonic() + seconds, part_seconds)
         kept: list[PartResult] = []
         begun: list[str] = []
         left = conduct(parts, order, lambda part: begun.append(part.name), kept.append)
@@ -80,6 +82,13 @@ def test_the_end_of_the_budget_cuts_the_part_under_way_and_keeps_what_came(ask: 
     assert [result.part for result in kept] == ["a"]
     assert begun == ["a", "sleeps"]
     assert left == ["sleeps", "b"]
+
+
+def test_a_part_that_hangs_has_failed_and_the_rest_goes_on(ask: Any) -> None:
+    kept, _, left = ask("a", "sleeps", "b", part_seconds=1.5)
+    assert [(result.part, result.outcome) for result in kept] == [("a", "ok"), ("sleeps", "failed"), ("b", "ok")]
+    assert kept[1].sentence == "took over 1.5 s"
+    assert left == []
 
 
 def test_a_budget_that_is_over_asks_nothing(ask: Any) -> None:
