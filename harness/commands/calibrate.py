@@ -21,20 +21,24 @@ from harness.calibration.conductor import Order, conduct
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
-from harness.commands._output import Display, print_table, say, warn
+from harness.commands._output import Display, console, print_table, say, warn
 from harness.commands._selection import Selection, select
 from harness.commands.run import execute, predictions
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
 from harness.record import Environment, Record
-from harness.report.calibration import calibration_lines, calibration_tables
+from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
 from harness.report.files import replace_file
+from harness.report.layout import Table
 from harness.store import Store
 from harness.suite import RunSpec
 
 CORES_FOR_TWO = 4
 """Cores from which a process that predicts takes nothing from one that measures a GPU."""
+WIDE = 120
+"""Columns from which on a table has room for notes."""
+WHAT, NOTES = COLUMNS[0], COLUMNS[-1]
 LEFT = "not reached: the budget ended"
 
 
@@ -205,8 +209,7 @@ def _conclude(run: _Calibration) -> None:
     lines = calibration_lines(results, records, rates, not_run)
     for title, table in calibration_tables(lines):
         print(f"\n{title}")
-        titles = [column.title for column in table.columns]
-        print_table([dict(zip(titles, row, strict=True)) for row in table.rows])
+        _print(table)
     print()
     missed = sum(line.reached == "no" for line in lines)
     asked = sum(line.reached != "" for line in lines)
@@ -219,6 +222,19 @@ def _conclude(run: _Calibration) -> None:
         say("These are tiny shapes: they show that the machinery works, and nothing of the device.")
     if run.interrupted_by_budget:
         say("The budget ended before everything was asked: the same command goes on.")
+
+
+def _print(table: Table) -> None:
+    """Print a table; in a narrow terminal its notes stand below it, each behind what it is of."""
+    titles = [column.title for column in table.columns]
+    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    notes = []
+    if NOTES in titles and len(titles) > 2 and console().width < WIDE:
+        notes = [f"{row[WHAT]}: {row[NOTES]}" for row in rows if row[NOTES]]
+        rows = [{title: cell for title, cell in row.items() if title != NOTES} for row in rows]
+    print_table(rows)
+    for note in notes:
+        say(f"- {note}")
 
 
 def _file_stem(device_name: str, sizes: Sizes) -> str:

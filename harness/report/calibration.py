@@ -27,12 +27,12 @@ GROUP_TITLES: dict[Group, str] = {
     "ladder": "Runs on random weights",
     "evaluation": "Evaluation",
 }
-COLUMNS = ("what", "predicted", "measured", "difference %", "asked for", "reached", "notes")
+COLUMNS = ("what", "predicted", "measured", "diff. %", "asked for", "reached", "notes")
 NUMBERS = (1, 2, 3)
 """Of the columns those that hold numbers."""
 DEFINITIONS = (
-    "Predicted is what planning says, or what a data sheet states where it says so. The difference is predicted less "
-    "measured, in % of the measured value. GB = 10^9 bytes.",
+    "Predicted is what planning says, or what a data sheet states where it says so. The difference (diff.) is "
+    "predicted less measured, in % of the measured value. GB = 10^9 bytes.",
     "A step time is predicted from the operations of the step, those that checkpointing makes again among them, at the "
     "measured rate of matrix products: it holds neither the optimizer nor projector refreshes, whose share is told.",
 )
@@ -162,9 +162,11 @@ def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
         why = ": ".join(text for text in (status_words(record.status), record.reason) if text)
         yield Line("ladder", what, reached="no" if record.status == "failed" else "", notes=why)
         return
-    prediction, train = record.prediction, record.train
+    prediction, train, device_type = record.prediction, record.train, record.environment.device_type
     assert train is not None
-    on_cuda = record.environment.device_type == "cuda"
+    if prediction is not None and prediction.device != device_type:
+        prediction = None
+    on_cuda = device_type == "cuda"
     tracked = None if train.tracked_peak is None else train.tracked_peak.at_peak.total_bytes
     measured = run_peak_bytes(record) if on_cuda else tracked
     name = "peak" if on_cuda else "tracked peak"
@@ -218,7 +220,7 @@ def _time_line(what: str, record: Record, prediction: Prediction | None, rates: 
     if train.optimizer_seconds_mean is not None:
         facts.append(f"updates {percent(train.optimizer_seconds_mean / seconds)} % of the step")
     if train.refresh_seconds:
-        facts.append(f"{significant(train.refresh_seconds)} s in projector refreshes of {train.num_steps} steps")
+        facts.append(f"refreshes {significant(train.refresh_seconds)} s in {train.num_steps} steps")
     difference = None if predicted is None else predicted / seconds - 1.0
     return Line(
         "ladder",
