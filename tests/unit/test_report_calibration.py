@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from harness.calibration_log import Reading
+from harness.calibration_log import SUITES, Reading
 from harness.device_profile import Rates
 from harness.record import Record
 from harness.report.calibration import MOST_BYTES, Line, calibration_lines, calibration_tables, quantity
 from harness.report.units import NOTHING
+from harness.suite import labels_of, load_suite
 from tests.unit.fixtures_report import factory as make
 from tests.unit.test_calibration_log import result
 
@@ -133,3 +134,8 @@ def test_parts_and_what_was_not_run_stand_in_the_order_of_their_groups() -> None
 )
 def test_quantities_are_decimal(value: float, unit: Any, text: str) -> None:
     assert quantity(value, unit) == text
+
+
+def test_what_is_asked_of_a_peak_is_asked_of_runs_of_the_suite() -> None:
+    suite = load_suite(SUITES["full"])
+    assert all(label in labels_of(suite, model) for model, label in MOST_BYTES)
