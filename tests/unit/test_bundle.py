@@ -172,6 +172,15 @@ def test_a_bundle_is_replaced_whole_and_only_when_the_new_one_is_made(make: Make
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
 
 
+def test_a_damaged_wheel_of_the_bundle_that_is_replaced_is_fetched_again(make: Make, tmp_path: Path) -> None:
+    make()
+    wheel = tmp_path / "bundle" / "wheels" / "alpha-1.0-py3-none-any.whl"
+    good = wheel.read_bytes()
+    wheel.write_bytes(good[:-1] + b"x")
+    make()
+    assert wheel.read_bytes() == good
+
+
 def test_two_at_once_do_not_mix(make: Make, tmp_path: Path) -> None:
     def second(folder: Path) -> BundledAssets:
         with pytest.raises(HarnessError, match="another process is making it"):

@@ -176,7 +176,12 @@ def test_a_line_without_its_end_is_told_and_asked_again(tmp_path: Path) -> None:
 
 
 def test_what_failed_enters_no_profile() -> None:
-    assert profile_of([result("QR", outcome="failed"), result("device", group="checks")]) is None
+    failed = [
+        result("QR", outcome="failed", facts={"qr": 2.0}),
+        result("context", outcome="out_of_memory", facts={"context_bytes": 1}),
+        result("copy on the device", reading(3e12, unit="bytes/s"), outcome="skipped"),
+    ]
+    assert profile_of([*failed, result("device", group="checks")]) is None
     assert profile_of([]) is None
 
 
