@@ -61,6 +61,19 @@ def test_constants_of_another_way_to_call_attention_are_not_taken() -> None:
     assert peak(given=profile(attention=(other,))) == peak()
 
 
+@pytest.mark.parametrize(
+    ("mask", "grouped", "assumed"), [(True, False, True), (False, False, True), (False, True, False)]
+)
+def test_a_kernel_is_assumed_where_its_way_to_call_attention_was_not_measured(
+    mask: bool, grouped: bool, assumed: bool
+) -> None:
+    constants = AttentionConstants(mask=mask, grouped=grouped, kernel="cudnn", kept_bytes=4, backward_bytes=0)
+    spec = small_spec("full", dtype="bf16", gradient_checkpointing=False)
+    given = profile(attention=(constants,))
+    told = predicted(spec, device="cuda", compute_capability="9.0", profile=given).assumptions
+    assert any("attention was taken as torch's flash attention" in sentence for sentence in told) is assumed
+
+
 def test_a_measured_solver_moves_the_peak_of_a_refresh() -> None:
     large = profile(solver=SolverConstants(svd=400.0))
     assert peak("owlore-code", large) > 1.5 * peak("owlore-code")
