@@ -29,6 +29,8 @@ from harness.calibration_log import PartResult, Sizes
 from harness.record import Environment
 
 LOG_LINES = 20
+LAST_WORDS_SECONDS = 2.0
+"""For what a process that died said to come in; what it started may hold its output open for ever."""
 POLL_SECONDS = 0.2
 MODULE = "harness.calibration.worker"
 
@@ -94,8 +96,9 @@ def _ask(
     assert child.stdin and child.stdout and child.stderr
     log: deque[str] = deque(maxlen=LOG_LINES)
     lines: Queue[bytes | None] = Queue()
-    for target, stream, sink in ((_collect, child.stderr, log), (_enqueue, child.stdout, lines)):
-        threading.Thread(target=target, args=(stream, sink), daemon=True).start()
+    listener = threading.Thread(target=_collect, args=(child.stderr, log), daemon=True)
+    listener.start()
+    threading.Thread(target=_enqueue, args=(child.stdout, lines), daemon=True).start()
     done, under_way = 0, parts[0]
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -111,7 +114,9 @@ def _ask(
                 keep(PartResult.model_validate(event["result"]))
                 done += 1
         if done < len(parts) and time.monotonic() < order.stop_at:
-            sentence = _death(child.wait(), log)
+            returncode = child.wait()
+            listener.join(LAST_WORDS_SECONDS)
+            sentence = _death(returncode, log)
             seconds = time.monotonic() - clock
             keep(_failed(parts[done], order, sentence, started_at, seconds))
             done += 1
