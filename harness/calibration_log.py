@@ -12,13 +12,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from filelock import FileLock
-from pydantic import AfterValidator, AwareDatetime, Field, FiniteFloat, JsonValue, NonNegativeFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    NonNegativeFloat,
+    NonNegativeInt,
+    ValidationError,
+)
 
 from harness.errors import HarnessError
 from harness.record import Environment
 from harness.redaction import redacted
-from harness.settings import Strict
-from harness.store import LOCK_SECONDS, append_line
+from harness.settings import ComputeCapability, Strict
+from harness.store import LOCK_SECONDS, append_line, cut_off, json_of_line
+from harness.toml_files import first_fault
 
 FOLDER, FILE = "calibration", "parts.jsonl"
 Group = Literal["checks", "constants", "ladder", "evaluation"]
@@ -30,6 +41,8 @@ Sizes = Literal["full", "smoke"]
 """``smoke``: tiny shapes, which show that the machinery works and nothing of the device."""
 SUITES: dict[Sizes, str] = {"full": "calibration", "smoke": "calibration-small"}
 """Whose runs are the ladder."""
+LONGEST_FAULT = 200
+"""Characters of what is wrong with a line."""
 Unit = Literal["bytes", "bytes/s", "FLOP/s", "tokens/s", "s", "ratio", "B/head/token", "matrices", "relative"]
 
 
@@ -61,6 +74,28 @@ class Reading(Strict):
         )
 
 
+class Facts(Strict):
+    """The facts that a device profile is made of, each in the part that measures it; others are passed by."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    compute_capability: ComputeCapability | None = None
+    context_bytes: NonNegativeInt | None = None
+    forward_bytes: NonNegativeInt | None = None
+    """Of cuBLAS's work space, as ``backward_bytes``."""
+    svd: NonNegativeFloat | None = None
+    qr: NonNegativeFloat | None = None
+    eigh: NonNegativeFloat | None = None
+    kernel: str | None = None
+    kept_bytes: NonNegativeFloat | None = None
+    backward_bytes: NonNegativeInt | NonNegativeFloat | None = None
+
+
+def _checked(facts: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    Facts.model_validate(facts)
+    return facts
+
+
 class PartResult(Strict):
     """The answer to one part."""
 
@@ -72,12 +107,17 @@ class PartResult(Strict):
     sentence: Annotated[str, AfterValidator(redacted)] | None = None
     """Why it is not ok, or what the reader must know."""
     readings: tuple[Reading, ...] = ()
-    facts: dict[str, JsonValue] = Field(default_factory=dict)
+    facts: Annotated[dict[str, JsonValue], AfterValidator(_checked)] = Field(default_factory=dict)
     """What a device profile is made of, beside the readings."""
     seconds: NonNegativeFloat
     started_at: AwareDatetime
     environment_id: str
     environment: Environment
+
+    @property
+    def known_facts(self) -> Facts:
+        """Return the facts that a device profile is made of."""
+        return Facts.model_validate(self.facts)
 
 
 @dataclass(frozen=True)
@@ -131,9 +171,16 @@ def read_log(results: Path) -> Log:
     except OSError as error:
         raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     found, warnings = [], []
-    for number, line in enumerate(data.splitlines(), start=1):
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
+        where = f"{file} line {number}"
+        if not line.endswith(b"\n"):
+            warnings.append(f"{where}: {cut_off(line)}")
+            continue
         try:
-            found.append(PartResult.model_validate_json(line))
-        except ValidationError:
-            warnings.append(f"{file} line {number}: is no part of a calibration; it is passed over")
+            found.append(PartResult.model_validate(json_of_line(line)))
+        except ValidationError as error:
+            why = first_fault(PartResult, error).strip()[:LONGEST_FAULT]
+            warnings.append(f"{where}: is no part of a calibration that this harness reads ({why}); it is passed over")
+        except ValueError as error:
+            warnings.append(f"{where}: is not JSON ({error}); it is passed over")
     return Log(tuple(found), tuple(warnings))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.calibration_log import PartResult
+from harness.calibration_log import PartResult, Reading
 from harness.device_profile import AttentionConstants, DeviceProfile, Rates, SolverConstants
 
 ATTENTION = {
@@ -19,23 +19,28 @@ RATES = {
     "matrix products, bf16": "bf16_flops",
     "matrix products, fp32": "fp32_flops",
 }
-SOLVERS = ("SVD", "QR", "eigenvalues")
+SOLVERS = {"SVD": "svd", "QR": "qr", "eigenvalues": "eigh"}
 
 
 def profile_of(results: Sequence[PartResult]) -> DeviceProfile | None:
-    """Return the profile of answers of one environment, newest of each part; None where nothing of it was measured."""
+    """Return the profile of answers of one environment, newest of each part; None where nothing of it was measured.
+
+    An answer that lacks a fact or a reading that the profile is made of adds nothing to it.
+    """
     ok = {result.part: result for result in results if result.outcome == "ok"}
-    rates = {field: ok[part].readings[0].value for part, field in RATES.items() if part in ok}
+    rates = {field: rate.value for part, field in RATES.items() if part in ok and (rate := _rate(ok[part])) is not None}
     constants = _constants(ok)
     if not (rates or constants):
         return None
     newest = max(ok.values(), key=lambda result: result.started_at)
-    environment, facts = newest.environment, ok["device"].facts if "device" in ok else {}
+    environment = newest.environment
+    if "torch" not in environment.packages:
+        return None
     known: dict[str, Any] = {
         "device_name": environment.device_name,
         "device_type": environment.device_type,
-        "compute_capability": facts.get("compute_capability"),
-        "memory_bytes": environment.device_memory_bytes,
+        "compute_capability": ok["device"].known_facts.compute_capability if "device" in ok else None,
+        "memory_bytes": max(0, environment.device_memory_bytes or 0) or None,
         "driver": environment.driver,
         "torch": environment.packages["torch"],
         "sizes": newest.sizes,
@@ -44,20 +49,30 @@ def profile_of(results: Sequence[PartResult]) -> DeviceProfile | None:
     return DeviceProfile(**known, rates=Rates(**rates), **constants)
 
 
+def _rate(result: PartResult) -> Reading | None:
+    return next((reading for reading in result.readings if reading.value > 0), None)
+
+
 def _constants(ok: dict[str, PartResult]) -> dict[str, Any]:
+    facts = {part: result.known_facts for part, result in ok.items()}
     found: dict[str, Any] = {}
-    if "context" in ok:
-        found["context_bytes"] = ok["context"].facts["context_bytes"]
+    if "context" in facts and facts["context"].context_bytes is not None:
+        found["context_bytes"] = facts["context"].context_bytes
     if "cuBLAS workspaces" in ok and ok["cuBLAS workspaces"].environment.device_type == "cuda":
-        facts = ok["cuBLAS workspaces"].facts
-        found["blas_workspace_bytes"] = (facts["forward_bytes"], facts["backward_bytes"])
-    solvers = {kind: value for part in SOLVERS if part in ok for kind, value in ok[part].facts.items()}
-    if solvers:
-        found["solver"] = SolverConstants.model_validate(solvers)
+        sizes = facts["cuBLAS workspaces"].forward_bytes, facts["cuBLAS workspaces"].backward_bytes
+        if all(isinstance(size, int) for size in sizes):
+            found["blas_workspace_bytes"] = sizes
+    solvers = {kind: getattr(facts[part], kind) for part, kind in SOLVERS.items() if part in facts}
+    solver = SolverConstants(**solvers)
+    if solver != SolverConstants():
+        found["solver"] = solver
     attention = [
-        AttentionConstants.model_validate({"mask": mask, "grouped": grouped, **ok[part].facts})
+        AttentionConstants(mask=mask, grouped=grouped, kernel=kernel, kept_bytes=kept, backward_bytes=backward)
         for part, (mask, grouped) in ATTENTION.items()
-        if part in ok
+        if part in facts
+        and (kernel := facts[part].kernel) is not None
+        and (kept := facts[part].kept_bytes) is not None
+        and (backward := facts[part].backward_bytes) is not None
     ]
     if attention:
         found["attention"] = tuple(attention)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from harness.printable import printable, printable_json
 from harness.settings import ComputeCapability, Strict
 from harness.toml_files import read_toml, validate
 
@@ -116,7 +117,8 @@ def packaged_profile(device_name: str) -> DeviceProfile | None:
 def profile_text(profile: DeviceProfile) -> str:
     """Return a profile as TOML."""
     values = profile.model_dump(mode="json", exclude_none=True)
-    lines = [f"# Measured by harness calibrate on {profile.device_name}; see docs/calibration.md."]
+    name = " ".join(printable(profile.device_name).split())
+    lines = [f"# Measured by harness calibrate on {name}; see docs/calibration.md."]
     lines += _assignments({key: value for key, value in values.items() if not isinstance(value, dict)}, "attention")
     for table in ("rates", "solver"):
         if values[table]:
@@ -127,4 +129,7 @@ def profile_text(profile: DeviceProfile) -> str:
 
 
 def _assignments(values: dict[str, Any], *without: str) -> Iterator[str]:
-    return (f"{key} = {json.dumps(value)}" for key, value in values.items() if key not in without)
+    """Yield settings as TOML, whose strings take JSON's escapes but those of half characters."""
+    for key, value in values.items():
+        if key not in without:
+            yield f"{key} = {printable_json(json.dumps(value, ensure_ascii=False))}"

@@ -157,20 +157,31 @@ def _read_line(line: bytes, where: str, records: list[Record], warnings: list[st
     if not line.strip():
         return
     if not line.endswith(b"\n"):
-        warnings.append(
-            f"{where}: is cut off after {len(line)} bytes, as by a crash while it was written; it is passed over, "
-            "and the next run does that work again"
-        )
+        warnings.append(f"{where}: {cut_off(line)}, and the next run does that work again")
         return
     try:
-        value = from_json(line)
-        if _LONG_NUMBER in line.translate(_DIGITS) and _holds_long_number(value):
-            raise ValueError("it holds a number of more than 64 bits")
-        records.append(parse_record(value, where))
+        records.append(parse_record(json_of_line(line), where))
     except ValueError as error:
         warnings.append(f"{where}: is not JSON ({error}); it is passed over")
     except HarnessError as error:
         warnings.append(f"{error}; it is passed over")
+
+
+def cut_off(line: bytes) -> str:
+    """Return what is said of a line without an end."""
+    return f"is cut off after {len(line)} bytes, as by a crash while it was written; it is passed over"
+
+
+def json_of_line(line: bytes) -> Any:
+    """Return the JSON value of a line.
+
+    Raises:
+        ValueError: it is none, or holds an integer that no report could show.
+    """
+    value = from_json(line)
+    if _LONG_NUMBER in line.translate(_DIGITS) and _holds_long_number(value):
+        raise ValueError("it holds a number of more than 64 bits")
+    return value
 
 
 def _holds_long_number(value: Any) -> bool:

@@ -107,10 +107,11 @@ def first_fault(model: type[BaseModel], error: ValidationError) -> str:
     """
     faults = error.errors(include_url=False)
     fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    path = ".".join(str(part) for part in fault["loc"])
+    where = [" ".join(str(part).split()) for part in fault["loc"]]  # a key may hold the end of a line
+    path = ".".join(where)
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     if fault["type"] == "extra_forbidden":
-        *parents, key = [str(part) for part in fault["loc"]]
+        *parents, key = where
         inside = f" in {'.'.join(parents)}" if parents else ""
         known = _fields_at(model, fault["loc"][:-1])
         return f" has no setting '{key}'{inside}{near_miss(key, known)}{more}"

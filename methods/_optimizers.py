@@ -225,6 +225,21 @@ class AdamW(torch.optim.Optimizer):
         for p in params:
             self.state.get(p, {}).pop("projector", None)
 
+    def expire_projectors(self, params: Iterable[torch.Tensor]) -> bool:
+        """Let the next update of each of these parameters compute a new projector; return whether one has any.
+
+        Unlike with :meth:`drop_projectors` those of the others stay meanwhile, as in a refresh that is due.
+        """
+        expired = False
+        for p in params:
+            state, projection = self.state.get(p, {}), self.param_groups[self._group_index[p]]["projection"]
+            if "projector" in state:
+                by_run = projection["update_gap_counter"] == "global"
+                now = self.global_step if by_run else self._updates.get(self._names[p], 0)
+                state["refreshed_at"] = now - projection["update_gap"]
+                expired = True
+        return expired
+
     def state_bytes(self) -> dict[str, int]:
         """Return the bytes of the storages behind all state tensors, by place: ``device`` and ``host``.
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.assets import cache, hub, rows, training_rows, wheels
+import pytest
+
+from harness.assets import bundle, cache, hub, rows, training_rows, wheels
 from harness.assets.data_files import read_data_file
 from harness.assets.downloads import git_blob_checksum
 from harness.assets.mt_bench import load_mt_bench, read_answers
+from harness.calibration_log import PartResult, append_result, log_file, read_log
 from harness.datasets import DatasetSpec, load_datasets
+from harness.device_profile import packaged_profiles, read_profile
 from harness.devices import load_devices
 from harness.errors import HarnessError
 from harness.evaluation.grading import Grading
@@ -25,6 +30,7 @@ from harness.report.sides import load_side
 from harness.store import Store
 from harness.suite import load_suite
 from harness.tuned import read_tuned
+from tests.fuzz_calibration import PART, PROFILE
 from tests.fuzz_judging import JUDGMENT
 from tests.fuzz_targets import BENCHMARKS, ITEM, ROW, TUNED
 from tests.fuzzing import as_toml, nodes_of
@@ -69,6 +75,37 @@ def _read_records(file: Path) -> object:
     if contents.warnings:
         raise HarnessError(contents.warnings[0])
     return contents.records
+
+
+def _parts(folder: Path) -> Path:
+    append_result(folder, PartResult.model_validate(PART))
+    return log_file(folder)
+
+
+def _read_parts(file: Path) -> object:
+    log = read_log(file.parents[1])
+    if log.warnings:
+        raise HarnessError(log.warnings[0])
+    return log.results
+
+
+def _read_packaged_profiles(file: Path) -> object:
+    """As if the project came with profiles of this folder alone."""
+    packaged_profiles.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.resources, "files", lambda package: file.parent)
+        return packaged_profiles()
+
+
+def _bundle(folder: Path) -> Path:
+    (folder / "bundle").mkdir()
+    (folder / "bundle" / bundle.ABOUT).write_text(json.dumps({"format": 1, "source_checksum": "0", "packages": {}}))
+    return folder / "bundle" / bundle.ABOUT
+
+
+def _read_bundle(file: Path) -> object:
+    bundle.check_place(file.parent)
+    return file
 
 
 def _items(folder: Path) -> Path:
@@ -249,6 +286,10 @@ READERS: dict[str, Reader] = {
     "models": Reader(_copy("suites/models.toml"), load_models),
     "data sets": Reader(_copy("suites/datasets.toml"), load_datasets),
     "devices": Reader(_copy("suites/devices.toml"), load_devices),
+    "device profile": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), read_profile),
+    "packaged profiles": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), _read_packaged_profiles),
+    "calibration parts": Reader(_parts, _read_parts),
+    "bundle": Reader(_bundle, _read_bundle),
     "tuned rates": Reader(_text("t.tuned.toml", as_toml(nodes_of(TUNED))), read_tuned),
     "block percentages": Reader(_text("p.txt", "10.0\n20.0\n30.0\n"), lambda file: read_scores(str(file))),
     "records": Reader(_records, _read_records),

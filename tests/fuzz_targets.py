@@ -30,6 +30,7 @@ from harness.store import parse_files
 from harness.suite import expand, labels_of, load_suite
 from harness.tuned import read_tuned, tuned_text
 from tests.comparing import make
+from tests.fuzz_calibration import CALIBRATING
 from tests.fuzz_judging import JUDGING
 from tests.fuzzing import JSON_ONLY, TOML_ONLY, Target, as_json, as_toml, documents
 
@@ -217,5 +218,6 @@ TARGETS: dict[str, Target] = {
     ),
     "item files": Target(_items, documents([ITEM], as_json, *JSON_ONLY)),
     "training rows": Target(_rows, documents([[ROW, ROW], ROW, {"instances": [ROW]}], as_json, *JSON_ONLY)),
+    **CALIBRATING,
     **JUDGING,
 }

@@ -214,7 +214,7 @@ def _put(made: Path, place: Path, old: Path) -> None:
 def _is_bundle(folder: Path) -> bool:
     try:
         about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return False
     return isinstance(about, dict) and "format" in about and "source_checksum" in about
 

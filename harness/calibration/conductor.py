@@ -29,6 +29,8 @@ from harness.calibration_log import PartResult, Sizes
 from harness.record import Environment
 
 LOG_LINES = 20
+LAST_WORDS_SECONDS = 2.0
+"""For what a process that died said to come in; what it started may hold its output open for ever."""
 POLL_SECONDS = 0.2
 MODULE = "harness.calibration.worker"
 
@@ -96,8 +98,9 @@ def _ask(
     assert child.stdin and child.stdout and child.stderr
     log: deque[str] = deque(maxlen=LOG_LINES)
     lines: Queue[bytes | None] = Queue()
-    for target, stream, sink in ((_collect, child.stderr, log), (_enqueue, child.stdout, lines)):
-        threading.Thread(target=target, args=(stream, sink), daemon=True).start()
+    listener = threading.Thread(target=_collect, args=(child.stderr, log), daemon=True)
+    listener.start()
+    threading.Thread(target=_enqueue, args=(child.stdout, lines), daemon=True).start()
     done, under_way, too_long = 0, parts[0], False
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -115,7 +118,7 @@ def _ask(
                 keep(PartResult.model_validate(event["result"]))
                 done += 1
         if done < len(parts) and time.monotonic() < order.stop_at:
-            sentence = f"took over {order.part_seconds:g} s" if too_long else _death(child.wait(), log)
+            sentence = f"took over {order.part_seconds:g} s" if too_long else _death(child, listener, log)
             seconds = time.monotonic() - clock
             keep(_failed(parts[done], order, sentence, started_at, seconds))
             done += 1
@@ -157,7 +160,10 @@ def _failed(part: Part, order: Order, sentence: str, started_at: datetime, secon
     )
 
 
-def _death(returncode: int, log: deque[str]) -> str:
+def _death(child: subprocess.Popen[bytes], listener: threading.Thread, log: deque[str]) -> str:
+    """Return how a process ended, and what it said last, which may come a moment later."""
+    returncode = child.wait()
+    listener.join(LAST_WORDS_SECONDS)
     how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit status {returncode}"
     last = next((line.strip() for line in reversed(log) if line.strip()), None)
     return f"its process ended {how}" + ("" if last is None else f": {last}")

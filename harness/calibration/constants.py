@@ -14,6 +14,7 @@ from harness.calibration.bench import Bench, Found, Skip, nbytes
 from harness.calibration_log import Reading
 from harness.device_profile import ASSUMED_CONTEXT_BYTES
 from harness.engine.environment import describe_environment
+from harness.errors import HarnessError
 from harness.planning.allocator import CachingAllocator
 from harness.planning.cuda import blas_workspaces as assumed_blas_workspaces
 from harness.planning.cuda import solver_bytes
@@ -31,6 +32,9 @@ def context(bench: Bench, _: str | None) -> Found:
 
     It is the device's used memory after a first kernel, less what was used before this process came, by NVML, and less
     what the allocator reserved. Without NVML the driver's own share cannot be told apart and is in it.
+
+    Raises:
+        HarnessError: others gave memory back meanwhile.
     """
     counters = bench.counters()
     before = _used_by_nvml(bench.device)
@@ -38,6 +42,11 @@ def context(bench: Bench, _: str | None) -> Found:
     counters.synchronize()
     free, total = torch.cuda.mem_get_info(bench.device)
     used = total - free - counters.reserved_bytes() - (before or 0)
+    if used < 0:
+        raise HarnessError(
+            f"{-used} bytes less are used than before: other processes gave memory back meanwhile; ask again when the "
+            "device is idle"
+        )
     reading = Reading(name="context", value=used, unit="bytes", expected=ASSUMED_CONTEXT_BYTES, expected_by=PLANNER)
     sentence = None if before is not None else "without NVML: what the driver and other processes use is in it"
     return Found((reading,), sentence, {"context_bytes": used})
@@ -88,7 +97,7 @@ def blas_workspaces(bench: Bench, _: str | None) -> Found:
     with bench.watching(layer.weight, x) as backward:
         layer(x).sum().backward()
         layer.weight.grad = None
-    sizes = [forward.left_bytes, backward.left_bytes]
+    sizes = [max(0, forward.left_bytes), max(0, backward.left_bytes)]
     expected = sum(assumed_blas_workspaces(describe_environment().compute_capability)) if bench.cuda else None
     reading = Reading(
         name="cuBLAS workspaces",

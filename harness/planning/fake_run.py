@@ -25,7 +25,7 @@ from harness.engine.decoder import active_blocks, find_decoder
 from harness.engine.loading import build_model
 from harness.engine.padding import needs_padding_mask
 from harness.engine.rows import rows_may_be_padded
-from harness.engine.step_memory import on_every_parameter, optimizer_state_bytes, state_tensors, using_up
+from harness.engine.step_memory import on_every_parameter, state_tensors, using_up
 from harness.engine.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -62,7 +62,7 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
             self.count(attention_flops(args[0], args[1]))
         elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
             self.count(2 * attention_flops(args[1], args[2]))
-        elif self._cuda:
+        elif self._cuda or self._solver is not None:
             for size in solver_workspace(func, args, self._solver):
                 self.note_hidden(size)
         return result
@@ -226,12 +226,8 @@ class FakeRun:
 
     def let_refresh(self) -> bool:
         """Let every active matrix compute a new projector at its next update; False where there is none."""
-        drop = getattr(self.optimizer, "drop_projectors", None)
-        if drop is None or self.method.cycle_steps() is None:
-            return False
-        before = optimizer_state_bytes(self.optimizer)[0]
-        drop(self.active())
-        return optimizer_state_bytes(self.optimizer)[0] != before
+        expire = getattr(self.optimizer, "expire_projectors", None)
+        return expire is not None and self.method.cycle_steps() is not None and bool(expire(self.active()))
 
     def reset(self) -> None:
         """Go back to the state before the first draw."""

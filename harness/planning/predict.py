@@ -309,13 +309,16 @@ def _assumptions(run: FakeRun, question: Question) -> list[str]:
         mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
         found.append(f"every row was taken as {train.sequence_length} tokens, the longest that there can be{mask}")
     if question.device == "cuda":
-        window = getattr(run.model.config, "sliding_window", None)
+        config = run.model.config
+        window = getattr(config, "sliding_window", None)
         masked = run.masked or (window is not None and train.sequence_length >= window)
+        heads = getattr(config, "num_attention_heads", None)
+        grouped = not masked and getattr(config, "num_key_value_heads", heads) != heads  # repeated under a mask
         if question.profile is not None:
             found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
         if train.dtype == "fp32":
             found.append("attention in fp32 was taken as on a CPU")
-        elif question.profile is None or not question.profile.attention:
+        elif question.profile is None or question.profile.attention_constants(mask=masked, grouped=grouped) is None:
             found += _kernel(masked, question.compute_capability)
     return found
 

@@ -74,7 +74,8 @@ class Copy:
         count = text.count(fault.old)
         assert count == 1, f"{fault.id} is stale: its old text stands {count} times in {fault.file}"
         file.write_text(text.replace(fault.old, fault.new), encoding="utf-8")
-        compile(file.read_text(encoding="utf-8"), fault.file, "exec")
+        if file.suffix == ".py":
+            compile(file.read_text(encoding="utf-8"), fault.file, "exec")
 
 
 class Pytest:

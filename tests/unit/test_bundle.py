@@ -172,6 +172,30 @@ def test_a_bundle_is_replaced_whole_and_only_when_the_new_one_is_made(make: Make
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
 
 
+def test_a_damaged_wheel_of_the_bundle_that_is_replaced_is_fetched_again(make: Make, tmp_path: Path) -> None:
+    make()
+    wheel = tmp_path / "bundle" / "wheels" / "alpha-1.0-py3-none-any.whl"
+    good = wheel.read_bytes()
+    wheel.write_bytes(good[:-1] + b"x")
+    make()
+    assert wheel.read_bytes() == good
+
+
+@pytest.mark.parametrize("about", [None, "{}", "[]", '{"format": 1}', "{", "\xff"])
+def test_only_a_bundle_or_an_empty_folder_is_replaced(about: str | None, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    bundle.check_place(place)
+    place.mkdir()
+    bundle.check_place(place)
+    (place / "mine").write_text("x")
+    if about is not None:
+        (place / bundle.ABOUT).write_text(about, encoding="latin-1")
+    with pytest.raises(HarnessError, match="a folder that is not empty and no bundle, and nothing of it is"):
+        bundle.check_place(place)
+    (place / bundle.ABOUT).write_text('{"format": 1, "source_checksum": "0"}')
+    bundle.check_place(place)
+
+
 def test_two_at_once_do_not_mix(make: Make, tmp_path: Path) -> None:
     def second(folder: Path) -> BundledAssets:
         with pytest.raises(HarnessError, match="another process is making it"):

@@ -12,6 +12,7 @@ from harness.calibration_log import Log, PartResult, Reading, append_result, log
 from harness.calibration_profile import profile_of
 from harness.device_profile import DeviceProfile, packaged_profiles, profile_text, read_profile
 from harness.errors import HarnessError
+from harness.record import Environment
 from tests.records import ENVIRONMENT
 
 CUDA = ENVIRONMENT.model_copy(update={"device_type": "cuda", "device_name": "a GPU", "device_memory_bytes": 80 * 2**30})
@@ -115,8 +116,72 @@ def test_a_profile_is_made_of_the_answers_and_survives_its_file(tmp_path: Path) 
     assert read_profile(tmp_path / "p.toml") == profile
 
 
+@pytest.mark.parametrize("name", ["GPU \U0001f642", "a\x7f\nb = 1", 'a "quoted" \\ one', "\x1b[2J\x9b\u202e", "#"])
+def test_a_profile_survives_whatever_its_device_is_called(name: str, tmp_path: Path) -> None:
+    profile = profile_of([one.model_copy(update={"environment": named(name)}) for one in answers()])
+    assert profile is not None
+    (tmp_path / "p.toml").write_text(profile_text(profile), encoding="utf-8", newline="\n")
+    assert read_profile(tmp_path / "p.toml") == profile
+
+
+def named(name: str) -> Environment:
+    return CUDA.model_copy(update={"device_name": name, "driver": name})
+
+
+@pytest.mark.parametrize(
+    ("part", "facts", "readings"),
+    [
+        ("context", {}, ()),
+        ("cuBLAS workspaces", {"forward_bytes": 1}, ()),
+        ("cuBLAS workspaces", {"forward_bytes": 1, "backward_bytes": 1.5}, ()),
+        ("SVD", {}, ()),
+        ("attention with a mask", {"kernel": "math", "kept_bytes": 1.0}, ()),
+        ("copy on the device", {}, ()),
+        ("copy on the device", {}, (reading(-1.0),)),
+    ],
+)
+def test_an_answer_that_lacks_what_it_is_of_adds_nothing(
+    part: str, facts: dict[str, Any], readings: tuple[Reading, ...]
+) -> None:
+    assert profile_of([result(part, *readings, facts=facts)]) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"facts":{"context_bytes":-5}', "facts"),
+        ('"facts":{"compute_capability":9.0}', "facts"),
+        ('"facts":{"svd":"inf"}', "facts"),
+        ('"facts":{"x":' + "9" * 400 + "}", "a number of more than 64 bits"),
+    ],
+)
+def test_a_line_with_impossible_facts_is_told_and_the_others_are_read(text: str, said: str, tmp_path: Path) -> None:
+    append_result(tmp_path, result("a"))
+    line = log_file(tmp_path).read_text()
+    assert '"facts":{}' in line
+    log_file(tmp_path).write_text(line.replace('"facts":{}', text) + line)
+    log = read_log(tmp_path)
+    assert len(log.results) == 1
+    assert len(log.warnings) == 1
+    assert said in log.warnings[0]
+
+
+def test_a_line_without_its_end_is_told_and_asked_again(tmp_path: Path) -> None:
+    append_result(tmp_path, result("a"))
+    file = log_file(tmp_path)
+    file.write_bytes(file.read_bytes() + file.read_bytes()[:-1])
+    log = read_log(tmp_path)
+    assert len(log.results) == 1
+    assert "line 2: is cut off after" in log.warnings[0]
+
+
 def test_what_failed_enters_no_profile() -> None:
-    assert profile_of([result("QR", outcome="failed"), result("device", group="checks")]) is None
+    failed = [
+        result("QR", outcome="failed", facts={"qr": 2.0}),
+        result("context", outcome="out_of_memory", facts={"context_bytes": 1}),
+        result("copy on the device", reading(3e12, unit="bytes/s"), outcome="skipped"),
+    ]
+    assert profile_of([*failed, result("device", group="checks")]) is None
     assert profile_of([]) is None
 
 

@@ -18,6 +18,7 @@ from harness.calibration.bench import Bench, Skip, Watched
 from harness.device_profile import ASSUMED_CONTEXT_BYTES
 from harness.engine.environment import describe_environment
 from harness.engine.peak_laps import Peaks
+from harness.errors import HarnessError
 from harness.planning.cuda import LARGE_WORKSPACE
 
 GIB = 1 << 30
@@ -113,6 +114,12 @@ def test_the_context_is_what_is_used_beside_the_allocator_and_others(
     assert found.readings[0].value == found.facts["context_bytes"] == expected
     assert found.readings[0].expected == ASSUMED_CONTEXT_BYTES
     assert (found.sentence is None) is (before is not None)
+
+
+def test_a_context_is_not_told_where_others_gave_memory_back(bench: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "_used_by_nvml", lambda device: 2 * GIB)
+    with pytest.raises(HarnessError, match="other processes gave memory back meanwhile"):
+        constants.context(bench, None)
 
 
 def test_the_allocators_peaks_stand_beside_the_replay(bench: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def expect_refused(kind: str, found: str, file: Path) -> None:
         assert found == "none"
     else:
         names = [file.name]
-        if kind in MODELS or "MT-Bench" in kind:
+        if kind in MODELS or "MT-Bench" in kind or kind == "bundle":
             names.append(str(file.parent))
         if kind in PREPARED:
             names.append("harness prepare")
@@ -63,8 +63,9 @@ def expect_refused(kind: str, found: str, file: Path) -> None:
 
 
 CUT_AT_A_LINE = {"block percentages", "paper table", "data sets", "devices", "models"}
+CUT_AT_A_LINE |= {"device profile", "packaged profiles"}
 """Kinds of which half may be whole: nothing says how long they are."""
-MAY_BE_EMPTY = {"records", "judgments", "models", "data sets", "devices", "MT-Bench references"}
+MAY_BE_EMPTY = {"records", "judgments", "models", "data sets", "devices", "MT-Bench references", "calibration parts"}
 """Kinds of which an empty file may say that there is nothing."""
 
 
@@ -145,16 +146,22 @@ def test_a_file_that_may_not_be_read(kind: str, good: Any, monkeypatch: pytest.M
     assert kind in FORGIVEN or "ermission denied" in found
 
 
-@pytest.mark.parametrize("kind", ["suite", "tuned rates", "models", "records", "benchmark document"])
+NEWER = ["suite", "tuned rates", "models", "records", "benchmark document", "device profile", "calibration parts"]
+
+
+@pytest.mark.parametrize("kind", NEWER)
 def test_a_file_of_a_newer_harness(kind: str, good: Any) -> None:
     reader, file = good(kind)
     text = file.read_text()
     if kind == "records":
         file.write_text(text.replace(f'"schema_version":{SCHEMA_VERSION}', '"schema_version":99'))
         assert "newer than" in outcome(reader, file)
+    elif kind == "calibration parts":
+        file.write_text(text.replace('"schema_version":1', '"schema_version":2'))
+        assert "that this harness reads (schema_version is 2" in outcome(reader, file)
     elif kind == "benchmark document":
         file.write_text(text[:-1] + ', "new_part": {"x": 1}}')
         assert outcome(reader, file) == "read"
     else:
-        file.write_text(f"{text}\nnew_setting = 1\n")
+        file.write_text(f"new_setting = 1\n{text}")
         assert "new_setting" in outcome(reader, file)

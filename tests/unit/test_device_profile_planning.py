@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from harness.calibration.attention import Shape, planned_bytes
+from harness.commands import plan
 from harness.device_profile import AttentionConstants, DeviceProfile, Rates, SolverConstants
 from harness.planning.cuda import LARGE_WORKSPACE, solver_bytes
 from harness.planning.kernels import backward_workspace
+from harness.planning.questions import PlanAnswer, PlanTask
 from tests.unit.test_prediction import ROWS, SMALL, predicted, small_spec
 
 MiB = 1 << 20
@@ -58,6 +61,19 @@ def test_constants_of_another_way_to_call_attention_are_not_taken() -> None:
     assert peak(given=profile(attention=(other,))) == peak()
 
 
+@pytest.mark.parametrize(
+    ("mask", "grouped", "assumed"), [(True, False, True), (False, False, True), (False, True, False)]
+)
+def test_a_kernel_is_assumed_where_its_way_to_call_attention_was_not_measured(
+    mask: bool, grouped: bool, assumed: bool
+) -> None:
+    constants = AttentionConstants(mask=mask, grouped=grouped, kernel="cudnn", kept_bytes=4, backward_bytes=0)
+    spec = small_spec("full", dtype="bf16", gradient_checkpointing=False)
+    given = profile(attention=(constants,))
+    told = predicted(spec, device="cuda", compute_capability="9.0", profile=given).assumptions
+    assert any("attention was taken as torch's flash attention" in sentence for sentence in told) is assumed
+
+
 def test_a_measured_solver_moves_the_peak_of_a_refresh() -> None:
     large = profile(solver=SolverConstants(svd=400.0))
     assert peak("owlore-code", large) > 1.5 * peak("owlore-code")
@@ -83,6 +99,31 @@ def test_what_is_assumed_of_efficient_attention_is_its_closed_form_without_the_b
     kept, backward = planned_bytes(shape, torch.bfloat16)
     assert kept == 4 * shape.heads_and_tokens
     assert backward == 4 * shape.heads_and_tokens + 4 * backward_workspace(2, 8, 256, 256, 128)
+
+
+def test_the_measured_context_decides_what_fits() -> None:
+    spec = small_spec("full", dtype="bf16")
+    told = predicted(spec, device="cuda")
+    assert told.reserved_bytes is not None
+    memory = told.reserved_bytes + 400_000_000
+
+    def fits(given: DeviceProfile | None) -> str:
+        against = plan._Against(memory, given, None, None)
+        return str(plan._line(spec, PlanAnswer(prediction=told), against)["fits"])
+
+    assert fits(None) == fits(profile()) == "no"  # 500 MB are assumed
+    assert fits(profile(context_bytes=400_000_000)) == "yes"
+    assert fits(profile(context_bytes=400_000_001)) == "tight"
+
+
+def test_a_kept_prediction_answers_for_the_constants_that_it_was_made_with(tmp_path: Path) -> None:
+    def key(given: DeviceProfile | None) -> str:
+        spec = small_spec("full", dtype="bf16")
+        return PlanTask(spec=spec, model=SMALL, device="cuda", profile=given, cache_folder=tmp_path).key("0")
+
+    asked = [None, profile(), profile(context_bytes=1), profile(solver=SolverConstants(svd=2.0))]
+    assert len({key(given) for given in asked}) == len(asked)
+    assert key(profile()) == key(profile(rates=Rates(bf16_flops=1e12)))
 
 
 def test_rates_are_no_part_of_what_is_asked_of_a_prediction() -> None:

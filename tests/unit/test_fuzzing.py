@@ -9,7 +9,7 @@ import pytest
 from tests.fuzz_targets import TARGETS
 from tests.fuzzing import fuzz
 
-EXAMPLES = {"record files": 40, "judge answers": 80, "judge replies": 80, "suite files": 150}
+EXAMPLES = {"record files": 40, "judge answers": 80, "judge replies": 80, "suite files": 150, "calibration parts": 100}
 """Where one takes longer; of all others 250."""
 
 

@@ -47,6 +47,7 @@ def suite(text: str, folder: Path) -> None:
         ("x = " + "[" * 60 + "]" * 60, "nested more than 50 deep"),
         ("x = '" + "y" * 10_000_000 + "'", "has over 1,048,576 bytes"),
         (SUITE + "k" * 100_000 + " = 1", "has no setting 'kkkk"),
+        ('"a\\n\\u2028b" = 1\n' + SUITE, "has no setting 'a b'"),
         (SUITE + "[sweep.lora]\n" + "".join(f"k{i} = {list(range(100))}\n" for i in range(10)), "over 10000"),
     ],
 )

@@ -147,6 +147,21 @@ def test_moments_survive_a_refresh_and_projectors_can_be_dropped():
     assert optimizer.projections()["w"]["num_refreshes"] == 2 and optimizer.refresh_seconds > 0.0
 
 
+@pytest.mark.parametrize("counter", ["parameter", "global"])
+def test_projectors_that_expire_stay_until_the_next_update(counter):
+    p = parameter(6, 5)
+    optimizer = optimizer_of({"w": p}, projection=PROJECTION | {"update_gap_counter": counter})
+    assert not optimizer.expire_projectors([p])
+    for step in range(2):
+        p.grad = gradient(p, step)
+        optimizer.step()
+    assert optimizer.expire_projectors([p])
+    assert "projector" in optimizer.state[p]
+    p.grad = gradient(p, 2)
+    optimizer.step()
+    assert optimizer.projections()["w"]["num_refreshes"] == 2
+
+
 @pytest.mark.parametrize("kind", ["svd", "randomized"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_a_gradient_that_is_not_finite_never_reaches_a_projector(kind, bad):

@@ -126,6 +126,9 @@ def test_what_changes_a_known_architecture_keeps_the_mask() -> None:
     other.config._attn_implementation = "somebody's"
     assert needs_padding_mask(other)
     assert not needs_padding_mask(other, other_attention=("somebody's",))
+    made_bidirectional = model_of("GemmaConfig", {})
+    made_bidirectional.config.use_bidirectional_attention = True  # read when masks are made, not when modules are
+    assert needs_padding_mask(made_bidirectional)
     not_causal = model_of("LlamaConfig", {})
     not_causal.model.layers[1].self_attn.is_causal = False
     assert needs_padding_mask(not_causal)

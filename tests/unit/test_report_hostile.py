@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.calibration_log import SUITES, Log, PartResult
 from harness.record import Judging, Score
-from harness.report.document import Document
+from harness.report.document import Document, Heading
 from harness.report.html import html_page
 from harness.report.latex import latex
 from harness.report.latex_text import escape_latex
@@ -25,6 +26,7 @@ from harness.report.write import write_report
 from harness.store import Contents
 from harness.suite import Suite
 from tests.chromium import CHROMIUM, Page, chromium
+from tests.fuzz_calibration import part
 from tests.pdflatex import compiled, in_tex
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
@@ -41,6 +43,7 @@ PAYLOADS = (
     f"<a href=javascript:{RUNS}>x</a><iframe srcdoc='<script>parent.owned=1</script>'></iframe>",
 )
 TEX = r"\input{/etc/passwd} \write18{id} $x^2_1$ % # & ~ ^^5cinput{x} {\catcode`\_=1 \end{document} \verb|x|"
+OUTCOMES = ("ok", "failed", "out_of_memory", "skipped")
 STRANGE = "é ñ ł ß – — … ≤ ± → α Ω µ 中文 日本 🙂 \u202e\u0007\x00 ﷽ -- ,, ?` !` '' << >>"
 
 
@@ -108,9 +111,25 @@ def hostile(text: str) -> tuple[Suite, Contents]:
     return suite, Contents(tuple(named), (text,))
 
 
+def hostile_log(text: str, environment_id: str) -> Log:
+    """A calibration whose sentences, names and facts hold ``text``."""
+    reading = {"name": text, "value": 1.0, "unit": "bytes", "expected": 2.0, "expected_by": text, "at_least": 3.0}
+    facts = {"kernel": text, "kept_bytes": 1.0, "backward_bytes": 1.0, text: text}
+    changes = {"sentence": text, "environment_id": environment_id}
+    answers = [part(text, "checks", facts, readings=[reading], **changes)]
+    answers += [part(f"{what} {text}", "constants", {}, readings=[], outcome=what, **changes) for what in OUTCOMES]
+    return Log(tuple(PartResult.model_validate(answer) for answer in answers))
+
+
 def document_of(text: str) -> Document:
+    """Return the page of a suite that is shown as a calibration is: with the answers of its parts."""
     suite, contents = hostile(text)
-    return report_document(summarize(suite, contents), {})
+    summary = summarize(suite, contents)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SUITES, "full", suite.name)
+        document = report_document(summary, {}, calibration=hostile_log(text, summary.view.environment_id))
+    assert Heading(2, "Calibration") in document
+    return document
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,13 @@ import pytest
 from rich.console import Console
 
 from harness import cli
-from harness.commands import _output
+from harness.calibration_log import PartResult, append_result, log_file, read_log
+from harness.commands import _output, calibrate
+from harness.device_profile import read_profile
 from harness.printable import as_json, printable
 from harness.store import Store
 from tests.comparing import make
+from tests.fuzz_calibration import part
 from tests.judge import Act, served
 from tests.mt_bench import add_answers, write_bench
 
@@ -80,6 +83,38 @@ def test_a_report_prints_no_control_sequence(results: Path, tmp_path: Path, caps
     cli.main([*arguments, "--format", "csv"])
     said = capsys.readouterr()
     assert not CONTROL.search(said.out + said.err)
+
+
+def planted_calibration(folder: Path) -> None:
+    """Answers of this environment at tiny sizes that hold an attack, and a line that is none."""
+    device = make.CPU.model_copy(update={"device_name": f"device {ATTACK}\nb = 1", "driver": ATTACK})
+    reading = {"name": ATTACK, "value": 1.0, "unit": "bytes", "expected": 2.0, "expected_by": ATTACK}
+    known = {"environment": device.model_dump(mode="json"), "environment_id": device.environment_id, "sizes": "smoke"}
+    for name in (ATTACK, "copy on the device"):
+        answer = part(name, "checks", {}, sentence=f"why {ATTACK}", readings=[reading], **known)
+        append_result(folder, PartResult.model_validate(answer))
+    with log_file(folder).open("a") as stream:
+        stream.write(json.dumps({ATTACK: 1}) + "\n")
+
+
+def test_calibrate_prints_no_control_sequence_of_an_earlier_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted_calibration(tmp_path)
+    (device,) = {
+        result.environment.environment_id: result.environment for result in read_log(tmp_path).results
+    }.values()
+    monkeypatch.setattr(calibrate, "probe_environment", lambda: device)
+    monkeypatch.setattr(calibrate, "all_parts", lambda: ())
+    assert cli.main(["calibrate", "--smoke", "--part", "checks", "--results", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert "]0;owned" in said.out
+    assert "has no setting" in said.err
+    assert not CONTROL.search(said.out + said.err)
+    (file,) = (tmp_path / "calibration").glob("*.toml")
+    profile = read_profile(file)
+    assert profile.device_name == device.device_name
+    assert not CONTROL.search(file.read_text())
 
 
 def test_an_error_and_a_warning_are_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
