@@ -21,6 +21,7 @@ from pydantic import (
     JsonValue,
     NonNegativeFloat,
     NonNegativeInt,
+    PositiveInt,
     ValidationError,
 )
 
@@ -87,6 +88,7 @@ class Facts(Strict):
     qr: NonNegativeFloat | None = None
     eigh: NonNegativeFloat | None = None
     kernel: str | None = None
+    head_size: PositiveInt | None = None
     kept_bytes: NonNegativeFloat | None = None
     backward_bytes: NonNegativeInt | NonNegativeFloat | None = None
 

@@ -67,9 +67,12 @@ def _constants(ok: dict[str, PartResult]) -> dict[str, Any]:
     if solver != SolverConstants():
         found["solver"] = solver
     attention = [
-        AttentionConstants(mask=mask, grouped=grouped, kernel=kernel, kept_bytes=kept, backward_bytes=backward)
+        AttentionConstants(
+            mask=mask, grouped=grouped, head_size=size, kernel=kernel, kept_bytes=kept, backward_bytes=backward
+        )
         for part, (mask, grouped) in ATTENTION.items()
         if part in facts
+        and (size := facts[part].head_size) is not None
         and (kernel := facts[part].kernel) is not None
         and (kept := facts[part].kept_bytes) is not None
         and (backward := facts[part].backward_bytes) is not None

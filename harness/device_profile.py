@@ -31,6 +31,8 @@ class AttentionConstants(Strict):
     """Whether a mask was given."""
     grouped: bool
     """Whether keys and values have fewer heads than queries."""
+    head_size: PositiveInt
+    """Of each head; work spaces grow with it, so that the entry holds for no other."""
     kernel: str
     """The one that torch chose: flash, efficient, cudnn or math."""
     kept_bytes: NonNegativeFloat
@@ -82,9 +84,10 @@ class DeviceProfile(Strict):
     solver: SolverConstants = SolverConstants()
     attention: tuple[AttentionConstants, ...] = Field(default=())
 
-    def attention_constants(self, *, mask: bool, grouped: bool) -> AttentionConstants | None:
+    def attention_constants(self, *, mask: bool, grouped: bool, head_size: int) -> AttentionConstants | None:
         """Return the constants of one way to call attention, or None where it was not measured."""
-        return next((one for one in self.attention if (one.mask, one.grouped) == (mask, grouped)), None)
+        asked = mask, grouped, head_size
+        return next((one for one in self.attention if (one.mask, one.grouped, one.head_size) == asked), None)
 
 
 def read_profile(file: Path) -> DeviceProfile:

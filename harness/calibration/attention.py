@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.calibration.bench import Bench, Found, Watched, nbytes
+from harness.calibration.bench import Bench, Found, Watched
 from harness.calibration_log import Reading
+from harness.engine.step_memory import storage_bytes
 from harness.planning.attention import planned_cuda_attention
 
 KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
@@ -75,7 +76,12 @@ def needs(bench: Bench, kind: str | None) -> Found:
     return Found(
         readings,
         f"torch chose the kernel '{kernel}'",
-        {"kernel": kernel, "kept_bytes": readings[0].value, "backward_bytes": readings[1].value},
+        {
+            "kernel": kernel,
+            "head_size": shape.head_size,
+            "kept_bytes": readings[0].value,
+            "backward_bytes": readings[1].value,
+        },
     )
 
 
@@ -100,7 +106,9 @@ def needed_bytes(
     bias = 0 if mask is None else mask.numel() * out.element_size()
     with watching(*there, grad, out, *_kept(out)) as backward:
         gradients = torch.autograd.grad(out, qkv, grad)
-    return max(0, forward.left_bytes - nbytes(out) - bias), max(0, backward.peak_bytes - nbytes(*gradients))
+    return max(0, forward.left_bytes - storage_bytes([out]) - bias), max(
+        0, backward.peak_bytes - storage_bytes(gradients)
+    )
 
 
 def planned_bytes(shape: Shape, dtype: torch.dtype) -> tuple[int, int]:
@@ -126,9 +134,13 @@ def transformers_attention(
 def inputs(
     shape: Shape, dtype: torch.dtype, make: Callable[..., torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return query, key and value, requiring gradients."""
+    """Return query, key and value, (batch, heads, tokens, head size), requiring gradients.
+
+    They are laid out by token, as a model's linear layers give them: kernels give their output the layout of the query,
+    and transformers copies one that is laid out otherwise.
+    """
     q, k, v = (
-        make(shape.batch, heads, shape.tokens, shape.head_size, dtype=dtype, seed=seed).requires_grad_()
+        make(shape.batch, shape.tokens, heads, shape.head_size, dtype=dtype, seed=seed).transpose(1, 2).requires_grad_()
         for seed, heads in enumerate((shape.heads, shape.kv_heads, shape.kv_heads))
     )
     return q, k, v

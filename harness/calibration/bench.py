@@ -17,7 +17,6 @@ from harness.engine.peak_laps import CudaCounters
 from harness.engine.storage_tracker import StorageTracker
 
 Precision = Literal["bf16", "fp32"]
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ROUNDS = 7
 """Measurements of a rate, whose median counts."""
 ROUND_SECONDS = {"full": 0.05, "smoke": 0.002}
@@ -123,8 +122,3 @@ class Watched:
 
     peak_bytes: int = 0
     left_bytes: int = 0
-
-
-def nbytes(*tensors: torch.Tensor) -> int:
-    """Return the bytes of the storages of tensors that share none."""
-    return sum(tensor.untyped_storage().nbytes() for tensor in tensors)

@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
-from typing import IO, Any
+from typing import Any
 
 from harness.calibration.parts import Part
 from harness.calibration_log import PartResult, Sizes
+from harness.engine.launch import collect_lines, enqueue_lines
 from harness.record import Environment
 
 LOG_LINES = 20
@@ -98,9 +99,9 @@ def _ask(
     assert child.stdin and child.stdout and child.stderr
     log: deque[str] = deque(maxlen=LOG_LINES)
     lines: Queue[bytes | None] = Queue()
-    listener = threading.Thread(target=_collect, args=(child.stderr, log), daemon=True)
+    listener = threading.Thread(target=collect_lines, args=(child.stderr, log), daemon=True)
     listener.start()
-    threading.Thread(target=_enqueue, args=(child.stdout, lines), daemon=True).start()
+    threading.Thread(target=enqueue_lines, args=(child.stdout, lines), daemon=True).start()
     done, under_way, too_long = 0, parts[0], False
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -167,14 +168,3 @@ def _death(child: subprocess.Popen[bytes], listener: threading.Thread, log: dequ
     how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit status {returncode}"
     last = next((line.strip() for line in reversed(log) if line.strip()), None)
     return f"its process ended {how}" + ("" if last is None else f": {last}")
-
-
-def _enqueue(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def _collect(stream: IO[bytes], log: deque[str]) -> None:
-    for line in stream:
-        log.append(line.decode(errors="replace"))

@@ -10,10 +10,11 @@ import random
 import torch
 from torch import nn
 
-from harness.calibration.bench import Bench, Found, Skip, nbytes
+from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration_log import Reading
 from harness.device_profile import ASSUMED_CONTEXT_BYTES
 from harness.engine.environment import describe_environment
+from harness.engine.step_memory import storage_bytes
 from harness.errors import HarnessError
 from harness.planning.allocator import CachingAllocator
 from harness.planning.cuda import blas_workspaces as assumed_blas_workspaces
@@ -30,8 +31,9 @@ PLANNER = "planner"
 def context(bench: Bench, _: str | None) -> Found:
     """Return what a process takes of the device's memory beside torch's allocator: context and loaded kernels.
 
-    It is the device's used memory after a first kernel, less what was used before this process came, by NVML, and less
-    what the allocator reserved. Without NVML the driver's own share cannot be told apart and is in it.
+    It is the device's used memory after a first kernel, less what was used before this process came, both by NVML,
+    whose figure holds what the driver keeps for itself and CUDA's does not, and less what the allocator reserved.
+    Without NVML it is all that CUDA says is used, others' memory among it.
 
     Raises:
         HarnessError: others gave memory back meanwhile.
@@ -40,8 +42,10 @@ def context(bench: Bench, _: str | None) -> Found:
     before = _used_by_nvml(bench.device)
     bench.random(1024, 1024) @ bench.random(1024, 1024)
     counters.synchronize()
+    after = _used_by_nvml(bench.device)
     free, total = torch.cuda.mem_get_info(bench.device)
-    used = total - free - counters.reserved_bytes() - (before or 0)
+    all_used = total - free if before is None or after is None else after - before
+    used = all_used - counters.reserved_bytes()
     if used < 0:
         raise HarnessError(
             f"{-used} bytes less are used than before: other processes gave memory back meanwhile; ask again when the "
@@ -116,7 +120,7 @@ def solver(bench: Bench, kind: str | None) -> Found:
         Skip: the device has no solver for it.
     """
     assert kind is not None
-    rows = bench.pick(4096, 96)
+    rows = bench.pick(2048 if kind == "svd" else 4096, 96)  # an exact SVD of 4096 rows may take half a minute
     columns = {"svd": rows, "qr": bench.pick(160, 24), "eigh": bench.pick(160, 24)}[kind]
     G = bench.random(rows, columns) if kind != "eigh" else bench.random(columns, columns)
     factorise = FACTORISATIONS[kind]
@@ -126,9 +130,9 @@ def solver(bench: Bench, kind: str | None) -> Found:
         raise Skip(f"the device has no solver for it: {error}") from error
     with bench.watching(G) as seen:
         results = factorise(G)
-        made = nbytes(*results) + (nbytes(G) if kind == "eigh" else 0)
-    extra = max(0, seen.peak_bytes - made) / nbytes(G)
-    expected = solver_bytes(kind, G.shape[0], G.shape[1], G.element_size()) / nbytes(G) if bench.cuda else None
+        made = storage_bytes(results) + (storage_bytes([G]) if kind == "eigh" else 0)
+    extra = max(0, seen.peak_bytes - made) / storage_bytes([G])
+    expected = solver_bytes(kind, G.shape[0], G.shape[1], G.element_size()) / storage_bytes([G]) if bench.cuda else None
     reading = Reading(
         name=f"{kind} of {G.shape[0]} x {G.shape[1]}, work space",
         value=extra,

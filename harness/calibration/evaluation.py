@@ -23,6 +23,7 @@ from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.tiny import SHAPE
 from harness.calibration_log import Reading
 from harness.engine.loading import build_model, load_tokenizer
+from harness.engine.memory import is_out_of_memory
 from harness.errors import HarnessError
 from harness.evaluation.language_model import HarnessLM
 from harness.models import BaseModelSpec, find_model, load_models
@@ -62,6 +63,10 @@ class _Asked:
         model = BaseModelSpec(
             name="shape", architecture="LlamaForCausalLM", shape=shape.model_copy(update=positions), weights="random"
         )
+        if bench.cuda:
+            needed = 2 * sum(parameter.numel() for parameter in build_model(model, "bf16", "meta").parameters())
+            if needed > (free := torch.cuda.mem_get_info(bench.device)[0]):
+                raise Skip(f"the weights alone need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
         with torch.random.fork_rng(devices=[bench.device] if bench.cuda else []):
             torch.manual_seed(1)
             self.model: Any = build_model(model, "bf16" if bench.cuda else "fp32", bench.device)
@@ -111,7 +116,12 @@ def log_likelihoods(bench: Bench, _: str | None) -> Found:
     for size in BATCH_SIZES[bench.sizes]:
         lm = HFLM(pretrained=asked.model, tokenizer=asked.tokenizer, batch_size=size)
         lm.loglikelihood(requests[:4], True)
-        theirs[size] = asked.lap(lambda lm=lm: lm.loglikelihood(requests, True))  # type: ignore[misc]
+        try:
+            theirs[size] = asked.lap(lambda lm=lm: lm.loglikelihood(requests, True))  # type: ignore[misc]
+        except (MemoryError, RuntimeError) as error:
+            if not theirs or not is_out_of_memory(error):
+                raise
+            torch.cuda.empty_cache()  # a smaller batch went through, and counts
     size, best = min(theirs.items(), key=lambda pair: pair[1].seconds)
     pairs = zip(mine.answers, best.answers, strict=True)
     apart = max(abs(one[0] - other[0]) / max(1.0, abs(other[0])) for one, other in pairs)

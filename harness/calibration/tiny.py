@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,14 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from harness.calibration.bench import DTYPES, Skip
+from harness.calibration.bench import Skip
 from harness.calibration.parts import method_labels
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.decoder import Checksums, checksums, find_decoder
-from harness.engine.loading import build_model
+from harness.engine.loading import DTYPES, build_model
 from harness.engine.seeding import numpy_generator, seeded_globally
 from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
@@ -72,10 +71,9 @@ class TinyRun:
         """Return the checksums of the model's parts."""
         return checksums(self.loop.context.decoder)
 
-    @contextmanager
-    def checkpoints(self, folder: Path) -> Iterator[Checkpoints]:
-        """Yield the checkpoints of this run in a folder."""
-        yield Checkpoints(folder / "tiny", self.loop)
+    def checkpoints(self, folder: Path) -> Checkpoints:
+        """Return the checkpoints of this run in a folder."""
+        return Checkpoints(folder / "tiny", self.loop)
 
 
 def tiny_run(

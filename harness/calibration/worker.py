@@ -16,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.parts import Part, all_parts
-from harness.calibration_log import Outcome, PartResult
+from harness.calibration_log import Outcome, PartResult, Reading
 from harness.engine.child import die_with_parent, end_with_parent
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.memory import is_out_of_memory
 from harness.errors import HarnessError
+from harness.toml_files import first_fault
 
 LONGEST_SENTENCE = 500
 
@@ -82,6 +84,8 @@ def answer(part: Part, bench: Bench) -> PartResult:
 
 
 def _sentence(error: Exception) -> str:
+    if isinstance(error, ValidationError):  # of a reading that is no number
+        return f"it measured what cannot be recorded:{first_fault(Reading, error)}"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 

@@ -7,31 +7,36 @@ comes last. What is answered already in this environment is skipped; what failed
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import re
-import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from harness.assets.cache import cache_root
 from harness.calibration.conductor import Order, conduct
+from harness.calibration.foretelling import Foreteller
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
+from harness.commands._executor import Executor, executor
 from harness.commands._output import Display, console, print_table, say, warn
 from harness.commands._selection import Selection, select
-from harness.commands.run import execute, predictions
+from harness.commands.run import execute_on, plan_tasks
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
+from harness.engine.executors import recover
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
+from harness.planning.questions import PlanAnswer
 from harness.record import Environment, Record
 from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
 from harness.report.files import replace_file
 from harness.report.layout import Table
-from harness.store import Store
+from harness.store import Store, has_outcome
 from harness.suite import RunSpec
 
 CORES_FOR_TWO = 4
@@ -62,6 +67,11 @@ class _Calibration:
         """Return the environment whose answers count."""
         return self.environment.environment_id
 
+    def leave(self, group: Group, what: str) -> None:
+        """Note what the budget did not reach."""
+        self.interrupted_by_budget = True
+        self.not_run.append((group, what, LEFT))
+
     def latest(self) -> tuple[PartResult, ...]:
         """Return the newest answer of each part in this environment, at these sizes."""
         return read_log(self.store.folder).latest(self.sizes, self.environment_id)
@@ -70,7 +80,7 @@ class _Calibration:
 def main(args: argparse.Namespace) -> int:
     """Ask what is not answered yet.
 
-    Return 0 when all is well, 1 when something failed, 3 when the budget ended first.
+    Return 0 when all is answered, 1 when something failed, 3 when the budget ended first.
     """
     begin = time.monotonic()
     environment = probe_environment()
@@ -94,21 +104,39 @@ def main(args: argparse.Namespace) -> int:
     if environment.device_busy:
         warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off"])
     args.suite = SUITES[run.sizes]
-    foretelling = _foretell(run, args) if "ladder" in run.groups else None
-    for group in run.groups:
-        if group == "ladder":
-            if foretelling is not None:
-                foretelling.join(timeout=max(0.0, run.stop_at - time.monotonic()))
-            _climb(run, args)
-        else:
-            _ask(run, group)
+    with _alone(run.store), _foretelling(run, args) as foreteller:
+        for group in run.groups:
+            if group == "ladder":
+                assert foreteller is not None
+                _climb(run, args, foreteller)
+            else:
+                _ask(run, group)
     _conclude(run)
     return 3 if run.interrupted_by_budget else 1 if run.failed else 0
 
 
+@contextmanager
+def _alone(store: Store) -> Iterator[None]:
+    """Keep other calls on the same results folder out, which would measure beside this one.
+
+    Raises:
+        HarnessError: there is one.
+    """
+    file = store.folder / FOLDER / "calibrate.lock"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(file, timeout=0):
+            yield
+    except Timeout as error:
+        raise HarnessError(
+            f"{store.folder}: another harness calibrate is at work there, and two would disturb each other's figures: "
+            "wait for it, or name another folder with --results"
+        ) from error
+
+
 def _ask(run: _Calibration, group: Group) -> None:
     """Have the parts of a group answered that are not answered yet."""
-    known = {} if run.again else {result.part: result for result in run.latest() if result.outcome in ("ok", "skipped")}
+    known = {result.part for result in run.latest() if result.outcome == "ok" and not run.again}
     asked = [part for part in all_parts() if part.group == group]
     parts = [part for part in asked if part.name not in known]
     if len(parts) < len(asked):
@@ -128,65 +156,62 @@ def _ask(run: _Calibration, group: Group) -> None:
         left = conduct(parts, order, begins, keep)
     if any(result.outcome in ("failed", "out_of_memory") for result in done):
         run.failed = True
-    if left:
-        run.interrupted_by_budget = True
-        run.not_run += [(group, part.name, LEFT) for part in left]
+    for part in left:
+        run.leave(group, part.name)
 
 
-def _foretell(run: _Calibration, args: argparse.Namespace) -> threading.Thread | None:
-    """Have the ladder's runs predicted beside the checks, where that takes no core from them; None where it would.
+def _foretelling(run: _Calibration, args: argparse.Namespace) -> AbstractContextManager[Foreteller | None]:
+    """Return who predicts the ladder's runs: ahead, beside the checks, where that takes no core from them."""
+    if "ladder" not in run.groups:
+        return nullcontext()
+    ahead = (os.cpu_count() or 1) >= CORES_FOR_TWO
+    return Foreteller(plan_tasks(select(args), run.environment), run.environment.source_checksum, ahead=ahead)
 
-    Predictions are kept in the cache as they come, so that the ladder finds them there.
-    """
-    if len(run.groups) == 1 or (os.cpu_count() or 1) < CORES_FOR_TWO:
+
+def _climb(run: _Calibration, args: argparse.Namespace, foreteller: Foreteller) -> None:
+    """Do the runs of the ladder that the device holds, one by one, as far as the budget reaches."""
+    selection = select(args)
+    args.repeat = 1 if run.again else None
+    recover(run.store)
+    with executor(args) as chosen:
+        for spec in selection.specs:
+            records = run.store.read(selection.suite.name).records
+            if not run.again and has_outcome(records, spec.run_id, run.environment_id, frozenset()):
+                continue
+            answer = foreteller.answer(spec.run_id, run.stop_at)
+            if answer is None or time.monotonic() >= run.stop_at:
+                run.leave("ladder", _title(spec))
+            elif (why := _too_large(run, answer)) is not None:
+                run.not_run.append(("ladder", _title(spec), why))
+            else:
+                _do(run, args, chosen, replace(selection, specs=(spec,)))
+
+
+def _do(run: _Calibration, args: argparse.Namespace, chosen: Executor, one: Selection) -> None:
+    """Do one run of the ladder."""
+    tally, _ = execute_on(chosen, args, lambda: one, run.store, stop_at=run.stop_at)
+    if tally.interrupted:
+        raise KeyboardInterrupt
+    if tally.left_by_budget is not None:
+        run.leave("ladder", _title(one.specs[0]))
+    elif tally.exit_code:
+        run.failed = True
+
+
+def _title(spec: RunSpec) -> str:
+    return f"{spec.model_name} {spec.label}"
+
+
+def _too_large(run: _Calibration, answer: PlanAnswer) -> str | None:
+    """Return why a run is left out that the device does not hold: it would tell no more than that."""
+    memory, prediction = run.environment.device_memory_bytes, answer.prediction
+    if memory is None or prediction is None:
         return None
-
-    def foretell() -> None:
-        with contextlib.suppress(HarnessError):  # the ladder asks again, and says why
-            predictions(select(args), run.environment, _silent)
-
-    thread = threading.Thread(target=foretell, daemon=True)
-    thread.start()
-    return thread
-
-
-def _silent(what: str, done: int, total: int | None) -> None:
-    """Show nothing: the checks are shown."""
-
-
-def _climb(run: _Calibration, args: argparse.Namespace) -> None:
-    """Do the runs of the ladder that the device holds, as far as the budget reaches."""
-    if (left := run.stop_at - time.monotonic()) <= 0:
-        chosen = select(args)
-    else:
-        chosen = _holding(run, select(args))
-        args.budget_seconds = left
-        code = execute(args, lambda: chosen)
-        if code == 130:
-            raise KeyboardInterrupt
-        run.failed = run.failed or code == 1
-    unanswered = [spec for spec in chosen.specs if spec.run_id not in _records(run)]
-    if unanswered:
-        run.interrupted_by_budget = True
-        run.not_run += [("ladder", f"{spec.model_name} {spec.label}", LEFT) for spec in unanswered]
-
-
-def _holding(run: _Calibration, selection: Selection) -> Selection:
-    """Leave out the runs whose predicted peak the device does not hold: none would tell more than that."""
-    memory = run.environment.device_memory_bytes
-    if memory is None:
-        return selection
-    with Display() as display:
-        answers = predictions(selection, run.environment, display.progress)
-    kept: list[RunSpec] = []
-    for spec in selection.specs:
-        prediction = answers[spec.run_id].prediction
-        if prediction is None or prediction.peak_bytes + ASSUMED_CONTEXT_BYTES <= memory:
-            kept.append(spec)
-            continue
-        why = f"not run: {prediction.peak_bytes / 1e9:.1f} GB predicted, the device has {memory / 1e9:.1f}"
-        run.not_run.append(("ladder", f"{spec.model_name} {spec.label}", why))
-    return replace(selection, specs=tuple(kept))
+    profile = profile_of(run.latest())
+    measured = None if profile is None else profile.context_bytes
+    if prediction.peak_bytes + (ASSUMED_CONTEXT_BYTES if measured is None else measured) <= memory:
+        return None
+    return f"not run: {prediction.peak_bytes / 1e9:.1f} GB predicted, the device has {memory / 1e9:.1f}"
 
 
 def _records(run: _Calibration) -> dict[str, Record]:
@@ -213,7 +238,9 @@ def _conclude(run: _Calibration) -> None:
     print()
     missed = sum(line.reached == "no" for line in lines)
     asked = sum(line.reached != "" for line in lines)
-    say(f"{asked - missed} of {asked} of what was asked for is reached; records in {run.store.folder}")
+    if asked:
+        say(f"{asked - missed} of {asked} of what was asked for is reached")
+    say(f"records in {run.store.folder}")
     if profile is not None:
         file = run.store.folder / FOLDER / f"{_file_stem(profile.device_name, run.sizes)}.toml"
         replace_file(file, profile_text(profile))

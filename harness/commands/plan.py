@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +125,11 @@ def _profile(args: argparse.Namespace, device: DeviceSpec | None) -> DeviceProfi
             raise HarnessError(
                 f"--device-profile {args.device_profile}: was measured on {profile.device_name}, which is no CUDA "
                 "device; give one of a CUDA device"
+            )
+        if device is not None and not device.is_called(profile.device_name):
+            raise HarnessError(
+                f"--device-profile {args.device_profile}: was measured on {profile.device_name}, which is no "
+                f"{device.name}: leave --device out, or give its own profile"
             )
         if profile.sizes == "smoke":
             warn([f"{args.device_profile} was measured with tiny shapes (--smoke), which say little of a device"])
@@ -285,7 +291,9 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
 def _constants(profile: DeviceProfile | None) -> str:
     if profile is None:
         return "Constants of CUDA libraries are not calibrated: no device profile is given."
-    return f"Constants of CUDA libraries were measured on {profile.device_name} with torch {profile.torch}."
+    here = importlib.metadata.version("torch")
+    other = "" if here == profile.torch else f"; torch here is {here}, which may need others"
+    return f"Constants of CUDA libraries were measured on {profile.device_name} with torch {profile.torch}{other}."
 
 
 def _times(against: _Against) -> str | None:

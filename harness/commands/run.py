@@ -61,20 +61,27 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
     if recovered := recover(store):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
     with executor(args) as chosen:
-        return _execute(args, chosen, choose, selection, store, stop_at=stop_at, wheels=wheels)
+        tally, num_tasks = execute_on(chosen, args, choose, store, stop_at=stop_at, wheels=wheels)
+    if num_tasks:
+        _close(store, tally, num_tasks)
+    return tally.exit_code
 
 
-def _execute(
-    args: argparse.Namespace,
+def execute_on(
     chosen: Executor,
+    args: argparse.Namespace,
     choose: Callable[[], Selection],
-    selection: Selection,
     store: Store,
     *,
     stop_at: float | None,
-    wheels: Sequence[Path],
-) -> int:
-    """Do what is to be done of a selection where the executor has its machines, and return the exit code."""
+    wheels: Sequence[Path] = (),
+) -> tuple[Tally, int]:
+    """Do what is to be done of a selection where the executor has its machines; return how it went, and of how many.
+
+    Raises:
+        HarnessError: something cannot be prepared, predicted or stored.
+    """
+    selection = choose()
     environment = chosen.environment()
     environment_id = None if args.any_environment else environment.environment_id
     known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
@@ -89,7 +96,7 @@ def _execute(
     if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
     if not to_do.specs:
-        return 0
+        return Tally(()), 0
     with Display() as display:
         answers = predictions(to_do, environment, display.progress)
     warn(_too_large(answers, environment))
@@ -116,8 +123,7 @@ def _execute(
             stop_at=stop_at,
             wanted=lambda task: wanted(task.spec),
         )
-    _close(store, tally, len(tasks))
-    return tally.exit_code
+    return tally, len(tasks)
 
 
 def _to_do(selection: Selection, wanted: Callable[[RunSpec], bool]) -> Selection:
@@ -186,14 +192,19 @@ def _task(
 
 
 def predictions(selection: Selection, environment: Environment, progress: Progress) -> dict[str, PlanAnswer]:
-    """Return what each run that trains is told to need on this device, by run id; equal questions are kept.
+    """Return what each run that trains is told to need on this device, by run id; answers are kept.
 
     Raises:
         HarnessError: the process that predicts cannot be started or ended early.
     """
-    specs = [spec for spec in selection.specs if spec.train is not None]
-    tasks = [
-        PlanTask(
+    tasks = plan_tasks(selection, environment)
+    return dict(zip(tasks, ask(list(tasks.values()), environment.source_checksum, progress), strict=True))
+
+
+def plan_tasks(selection: Selection, environment: Environment) -> dict[str, PlanTask]:
+    """Return what is asked of each run that trains, by run id."""
+    return {
+        spec.run_id: PlanTask(
             spec=spec,
             model=selection.models[spec.model_name],
             device=environment.device_type,
@@ -202,10 +213,9 @@ def predictions(selection: Selection, environment: Environment, progress: Progre
             profile=packaged_profile(environment.device_name) if environment.device_type == "cuda" else None,
             cache_folder=cache_root(),
         )
-        for spec in specs
-    ]
-    answers = ask(tasks, environment.source_checksum, progress)
-    return {spec.run_id: answer for spec, answer in zip(specs, answers, strict=True)}
+        for spec in selection.specs
+        if spec.train is not None
+    }
 
 
 def _too_large(answers: Mapping[str, PlanAnswer], environment: Environment) -> list[str]:

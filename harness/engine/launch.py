@@ -154,10 +154,10 @@ class _Child:
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._usage: resource.struct_rusage | None = None
         self._log: deque[str] = deque(maxlen=LOG_LINES)
-        self._listener = threading.Thread(target=_collect, args=(self._process.stderr, self._log), daemon=True)
+        self._listener = threading.Thread(target=collect_lines, args=(self._process.stderr, self._log), daemon=True)
         self._listener.start()
         self.events: Queue[bytes | None] = Queue()
-        threading.Thread(target=_enqueue, args=(self._process.stdout, self.events), daemon=True).start()
+        threading.Thread(target=enqueue_lines, args=(self._process.stdout, self.events), daemon=True).start()
 
     @property
     def returncode(self) -> int:
@@ -289,13 +289,15 @@ def _follow(child: _Child, progress: Progress, timeout_seconds: float | None, st
             progress(str(event["what"]), int(event["done"]), event["total"])
 
 
-def _enqueue(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
+def enqueue_lines(stream: IO[bytes], lines: Queue[bytes | None]) -> None:
+    """Put each line of a process's output into a queue, and None at its end."""
     for line in stream:
         lines.put(line)
     lines.put(None)
 
 
-def _collect(stream: IO[bytes], log: deque[str]) -> None:
+def collect_lines(stream: IO[bytes], log: deque[str]) -> None:
+    """Keep the last lines of a process's error output."""
     for line in stream:
         log.append(line.decode(errors="replace"))
 

@@ -102,7 +102,9 @@ def planned_cuda_attention(
         groups = query.shape[1] // key.shape[1]
         key, value, bias = repeat_kv(key, groups), repeat_kv(value, groups), kept_bias(mask, query)
     grouped = key.shape[1] != query.shape[1]
-    constants = None if profile is None else profile.attention_constants(mask=mask is not None, grouped=grouped)
+    constants = None
+    if profile is not None:
+        constants = profile.attention_constants(mask=mask is not None, grouped=grouped, head_size=query.shape[-1])
     if constants is not None:
         out = MeasuredAttention.apply(constants, query, key, value, bias)  # type: ignore[no-untyped-call]
     elif bias is None:

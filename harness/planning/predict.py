@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -312,15 +312,23 @@ def _assumptions(run: FakeRun, question: Question) -> list[str]:
         config = run.model.config
         window = getattr(config, "sliding_window", None)
         masked = run.masked or (window is not None and train.sequence_length >= window)
-        heads = getattr(config, "num_attention_heads", None)
-        grouped = not masked and getattr(config, "num_key_value_heads", heads) != heads  # repeated under a mask
         if question.profile is not None:
             found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
         if train.dtype == "fp32":
             found.append("attention in fp32 was taken as on a CPU")
-        elif question.profile is None or question.profile.attention_constants(mask=masked, grouped=grouped) is None:
+        elif not _is_measured(config, masked, question.profile):
             found += _kernel(masked, question.compute_capability)
     return found
+
+
+def _is_measured(config: Any, masked: bool, profile: DeviceProfile | None) -> bool:
+    """Return whether a profile holds the way in which a model calls attention."""
+    heads = getattr(config, "num_attention_heads", None)
+    if profile is None or heads is None:
+        return False
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    grouped = not masked and getattr(config, "num_key_value_heads", heads) != heads  # repeated under a mask
+    return profile.attention_constants(mask=masked, grouped=grouped, head_size=size) is not None
 
 
 def _kernel(masked: bool, compute_capability: str | None) -> list[str]:

@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.datasets import load_datasets
 from harness.device_profile import DeviceProfile
+from harness.engine.launch import LOG_LINES, collect_lines
 from harness.errors import HarnessError
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
@@ -24,6 +27,8 @@ from harness.suite import RunSpec, identity
 
 Progress = Callable[[str, int, int | None], None]
 Horizon = Literal["first", "run", "all-visited"]
+LAST_WORDS_SECONDS = 5.0
+"""How long what a process said last may take to come."""
 LIBRARIES = ("torch", "transformers", "peft")
 """Whose versions can move a prediction, beside the harness's own source."""
 
@@ -108,51 +113,90 @@ def ask(tasks: Sequence[PlanTask], source_checksum: str, progress: Progress) -> 
     """Return an answer for each task, in order; equal questions are asked once.
 
     Raises:
-        HarnessError: the process that predicts cannot be started or ended early.
+        HarnessError: as :meth:`Predictor.answer`.
     """
-    keys = [task.key(source_checksum) for task in tasks]
-    wanted = dict(zip(keys, tasks, strict=True))
-    folder = tasks[0].cache_folder / "predictions" if tasks else None
-    answers = {key: kept for key in wanted if folder and (kept := _kept(folder / f"{key}.json")) is not None}
-    missing = {key: task for key, task in wanted.items() if key not in answers}
-    if missing:
-        assert folder is not None
-        for key, answer in _compute(missing, progress):
-            answers[key] = answer
-            if answer.lasting:
-                _keep(folder / f"{key}.json", answer)
+    with Predictor(source_checksum) as predictor:
+        keys = [task.key(source_checksum) for task in tasks]
+        wanted = dict(zip(keys, tasks, strict=True))
+        answers = {key: kept for key, task in wanted.items() if (kept := predictor.kept(task)) is not None}
+        missing = {key: task for key, task in wanted.items() if key not in answers}
+        for number, (key, task) in enumerate(missing.items()):
+            progress("predicting memory", number, len(missing))
+            answers[key] = predictor.answer(task)
+        if missing:
+            progress("predicting memory", len(missing), len(missing))
     return [answers[key] for key in keys]
 
 
-def _compute(missing: Mapping[str, PlanTask], progress: Progress) -> Iterator[tuple[str, PlanAnswer]]:
-    """Yield each answer as it comes, in the order of the questions."""
-    num_answers = 0
-    lines = "".join(f"{json.dumps([key, task.model_dump(mode='json')])}\n" for key, task in missing.items())
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", "harness.planning.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        text=True,
-    )
-    assert child.stdin and child.stdout and child.stderr
-    try:
-        progress("predicting memory", 0, len(missing))
-        child.stdin.write(lines)
-        child.stdin.close()
-        for line in child.stdout:
-            key, answer = json.loads(line)
-            num_answers += 1
-            yield key, PlanAnswer.model_validate(answer)
-            progress("predicting memory", num_answers, len(missing))
-        errors = child.stderr.read()
-    finally:
-        child.kill()
-        child.wait()
-    if num_answers < len(missing):
-        last = (errors.strip().splitlines() or ["it said nothing"])[-1]
-        raise HarnessError(f"the process that predicts memory ended early: {last}")
+class Predictor:
+    """A process that predicts, one question at a time; it starts when something is asked that is not kept."""
+
+    def __init__(self, source_checksum: str) -> None:
+        """Take the checksum of the harness's own source, which is part of every question."""
+        self._source_checksum = source_checksum
+        self._child: subprocess.Popen[bytes] | None = None
+        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._listener: threading.Thread | None = None
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def kept(self, task: PlanTask) -> PlanAnswer | None:
+        """Return the answer that the cache keeps, or None."""
+        return _kept(self._file(task))
+
+    def answer(self, task: PlanTask) -> PlanAnswer:
+        """Return what is predicted, kept in the cache for the next time.
+
+        Raises:
+            HarnessError: the process ended early, or the cache cannot be written.
+        """
+        if (kept := self.kept(task)) is not None:
+            return kept
+        child = self._child = self._child or self._started()
+        assert child.stdin is not None and child.stdout is not None
+        try:
+            child.stdin.write(f"{json.dumps(['', task.model_dump(mode='json')])}\n".encode())
+            child.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = child.stdout.readline()
+        if not line:
+            raise HarnessError(f"the process that predicts memory ended early: {self._last_words()}")
+        answer = PlanAnswer.model_validate(json.loads(line)[1])
+        if answer.lasting:
+            _keep(self._file(task), answer)
+        return answer
+
+    def close(self) -> None:
+        """End the process, from another thread too; a question under way is not answered."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+
+    def _file(self, task: PlanTask) -> Path:
+        return task.cache_folder / "predictions" / f"{task.key(self._source_checksum)}.json"
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "harness.planning.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        )
+        self._listener = threading.Thread(target=collect_lines, args=(child.stderr, self._log), daemon=True)
+        self._listener.start()
+        return child
+
+    def _last_words(self) -> str:
+        assert self._listener is not None
+        self._listener.join(LAST_WORDS_SECONDS)
+        said = [line.strip() for line in self._log if line.strip()]
+        return said[-1] if said else "it said nothing"
 
 
 def _kept(file: Path) -> PlanAnswer | None:
@@ -163,7 +207,13 @@ def _kept(file: Path) -> PlanAnswer | None:
 
 
 def _keep(file: Path, answer: PlanAnswer) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_suffix(f".{os.getpid()}.tmp")
-    beside.write_text(answer.model_dump_json())
-    beside.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(answer.model_dump_json())
+        beside.replace(file)
+    except OSError as error:
+        raise HarnessError(
+            f"{file.parent}: predictions cannot be kept there: {error.strerror or error}; set HARNESS_CACHE to a "
+            "folder that can be written"
+        ) from error

@@ -7,6 +7,7 @@ import os
 import sys
 
 from harness.engine.block_scores import kept_block_scores
+from harness.engine.child import die_with_parent
 from harness.errors import HarnessError, Refused
 from harness.method import BlockScoreRequest
 from harness.planning.predict import Question, predict
@@ -15,6 +16,7 @@ from harness.planning.questions import PlanAnswer, PlanTask
 
 def main() -> None:
     """Answer until the input ends."""
+    die_with_parent()
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # whatever libraries print
     for line in sys.stdin:

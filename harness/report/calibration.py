@@ -33,8 +33,9 @@ NUMBERS = (1, 2, 3)
 DEFINITIONS = (
     "Predicted is what planning says, or what a data sheet states where it says so. The difference (diff.) is "
     "predicted less measured, in % of the measured value. GB = 10^9 bytes.",
-    "A step time is predicted from the operations of the step, those that checkpointing makes again among them, at the "
-    "measured rate of matrix products: it holds neither the optimizer nor projector refreshes, whose share is told.",
+    "A step less its updates, and projector refreshes with them, is predicted from the operations of the step, those "
+    "that checkpointing makes again among them, at the measured rate of matrix products. What the updates take of the "
+    "whole step is told beside it.",
 )
 SCALES = (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 SCALED = {"bytes": "B", "bytes/s": "B/s", "FLOP/s": "FLOP/s"}
@@ -210,7 +211,7 @@ def _bytes_line(what: str, predicted: int | None, measured: int | None) -> Line:
 def _time_line(what: str, record: Record, prediction: Prediction | None, rates: Rates) -> Line:
     train, settings = record.train, record.spec.train
     assert train is not None and settings is not None and train.step_seconds_mean is not None
-    seconds, rate = train.step_seconds_mean, rates.flops(settings.dtype)
+    seconds, rate = train.step_seconds_mean - (train.optimizer_seconds_mean or 0.0), rates.flops(settings.dtype)
     predicted = None
     if prediction is not None and rate is not None and record.environment.device_type == "cuda":
         predicted = (prediction.flops_per_step + prediction.recomputed_flops_per_step) / rate
@@ -218,13 +219,14 @@ def _time_line(what: str, record: Record, prediction: Prediction | None, rates: 
     if (mfu := model_flops_utilization(record)) is not None:
         facts.append(f"MFU {percent(mfu)} %")
     if train.optimizer_seconds_mean is not None:
-        facts.append(f"updates {percent(train.optimizer_seconds_mean / seconds)} % of the step")
+        whole, share = train.step_seconds_mean, train.optimizer_seconds_mean / train.step_seconds_mean
+        facts.append(f"whole step {significant(whole)} s, updates {percent(share)} % of it")
     if train.refresh_seconds:
         facts.append(f"refreshes {significant(train.refresh_seconds)} s in {train.num_steps} steps")
     difference = None if predicted is None else predicted / seconds - 1.0
     return Line(
         "ladder",
-        f"{what}: step time",
+        f"{what}: step less updates",
         NOTHING if predicted is None else f"{significant(predicted)} s",
         f"{significant(seconds)} s",
         signed_percent(difference),

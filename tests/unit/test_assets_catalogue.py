@@ -30,7 +30,7 @@ KNOWN = {
 }
 
 
-SHAPES_ALONE = {"llama-60m", "llama-130m", "llama-350m", "llama-1b"}
+SHAPES_ALONE = {"shape-tiny", "llama-60m", "llama-130m", "llama-350m", "llama-1b"}
 # Source: GaLore's table 6, weights of full-rank training in G (bf16).
 WEIGHTS_GB = {"llama-60m": 0.12, "llama-130m": 0.25, "llama-350m": 0.68, "llama-1b": 2.60}
 

@@ -180,7 +180,7 @@ def test_a_run_goes_to_the_device_that_holds_its_peak() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word to a child is Linux's")
 def test_a_child_within_a_long_call_that_holds_the_interpreter_ends_with_its_parent() -> None:
-    child = "from harness.engine.child import _die_with_parent; _die_with_parent(); import ctypes, os; "
+    child = "from harness.engine.child import die_with_parent; die_with_parent(); import ctypes, os; "
     child += "print(os.getpid(), flush=True); ctypes.PyDLL(None).sleep(100)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:
