@@ -29,7 +29,16 @@ PROFILE: dict[str, Any] = {
     "blas_workspace_bytes": [33_554_432, 33_554_432],
     "rates": {"copy_bytes_per_second": 3e12, "bf16_flops": 7e14},
     "solver": {"svd": 2.5},
-    "attention": [{"mask": False, "grouped": True, "kernel": "flash", "kept_bytes": 4.0, "backward_bytes": 516.0}],
+    "attention": [
+        {
+            "mask": False,
+            "grouped": True,
+            "head_size": 128,
+            "kernel": "flash",
+            "kept_bytes": 4.0,
+            "backward_bytes": 516.0,
+        }
+    ],
 }
 
 
@@ -44,7 +53,7 @@ def part(name: str, group: str, facts: dict[str, Any], **changes: Any) -> dict[s
     }
 
 
-ATTENTION = {"kernel": "flash", "kept_bytes": 4.0, "backward_bytes": 516.0}
+ATTENTION = {"kernel": "flash", "head_size": 128, "kept_bytes": 4.0, "backward_bytes": 516.0}
 PART = part("context", "constants", {"context_bytes": 500_000_001})
 PARTS = [
     PART,

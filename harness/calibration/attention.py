@@ -106,9 +106,9 @@ def needed_bytes(
     bias = 0 if mask is None else mask.numel() * out.element_size()
     with watching(*there, grad, out, *_kept(out)) as backward:
         gradients = torch.autograd.grad(out, qkv, grad)
-    return max(0, forward.left_bytes - storage_bytes([out]) - bias), max(
-        0, backward.peak_bytes - storage_bytes(gradients)
-    )
+    kept = forward.left_bytes - storage_bytes([out]) - bias
+    needed = backward.peak_bytes - storage_bytes(gradients)
+    return max(0, kept), max(0, needed)
 
 
 def planned_bytes(shape: Shape, dtype: torch.dtype) -> tuple[int, int]:

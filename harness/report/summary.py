@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from harness.calibration_log import SUITES
 from harness.errors import HarnessError
 from harness.record import OUTCOMES, Record, Score
 from harness.report.view import View, choose_view, view_notes
@@ -144,9 +145,7 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     records = [record for record in contents.records if record.spec.suite == suite.name]
     newest = newest_records([record for record in records if record.kind == "run"])
     if not newest:
-        raise HarnessError(
-            f"there is no record of suite '{suite.name}' to report; run it with: harness run --suite {suite.name}"
-        )
+        raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
     view = choose_view(suite, newest)
     shown, left_out, reasons = _split(view, newest)
     added, failed_evaluations = _added_scores(view, [r for r in records if r.kind == "evaluation"], shown, reasons)
@@ -241,6 +240,11 @@ def _run(record: Record, added: Sequence[Record]) -> Run:
 
 def _key(score: Score) -> tuple[str, str, tuple[str, ...]]:
     return score.task, score.metric, score.subtasks
+
+
+def _command(suite: Suite) -> str:
+    """Return what runs a suite."""
+    return "harness calibrate" if suite.name == SUITES["full"] else f"harness run --suite {suite.name}"
 
 
 def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...]:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from harness import cli
+from harness.calibration import foretelling
 from harness.calibration.conductor import Order
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
-from harness.planning.questions import PlanAnswer
+from harness.engine.executors import Tally
+from harness.planning.questions import PlanAnswer, PlanTask
+from harness.store import Store
 from harness.suite import RunSpec, load_suite
 from tests.comparing import make
 from tests.fuzz_calibration import part
@@ -31,12 +37,17 @@ class Device:
         self.ran: list[RunSpec] = []
         self.leaves = ""
         self.fails = ""
+        self.outcome = "failed"
         self.peaks: dict[str, int] = {}
-        self.run_code = 0
+        self.status = "ok"
+        self.repeats: list[int | None] = []
+        self.foretold: list[str] = []
+        self.slowness = 0.0
         monkeypatch.setattr(calibrate, "probe_environment", lambda: CUDA)
         monkeypatch.setattr(calibrate, "conduct", self.conduct)
-        monkeypatch.setattr(calibrate, "execute", self.execute)
-        monkeypatch.setattr(calibrate, "predictions", self.predictions)
+        monkeypatch.setattr(calibrate, "executor", lambda args: nullcontext())
+        monkeypatch.setattr(calibrate, "execute_on", self.execute_on)
+        monkeypatch.setattr(foretelling, "Predictor", lambda checksum: self)
 
     def conduct(self, parts: Sequence[Part], order: Order, begins: Any, keep: Any) -> tuple[Part, ...]:
         for number, one in enumerate(parts):
@@ -44,23 +55,28 @@ class Device:
                 return tuple(parts[number:])
             begins(one)
             self.asked.append(one.name)
-            keep(answer(one, "failed" if one.name == self.fails else "ok", order.sizes))
+            keep(answer(one, self.outcome if one.name == self.fails else "ok", order.sizes))
         return ()
 
-    def execute(self, args: Any, chosen: Any) -> int:
-        self.ran = list(chosen().specs)
-        return self.run_code
+    def execute_on(self, chosen: Any, args: Any, choose: Any, store: Store, *, stop_at: float) -> tuple[Tally, int]:
+        (spec,) = choose().specs
+        self.ran.append(spec)
+        self.repeats.append(args.repeat)
+        record = make.make_record("full", environment=CUDA, status=self.status, spec=spec.model_dump())
+        store.append(record.model_copy(update={"run_id": spec.run_id, "uuid": f"{spec.run_id}-{len(self.ran)}"}))
+        return Tally((record,)), 1
 
-    def predictions(self, selection: Any, environment: Any, display: Any) -> dict[str, PlanAnswer]:
-        return {
-            spec.run_id: PlanAnswer(
-                prediction=PREDICTION.model_copy(update={"peak_bytes": self.peaks.get(spec.label, 1)})
-            )
-            for spec in selection.specs
-        }
+    def answer(self, task: PlanTask) -> PlanAnswer:
+        self.foretold.append(task.spec.label)
+        time.sleep(self.slowness)
+        peak = self.peaks.get(task.spec.label, 1)
+        return PlanAnswer(prediction=PREDICTION.model_copy(update={"peak_bytes": peak}))
+
+    def close(self) -> None: ...
 
     def calibrate(self, *arguments: str) -> int:
         self.asked.clear()
+        self.ran.clear()
         return cli.main(["calibrate", "--results", str(self.folder), *arguments])
 
 
@@ -115,26 +131,92 @@ def test_an_answer_at_tiny_sizes_or_of_another_device_answers_nothing(device: De
     assert device.asked == names("constants")
 
 
+def pairs(specs: Sequence[RunSpec]) -> list[tuple[str, str]]:
+    return [(spec.model_name, spec.label) for spec in specs]
+
+
+def everything() -> list[tuple[str, str]]:
+    return [
+        (model, label) for rung in load_suite("calibration").ladder for model in rung.models for label in rung.labels
+    ]
+
+
 def test_the_ladder_runs_in_the_order_of_its_rungs_without_what_the_device_does_not_hold(
     device: Device, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert device.calibrate("--part", "ladder") == 3  # nothing was recorded
-    everything = [(spec.model_name, spec.label) for spec in device.ran]
-    ladder = load_suite("calibration").ladder
-    assert everything == [(model, label) for rung in ladder for model in rung.models for label in rung.labels]
     assert CUDA.device_memory_bytes is not None
-    device.peaks = {everything[1][1]: CUDA.device_memory_bytes - 100_000_000}
-    capsys.readouterr()
-    device.calibrate("--part", "ladder")
-    assert [(spec.model_name, spec.label) for spec in device.ran] == [
-        pair for pair in everything if pair[1] != everything[1][1]
-    ]
+    large = everything()[1][1]
+    device.peaks = {large: CUDA.device_memory_bytes - 100_000_000}
+    assert device.calibrate("--part", "ladder") == 0
+    assert pairs(device.ran) == [pair for pair in everything() if pair[1] != large]
     assert "not run: 85.8 GB predicted, the device has 85.9" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_failed_run_of_the_ladder_is_told_and_a_budget_that_is_over_runs_none(device: Device) -> None:
-    device.run_code = 1
-    assert device.calibrate("--part", "ladder") == 3
-    device.ran = []
+def test_a_measured_context_decides_what_the_device_holds(device: Device) -> None:
+    assert CUDA.device_memory_bytes is not None
+    large = everything()[1]
+    device.peaks = {large[1]: CUDA.device_memory_bytes - 100_000_000}
+    context = next(one for one in all_parts() if one.name == "context")
+    append_result(
+        device.folder, answer(context, "ok", "full").model_copy(update={"facts": {"context_bytes": 99_000_000}})
+    )
+    assert device.calibrate("--part", "ladder") == 0
+    assert large in pairs(device.ran)
+
+
+def test_runs_that_are_recorded_are_skipped_unless_they_are_asked_again(device: Device) -> None:
+    assert device.calibrate("--part", "ladder") == 0
+    assert set(device.repeats) == {None}
+    assert device.calibrate("--part", "ladder") == 0
+    assert device.ran == []
+    assert device.calibrate("--part", "ladder", "--again") == 0
+    assert pairs(device.ran) == everything()
+    assert device.repeats[-1] == 1
+
+
+def test_a_failed_run_of_the_ladder_is_told_and_asked_again(device: Device) -> None:
+    device.status = "failed"
+    assert device.calibrate("--part", "ladder") == 1
+    device.status = "ok"
+    assert device.calibrate("--part", "ladder") == 0
+    assert pairs(device.ran) == everything()
+
+
+def test_predictions_end_with_the_budget(
+    device: Device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "CORES_FOR_TWO", 1_000)
+    device.slowness = 0.3
+    assert device.calibrate("--part", "ladder", "--budget-seconds", "1") == 3
+    assert 0 < len(device.foretold) < 8
+    assert len(device.ran) < len(everything())
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("not reached: the budget ended") == len(everything()) - len(device.ran)
+
+
+def test_a_budget_that_is_over_runs_nothing(device: Device) -> None:
     assert device.calibrate("--part", "ladder", "--budget-seconds", "0.0001") == 3
     assert device.ran == []
+
+
+def test_where_cores_are_to_spare_all_is_foretold_beside_the_checks(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "CORES_FOR_TWO", 1)
+    assert device.calibrate("--part", "ladder") == 0
+    assert device.foretold == [label for _, label in everything()]
+
+
+def test_what_was_skipped_is_asked_again(device: Device) -> None:
+    device.fails, device.outcome = names("constants")[2], "skipped"
+    assert device.calibrate("--part", "constants") == 0
+    assert device.calibrate("--part", "constants") == 0
+    assert device.asked == [names("constants")[2]]
+
+
+def test_two_calls_on_one_folder_do_not_disturb_each_other(device: Device, capsys: pytest.CaptureFixture[str]) -> None:
+    (device.folder / "calibration").mkdir(parents=True)
+    with FileLock(device.folder / "calibration" / "calibrate.lock"):
+        assert device.calibrate("--part", "constants") == 2
+    assert "another harness calibrate is at work there" in capsys.readouterr().err
+    assert device.asked == []

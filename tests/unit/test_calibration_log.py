@@ -87,7 +87,7 @@ def test_a_damaged_line_is_told_and_the_others_are_read(tmp_path: Path) -> None:
 
 
 def answers() -> list[PartResult]:
-    attention = {"kernel": "flash", "kept_bytes": 4.0, "backward_bytes": 516.0}
+    attention = {"kernel": "flash", "head_size": 128, "kept_bytes": 4.0, "backward_bytes": 516.0}
     return [
         result("device", group="checks", facts={"compute_capability": "9.0"}),
         result("copy on the device", reading(3e12, unit="bytes/s"), group="checks"),
@@ -108,10 +108,10 @@ def test_a_profile_is_made_of_the_answers_and_survives_its_file(tmp_path: Path) 
     assert profile.context_bytes == 500_000_001
     assert (profile.rates.flops("bf16"), profile.rates.flops("fp32")) == (7e14, None)
     assert (profile.solver.svd, profile.solver.qr) == (2.5, None)
-    grouped = profile.attention_constants(mask=False, grouped=True)
+    grouped = profile.attention_constants(mask=False, grouped=True, head_size=128)
     assert grouped is not None
     assert (grouped.kernel, grouped.backward_bytes) == ("flash", 516.0)
-    assert profile.attention_constants(mask=False, grouped=False) is None
+    assert profile.attention_constants(mask=False, grouped=False, head_size=128) is None
     (tmp_path / "p.toml").write_text(profile_text(profile))
     assert read_profile(tmp_path / "p.toml") == profile
 

@@ -105,11 +105,20 @@ def test_a_device_without_bf16_is_not_asked_for_it(bench: StandIn, monkeypatch: 
         rates.matrix_products(bench, "bf16")
 
 
-@pytest.mark.parametrize(("before", "expected"), [(None, GIB), (GIB // 4, GIB * 3 // 4)])
+@pytest.mark.parametrize(
+    ("by_nvml", "expected"),
+    [
+        ((None, None), GIB),  # without NVML what CUDA says is used, less what the allocator reserved
+        ((GIB // 2, GIB // 2 + GIB + 600_000_000), 600_000_000),  # with what the driver keeps for itself in both
+        ((3 * GIB, 4 * GIB + 500_000_000), 500_000_000),
+    ],
+)
 def test_the_context_is_what_is_used_beside_the_allocator_and_others(
-    before: int | None, expected: int, bench: StandIn, monkeypatch: pytest.MonkeyPatch
+    by_nvml: tuple[int | None, int | None], expected: int, bench: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(constants, "_used_by_nvml", lambda device: before)
+    readings = list(by_nvml)
+    monkeypatch.setattr(constants, "_used_by_nvml", lambda device: readings.pop(0))
+    before = by_nvml[0]
     found = constants.context(bench, None)
     assert found.readings[0].value == found.facts["context_bytes"] == expected
     assert found.readings[0].expected == ASSUMED_CONTEXT_BYTES
@@ -180,3 +189,11 @@ def test_a_cpu_has_no_allocator_to_ask() -> None:
     for part in (constants.context, constants.allocator):
         with pytest.raises(Skip, match="no caching allocator"):
             part(bench, None)
+
+
+@pytest.mark.parametrize("kind", ["plain", "grouped", "mask"])
+def test_attention_is_measured_in_the_layout_of_models(kind: str) -> None:
+    """Of tensors laid out otherwise transformers makes a copy of the output, which the graph keeps too."""
+    found = needs(Bench(torch.device("cpu"), "smoke"), kind)
+    assert found.readings[0].value == 4.0  # the logsumexp of the softmax, fp32
+    assert found.facts["head_size"] == 16

@@ -50,14 +50,18 @@ def test_what_attention_keeps_is_kept_in_every_layer() -> None:
     assert shape is not None
     length = 96
     heads_and_tokens = ROWS * shape.num_heads * length
-    more = AttentionConstants(mask=False, grouped=True, kernel="cudnn", kept_bytes=4 + 64, backward_bytes=0)
+    more = AttentionConstants(
+        mask=False, grouped=True, head_size=32, kernel="cudnn", kept_bytes=4 + 64, backward_bytes=0
+    )
     as_flash = more.model_copy(update={"kept_bytes": 4.0})
     difference = peak(given=profile(attention=(more,))) - peak(given=profile(attention=(as_flash,)))
     assert difference == pytest.approx(shape.num_layers * 64 * heads_and_tokens, rel=0.01)
 
 
 def test_constants_of_another_way_to_call_attention_are_not_taken() -> None:
-    other = AttentionConstants(mask=True, grouped=False, kernel="efficient", kept_bytes=1e4, backward_bytes=1e6)
+    other = AttentionConstants(
+        mask=True, grouped=False, head_size=32, kernel="efficient", kept_bytes=1e4, backward_bytes=1e6
+    )
     assert peak(given=profile(attention=(other,))) == peak()
 
 
@@ -67,7 +71,9 @@ def test_constants_of_another_way_to_call_attention_are_not_taken() -> None:
 def test_a_kernel_is_assumed_where_its_way_to_call_attention_was_not_measured(
     mask: bool, grouped: bool, assumed: bool
 ) -> None:
-    constants = AttentionConstants(mask=mask, grouped=grouped, kernel="cudnn", kept_bytes=4, backward_bytes=0)
+    constants = AttentionConstants(
+        mask=mask, grouped=grouped, head_size=32, kernel="cudnn", kept_bytes=4, backward_bytes=0
+    )
     spec = small_spec("full", dtype="bf16", gradient_checkpointing=False)
     given = profile(attention=(constants,))
     told = predicted(spec, device="cuda", compute_capability="9.0", profile=given).assumptions

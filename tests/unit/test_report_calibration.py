@@ -75,9 +75,9 @@ def test_a_step_time_is_predicted_from_all_operations_at_the_measured_rate(secon
     assert one.train is not None and one.spec.train is not None
     train = one.train.model_copy(update={"step_seconds_mean": seconds})
     rates = Rates.model_validate({f"{one.spec.train.dtype}_flops": 8e14})
-    found = line(calibration_lines((), [one.model_copy(update={"train": train})], rates), "step time")
+    found = line(calibration_lines((), [one.model_copy(update={"train": train})], rates), "step less updates")
     assert (found.predicted, found.reached) == ("1.00 s", reached)
-    assert line(calibration_lines((), [one], Rates()), "step time").predicted == NOTHING
+    assert line(calibration_lines((), [one], Rates()), "step less updates").predicted == NOTHING
 
 
 def test_what_failed_and_what_was_not_asked_are_lines() -> None:
@@ -128,9 +128,9 @@ def lines_of(record: Record) -> dict[str, Line]:
 def test_on_a_cpu_the_tracked_peak_is_compared_and_never_called_peak_memory() -> None:
     record = make.with_memory(make.make_record("lora"))
     found = lines_of(record)
-    assert set(found) == {"tracked peak", "step time"}
+    assert set(found) == {"tracked peak", "step less updates"}
     assert found["tracked peak"].reached == "yes"
-    assert found["step time"].predicted == NOTHING
+    assert found["step less updates"].predicted == NOTHING
 
 
 def test_a_prediction_for_another_kind_of_device_is_not_compared() -> None:

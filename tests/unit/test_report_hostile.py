@@ -114,7 +114,7 @@ def hostile(text: str) -> tuple[Suite, Contents]:
 def hostile_log(text: str, environment_id: str) -> Log:
     """A calibration whose sentences, names and facts hold ``text``."""
     reading = {"name": text, "value": 1.0, "unit": "bytes", "expected": 2.0, "expected_by": text, "at_least": 3.0}
-    facts = {"kernel": text, "kept_bytes": 1.0, "backward_bytes": 1.0, text: text}
+    facts = {"kernel": text, "head_size": 1, "kept_bytes": 1.0, "backward_bytes": 1.0, text: text}
     changes = {"sentence": text, "environment_id": environment_id}
     answers = [part(text, "checks", facts, readings=[reading], **changes)]
     answers += [part(f"{what} {text}", "constants", {}, readings=[], outcome=what, **changes) for what in OUTCOMES]
