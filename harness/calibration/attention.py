@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.calibration.bench import Bench, Found, Watched
+from harness.calibration.bench import Bench, Found, Watched, watching_fakes
 from harness.calibration_log import Reading
 from harness.engine.step_memory import storage_bytes
 from harness.planning.attention import planned_cuda_attention
@@ -20,6 +20,7 @@ KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
 KEPT, BACKWARD = "kept for the backward pass", "peak of the backward pass"
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 Watching = Callable[..., AbstractContextManager[Watched]]
+"""Watches memory, told what was there before."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def needs(bench: Bench, kind: str | None) -> Found:
     dtype = torch.float16 if no_bf16 else torch.bfloat16
     q, k, v = inputs(shape, dtype, bench.random)
     mask = padded_mask(shape, bench.device) if shape.masked else None
-    found = needed_bytes(transformers_attention, (q, k, v), mask, bench.watching)
+    found = needed_bytes(transformers_attention, (q, k, v), mask, lambda *there: bench.watching())
     backend = torch._fused_sdp_choice(q, k, v, mask, 0.0, mask is None, enable_gqa=shape.kv_heads < shape.heads)
     kernel = KERNELS[int(backend)]
     expected = planned_bytes(shape, dtype) if bench.cuda else (None, None)
@@ -113,11 +114,10 @@ def needed_bytes(
 
 def planned_bytes(shape: Shape, dtype: torch.dtype) -> tuple[int, int]:
     """Return what planning assumes of the same call on CUDA, without a device profile."""
-    bench = Bench(torch.device("cpu"), "smoke")
     with FakeTensorMode():
         qkv = inputs(shape, dtype, lambda *size, dtype, seed: torch.empty(size, dtype=dtype))
         mask = padded_mask(shape, torch.device("cpu")) if shape.masked else None
-        return needed_bytes(planned_cuda_attention, qkv, mask, bench.watching)
+        return needed_bytes(planned_cuda_attention, qkv, mask, watching_fakes)
 
 
 def transformers_attention(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from harness.calibration_log import Reading, Sizes
 from harness.engine.peak_laps import CudaCounters
@@ -90,30 +92,20 @@ class Bench:
         return CudaCounters(self.device)
 
     @contextmanager
-    def watching(self, *there: torch.Tensor) -> Iterator[Watched]:
-        """Yield what happens to the memory inside the ``with``: by the allocator on CUDA, by the tracker on a CPU.
-
-        Args:
-            there: Tensors that are used inside and were made before; the tracker would take them for new ones.
-        """
+    def watching(self) -> Iterator[Watched]:
+        """Yield what happens to the memory inside the ``with``, by the device's allocator."""
         watched = Watched()
-        if self.cuda:
-            counters = self.counters()
-            counters.synchronize()
-            before = counters.allocated_bytes()
-            counters.reset_peaks()
-            yield watched
-            watched.peak_bytes = counters.peaks().allocated_bytes - before
-            watched.left_bytes = counters.allocated_bytes() - before
+        if not self.cuda:
+            with _watching_cpu(watched):
+                yield watched
             return
-        tracker = StorageTracker("cpu")
-        tracker.adopt(there, "other")
-        before = sum(tracker.alive().values())
-        tracker.take()
-        with tracker:
-            yield watched
-            watched.left_bytes = sum(tracker.alive().values()) - before
-        watched.peak_bytes = tracker.take().peak.num_bytes - before
+        counters = self.counters()
+        counters.synchronize()
+        before = counters.allocated_bytes()
+        counters.reset_peaks()
+        yield watched
+        watched.peak_bytes = counters.peaks().allocated_bytes - before
+        watched.left_bytes = counters.allocated_bytes() - before
 
 
 @dataclass
@@ -122,3 +114,35 @@ class Watched:
 
     peak_bytes: int = 0
     left_bytes: int = 0
+
+
+@contextmanager
+def _watching_cpu(watched: Watched) -> Iterator[None]:
+    """Follow the CPU's allocator by torch's profiler, which sees what an operation makes inside itself too."""
+    with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        warnings.simplefilter("ignore")
+        yield
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((one.start_ns(), i, one.nbytes()) for i, one in enumerate(events) if one.name() == "[memory]")
+    for _, _, num_bytes in changes:
+        watched.left_bytes += num_bytes
+        watched.peak_bytes = max(watched.peak_bytes, watched.left_bytes)
+
+
+@contextmanager
+def watching_fakes(*there: torch.Tensor) -> Iterator[Watched]:
+    """Yield what happens to storages inside the ``with``, of tensors that take no memory.
+
+    Args:
+        there: Tensors that are used inside and were made before; the tracker would take them for new ones.
+    """
+    watched = Watched()
+    tracker = StorageTracker("cpu")
+    tracker.adopt(there, "other")
+    before = sum(tracker.alive().values())
+    tracker.take()
+    with tracker:
+        yield watched
+        watched.left_bytes = sum(tracker.alive().values()) - before
+    watched.peak_bytes = tracker.take().peak.num_bytes - before

@@ -1,6 +1,6 @@
 """What planning assumes of CUDA's libraries, measured: context, allocator, cuBLAS and cuSOLVER work space.
 
-On a CPU the same code runs under the tracker of storages, which shows that it measures and not what CUDA needs.
+On a CPU the same code asks the CPU's allocator, which shows that it measures and not what CUDA needs.
 """
 
 from __future__ import annotations
@@ -96,9 +96,9 @@ def blas_workspaces(bench: Bench, _: str | None) -> Found:
     dtype = torch.bfloat16 if not bench.cuda or torch.cuda.is_bf16_supported(including_emulation=False) else None
     layer = nn.Linear(512, 512, bias=False, device=bench.device, dtype=dtype)
     x = bench.random(256, 512, dtype=layer.weight.dtype)
-    with bench.watching(layer.weight, x) as forward, torch.no_grad():
+    with bench.watching() as forward, torch.no_grad():
         layer(x)
-    with bench.watching(layer.weight, x) as backward:
+    with bench.watching() as backward:
         layer(x).sum().backward()
         layer.weight.grad = None
     sizes = [max(0, forward.left_bytes), max(0, backward.left_bytes)]
@@ -128,7 +128,7 @@ def solver(bench: Bench, kind: str | None) -> Found:
         factorise(bench.random(32, 32))  # handles and the work spaces that stay
     except NotImplementedError as error:
         raise Skip(f"the device has no solver for it: {error}") from error
-    with bench.watching(G) as seen:
+    with bench.watching() as seen:
         results = factorise(G)
         made = storage_bytes(results) + (storage_bytes([G]) if kind == "eigh" else 0)
     extra = max(0, seen.peak_bytes - made) / storage_bytes([G])
