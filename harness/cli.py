@@ -115,7 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     _assets(command)
 
     _add_judge(commands)
-    add_calibrate(commands, RESULTS)
+    add_calibrate(commands, RESULTS, _seconds)
 
     command = commands.add_parser("status", help="what of a suite is done, failed, still to do")
     _suite(command)

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -44,7 +43,6 @@ class Bench:
 
     device: torch.device
     sizes: Sizes
-    cache_folder: Path | None = None
 
     @property
     def cuda(self) -> bool:

@@ -20,7 +20,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
@@ -41,7 +40,6 @@ class Order:
     """What is asked beside the parts."""
 
     sizes: Sizes
-    cache_folder: Path
     environment: Environment
     """For the result of a part whose process died."""
     stop_at: float = math.inf
@@ -102,19 +100,18 @@ def _ask(
     listener = threading.Thread(target=collect_lines, args=(child.stderr, log), daemon=True)
     listener.start()
     threading.Thread(target=enqueue_lines, args=(child.stdout, lines), daemon=True).start()
-    done, under_way, too_long = 0, parts[0], False
+    done, too_long = 0, False
     try:
         with contextlib.suppress(BrokenPipeError):
             names = [part.name for part in parts]
-            message = {"parts": names, "sizes": order.sizes, "cache_folder": str(order.cache_folder)}
-            child.stdin.write(json.dumps(message).encode() + b"\n")
+            child.stdin.write(json.dumps({"parts": names, "sizes": order.sizes}).encode() + b"\n")
             child.stdin.flush()
         for event in _events(lines, order):
             if event is None:
                 too_long = True
             elif "begins" in event:
-                under_way, started_at, clock = parts[done], datetime.now(UTC), time.monotonic()
-                begins(under_way)
+                started_at, clock = datetime.now(UTC), time.monotonic()
+                begins(parts[done])
             else:
                 keep(PartResult.model_validate(event["result"]))
                 done += 1

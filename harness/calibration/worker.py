@@ -12,7 +12,6 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def main() -> None:
     die_with_parent()
     order = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    bench = Bench(default_device(), order["sizes"], Path(order["cache_folder"]))
+    bench = Bench(default_device(), order["sizes"])
     parts = {part.name: part for part in all_parts()}
     if not any(parts[name].untouched for name in order["parts"]):
         describe_environment()  # kept: what is busy now is busy by others

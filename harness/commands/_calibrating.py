@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable
 from typing import Any
 
 GROUPS = ("checks", "constants", "ladder", "evaluation")
@@ -15,19 +15,20 @@ RUN_DEFAULTS: dict[str, Any] = {
 """Of the options of ``run`` that the ladder's runs do without."""
 
 
-def add_calibrate(commands: Any, results: str) -> None:
+def add_calibrate(commands: Any, results: str, seconds: Callable[[str], float]) -> None:
     """Add ``calibrate`` to the command line.
 
     Args:
         commands: The subparsers.
         results: Default folder of the records.
+        seconds: Reads a number of seconds.
     """
     command = commands.add_parser(
         "calibrate", help="what this device can do, and whether predictions hold on it; what is answered is skipped"
     )
     command.add_argument(
         "--budget-seconds",
-        type=_seconds,
+        type=seconds,
         default=480.0,
         metavar="N",
         help="stop after so long, the most valuable first, and exit with 3; the same command goes on (default: 480)",
@@ -41,13 +42,3 @@ def add_calibrate(commands: Any, results: str) -> None:
         "--results", default=results, metavar="DIR", help=f"folder of the records (default: {results})"
     )
     command.set_defaults(**RUN_DEFAULTS)
-
-
-def _seconds(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of seconds above 0")
-    return number

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from harness.assets.cache import cache_root
 from harness.calibration.conductor import Order, conduct
 from harness.calibration.foretelling import Foreteller
 from harness.calibration.parts import Part, all_parts
@@ -141,7 +140,7 @@ def _ask(run: _Calibration, group: Group) -> None:
     parts = [part for part in asked if part.name not in known]
     if len(parts) < len(asked):
         print(f"{group}: {len(asked) - len(parts)} of {len(asked)} parts are answered already")
-    order = Order(run.sizes, cache_root(), run.environment, run.stop_at)
+    order = Order(run.sizes, run.environment, run.stop_at)
     done: list[PartResult] = []
 
     def keep(result: PartResult) -> None:

@@ -45,7 +45,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         *names: str, seconds: float = 60.0, part_seconds: float = 60.0
     ) -> tuple[list[PartResult], list[str], list[str]]:
         parts = [Part(name, "checks", "none.none", alone="alone" in name) for name in names]
-        order = Order("smoke", tmp_path, ENVIRONMENT, time.monotonic() + seconds, part_seconds)
+        order = Order("smoke", ENVIRONMENT, time.monotonic() + seconds, part_seconds)
         kept: list[PartResult] = []
         begun: list[str] = []
         left = conduct(parts, order, lambda part: begun.append(part.name), kept.append)
