@@ -1,0 +1,61 @@
+"""What stands beside the code for people and machines: the workflow, pre-commit, the citation, the README's commands."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["tox -e quickstart", "tox"]
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def pinned(package: str) -> str:
+    found = re.search(rf"^{package}==(\S+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    return f"{package}=={found[1]}"
+
+
+def test_the_workflow_runs_the_two_commands_of_ci_run() -> None:
+    ci_run = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in ci_run if line.startswith("tox")] == COMMANDS
+    job = read(".github/workflows/ci.yml")["jobs"]["test"]
+    commands = [step["run"] for step in job["steps"] if "run" in step]
+    assert commands == ["python -m pip install tox", *COMMANDS]
+
+
+def test_the_workflow_tests_every_python_that_the_package_names() -> None:
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    named = [entry.rsplit(" ", 1)[-1] for entry in classifiers if re.search(r"Python :: 3\.\d+$", entry)]
+    assert read(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"] == named
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_the_documents_name_the_two_commands(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    assert "python -m pip install tox" in text
+    assert all(re.search(rf"^{command}\b", text, re.MULTILINE) or f"`{command}`" in text for command in COMMANDS)
+
+
+def test_pre_commit_runs_the_pinned_ruff_and_mypy() -> None:
+    hooks = {hook["id"]: hook for repo in read(".pre-commit-config.yaml")["repos"] for hook in repo["hooks"]}
+    assert hooks["ruff-check"]["additional_dependencies"] == [pinned("ruff")]
+    assert hooks["ruff-format"]["additional_dependencies"] == [pinned("ruff")]
+    assert hooks["mypy"]["additional_dependencies"] == [pinned("tox")]
+    assert hooks["mypy"]["entry"].endswith("-e types")
+
+
+def test_the_citation_is_of_this_version_and_license() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    citation = read("CITATION.cff")
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert citation["title"].startswith(project["name"])
+    assert citation["authors"]
