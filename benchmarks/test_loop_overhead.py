@@ -30,12 +30,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.engine.context import EngineContext
 from harness.engine.data import IGNORED, MicroBatch
-from harness.engine.decoder import find_decoder
 from harness.engine.training import WARMUP_STEPS, TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
+from harness.tensors.decoder import find_decoder
 
 STEPS = int(os.environ.get("HARNESS_BENCH_STEPS", "40"))
 ROWS, VOCABULARY = 4, 4096

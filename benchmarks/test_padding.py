@@ -23,13 +23,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
-from harness.engine.decoder import find_decoder
 from harness.engine.padding import needs_padding_mask
 from harness.engine.training import WARMUP_STEPS, TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
+from harness.tensors.decoder import find_decoder
 
 STEPS = int(os.environ.get("HARNESS_BENCH_STEPS", "40"))
 VOCABULARY, HEADS, KV_HEADS, HEAD_SIZE, BLOCKS = 2048, 16, 4, 32, 6

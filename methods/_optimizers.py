@@ -32,9 +32,9 @@ from harness.methods._projection import (
 )
 from harness.methods._rounding import round_stochastically
 from harness.methods._update_rules import adamw_update
-from harness.placement import on_host
+from harness.tensors.dtypes import DTYPES
+from harness.tensors.placement import on_host
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VECTOR = 64
 """Slices hold a multiple of so many elements: the CPU's kernels round bf16 otherwise in what is left after whole
 vectors, at most two of 32 elements (AVX-512), so that a cut elsewhere would change bits."""

@@ -66,7 +66,8 @@ class Lora(TrainedMethod):
             Refused: no layer's name ends in one of ``target_modules``.
         """
         import peft
-        import torch
+
+        from harness.tensors.dtypes import DTYPES
 
         config = self.config
         adapter = peft.LoraConfig(
@@ -84,7 +85,7 @@ class Lora(TrainedMethod):
             raise Refused(f"the model has no layer called {', '.join(config.target_modules)} for target_modules")
         with context.seed_globally("lora_init"):
             wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
-        dtype = torch.float32 if config.adapter_dtype == "fp32" else torch.bfloat16
+        dtype = DTYPES[config.adapter_dtype]
         for name, p in wrapped.named_parameters():
             if p.requires_grad:
                 p.data = p.data.to(dtype)

@@ -249,19 +249,19 @@ def _prediction(folder: Path) -> Path:
 def _read_model(file: Path) -> object:
     import torch
 
-    from harness.engine.loading import load_model
+    from harness.tensors.loading import load_model
 
     return load_model(file.parent, "fp32", torch.device("cpu"))
 
 
 def _read_config(file: Path) -> object:
-    from harness.engine.loading import model_config
+    from harness.tensors.loading import model_config
 
     return model_config(BaseModelSpec(name="m", architecture="LlamaForCausalLM", folder=file.parent))
 
 
 def _read_tokenizer(file: Path) -> object:
-    from harness.engine.loading import load_tokenizer
+    from harness.tensors.loading import load_tokenizer
 
     return load_tokenizer(file.parent)
 

@@ -12,13 +12,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, collate
-from harness.engine.decoder import find_decoder
-from harness.engine.loading import build_model
 from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
 from harness.suite import RunSpec, expand, load_suite
+from harness.tensors.decoder import find_decoder
+from harness.tensors.loading import build_model
 
 SCORES = [4.0, 3.0, 2.0, 1.0]
 """Of the blocks of a small model."""

@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.calibration.bench import Bench, Found, Watched, watching_fakes
 from harness.calibration_log import Reading
-from harness.engine.step_memory import storage_bytes
 from harness.planning.attention import planned_cuda_attention
+from harness.tensors.optimizer_state import storage_bytes
 
 KERNELS = {0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}
 """By torch.nn.attention.SDPBackend's numbers, as ``torch._fused_sdp_choice`` gives them."""

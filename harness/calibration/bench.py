@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.calibration_log import Reading, Sizes
 from harness.engine.peak_laps import CudaCounters
-from harness.engine.storage_tracker import StorageTracker
+from harness.tensors.storage_tracker import StorageTracker
 
 Precision = Literal["bf16", "fp32"]
 ROUNDS = 7

@@ -14,11 +14,11 @@ from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration_log import Reading
 from harness.device_profile import ASSUMED_CONTEXT_BYTES
 from harness.engine.environment import describe_environment
-from harness.engine.step_memory import storage_bytes
 from harness.errors import HarnessError
 from harness.planning.allocator import CachingAllocator
 from harness.planning.cuda import blas_workspaces as assumed_blas_workspaces
 from harness.planning.cuda import solver_bytes
+from harness.tensors.optimizer_state import storage_bytes
 
 FACTORISATIONS = {
     "svd": lambda matrix: torch.linalg.svd(matrix, full_matrices=False),

@@ -22,12 +22,13 @@ from harness.assets.rows import rows_place
 from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.tiny import SHAPE
 from harness.calibration_log import Reading
-from harness.engine.loading import build_model, load_tokenizer
-from harness.engine.memory import is_out_of_memory
 from harness.errors import HarnessError
 from harness.evaluation.language_model import HarnessLM
 from harness.models import BaseModelSpec, find_model, load_models
 from harness.settings import EvaluationSettings
+from harness.tensors.loading import build_model, load_tokenizer
+from harness.tensors.out_of_memory import is_out_of_memory
+from harness.tensors.seeding import fenced
 
 SHAPED_LIKE, TOKENIZER_OF = "llama2-7b", "smollm2-135m"
 TASKS = {"full": ("piqa", "arc_challenge", "hellaswag"), "smoke": ("arc_easy",)}
@@ -67,8 +68,7 @@ class _Asked:
             needed = 2 * sum(parameter.numel() for parameter in build_model(model, "bf16", "meta").parameters())
             if needed > (free := torch.cuda.mem_get_info(bench.device)[0]):
                 raise Skip(f"the weights alone need {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
-        with torch.random.fork_rng(devices=[bench.device] if bench.cuda else []):
-            torch.manual_seed(1)
+        with fenced(1):
             self.model: Any = build_model(model, "bf16" if bench.cuda else "fp32", bench.device)
         self._tokens = 0
         self.model.register_forward_pre_hook(self._count, with_kwargs=True)

@@ -12,12 +12,12 @@ import torch
 from harness.calibration.bench import Bench, Found
 from harness.calibration.tiny import STEPS, TinyRun, differences, label_with, tiny_run
 from harness.calibration_log import Reading
-from harness.engine.memory import is_out_of_memory
-from harness.engine.step_memory import optimizer_state_bytes
 from harness.errors import HarnessError
 from harness.methods._projection import basis_for, captured_energy, exact_projector, randomized_projector
 from harness.methods._rounding import round_stochastically
 from harness.record import OutOfMemoryAt
+from harness.tensors.optimizer_state import optimizer_state_bytes
+from harness.tensors.out_of_memory import is_out_of_memory
 
 EXACT = 1e-5
 """Largest relative difference of two ways that only round differently, fp32. Chosen by us."""

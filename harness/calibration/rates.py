@@ -10,7 +10,7 @@ from harness.calibration.bench import Bench, Found, Precision, Skip
 from harness.calibration_log import Reading
 from harness.devices import known_device, load_devices
 from harness.engine.environment import describe_environment
-from harness.engine.loading import DTYPES
+from harness.tensors.dtypes import DTYPES
 
 
 def device(bench: Bench, _: str | None) -> Found:

@@ -17,14 +17,15 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
-from harness.engine.decoder import Checksums, checksums, find_decoder
-from harness.engine.loading import DTYPES, build_model
-from harness.engine.seeding import numpy_generator, seeded_globally
 from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS, Method, MethodConfig
 from harness.models import BaseModelSpec, ModelShape
 from harness.settings import TrainSettings
+from harness.tensors.decoder import Checksums, checksums, find_decoder
+from harness.tensors.dtypes import DTYPES
+from harness.tensors.loading import build_model
+from harness.tensors.seeding import numpy_generator, seeded_globally
 
 SHAPE = ModelShape(
     hidden_size=64,

@@ -22,8 +22,8 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import Outcome, PartResult, Reading
 from harness.engine.child import die_with_parent, end_with_parent
 from harness.engine.environment import default_device, describe_environment
-from harness.engine.memory import is_out_of_memory
 from harness.errors import HarnessError
+from harness.tensors.out_of_memory import is_out_of_memory
 from harness.toml_files import first_fault
 
 LONGEST_SENTENCE = 500

@@ -189,7 +189,7 @@ def _judge(args: argparse.Namespace, stop: threading.Event) -> Judge:
 
 def _local_judge(folder: Path, max_tokens: int) -> LocalJudge:
     from harness.engine.environment import default_device
-    from harness.engine.loading import load_model, load_tokenizer
+    from harness.tensors.loading import load_model, load_tokenizer
 
     device = default_device()
     dtype = "bf16" if device.type == "cuda" else "fp32"

@@ -110,9 +110,9 @@ def _require_sampling(suite_name: str, label: str) -> None:
 def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[float]:
     """Return one score a block, from the cache where it is there; the model is loaded only where it is not."""
     from harness.engine.block_scores import cached_block_scores
-    from harness.engine.decoder import find_decoder
     from harness.engine.environment import default_device
-    from harness.engine.loading import load_model, load_tokenizer
+    from harness.tensors.decoder import find_decoder
+    from harness.tensors.loading import load_model, load_tokenizer
 
     calibration, selection = asked.calibration, asked.selection
     model = selection.models[asked.spec.model_name]

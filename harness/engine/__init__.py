@@ -1,1 +1,1 @@
-"""Everything that runs on tensors: loading, data, seeding, training, memory, block scores, runner, launch."""
+"""What a run does and who starts it: data, training, memory, block scores, runner, launch, executors."""

@@ -25,8 +25,8 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 from harness.errors import Refused
 from harness.method import Decoder
-from harness.placement import on_host
 from harness.settings import TrainSettings
+from harness.tensors.placement import on_host
 
 ContextFn = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 """Gives what is entered around the first computation and around the second, as in torch.utils.checkpoint."""

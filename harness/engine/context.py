@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
-from harness.engine import seeding
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import TrainSettings
+from harness.tensors import seeding
 
 
 class EngineContext:

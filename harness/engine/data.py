@@ -18,9 +18,9 @@ from typing import Any, Protocol
 import torch
 
 from harness.conversation import ConversationTemplate, training_turn
-from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
+from harness.tensors.seeding import torch_generator
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""

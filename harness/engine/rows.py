@@ -11,8 +11,8 @@ import torch
 from harness.assets.training_rows import load_rows
 from harness.datasets import find_dataset, load_datasets
 from harness.engine.data import Example, Row
-from harness.engine.seeding import torch_generator
 from harness.settings import TrainSettings
+from harness.tensors.seeding import torch_generator
 
 
 def run_rows(

@@ -15,16 +15,13 @@ import torch
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.engine import seeding
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
-from harness.engine.decoder import Checksums, checksums, find_decoder
 from harness.engine.environment import default_device, describe_environment
-from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
-from harness.engine.memory import PhaseMeter, is_out_of_memory
+from harness.engine.memory import PhaseMeter
 from harness.engine.rows import run_rows
 from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
@@ -32,6 +29,10 @@ from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.record import MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
+from harness.tensors import seeding
+from harness.tensors.decoder import Checksums, checksums, find_decoder
+from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
+from harness.tensors.out_of_memory import is_out_of_memory
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is going on, how much is done, and of how much (None: not known)."""

@@ -26,17 +26,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.engine import seeding
 from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.data import MicroBatch
-from harness.engine.decoder import active_blocks, active_others
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
 from harness.engine.padding import needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
-from harness.engine.step_memory import StepMemory, on_every_parameter, optimizer_state_bytes
+from harness.engine.step_memory import StepMemory
 from harness.method import Method, RunContext, StepOptimizer
 from harness.record import BlockActivity, StepCurve, TrainResult
+from harness.tensors import seeding
+from harness.tensors.decoder import active_blocks, active_others
+from harness.tensors.optimizer_state import on_every_parameter, optimizer_state_bytes
 
 WARMUP_STEPS = 3
 """Steps left out of the step time."""

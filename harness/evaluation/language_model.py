@@ -34,6 +34,7 @@ from transformers import DynamicCache
 
 from harness.errors import HarnessError
 from harness.evaluation.packing import Family, Row, Scored, batches, plan_families, plan_rows
+from harness.tensors.out_of_memory import is_out_of_memory
 
 SHARING_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the decoders that take a 4D boolean mask and explicit positions under sdpa attention."""
@@ -49,13 +50,6 @@ LOGITS_CHUNK = 1 << 24
 
 DEFAULT_GENERATED_TOKENS = 256
 """Source: lm_eval 0.4.13, models/huggingface.py, ``HFLM.max_gen_toks``."""
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Return what ``engine.memory`` says of an error; evaluation stands beside the engine and imports none of it."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
 
 
 class StemCache(DynamicCache):  # type: ignore[misc]
@@ -228,7 +222,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                     stem = stem or self._encode_stem(tokens)
                     scores = self._score_batch(batch, stem)
                 except (MemoryError, RuntimeError) as error:
-                    if indivisible or not _is_out_of_memory(error):
+                    if indivisible or not is_out_of_memory(error):
                         raise
                     scores = None
                 if scores is None:  # not inside except: the error holds the tensors of the failed pass
@@ -381,7 +375,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                 stem = stem or self._encode_stem(family.stem)
                 texts = self._generate([prompt.inputs for prompt in batch], stem, new_tokens, stops, settings)
             except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not _is_out_of_memory(error):
+                if len(batch) == 1 or not is_out_of_memory(error):
                     raise
                 texts = None
             if texts is None:

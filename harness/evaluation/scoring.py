@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import math
-import random
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.record import Score
 from harness.settings import EvaluationSettings
+from harness.tensors.seeding import fenced
 
 HEADLINE_METRIC = "acc"
 
@@ -71,7 +71,7 @@ def evaluate(
     Raises:
         HarnessError: a task or its rows are not there, or the model's outputs are not finite.
     """
-    with _fenced(settings.fewshot_seed, torch.device(device)), _evaluation_mode(model), no_progress_bars():
+    with fenced(settings.fewshot_seed), _evaluation_mode(model), no_progress_bars():
         tasks = load_tasks(settings, rows_folder=rows_folder, datasets_cache=datasets_cache, offline=offline)
         for task in tasks.values():
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that lm-eval does not let one switch off
@@ -242,18 +242,3 @@ def _evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-@contextlib.contextmanager
-def _fenced(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators for what a task may draw from them, and put them back as they were."""
-    python, legacy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(legacy)

@@ -21,12 +21,9 @@ from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
-from harness.engine.decoder import active_blocks, find_decoder
-from harness.engine.loading import build_model
 from harness.engine.padding import needs_padding_mask
 from harness.engine.rows import rows_may_be_padded
-from harness.engine.step_memory import on_every_parameter, state_tensors, using_up
-from harness.engine.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
+from harness.engine.step_memory import using_up
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.models import BaseModelSpec
@@ -34,6 +31,10 @@ from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops
 from harness.suite import RunSpec
+from harness.tensors.decoder import active_blocks, find_decoder
+from harness.tensors.loading import build_model
+from harness.tensors.optimizer_state import on_every_parameter, state_tensors
+from harness.tensors.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 
 SIMULATED_MICRO_BATCHES = 2
 """The second micro-batch already runs beside the gradients of the first; further ones are like it."""

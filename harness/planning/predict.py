@@ -15,8 +15,7 @@ from typing import Any, Literal
 import torch
 
 from harness.device_profile import DeviceProfile
-from harness.engine.step_memory import breakdown, optimizer_state_bytes, state_bytes_of
-from harness.engine.storage_tracker import Span
+from harness.engine.step_memory import breakdown
 from harness.method import BlockScoreRequest
 from harness.models import BaseModelSpec
 from harness.planning.allocator import CachingAllocator
@@ -25,6 +24,8 @@ from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
 from harness.record import MemoryBreakdown, Prediction
 from harness.suite import RunSpec
+from harness.tensors.optimizer_state import optimizer_state_bytes, state_bytes_of
+from harness.tensors.storage_tracker import Span
 
 Horizon = Literal["first", "run", "all-visited"]
 

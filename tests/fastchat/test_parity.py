@@ -59,8 +59,8 @@ def test_greedy_answers_of_a_model_are_fastchats(
     from fastchat.llm_judge import gen_model_answer
 
     from harness.conversation import find_template
-    from harness.engine.loading import load_model, load_tokenizer
-    from harness.engine.seeding import torch_generator
+    from harness.tensors.loading import load_model, load_tokenizer
+    from harness.tensors.seeding import torch_generator
 
     model, tokenizer = load_model(tiny_llama, "fp32", torch.device("cpu")), load_tokenizer(tiny_llama)
     greedy = dict.fromkeys(mt_bench.TEMPERATURES, 0.0)

@@ -82,7 +82,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def smollm2() -> Any:
-    from harness.engine.loading import load_tokenizer
+    from harness.tensors.loading import load_tokenizer
 
     place = converted_model_place(load_models()["smollm2-135m"])
     return load_tokenizer(needed(place))

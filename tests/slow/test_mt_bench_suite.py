@@ -46,7 +46,7 @@ def test_the_small_suite_runs_from_training_to_report(tmp_path: Path) -> None:
 
 def test_ours_for_chatml_is_the_embedded_models_own_template_without_its_system_message() -> None:
     from harness.conversation import find_template
-    from harness.engine.loading import load_tokenizer
+    from harness.tensors.loading import load_tokenizer
 
     place = converted_model_place(find_model("smollm2-135m", load_models()))
     tokenizer = load_tokenizer(needed(place))

@@ -15,10 +15,10 @@ from harness.assets.prepare import converted_model_place
 from harness.assets.rows import rows_place
 from harness.assets.training_rows import load_rows
 from harness.engine.data import TrainData
-from harness.engine.decoder import find_decoder
-from harness.engine.loading import load_model, load_tokenizer
 from harness.methods._projection import Basis, basis_for, captured_energy, exact_projector, randomized_projector
 from harness.models import load_models
+from harness.tensors.decoder import find_decoder
+from harness.tensors.loading import load_model, load_tokenizer
 from tests.conftest import needed
 from tests.records import TRAIN
 

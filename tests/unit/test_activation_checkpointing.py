@@ -11,13 +11,13 @@ import torch
 
 from harness.engine.activation_checkpointing import CheckpointOffload, disable_checkpointing, enable_checkpointing
 from harness.engine.data import MicroBatch
-from harness.engine.decoder import find_decoder
-from harness.engine.loading import load_model
 from harness.engine.loss import summed_loss
-from harness.engine.storage_tracker import StorageTracker
 from harness.errors import Refused
 from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
+from harness.tensors.decoder import find_decoder
+from harness.tensors.loading import load_model
+from harness.tensors.storage_tracker import StorageTracker
 from tests.records import TRAIN
 from tests.unit.test_training import train
 

@@ -18,7 +18,6 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "diagnosis",
     "errors",
-    "placement",
     "calibration_log",
     "calibration_profile",
     "device_profile",
@@ -43,12 +42,13 @@ CONTRACTS = {
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
 MAY_IMPORT = {
     "contracts": {"contracts"},
-    "methods": {"contracts", "methods"},
+    "tensors": {"contracts", "tensors"},
+    "methods": {"contracts", "tensors", "methods"},
     "assets": {"contracts", "assets"},
-    "planning": {"contracts", "methods", "assets", "engine", "planning"},
-    "calibration": {"contracts", "methods", "assets", "engine", "evaluation", "planning", "calibration"},
-    "engine": {"contracts", "methods", "assets", "engine", "evaluation"},
-    "evaluation": {"contracts", "assets", "evaluation"},
+    "planning": {"contracts", "tensors", "methods", "assets", "engine", "planning"},
+    "calibration": {"contracts", "tensors", "methods", "assets", "engine", "evaluation", "planning", "calibration"},
+    "engine": {"contracts", "tensors", "methods", "assets", "engine", "evaluation"},
+    "evaluation": {"contracts", "tensors", "assets", "evaluation"},
     "report": {"contracts", "report"},
 }
 
@@ -115,7 +115,17 @@ def test_no_method_is_named_outside_its_own_file() -> None:
     from harness.method import METHODS
 
     names = set(METHODS.names()) - {"base", "full"}  # these two are ordinary words
-    for part in ("contracts", "assets", "engine", "evaluation", "report", "commands", "planning", "calibration"):
+    for part in (
+        "contracts",
+        "assets",
+        "tensors",
+        "engine",
+        "evaluation",
+        "report",
+        "commands",
+        "planning",
+        "calibration",
+    ):
         for file in files(part):
             words = {
                 node.value

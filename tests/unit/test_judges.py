@@ -206,7 +206,7 @@ def test_an_interrupt_ends_the_waiting() -> None:
 def test_a_local_model_is_asked_in_its_own_chat_template_and_answers_greedily(tiny_llama: Path) -> None:
     import torch
 
-    from harness.engine.loading import load_model, load_tokenizer
+    from harness.tensors.loading import load_model, load_tokenizer
 
     model, tokenizer = load_model(tiny_llama, "fp32", torch.device("cpu")), load_tokenizer(tiny_llama)
     local = LocalJudge(model, tokenizer, version="weights abc", max_tokens=6)

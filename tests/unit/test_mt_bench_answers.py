@@ -12,11 +12,11 @@ import torch
 
 from harness.assets.mt_bench import Question
 from harness.conversation import find_template
-from harness.engine.loading import load_model, load_tokenizer
-from harness.engine.seeding import torch_generator
 from harness.errors import HarnessError
 from harness.evaluation import mt_bench
 from harness.evaluation.mt_bench import TOP_K, Answers, answer_questions, write_answers
+from harness.tensors.loading import load_model, load_tokenizer
+from harness.tensors.seeding import torch_generator
 
 QUESTIONS = tuple(
     Question(81 + number, category, (f"{'long ' * number}{category}?", "And now?"))

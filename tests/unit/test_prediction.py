@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.engine.loading import build_model
 from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
@@ -22,6 +21,7 @@ from harness.planning.predict import Question, predict
 from harness.planning.questions import PlanTask
 from harness.record import Prediction
 from harness.suite import RunSpec
+from harness.tensors.loading import build_model
 from tests.real_runs import SCORES, STEPS, peak_of_real_run, spec_of
 
 LABELS = sorted(label for label in load_labels() if label != "base")

@@ -9,13 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.engine.rows import rows_may_be_padded
-from harness.engine.storage_tracker import Span
 from harness.models import BaseModelSpec, ModelShape
 from harness.planning.fake_run import PlanTracker
 from harness.planning.kernels import EfficientAttention, FlashAttention, backward_workspace, kept_bias
 from harness.planning.predict import Question, predict
 from harness.record import Prediction
 from harness.suite import RunSpec
+from harness.tensors.storage_tracker import Span
 from tests.real_runs import SCORES, peak_of_real_run, spec_of
 
 STEPS = 2

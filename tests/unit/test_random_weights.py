@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from harness.datasets import load_datasets
-from harness.engine import seeding
 from harness.engine.data import TrainData, validation_batches
-from harness.engine.loading import build_model, load_model, model_config
 from harness.engine.rows import RandomTokens, run_rows
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, ModelShape, load_models
 from harness.suite import RunSpec, expand, load_suite
+from harness.tensors import seeding
+from harness.tensors.loading import build_model, load_model, model_config
 from tests.records import TRAIN
 
 SHAPE = ModelShape(

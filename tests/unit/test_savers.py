@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from harness.engine.loading import load_model
-from harness.engine.storage_tracker import StorageTracker
 from harness.engine.training import Diverged
 from harness.errors import Refused
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.methods._optimizers import DTYPES, AdamW
+from harness.tensors.loading import load_model
+from harness.tensors.storage_tracker import StorageTracker
 from tests.records import TRAIN
 from tests.unit.test_training import LABELS, build, train
 

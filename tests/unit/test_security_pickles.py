@@ -18,9 +18,9 @@ import torch
 from harness import cli
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.conversion import convert_gguf
-from harness.engine.loading import load_model, load_tokenizer
 from harness.errors import HarnessError
 from harness.store import Store
+from harness.tensors.loading import load_model, load_tokenizer
 from tests.file_readers import FORGIVEN, MODELS, READERS
 from tests.records import make_record, make_spec
 from tests.unit.test_training import build

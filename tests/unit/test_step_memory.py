@@ -13,7 +13,6 @@ import harness.engine.loss
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.runner import execute
 from harness.engine.step_memory import StepMemory
-from harness.engine.storage_tracker import StorageTracker
 from harness.engine.task import RunTask
 from harness.labels import load_labels
 from harness.method import METHODS
@@ -21,6 +20,7 @@ from harness.methods._optimizers import AdamW
 from harness.models import BaseModelSpec
 from harness.record import Record
 from harness.settings import EvaluationSettings
+from harness.tensors.storage_tracker import StorageTracker
 from tests.records import TRAIN, make_spec
 from tests.unit.test_peak_laps import FakeAllocator
 from tests.unit.test_training import build

@@ -13,8 +13,6 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import MicroBatch, TrainData, collate, encode, validation_batches
-from harness.engine.decoder import checksums, find_decoder
-from harness.engine.loading import load_model
 from harness.engine.loss import summed_loss
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.labels import load_labels
@@ -22,6 +20,8 @@ from harness.method import METHODS, BlockScoreRequest
 from harness.models import BaseModelSpec
 from harness.record import TrainResult
 from harness.settings import TrainSettings
+from harness.tensors.decoder import checksums, find_decoder
+from harness.tensors.loading import load_model
 from tests.records import TRAIN
 
 SCORES = (4.0, 3.0, 2.0, 1.0)

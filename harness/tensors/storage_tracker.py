@@ -20,7 +20,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.placement import meant_for_host
+from harness.tensors.placement import meant_for_host
 
 Category = Literal["weights", "gradients", "optimizer_state", "activations", "other"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)

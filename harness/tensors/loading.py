@@ -16,10 +16,10 @@ from torch import nn
 
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
+from harness.tensors.dtypes import DTYPES
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 """What transformers raises of a folder whose files are damaged or of other types than it expects."""
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def load_tokenizer(folder: Path) -> Any:

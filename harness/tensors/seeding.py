@@ -34,13 +34,19 @@ def numpy_generator(seed: int, stream: str) -> np.random.Generator:
 @contextmanager
 def seeded_globally(seed: int, stream: str) -> Iterator[None]:
     """Seed Python's, numpy's and torch's global generators from a stream; restore them at the end."""
-    value = stream_seed(seed, stream)
+    with fenced(stream_seed(seed, stream)):
+        yield
+
+
+@contextmanager
+def fenced(seed: int) -> Iterator[None]:
+    """Seed Python's, numpy's and torch's global generators with a number itself; restore them at the end."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     cuda = torch.cuda.is_available()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
-        random.seed(value)
-        np.random.seed(value % 2**32)
-        torch.manual_seed(value)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
         try:
             yield
         finally:

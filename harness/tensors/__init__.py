@@ -1,0 +1,1 @@
+"""What training, evaluation, planning, calibration and methods share of tensors; imports contracts alone."""
