@@ -15,10 +15,11 @@ from harness.engine.data import Example, collate
 from harness.engine.decoder import find_decoder
 from harness.engine.loading import build_model
 from harness.engine.training import TrainingLoop
+from harness.expansion import expand, load_suite
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
-from harness.suite import RunSpec, expand, load_suite
+from harness.spec import RunSpec
 
 SCORES = [4.0, 3.0, 2.0, 1.0]
 """Of the blocks of a small model."""

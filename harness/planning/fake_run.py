@@ -33,7 +33,7 @@ from harness.models import BaseModelSpec
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 SIMULATED_MICRO_BATCHES = 2
 """The second micro-batch already runs beside the gradients of the first; further ones are like it."""

@@ -24,7 +24,7 @@ from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
 from harness.record import MemoryBreakdown, Prediction
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 Horizon = Literal["first", "run", "all-visited"]
 

@@ -31,6 +31,8 @@ CONTRACTS = {
     "labels",
     "models",
     "suite",
+    "spec",
+    "expansion",
     "record",
     "store",
     "datasets",

@@ -21,7 +21,7 @@ from harness.planning.cuda import blas_workspaces
 from harness.planning.predict import Question, predict
 from harness.planning.questions import PlanTask
 from harness.record import Prediction
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 from tests.real_runs import SCORES, STEPS, peak_of_real_run, spec_of
 
 LABELS = sorted(label for label in load_labels() if label != "base")

@@ -17,8 +17,9 @@ from harness.engine.data import TrainData, validation_batches
 from harness.engine.loading import build_model, load_model, model_config
 from harness.engine.rows import RandomTokens, run_rows
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.models import BaseModelSpec, ModelShape, load_models
-from harness.suite import RunSpec, expand, load_suite
+from harness.spec import RunSpec
 from tests.records import TRAIN
 
 SHAPE = ModelShape(
