@@ -27,7 +27,7 @@ import json, resource, sys
 import peft, torch, transformers
 from harness.models import load_models
 from harness.planning.predict import Question, predict
-from harness.suite import expand, load_suite
+from harness.expansion import expand, load_suite
 model, label = sys.argv[1:]
 suite, entry = load_suite("commonsense"), load_models()[model]
 changes = {"max_grad_norm": None} if label == "galore-layerwise" else {}

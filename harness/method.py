@@ -20,11 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.registry import Registry
+from harness.settings import Later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
 
 
 class MethodConfig(BaseModel):
-    """Settings of a method: frozen, unknown keys forbidden. Subclasses give a default only where none can mislead."""
+    """Settings of a method: frozen, unknown keys forbidden. Subclasses give a default only where none can mislead.
+
+    A setting that is added once runs of the method are recorded is marked ``Annotated[..., Later(value)]``, with the
+    value at which the run is what it was: at it, the run keeps its identity.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""
-    two_pass_clipping: bool = False
+    two_pass_clipping: Annotated[bool, Later(False)] = False
     """Clip with ``update_in_backward``: a first pass takes the global norm, a second makes the clipped updates."""
 
     @model_validator(mode="after")

@@ -25,7 +25,7 @@ from pydantic import (
 from harness.errors import HarnessError
 from harness.redaction import redacted
 from harness.settings import ComputeCapability, Name
-from harness.suite import RunSpec, identity
+from harness.spec import RunSpec, identity
 from harness.toml_files import first_fault
 
 SCHEMA_VERSION = 4

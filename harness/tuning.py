@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.errors import HarnessError
+from harness.expansion import training_labels
 from harness.record import OUTCOMES, Record
 from harness.settings import EvaluationSettings, TuneSettings
-from harness.suite import RunSpec, Suite, label_with, sweep_points, training_labels
+from harness.spec import RunSpec
+from harness.suite import Suite, label_with, sweep_points
 from harness.tuned import Choice, Trial, Tuned, best_rate
 
 RATE = "learning_rate"

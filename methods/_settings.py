@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.settings import TrainSettings
+from harness.settings import Later, TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -31,7 +31,7 @@ class AdamWSettings(MethodConfig):
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
-    update_slice_elements: PositiveInt | None = None
+    update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
     """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
 
     @model_validator(mode="after")
@@ -119,7 +119,7 @@ class ProjectionSettings(MethodConfig):
     scale: PositiveFloat | None = None
     """Factor of the back-projected update."""
     projector_dtype: Dtype | None = None
-    project_vocabulary: bool = False
+    project_vocabulary: Annotated[bool, Later(False)] = False
     """Project the gradients of embedding and head too, where they are trained; the papers leave them full-rank."""
 
 

@@ -23,12 +23,12 @@ from harness.errors import HarnessError
 from harness.evaluation.grading import Grading
 from harness.evaluation.judging import JudgeSettings, calls_to_make
 from harness.evaluation.tasks import read_splits
+from harness.expansion import load_suite
 from harness.methods._block_probabilities import read_scores
 from harness.models import BaseModelSpec, load_models
 from harness.report.paper import read_table
 from harness.report.sides import load_side
 from harness.store import Store
-from harness.suite import load_suite
 from harness.tuned import read_tuned
 from tests.fuzz_calibration import PART, PROFILE
 from tests.fuzz_judging import JUDGMENT

@@ -15,6 +15,7 @@ from harness.commands.show import _facts
 from harness.datasets import load_datasets
 from harness.devices import load_devices
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.models import load_models
 from harness.record import Record
 from harness.report.compare import compare_sides
@@ -27,7 +28,7 @@ from harness.report.paper import read_table
 from harness.report.sides import Side, load_side
 from harness.report.summary import summarize
 from harness.store import parse_files
-from harness.suite import expand, labels_of, load_suite
+from harness.suite import labels_of
 from harness.tuned import read_tuned, tuned_text
 from tests.comparing import make
 from tests.fuzz_calibration import CALIBRATING

@@ -13,10 +13,11 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, collate
 from harness.engine.training import TrainingLoop
+from harness.expansion import expand, load_suite
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
-from harness.suite import RunSpec, expand, load_suite
+from harness.spec import RunSpec
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import build_model
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.record import Environment, Record
 from harness.settings import EvaluationSettings, TrainSettings
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 TRAIN = TrainSettings(
     data="rows",

@@ -25,7 +25,8 @@ from harness.assets.wheels import PACKAGED_MODELS, wheel_place
 from harness.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
-from harness.suite import RunSpec, Suite
+from harness.spec import RunSpec
+from harness.suite import Suite
 from harness.tuned import tuned_file
 
 CACHE = "cache"

@@ -10,7 +10,7 @@ from harness.assets.cache import Progress
 from harness.assets.mt_bench import prepare_mt_bench
 from harness.assets.prepare import Convert, missing, prepare_dataset, prepare_model, prepare_rows
 from harness.models import BaseModelSpec
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 
 @dataclass(frozen=True)

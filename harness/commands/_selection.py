@@ -12,8 +12,10 @@ from harness.assets.prepare import resolve_model, source_identities
 from harness.assets.wheels import check_wheel_names
 from harness.datasets import load_datasets
 from harness.errors import HarnessError, near_miss
+from harness.expansion import expand, load_suite, load_tuned, parse_assignment
 from harness.models import BaseModelSpec, find_model, load_models
-from harness.suite import RunSpec, Suite, expand, load_suite, load_tuned, parse_assignment
+from harness.spec import RunSpec
+from harness.suite import Suite
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from harness.record import Environment, Record
 from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
 from harness.report.files import replace_file
 from harness.report.layout import Table
+from harness.spec import RunSpec
 from harness.store import Store, has_outcome
-from harness.suite import RunSpec
 
 CORES_FOR_TWO = 4
 """Cores from which a process that predicts takes nothing from one that measures a GPU."""

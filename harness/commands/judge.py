@@ -31,10 +31,10 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
+from harness.expansion import load_suite
 from harness.record import Judging, Record, Status, within
 from harness.report.summary import newest_records
 from harness.store import Store
-from harness.suite import load_suite
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 CHARACTERS_A_TOKEN = 4

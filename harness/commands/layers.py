@@ -19,13 +19,14 @@ from harness.commands._assets import convert
 from harness.commands._output import Display, plot_file, print_table
 from harness.commands._selection import Selection, given_wheels, select
 from harness.errors import HarnessError
+from harness.expansion import labels_for, load_suite
 from harness.method import METHODS, BlockScoreRequest
 from harness.methods._block_probabilities import block_probabilities
 from harness.methods._inclusion import inclusion_probabilities
 from harness.methods._settings import LayerSamplingSettings
 from harness.report.layers import LayerScores, write_layer_plot
 from harness.settings import CalibrationSettings
-from harness.suite import RunSpec, labels_for, load_suite
+from harness.spec import RunSpec
 
 SCORE_NAMES = {"outlier": "outlier ratio, %", "weight_norm": "weight norm"}
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from harness.commands._output import print_table
 from harness.devices import load_devices
+from harness.expansion import load_suite
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec, load_models
-from harness.suite import load_suite, suite_names
+from harness.suite import suite_names
 
 
 def main(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
 from harness.record import Prediction
 from harness.report.units import NOTHING, gib, significant
 from harness.source import source_checksum
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 DEFAULT_SUITE = "commonsense"
 """Whose settings a single run is planned with when no suite is named."""

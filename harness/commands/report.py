@@ -9,10 +9,11 @@ from harness.calibration_log import SUITES, Log, read_log
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
 from harness.errors import HarnessError
+from harness.expansion import load_suite, load_tuned
 from harness.report.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
-from harness.suite import Suite, load_suite, load_tuned
+from harness.suite import Suite
 from harness.tuned import Tuned
 
 

@@ -28,8 +28,8 @@ from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, Progress, ask
 from harness.record import Environment, Prediction
 from harness.report.units import gib
+from harness.spec import RunSpec
 from harness.store import Contents, Store, has_outcome
-from harness.suite import RunSpec
 
 
 def main(args: argparse.Namespace) -> int:

@@ -15,8 +15,9 @@ from harness.commands._output import Display, console
 from harness.commands._selection import given_wheels, select
 from harness.conversation import find_template
 from harness.errors import HarnessError
+from harness.expansion import load_suite, training_labels
 from harness.printable import as_json, printable
-from harness.suite import RunSpec, load_suite, training_labels
+from harness.spec import RunSpec
 
 if TYPE_CHECKING:
     from harness.engine.data import Example

@@ -10,8 +10,8 @@ from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.engine.launch import probe_environment
 from harness.record import Record
+from harness.spec import RunSpec
 from harness.store import Store, has_outcome
-from harness.suite import RunSpec
 
 
 def main(args: argparse.Namespace) -> int:

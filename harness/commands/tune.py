@@ -16,9 +16,10 @@ from harness.commands._selection import Selection, select_models_and_data
 from harness.commands.run import execute
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.report.files import replace_file
 from harness.store import Store
-from harness.suite import Suite, expand, load_suite
+from harness.suite import Suite
 from harness.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
 from harness.tuning import choices, grid_of, merged, trial_suite
 

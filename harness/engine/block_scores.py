@@ -31,7 +31,7 @@ from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import CalibrationSettings
-from harness.suite import identity
+from harness.spec import identity
 
 SCORES_FOLDER = "block_scores"
 """Folder of the kept scores in the cache."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from harness.models import BaseModelSpec
 from harness.record import Environment, Prediction, Record, Status
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 
 class RunTask(BaseModel):

@@ -30,7 +30,7 @@ from harness.models import BaseModelSpec
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 from harness.tensors.decoder import active_blocks, find_decoder
 from harness.tensors.loading import build_model
 from harness.tensors.optimizer_state import on_every_parameter, state_tensors

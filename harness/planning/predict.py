@@ -23,7 +23,7 @@ from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
 from harness.record import MemoryBreakdown, Prediction
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 from harness.tensors.optimizer_state import optimizer_state_bytes, state_bytes_of
 from harness.tensors.storage_tracker import Span
 

@@ -23,7 +23,7 @@ from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
 from harness.record import Prediction
 from harness.settings import ComputeCapability
-from harness.suite import RunSpec, identity
+from harness.spec import RunSpec, identity
 
 Progress = Callable[[str, int, int | None], None]
 Horizon = Literal["first", "run", "all-visited"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.report.layout import one_line
 from harness.report.summary import Row, Summary
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 
 LEAST_VALUES = 3
 """Two values are a comparison, which the tables make; any two labels of a method may happen to differ in one number."""

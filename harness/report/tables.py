@@ -34,7 +34,7 @@ from harness.report.quantities import (
 from harness.report.statistics import Estimate, estimate_average, estimate_score
 from harness.report.summary import ABSENT, Row, Run, ScoreColumn, Summary
 from harness.report.units import NOTHING, gib, percent, signed_percent, significant
-from harness.suite import RunSpec
+from harness.spec import RunSpec
 from harness.tuned import mean_losses
 
 NOT_SCORED = "not scored"

@@ -12,8 +12,8 @@ import pytest
 from harness.calibration.parts import all_parts
 from harness.calibration_log import PartResult, log_file, read_log
 from harness.device_profile import read_profile
+from harness.expansion import load_suite
 from harness.store import Store
-from harness.suite import load_suite
 from tests.cli.conftest import command
 
 pytestmark = pytest.mark.slow

@@ -15,10 +15,10 @@ from harness.commands.plan import fits, parse_memory
 from harness.commands.run import _refusal, _too_large
 from harness.devices import load_devices
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.models import load_models
 from harness.planning.questions import PlanAnswer, PlanTask
 from harness.record import MemoryBreakdown, Prediction
-from harness.suite import expand, load_suite
 from tests.cli.conftest import command
 from tests.records import ENVIRONMENT
 

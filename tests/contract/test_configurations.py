@@ -12,8 +12,7 @@ from pydantic import ValidationError
 from harness.errors import Refused
 from harness.labels import load_labels
 from harness.method import METHODS
-from harness.settings import TrainSettings
-from harness.suite import LATER_SETTINGS
+from harness.settings import TrainSettings, later_settings
 
 NAMED = {
     "owlore", "ows-lowrank", "owlore-code", "ows-fullrank", "lisa", "lisa-paper", "lisa-d", "lisa-matched",
@@ -30,7 +29,7 @@ def test_every_setting_is_explicit_and_has_a_source(label):
     config = METHODS.get(entry.method).Config
     checked = config.model_validate({k: v for k, v in entry.values().items() if k in config.model_fields})
     implicit = set(config.model_fields) - set(entry.values())
-    assert all(getattr(checked, key) == LATER_SETTINGS.get(key) for key in implicit), implicit
+    assert all(getattr(checked, key) == later_settings(config).get(key) for key in implicit), implicit
     assert set(entry.values()) <= set(config.model_fields) | set(TrainSettings.model_fields)
     assert set(entry.sources().values()) <= {"paper", "code", "ours"}
 

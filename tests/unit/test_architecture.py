@@ -30,6 +30,8 @@ CONTRACTS = {
     "labels",
     "models",
     "suite",
+    "spec",
+    "expansion",
     "record",
     "store",
     "datasets",

@@ -24,8 +24,8 @@ from harness.assets.rows import rows_place
 from harness.assets.runs import missing_for
 from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.models import load_models
-from harness.suite import expand, load_suite
 from tests.bundles import make_wheel, only_from
 
 STAND_IN = """

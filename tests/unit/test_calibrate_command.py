@@ -18,9 +18,10 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
 from harness.engine.executors import Tally
+from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
+from harness.spec import RunSpec
 from harness.store import Store
-from harness.suite import RunSpec, load_suite
 from tests.comparing import make
 from tests.fuzz_calibration import part
 from tests.unit.test_calibration_log import CUDA

@@ -1,4 +1,4 @@
-"""What stands beside the code for people and machines: the workflow, pre-commit, the citation, the README's commands."""
+"""What stands beside the code: the workflow, pre-commit, the citation, the commands that the documents name."""
 
 from __future__ import annotations
 

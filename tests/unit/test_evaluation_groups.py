@@ -12,8 +12,8 @@ from lm_eval.tasks import TaskManager
 from harness.errors import HarnessError
 from harness.evaluation.groups import MMLU_FOLDER, STOCK, expand_tasks, is_group
 from harness.evaluation.scoring import Evaluation, evaluate
+from harness.expansion import load_suite
 from harness.settings import EvaluationSettings
-from harness.suite import load_suite
 
 ITEMS = {
     "mmlu_abstract_algebra": 3,

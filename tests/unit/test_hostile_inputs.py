@@ -16,6 +16,7 @@ from harness.errors import HarnessError
 from harness.evaluation.grading import NOT_PARSED, Judged, gradings, mt_bench_scores, parse_score
 from harness.evaluation.judges import ChatEndpoint, JudgeFailed, Reply
 from harness.evaluation.judging import JudgeSettings, judge_answers
+from harness.expansion import load_suite
 from harness.models import load_models
 from harness.report.compare import compare_sides
 from harness.report.compare_page import comparison_json
@@ -24,7 +25,6 @@ from harness.report.paper import read_table
 from harness.report.sides import Side, load_side
 from harness.report.subjects import subjects_of_benchmarks
 from harness.store import parse_files
-from harness.suite import load_suite
 from tests.judge import Act, served
 from tests.mt_bench import write_bench
 from tests.records import make_record

@@ -14,8 +14,8 @@ from harness.assets.prepare import missing, prepare_dataset, source_identities
 from harness.assets.training_rows import load_rows
 from harness.assets.wheels import MT_BENCH_WHEEL
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.settings import EvaluationSettings, MTBenchSettings
-from harness.suite import expand, load_suite
 from harness.toml_files import read_toml
 from tests.mt_bench import CATEGORIES, lines, write_bench
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from harness.expansion import load_suite
 from harness.record import SCHEMA_VERSION
 from harness.report.compare import compare_sides
 from harness.report.sides import load_side
 from harness.report.write import write_report
 from harness.store import Store, parse_files
-from harness.suite import load_suite
 from tests.records import ENVIRONMENT
 
 FIXTURES = Path(__file__).parent / "fixtures_records"

@@ -15,8 +15,9 @@ from harness.datasets import load_datasets
 from harness.engine.data import TrainData, validation_batches
 from harness.engine.rows import RandomTokens, run_rows
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite
 from harness.models import BaseModelSpec, ModelShape, load_models
-from harness.suite import RunSpec, expand, load_suite
+from harness.spec import RunSpec
 from harness.tensors import seeding
 from harness.tensors.loading import build_model, load_model, model_config
 from tests.records import TRAIN

@@ -8,6 +8,7 @@ import pytest
 
 from harness.calibration_log import SUITES, Log
 from harness.device_profile import Rates
+from harness.expansion import load_suite
 from harness.record import Record
 from harness.report.calibration import (
     MOST_BYTES,
@@ -18,7 +19,7 @@ from harness.report.calibration import (
     quantity,
 )
 from harness.report.units import NOTHING
-from harness.suite import labels_of, load_suite
+from harness.suite import labels_of
 from tests.comparing import make
 from tests.unit.test_calibration_log import reading, result
 

@@ -9,11 +9,13 @@ import pytest
 
 from harness.datasets import load_datasets
 from harness.errors import HarnessError
+from harness.expansion import expand, load_suite, parse_assignment
 from harness.labels import load_labels
 from harness.models import BaseModelSpec, load_models
 from harness.record import parse_record
 from harness.settings import GeneralTextSettings
-from harness.suite import RunSpec, Suite, expand, labels_of, load_suite, parse_assignment, suite_names
+from harness.spec import RunSpec
+from harness.suite import Suite, labels_of, suite_names
 
 TEXT = """
 name = "tiny"

@@ -22,8 +22,9 @@ from harness.record import (
     TrainResult,
 )
 from harness.settings import EvaluationSettings, TrainSettings
+from harness.spec import RunSpec
 from harness.store import Contents
-from harness.suite import RunSpec, Suite
+from harness.suite import Suite
 
 GIB = 2**30
 TASKS = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")

@@ -1,0 +1,99 @@
+"""The spec of one run: everything that was asked, and the identity that this gives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import JsonValue, PositiveInt, model_validator
+
+from harness.settings import (
+    CalibrationSettings,
+    EvaluationSettings,
+    GeneralTextSettings,
+    Later,
+    Name,
+    Seed,
+    Strict,
+    TrainSettings,
+    later_settings,
+)
+
+FIRST_LATER_SETTINGS: dict[str, JsonValue] = {
+    "loss_chunk_columns": None,
+    "checkpoint_granularity": "block",
+    "offload_checkpoints": False,
+    "update_slice_elements": None,
+    "two_pass_clipping": False,
+    "project_vocabulary": False,
+    "validation_every_steps": None,
+    "mt_bench": None,
+    "subtasks": None,
+}
+"""What is left out of the config of a spec that does not say itself what came later. Frozen: such specs are history."""
+
+
+class RunSpec(Strict):
+    """Everything that was asked of one run. Plain JSON; validates without the method being installed."""
+
+    suite: Name
+    suite_version: int
+    protocol: Name
+    model: dict[str, str | None]
+    label: str
+    method: Name
+    config: dict[str, JsonValue]
+    train: TrainSettings | None
+    evaluation: EvaluationSettings
+    calibration: CalibrationSettings | None
+    later: dict[str, JsonValue] | None = None
+    """Settings of ``config`` that its method declares as later ones, each at the value at which it is left out of the
+    identity: a record is read without its method. None: of a spec that is older than this field."""
+    general: Annotated[GeneralTextSettings | None, Later(None)] = None
+    sources: dict[str, str]
+    """What identifies the data: ``train``, ``evaluation``, ``calibration``, ``general`` -> name and checksum or
+    revision."""
+    max_steps: PositiveInt | None
+    seed: Seed
+    conversation: Annotated[Name | None, Later(None)] = None
+    """Template of training prompts and of MT-Bench; None where neither uses one."""
+
+    @model_validator(mode="after")
+    def _names_its_model(self) -> RunSpec:
+        if not self.model.get("name"):
+            raise ValueError("model has no name")
+        return self
+
+    @property
+    def run_id(self) -> str:
+        """Return the first 16 hex digits of the SHA-256 of the canonical JSON of :meth:`asked`."""
+        return identity(self.asked())
+
+    def asked(self) -> dict[str, Any]:
+        """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
+        asked = self.model_dump(mode="json", exclude={"later"})
+        _leave_out(asked, later_settings(RunSpec))
+        _leave_out(asked["config"], FIRST_LATER_SETTINGS if self.later is None else self.later)
+        _leave_out(asked["train"] or {}, later_settings(TrainSettings))
+        _leave_out(asked["evaluation"], later_settings(EvaluationSettings))
+        return asked
+
+    @property
+    def model_name(self) -> str:
+        """Return the base model's name."""
+        return str(self.model["name"])
+
+
+def identity(value: Any) -> str:
+    """Return 16 hex digits: the start of the SHA-256 of a value's canonical JSON (sorted keys, no spaces, UTF-8)."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _leave_out(settings: dict[str, Any], later: Mapping[str, JsonValue]) -> None:
+    """Take out of ``settings`` what stands at the value of its entry in ``later``."""
+    for name, value in later.items():
+        if name in settings and settings[name] == value:
+            del settings[name]
