@@ -11,6 +11,7 @@ from pathlib import Path
 from harness.assets.cache import Progress, build_file, cache_root, silent
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
+from harness.files import said_as
 
 HOST = "https://raw.githubusercontent.com"
 _CHUNK = 1 << 20
@@ -62,13 +63,11 @@ def git_blob_checksum(file: Path) -> str:
     Raises:
         HarnessError: the file cannot be read.
     """
-    try:
+    with said_as(f"{file}: cannot be read"):
         digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

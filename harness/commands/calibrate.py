@@ -30,10 +30,10 @@ from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
 from harness.engine.executors import recover
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
+from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer
 from harness.record import Environment, Record
 from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
-from harness.report.files import replace_file
 from harness.report.layout import Table
 from harness.store import Store, has_outcome
 from harness.suite import RunSpec
@@ -242,7 +242,8 @@ def _conclude(run: _Calibration) -> None:
     say(f"records in {run.store.folder}")
     if profile is not None:
         file = run.store.folder / FOLDER / f"{_file_stem(profile.device_name, run.sizes)}.toml"
-        replace_file(file, profile_text(profile))
+        with said_as(f"{file}: cannot be written", "name another folder with --results"):
+            write_file(file, profile_text(profile))
         say(f"profile of {profile.device_name}: {file}; harness plan --device-profile takes it")
     if run.sizes == "smoke":
         say("These are tiny shapes: they show that the machinery works, and nothing of the device.")

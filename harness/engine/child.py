@@ -2,8 +2,8 @@
 
 Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends; on Linux the kernel ends
 it at once, also within a long call that holds the interpreter. Events go out as
-JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record is written
-to the work folder, beside and renamed; the parent alone writes the store.
+JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record goes to the
+work folder, after the files that it names; the parent alone writes the store.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from harness.engine.task import RunTask
+from harness.files import write_file
 
 RECORD_FILE = "record.json"
 PROGRESS_SECONDS = 0.2
@@ -43,12 +44,7 @@ def main() -> None:
     from harness.engine.runner import execute
 
     record = execute(task, _throttled(send))
-    beside = task.work_folder / f"{RECORD_FILE}.tmp"
-    with beside.open("wb") as stream:
-        stream.write(record.model_dump_json().encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(task.work_folder / RECORD_FILE)
+    write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from harness.engine.child import ORPHANED, RECORD_FILE
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.files import put, said_as, sync, sync_tree
 from harness.record import Environment, Record, RunProcess, Status
 
 Progress = Callable[[str, int, int | None], None]
@@ -233,14 +234,16 @@ def probe_environment(variables: Mapping[str, str] | None = None) -> Environment
 def keep_files(work: Path, record: Record, folder: Path) -> Record:
     """Move a run's items and weights from its work folder into the folder of the records; return the record with them.
 
-    What was moved by an earlier call, whose process was killed, stays where it is.
+    There they are as durable as the record that will name them. What was moved by an earlier call, whose process was
+    killed, stays where it is.
 
     Raises:
         HarnessError: they cannot be moved.
     """
     stem = f"{record.run_id}-{record.uuid}"
     moved: dict[str, object] = {}
-    try:
+    advice = f"they lie in {work}, and the next run takes them up"
+    with said_as(f"{folder}: the files of run {record.run_id} cannot be moved there", advice):
         if record.items is not None:
             moved["items"] = items = f"items/{stem}.jsonl.zst"
             _move(work / record.items, folder / items)
@@ -251,18 +254,15 @@ def keep_files(work: Path, record: Record, folder: Path) -> Record:
         if record.weights is not None:
             moved["weights"] = weights = f"weights/{stem}"
             _move(work / record.weights, folder / weights)
-    except OSError as error:
-        raise HarnessError(
-            f"{folder}: the files of run {record.run_id} cannot be moved there: {error.strerror or error}; they lie in "
-            f"{work}, and the next run takes them up"
-        ) from error
     return record.model_copy(update=moved)
 
 
 def _move(source: Path, target: Path) -> None:
     if source.exists() or not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
+        put(source, target)
+    else:  # by a process that was killed, it may be before it had made them durable
+        sync_tree(target)
+        sync(target.parent)
 
 
 def _follow(child: _Child, progress: Progress, timeout_seconds: float | None, stop_at: float | None, stop: Stop) -> End:

@@ -19,6 +19,7 @@ from harness.datasets import load_datasets
 from harness.device_profile import DeviceProfile
 from harness.engine.launch import LOG_LINES, collect_lines
 from harness.errors import HarnessError
+from harness.files import said_as, write_file
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
 from harness.record import Prediction
@@ -207,13 +208,6 @@ def _kept(file: Path) -> PlanAnswer | None:
 
 
 def _keep(file: Path, answer: PlanAnswer) -> None:
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(answer.model_dump_json())
-        beside.replace(file)
-    except OSError as error:
-        raise HarnessError(
-            f"{file.parent}: predictions cannot be kept there: {error.strerror or error}; set HARNESS_CACHE to a "
-            "folder that can be written"
-        ) from error
+    advice = "set HARNESS_CACHE to a folder that can be written"
+    with said_as(f"{file.parent}: predictions cannot be kept there", advice):
+        write_file(file, answer.model_dump_json())

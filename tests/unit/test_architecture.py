@@ -18,6 +18,7 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "diagnosis",
     "errors",
+    "files",
     "calibration_log",
     "calibration_profile",
     "device_profile",
