@@ -24,9 +24,10 @@ from harness.assets.bundle_parts import write_parts
 from harness.assets.bundle_source import DISTRIBUTION, own_wheel
 from harness.assets.bundle_target import Target, least_glibc
 from harness.assets.bundle_wheels import Wanted, collect_wheels
-from harness.assets.cache import Progress, file_checksum
+from harness.assets.cache import file_checksum
 from harness.errors import HarnessError
 from harness.files import parse_json, put, read_bytes_if_there, reason_of, said_as
+from harness.progress import Progress
 from harness.source import source_checksum
 
 FORMAT = 1

@@ -19,16 +19,10 @@ from filelock import FileLock
 
 from harness.errors import HarnessError
 from harness.files import make_folder, read_json, reason_of, replacing, said_as, sweep_beside, write_file
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much is done, and how much there is to do (None: unknown)."""
+from harness.progress import Progress, silent
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
-
-
-def silent(description: str, done: int, total: int | None) -> None:
-    """Show no progress."""
 
 
 def cache_root() -> Path:

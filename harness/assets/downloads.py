@@ -8,10 +8,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from harness.assets.cache import Progress, build_file, cache_root, silent
+from harness.assets.cache import build_file, cache_root
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.files import said_as
+from harness.progress import Progress, silent
 
 HOST = "https://raw.githubusercontent.com"
 _CHUNK = 1 << 20

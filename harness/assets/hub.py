@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.assets.cache import Progress, cache_root, read_table, silent, update_table
+from harness.assets.cache import cache_root, read_table, update_table
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
+from harness.progress import Progress, silent
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "tokenizer*")
 _SUBFOLDERS = ("*/*",)

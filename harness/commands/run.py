@@ -25,7 +25,8 @@ from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, wo
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
-from harness.planning.questions import PlanAnswer, PlanTask, Progress, ask
+from harness.planning.questions import PlanAnswer, PlanTask, ask
+from harness.progress import Progress
 from harness.record import Environment, Prediction
 from harness.report.units import gib
 from harness.store import Contents, Store, has_outcome

@@ -14,11 +14,12 @@ import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
 from harness.engine.task import RunTask
 from harness.files import write_file
+from harness.progress import throttled
 
 RECORD_FILE = "record.json"
 PROGRESS_SECONDS = 0.2
@@ -43,7 +44,10 @@ def main() -> None:
 
     from harness.engine.runner import execute
 
-    record = execute(task, _throttled(send))
+    def told(what: str, done: int, total: int | None) -> None:
+        send({"event": "progress", "what": what, "done": done, "total": total})
+
+    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
     write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
@@ -65,7 +69,7 @@ def end_with_parent() -> None:
     os._exit(ORPHANED)
 
 
-def _event_sender() -> Any:
+def _event_sender() -> Callable[[dict[str, Any]], None]:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -76,20 +80,6 @@ def _event_sender() -> Any:
             os._exit(ORPHANED)
 
     return send
-
-
-def _throttled(send: Any) -> Any:
-    last: dict[str, Any] = {"at": 0.0, "what": ""}
-
-    def progress(what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        kind = what.partition(",")[0]
-        if kind == last["what"] and done != total and now - last["at"] < PROGRESS_SECONDS:
-            return
-        last.update(at=now, what=kind)
-        send({"event": "progress", "what": what, "done": done, "total": total})
-
-    return progress
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import Empty, Queue
@@ -30,13 +30,11 @@ from harness.engine.child import ORPHANED, RECORD_FILE
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import Environment, Record, RunProcess, Status
-
-Progress = Callable[[str, int, int | None], None]
+from harness.progress import Progress
+from harness.record import LOG_LINES, Environment, Record, RunProcess, Status
 
 GRACE_SECONDS = 30.0
 """How long an interrupted child may take to leave its record."""
-LOG_LINES = 40
 POLL_SECONDS = 0.2
 """How soon a stop is noticed."""
 End = Literal["closed", "timed_out", "stopped", "out_of_time"]

