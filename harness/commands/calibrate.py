@@ -22,13 +22,14 @@ from harness.calibration.foretelling import Foreteller
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
-from harness.commands._executor import Executor, executor
+from harness.commands._executor import executor
 from harness.commands._output import Display, console, print_table, say, warn
 from harness.commands._selection import Selection, select
 from harness.commands.run import execute_on, plan_tasks
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
-from harness.engine.executors import recover
+from harness.engine.executor import Executor
 from harness.engine.launch import probe_environment
+from harness.engine.settling import recover
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer

@@ -15,11 +15,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from harness.engine.task import RunTask
 from harness.files import write_file
 from harness.progress import throttled
+from harness.record import Record
 
 RECORD_FILE = "record.json"
 PROGRESS_SECONDS = 0.2
@@ -53,6 +57,14 @@ def main() -> None:
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
     os._exit(0)
+
+
+def left_record(work: Path) -> Record | None:
+    """Return the record that a child left in its work folder, or None."""
+    try:
+        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def die_with_parent() -> None:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from harness.assets.cache import cache_root
 from harness.assets.runs import prepare_runs
+from harness.engine.executor import Limits
 from harness.engine.launch import Interrupted, launch, probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
@@ -82,8 +83,9 @@ def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
     def progress(what: str, done: int, total: int | None) -> None:
         events.say.remote(task.uuid, node, what, done, total)
 
+    limits = Limits(timeout_seconds=order.timeout_seconds)
     try:
-        return launch(task, order.environment, throttled(progress, EVENT_SECONDS, ends=False), order.timeout_seconds)
+        return launch(task, order.environment, throttled(progress, EVENT_SECONDS, ends=False), limits)
     except Interrupted as stop:  # the parent cancelled the Ray task
         return stop.record
 

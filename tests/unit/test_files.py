@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from harness import files
-from harness.engine.executors import WORK, recover, settle, work_folder
-from harness.engine.launch import RECORD_FILE
+from harness.engine.child import RECORD_FILE
+from harness.engine.settling import WORK, recover, settle, work_folder
 from harness.errors import HarnessError
 from harness.record import Record
 from harness.store import Store
