@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from harness.engine import ray_executor
+from harness.engine.executor import Runs
 from harness.engine.ray_worker import Order, pack
 from harness.engine.task import RunTask
 from harness.models import load_models
@@ -72,7 +73,7 @@ def test_cost_of_a_run_beside_its_child(benchmark: Any, tmp_path: Path, monkeypa
 
         def batch(count: int = NUM_RUNS) -> int:
             tasks = [task(tmp_path, next(numbers)) for _ in range(count)]
-            return len(cluster.run(tasks, store=store, environment=make.CPU, watcher=Silent()).records)
+            return len(cluster.run(Runs(tasks, store), Silent()).records)
 
         batch(4)  # starts the workers
         done = benchmark.pedantic(batch, rounds=5, iterations=1)

@@ -26,10 +26,11 @@ from pydantic import (
 )
 
 from harness.errors import HarnessError
+from harness.files import append_line, make_folder, read_bytes_if_there, reason_of
 from harness.record import Environment
 from harness.redaction import redacted
 from harness.settings import ComputeCapability, Strict
-from harness.store import LOCK_SECONDS, append_line, cut_off, json_of_line
+from harness.store import LOCK_SECONDS, cut_off, json_of_line
 from harness.toml_files import first_fault
 
 FOLDER, FILE = "calibration", "parts.jsonl"
@@ -152,11 +153,11 @@ def append_result(results: Path, result: PartResult) -> None:
     """
     file = log_file(results)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with FileLock(f"{file}.lock", timeout=LOCK_SECONDS):
             append_line(file, result.model_dump_json().encode() + b"\n")
     except OSError as error:
-        raise HarnessError(f"{file}: the part could not be written: {error.strerror or error}") from error
+        raise HarnessError(f"{file}: the part could not be written: {reason_of(error)}") from error
 
 
 def read_log(results: Path) -> Log:
@@ -166,12 +167,8 @@ def read_log(results: Path) -> Log:
         HarnessError: the file is there but cannot be read.
     """
     file = log_file(results)
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:
+    if (data := read_bytes_if_there(file)) is None:
         return Log()
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     found, warnings = [], []
     for number, line in enumerate(data.splitlines(keepends=True), start=1):
         where = f"{file} line {number}"

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
+from harness.files import read_bytes
 from harness.settings import Name
 from harness.toml_files import read_tables, validate
 
@@ -136,10 +137,7 @@ class BaseModelSpec(BaseModel):
         """Return the SHA-256 over the configuration that random weights are built from."""
         if self.folder is not None:
             file = self.folder / "config.json"
-            try:
-                return hashlib.sha256(file.read_bytes()).hexdigest()
-            except OSError as error:
-                raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+            return hashlib.sha256(read_bytes(file)).hexdigest()
         assert self.shape is not None
         built = [self.architecture, self.shape.config_settings(self.architecture)]
         return hashlib.sha256(json.dumps(built, sort_keys=True).encode()).hexdigest()

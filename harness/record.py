@@ -29,10 +29,14 @@ from harness.spec import RunSpec, identity
 from harness.toml_files import first_fault
 
 SCHEMA_VERSION = 4
+LOG_LINES = 40
+"""How many of the last lines of a process that failed are kept."""
 LONGEST_TEXT = 1 << 18
 """Characters of a text in a record; a log that is longer is cut."""
 
 Status = Literal["ok", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
+Horizon = Literal["first", "run", "all-visited"]
+"""Which steps of a run a prediction looks at."""
 OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverged"})
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
@@ -220,7 +224,7 @@ class Prediction(_Part):
 
     device: Literal["cuda", "cpu"]
     """Whose attention, workspaces and allocator were assumed."""
-    horizon: Literal["first", "run", "all-visited"]
+    horizon: Horizon
     weights_bytes: int
     gradients_bytes: int
     """The most gradient bytes that coexist under the update mode."""
@@ -437,7 +441,7 @@ class Record(_Part):
     weights: Beside | None = None
     """Folder of the kept weights, relative to the folder of the records."""
     log_tail: Sentence | None = None
-    """Last lines of a failed child's error output."""
+    """The last ``LOG_LINES`` of a failed child's error output."""
 
     def phase(self, name: str) -> Phase | None:
         """Return the phase called ``name``, or None when the run did not reach it."""

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 from harness.errors import HarnessError
+from harness.files import append_line, make_folder, read_bytes_if_there, reason_of
 from harness.record import OUTCOMES, Record, parse_record
 
 LOCK_SECONDS = 60.0
@@ -54,13 +55,12 @@ class Store:
         """
         probe = self.folder / f".write-{os.getpid()}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             probe.write_bytes(b"probe")
             probe.unlink()
         except OSError as error:
             raise HarnessError(
-                f"the results folder {self.folder} cannot be written: {error.strerror or error}; "
-                "name another with --results"
+                f"the results folder {self.folder} cannot be written: {reason_of(error)}; name another with --results"
             ) from error
 
     def append(self, record: Record) -> None:
@@ -71,11 +71,11 @@ class Store:
         """
         file = self.file_of(record.spec.suite)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             with self._locked(file):
                 append_line(file, record.model_dump_json().encode() + b"\n")
         except OSError as error:
-            raise HarnessError(f"{file}: the record could not be written: {error.strerror or error}") from error
+            raise HarnessError(f"{file}: the record could not be written: {reason_of(error)}") from error
 
     def read(self, suite: str | None = None) -> Contents:
         """Return the records of one suite, or of all.
@@ -86,12 +86,8 @@ class Store:
         files = [self.file_of(suite)] if suite is not None else sorted(self.folder.glob("*.jsonl"))
         parts: list[tuple[str, bytes]] = []
         for file in files:
-            try:
-                parts.append((str(file), file.read_bytes()))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+            if (data := read_bytes_if_there(file)) is not None:
+                parts.append((str(file), data))
         return parse_files(parts)
 
     @contextmanager
@@ -189,40 +185,3 @@ def _holds_long_number(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_holds_long_number, value.values() if isinstance(value, dict) else value))
     return isinstance(value, int) and abs(value) >= 2**63
-
-
-def append_line(file: Path, line: bytes) -> None:
-    """Append one line and make it durable; nothing of it stays when that fails. The caller holds the file's lock.
-
-    Raises:
-        OSError: it could not be written.
-    """
-    # Unbuffered: closing a buffer that could not be emptied would write what is left of it after the cut below.
-    with file.open("ab", buffering=0) as stream:
-        _set_cut_line_aside(file)
-        size = stream.seek(0, os.SEEK_END)
-        try:
-            rest = memoryview(line)
-            while rest:
-                rest = rest[stream.write(rest) :]
-            os.fsync(stream.fileno())
-        except OSError:
-            os.truncate(file, size)
-            raise
-
-
-def _set_cut_line_aside(file: Path) -> None:
-    """Move what follows the last newline to ``<file>.cut``; the caller holds the lock."""
-    with file.open("rb") as stream:
-        if stream.seek(0, os.SEEK_END) == 0:
-            return
-        stream.seek(-1, os.SEEK_END)
-        if stream.read(1) == b"\n":
-            return
-    data = file.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    with Path(f"{file}.cut").open("ab") as stream:
-        stream.write(data[whole:] + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.truncate(file, whole)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from harness.errors import HarnessError, near_miss
+from harness.files import said_as
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,7 +38,7 @@ def read_toml(file: Path | str) -> tuple[dict[str, Any], str]:
     else:
         source, where = file, str(file)
     try:
-        with source.open("rb") as stream:
+        with said_as(f"{where}: cannot be read"), source.open("rb") as stream:
             data = stream.read(LARGEST_BYTES + 1)
         if len(data) > LARGEST_BYTES:
             raise HarnessError(f"{where}: has over {LARGEST_BYTES:,} bytes, more than any file of settings needs")
@@ -45,8 +46,6 @@ def read_toml(file: Path | str) -> tuple[dict[str, Any], str]:
         if (number := _overlong_key(text)) is not None:
             raise HarnessError(f"{where}: line {number} has over {MOST_DOTS} dots, more than any key needs")
         table = tomllib.loads(text)
-    except OSError as error:
-        raise HarnessError(f"{where}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise HarnessError(f"{where}: is not UTF-8 text (byte {error.start})") from error
     except RecursionError as error:

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.errors import HarnessError, Refused
+from harness.files import read_text
 from harness.methods._settings import LayerSamplingSettings
 
 
@@ -28,13 +29,8 @@ def read_scores(file: str) -> list[float]:
     Raises:
         HarnessError: the file cannot be read, or does not hold percentages.
     """
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise HarnessError(f"probability_file {file}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"probability_file {file}: is not UTF-8 text (byte {error.start})") from error
-    return parse_scores(text, f"probability_file {file}")
+    where = f"probability_file {file}"
+    return parse_scores(read_text(Path(file), where), where)
 
 
 def parse_scores(text: str, where: str) -> list[float]:

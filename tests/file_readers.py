@@ -194,7 +194,7 @@ def _read_repository(file: Path) -> object:
 
 
 def _lock(folder: Path) -> Path:
-    cache.update_json(cache.cache_root() / "lock.json", {"model:o/n:*": {"asked": None, "revision": "a" * 40}})
+    cache.update_table(cache.cache_root() / "lock.json", {"model:o/n:*": {"asked": None, "revision": "a" * 40}})
     return cache.cache_root() / "lock.json"
 
 
@@ -211,7 +211,7 @@ def _checksums(folder: Path) -> Path:
 
 
 def _read_checksums(_file: Path) -> object:
-    return cache.read_json(cache.cache_root() / "checksums.json") or None
+    return cache.read_table(cache.cache_root() / "checksums.json") or None
 
 
 def _manifest(folder: Path) -> Path:

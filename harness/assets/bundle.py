@@ -24,8 +24,10 @@ from harness.assets.bundle_parts import write_parts
 from harness.assets.bundle_source import DISTRIBUTION, own_wheel
 from harness.assets.bundle_target import Target, least_glibc
 from harness.assets.bundle_wheels import Wanted, collect_wheels
-from harness.assets.cache import Progress, file_checksum
+from harness.assets.cache import file_checksum
 from harness.errors import HarnessError
+from harness.files import parse_json, put, read_bytes_if_there, reason_of, said_as
+from harness.progress import Progress
 from harness.source import source_checksum
 
 FORMAT = 1
@@ -65,11 +67,9 @@ def check_place(place: Path) -> None:
     Raises:
         HarnessError: it does.
     """
-    try:
+    with said_as(f"--bundle {place}: cannot be read"):
         if not place.exists() or (place.is_dir() and (_is_bundle(place) or not any(place.iterdir()))):
             return
-    except OSError as error:
-        raise HarnessError(f"--bundle {place}: cannot be read: {error.strerror or error}") from error
     what = "a folder that is not empty and no bundle" if place.is_dir() else "a file"
     raise HarnessError(f"--bundle {place}: is {what}, and nothing of it is overwritten; name another folder")
 
@@ -92,14 +92,12 @@ def make_bundle(request: BundleRequest, copy: Callable[[Path], BundledAssets], p
         work.mkdir(parents=True, exist_ok=True)
         with FileLock(work / "lock", timeout=0):
             made = _make(request, work, copy, progress)
-            _put(work / ("parts" if made.num_parts else "bundle"), place, work / "old")
+            put(work / ("parts" if made.num_parts else "bundle"), place, aside=work / "old")
             shutil.rmtree(work)
     except Timeout as error:
         raise HarnessError(f"--bundle {place}: another process is making it; wait for it, or name another") from error
     except OSError as error:
-        raise HarnessError(
-            f"--bundle {error.filename or place}: cannot be written: {error.strerror or error}"
-        ) from error
+        raise HarnessError(f"--bundle {error.filename or place}: cannot be written: {reason_of(error)}") from error
     return made
 
 
@@ -204,17 +202,12 @@ def _write(file: Path, text: str) -> None:
     file.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _put(made: Path, place: Path, old: Path) -> None:
-    """Rename what was made into its place; what was there is removed afterwards."""
-    if place.exists():
-        place.rename(old)
-    made.rename(place)
-
-
 def _is_bundle(folder: Path) -> bool:
+    if (data := read_bytes_if_there(folder / ABOUT)) is None:
+        return False
     try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+        about = parse_json(data, ABOUT)
+    except HarnessError:
         return False
     return isinstance(about, dict) and "format" in about and "source_checksum" in about
 

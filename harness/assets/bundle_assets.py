@@ -24,6 +24,7 @@ from harness.assets.training_rows import with_file
 from harness.assets.wheels import PACKAGED_MODELS, wheel_place
 from harness.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.errors import HarnessError
+from harness.files import reason_of
 from harness.models import BaseModelSpec
 from harness.spec import RunSpec
 from harness.suite import Suite
@@ -87,7 +88,7 @@ def copy_assets(
             copier.hub_rows(suite.name)
         copier.lock_file()
     except OSError as error:
-        raise HarnessError(f"{error.filename or bundle}: cannot be copied: {error.strerror or error}") from error
+        raise HarnessError(f"{error.filename or bundle}: cannot be copied: {reason_of(error)}") from error
     return BundledAssets(name, tuple(copier.options), tuple(copier.notes))
 
 

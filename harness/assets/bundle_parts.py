@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 from typing import IO
 
-from harness.assets.cache import Progress
+from harness.progress import Progress
 
 NAME = "bundle.tar.gz"
 _LEVEL = 1

@@ -17,9 +17,9 @@ from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 import harness
-from harness.assets.cache import Progress
 from harness.assets.pip_program import run_pip
 from harness.errors import HarnessError
+from harness.progress import Progress
 
 DISTRIBUTION = "finetune-harness"
 _KEPT = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt")

@@ -25,9 +25,10 @@ from packaging.utils import canonicalize_name
 from harness.assets.bundle_constraints import constraints_without
 from harness.assets.bundle_source import DISTRIBUTION
 from harness.assets.bundle_target import Target, is_pure, wheel_tags
-from harness.assets.cache import Progress, file_checksum
+from harness.assets.cache import file_checksum
 from harness.assets.pip_program import Answer, run_pip
 from harness.errors import HarnessError
+from harness.progress import Progress
 
 MOST_ROUNDS = 40
 """Of asking pip again, each after one more package was built or asked for."""

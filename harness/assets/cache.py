@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +18,11 @@ from typing import Any
 from filelock import FileLock
 
 from harness.errors import HarnessError
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is being done, how much is done, and how much there is to do (None: unknown)."""
+from harness.files import make_folder, read_json, reason_of, replacing, said_as, sweep_beside, write_file
+from harness.progress import Progress, silent
 
 MANIFEST = "manifest.json"
 _CHUNK = 1 << 20
-
-
-def silent(description: str, done: int, total: int | None) -> None:
-    """Show no progress."""
 
 
 def cache_root() -> Path:
@@ -46,15 +39,13 @@ def file_checksum(file: Path, progress: Progress = silent) -> str:
     Raises:
         HarnessError: the file cannot be read.
     """
-    try:
+    with said_as(f"{file}: cannot be read"):
         total, done, digest = file.stat().st_size, 0, hashlib.sha256()
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
                 done += len(chunk)
                 progress(f"checksum of {file.name}", done, total)
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
@@ -65,16 +56,14 @@ def known_file_checksum(file: Path, progress: Progress = silent) -> str:
         HarnessError: the file cannot be read.
     """
     memo = cache_root() / "checksums.json"
-    try:
+    with said_as(f"{file}: cannot be read"):
         status = file.stat()
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
-    known = read_json(memo)
+    known = read_table(memo)
     if isinstance(checksum := known.get(key), str):
         return checksum
     checksum = file_checksum(file, progress)
-    update_json(memo, {key: checksum})
+    update_table(memo, {key: checksum})
     return checksum
 
 
@@ -99,26 +88,23 @@ def folder_checksum(folder: Path, progress: Progress = silent) -> str:
     return digest.hexdigest()
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_table(file: Path) -> dict[str, Any]:
     """Return the table in a JSON file of the cache; empty when there is none or it is spoilt."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        value = read_json(file)
+    except HarnessError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def update_json(file: Path, changes: dict[str, Any]) -> None:
+def update_table(file: Path, changes: dict[str, Any]) -> None:
     """Merge ``changes`` into the table in a JSON file of the cache, under its lock.
 
     Raises:
         HarnessError: the cache cannot be written.
     """
     with _locked(file):
-        whole = json.dumps(read_json(file) | changes, indent=1, sort_keys=True)
-        part = _beside(file)
-        part.write_text(whole, encoding="utf-8")
-        part.replace(file)
+        write_file(file, json.dumps(read_table(file) | changes, indent=1, sort_keys=True))
 
 
 def build_file(target: Path, build: Callable[[Path], None], *, checksum: str | None = None) -> Path:
@@ -138,13 +124,10 @@ def build_file(target: Path, build: Callable[[Path], None], *, checksum: str | N
         return target
     with _locked(target):
         if not target.is_file():
-            part = _beside(target)
-            build(part)
-            if checksum is not None and (found := file_checksum(part)) != checksum:
-                part.unlink()
-                raise HarnessError(f"{target.name}: has SHA-256 {found}, expected {checksum}; get the file anew")
-            _flush(part)
-            part.replace(target)
+            with replacing(target) as part:
+                build(part)
+                if checksum is not None and (found := file_checksum(part)) != checksum:
+                    raise HarnessError(f"{target.name}: has SHA-256 {found}, expected {checksum}; get the file anew")
     return target
 
 
@@ -162,13 +145,10 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
     with _locked(target):
         if is_complete(target):
             return target
-        part = _beside(target)
-        part.mkdir()
-        build(part)
-        write_manifest(part)
-        if target.exists():
-            shutil.rmtree(target)
-        part.rename(target)
+        with replacing(target) as part:
+            part.mkdir()
+            build(part)
+            write_manifest(part)
     return target
 
 
@@ -179,15 +159,12 @@ def write_manifest(folder: Path) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != MANIFEST
     }
-    manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
-    for path in [*(folder / name for name in files), manifest]:
-        _flush(path)
+    write_file(folder / MANIFEST, json.dumps({"files": files}, indent=1))
 
 
 def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
     """Return size and checksum by file name, as the manifest of a folder says; empty where there is none."""
-    files = read_json(folder / MANIFEST).get("files")
+    files = read_table(folder / MANIFEST).get("files")
     return files if isinstance(files, dict) else {}
 
 
@@ -214,46 +191,25 @@ def _check_unspoilt(folder: Path) -> None:
     files = [folder / name for name in (MANIFEST, *manifest_of(folder))]
     states = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
     memo, key = cache_root() / "checksums.json", f"{folder}|{hashlib.sha256(states.encode()).hexdigest()}"
-    if read_json(memo).get(key) == "whole":
+    if read_table(memo).get(key) == "whole":
         return
     if spoilt := spoilt_files(folder):
         raise HarnessError(
             f"{folder / spoilt[0]}: has another SHA-256 than when it was made: delete {folder} and prepare again"
         )
-    update_json(memo, {key: "whole"})
+    update_table(memo, {key: "whole"})
 
 
 @contextmanager
 def _locked(target: Path) -> Iterator[None]:
     """Hold the lock of a place in the cache; what a killed process left beside it is removed."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         with FileLock(target.parent / f".{target.name}.lock"):
-            for left in target.parent.glob(f".{target.name}.*.part"):
-                _remove(left)
-            try:
-                yield
-            finally:
-                for left in target.parent.glob(f".{target.name}.*.part"):
-                    _remove(left)
+            sweep_beside(target)
+            yield
     except OSError as error:
         place = error.filename or target
         raise HarnessError(
-            f"{place}: the cache cannot be written: {error.strerror or error}; set HARNESS_CACHE to a folder that can"
+            f"{place}: the cache cannot be written: {reason_of(error)}; set HARNESS_CACHE to a folder that can"
         ) from error
-
-
-def _beside(target: Path) -> Path:
-    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.part"
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.assets.instructions import letter_question
 from harness.errors import HarnessError
+from harness.files import parse_json, read_text
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "instructions": ("instruction", "output"),
@@ -52,13 +53,7 @@ def read_data_file(file: Path, layout: str, task: str) -> list[TrainingRow]:
     """
     if file.suffix == ".parquet":
         return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(_parquet(file), 1)]
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"{file}: is not UTF-8 text (byte {error.start})") from error
-    values = _values(file, text)
+    values = _values(file, read_text(file))
     if not values:
         raise HarnessError(f"{file}: holds no row")
     return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(values, 1)]
@@ -84,8 +79,8 @@ def _values(file: Path, text: str) -> list[Any]:
         raise HarnessError(f"{file}: is neither a JSON list nor JSON Lines of objects")
     lines = [line for line in text.split("\n") if line.strip()]
     if start == "{" and _is_json(lines[0]) and (len(lines) > 1 or "instances" not in json.loads(lines[0])):
-        return [_parsed(line, f"{file}: row {number}") for number, line in enumerate(lines, 1)]
-    whole = _parsed(text, str(file))
+        return [parse_json(line, f"{file}: row {number}") for number, line in enumerate(lines, 1)]
+    whole = parse_json(text, str(file))
     if isinstance(whole, list):
         return whole
     if isinstance(instances := whole.get("instances"), list):
@@ -99,15 +94,6 @@ def _is_json(text: str) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise HarnessError(f"{where}: is not valid JSON: {error}") from error
-    except RecursionError as error:
-        raise HarnessError(f"{where}: is not valid JSON: nested too deeply") from error
 
 
 def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:

@@ -8,9 +8,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-from harness.assets.cache import Progress, build_file, cache_root, silent
+from harness.assets.cache import build_file, cache_root
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
+from harness.files import said_as
+from harness.progress import Progress, silent
 
 HOST = "https://raw.githubusercontent.com"
 _CHUNK = 1 << 20
@@ -62,13 +64,11 @@ def git_blob_checksum(file: Path) -> str:
     Raises:
         HarnessError: the file cannot be read.
     """
-    try:
+    with said_as(f"{file}: cannot be read"):
         digest = hashlib.sha1(f"blob {file.stat().st_size}\0".encode(), usedforsecurity=False)
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 

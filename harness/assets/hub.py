@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.assets.cache import Progress, cache_root, read_json, silent, update_json
+from harness.assets.cache import cache_root, read_table, update_table
 from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
+from harness.progress import Progress, silent
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "tokenizer*")
 _SUBFOLDERS = ("*/*",)
@@ -118,7 +119,7 @@ def fetch_from_hub(asset: HubAsset, *, offline: bool = False, progress: Progress
         raise HarnessError(
             f"{asset.hub_id}@{revision} on the hub has no file {asset.patterns[0]}; give it with {asset.flag}"
         )
-    update_json(
+    update_table(
         _lock_file(),
         {asset.key: {"asked": asset.revision, "revision": revision, "folder": str(folder), "files": files}},
     )
@@ -219,7 +220,7 @@ def _bar(description: str, progress: Progress) -> type[Any]:
 
 
 def _entry(asset: HubAsset) -> dict[str, Any]:
-    entry = read_json(_lock_file()).get(asset.key)
+    entry = read_table(_lock_file()).get(asset.key)
     kinds = {"revision": str, "folder": str, "files": dict}
     whole = isinstance(entry, dict) and all(isinstance(entry.get(name, kind()), kind) for name, kind in kinds.items())
     return entry if isinstance(entry, dict) and whole else {}

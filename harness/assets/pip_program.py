@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.assets.cache import Progress, silent
 from harness.errors import HarnessError
+from harness.progress import Progress, silent
 
 _POLL_SECONDS = 0.2
 _SCATTERING = ("PIP_REQUIRE_VIRTUALENV", "PIP_USER", "PIP_TARGET", "PIP_PREFIX", "PIP_NO_DEPS", "PIP_DRY_RUN")

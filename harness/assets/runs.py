@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.assets.cache import Progress
 from harness.assets.mt_bench import prepare_mt_bench
 from harness.assets.prepare import Convert, missing, prepare_dataset, prepare_model, prepare_rows
 from harness.models import BaseModelSpec
+from harness.progress import Progress
 from harness.spec import RunSpec
 
 

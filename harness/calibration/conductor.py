@@ -26,9 +26,8 @@ from typing import Any
 from harness.calibration.parts import Part
 from harness.calibration_log import PartResult, Sizes
 from harness.engine.launch import collect_lines, enqueue_lines
-from harness.record import Environment
+from harness.record import LOG_LINES, Environment
 
-LOG_LINES = 20
 LAST_WORDS_SECONDS = 2.0
 """For what a process that died said to come in; what it started may hold its output open for ever."""
 POLL_SECONDS = 0.2

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.assets.cache import Progress
 from harness.assets.runs import Prepared, prepare_runs
 from harness.commands._selection import Selection
 from harness.conversation import find_template
+from harness.progress import Progress
 
 __all__ = ["Prepared", "convert", "prepare"]
 

@@ -14,10 +14,10 @@ from harness.assets.bundle import Bundle, BundleRequest, check_place, make_bundl
 from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_source import DISTRIBUTION
 from harness.assets.bundle_target import target_of
-from harness.assets.cache import Progress
 from harness.assets.pip_program import check_pip
 from harness.commands._selection import Selection
 from harness.errors import HarnessError, near_miss
+from harness.progress import Progress
 
 LEAST_PART_BYTES = 1 << 20
 _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}

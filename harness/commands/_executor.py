@@ -4,49 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Protocol
 
 from harness.commands._output import warn
-from harness.engine.executors import Device, Tally, Watcher, run_locally
+from harness.engine.executor import Executor
 from harness.engine.launch import probe_environment
-from harness.engine.task import RunTask
+from harness.engine.local import Device, LocalMachine
 from harness.errors import HarnessError
-from harness.record import Environment
-from harness.store import Store
-
-
-class Executor(Protocol):
-    """Does runs somewhere."""
-
-    def environment(self) -> Environment:
-        """Return the environment that runs will have there."""
-
-    def run(
-        self,
-        tasks: Sequence[RunTask],
-        *,
-        store: Store,
-        environment: Environment,
-        watcher: Watcher,
-        timeout_seconds: float | None = None,
-        stop_at: float | None = None,
-        wanted: Callable[[RunTask], bool] = lambda task: True,
-    ) -> Tally:
-        """Execute tasks; see :func:`harness.engine.executors.run_locally`."""
-
-
-class _Local:
-    """The devices of this machine, of one kind."""
-
-    def __init__(self, devices: Sequence[Device]) -> None:
-        self._devices = devices
-        self.run = partial(run_locally, devices=devices)
-
-    def environment(self) -> Environment:
-        return self._devices[0].environment
 
 
 @contextmanager
@@ -60,7 +25,7 @@ def executor(args: argparse.Namespace) -> Iterator[Executor]:
         for option, value in (("--ray-address", args.ray_address), ("--cpus-per-run", args.cpus_per_run)):
             if value is not None:
                 raise HarnessError(f"{option} is of --executor ray")
-        yield _Local(_devices(args.devices, args.busy))
+        yield LocalMachine(_devices(args.devices, args.busy))
         return
     if args.devices is not None:
         raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -18,12 +17,15 @@ from rich.text import Text
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.printable import printable
+from harness.progress import throttled
 from harness.record import Record
 from harness.redaction import redacted
 from harness.report.style import FORMATS
 
 PIPE_WIDTH = 160
 """Columns of a table when the output is no terminal."""
+LINE_SECONDS = 10.0
+"""Between two lines about one download when the output is no terminal."""
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -81,7 +83,7 @@ class Display:
         self._outer: TaskID | None = None
         self._num_runs = num_runs
         self._done = 0
-        self._last: tuple[str, float] = ("", 0.0)
+        self._seldom = throttled(self._said, LINE_SECONDS, ends=False)
         self._title = ""
 
     def __enter__(self) -> Display:
@@ -124,10 +126,8 @@ class Display:
                 self._inner = self._bars.add_task(title, total=None)
             self._bars.update(self._inner, description=title, completed=done, total=total)
             return
-        name, now = what.partition(",")[0], time.monotonic()
-        if self._num_runs is None and (name != self._last[0] or now - self._last[1] > 10):
-            self._last = (name, now)
-            self._line(what if total is None else f"{what}: {done} of {total}")
+        if self._num_runs is None:
+            self._seldom(what, done, total)
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
@@ -143,6 +143,9 @@ class Display:
     def waits(self, num_runs: int) -> None:
         """Say that only other processes' runs are left."""
         self._line(f"waiting for {num_runs} run{'s' * (num_runs != 1)} that other processes are doing")
+
+    def _said(self, what: str, done: int, total: int | None) -> None:
+        self._line(what if total is None else f"{what}: {done} of {total}")
 
     def _counter(self) -> str:
         return f"[{self._done + 1}/{self._num_runs}]"

@@ -22,18 +22,19 @@ from harness.calibration.foretelling import Foreteller
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
-from harness.commands._executor import Executor, executor
+from harness.commands._executor import executor
 from harness.commands._output import Display, console, print_table, say, warn
 from harness.commands._selection import Selection, select
 from harness.commands.run import execute_on, plan_tasks
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
-from harness.engine.executors import recover
+from harness.engine.executor import Executor
 from harness.engine.launch import probe_environment
+from harness.engine.settling import recover
 from harness.errors import HarnessError
+from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer
 from harness.record import Environment, Record
 from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
-from harness.report.files import replace_file
 from harness.report.layout import Table
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome
@@ -242,7 +243,8 @@ def _conclude(run: _Calibration) -> None:
     say(f"records in {run.store.folder}")
     if profile is not None:
         file = run.store.folder / FOLDER / f"{_file_stem(profile.device_name, run.sizes)}.toml"
-        replace_file(file, profile_text(profile))
+        with said_as(f"{file}: cannot be written", "name another folder with --results"):
+            write_file(file, profile_text(profile))
         say(f"profile of {profile.device_name}: {file}; harness plan --device-profile takes it")
     if run.sizes == "smoke":
         say("These are tiny shapes: they show that the machinery works, and nothing of the device.")

@@ -12,8 +12,10 @@ from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._output import Display, say
 from harness.commands._selection import given_wheels
-from harness.engine.executors import run_locally, work_folder
+from harness.engine.executor import Runs
 from harness.engine.launch import probe_environment
+from harness.engine.local import Device, LocalMachine
+from harness.engine.settling import work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
@@ -77,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
     )
 
     with Display(1) as display:
-        tally = run_locally([task], store=store, environment=probe_environment(), watcher=display)
+        tally = LocalMachine([Device(probe_environment())]).run(Runs([task], store), display)
     for record in tally.records:  # none where it was stopped before it began
         for score in record.scores:
             say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")

@@ -17,15 +17,17 @@ from pathlib import Path
 
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
-from harness.commands._executor import Executor, executor
+from harness.commands._executor import executor
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
 from harness.device_profile import packaged_profile
-from harness.engine.executors import WORK, Tally, checkpoint_folder, recover, work_folder
+from harness.engine.executor import Executor, Limits, Runs, Tally
+from harness.engine.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
-from harness.planning.questions import PlanAnswer, PlanTask, Progress, ask
+from harness.planning.questions import PlanAnswer, PlanTask, ask
+from harness.progress import Progress
 from harness.record import Environment, Prediction
 from harness.report.units import gib
 from harness.spec import RunSpec
@@ -114,15 +116,8 @@ def execute_on(
         for spec in to_do.specs
     ]
     with Display(len(tasks)) as display:
-        tally = chosen.run(
-            tasks,
-            store=store,
-            environment=environment,
-            watcher=display,
-            timeout_seconds=args.timeout,
-            stop_at=stop_at,
-            wanted=lambda task: wanted(task.spec),
-        )
+        limits = Limits(args.timeout, stop_at)
+        tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec)), display)
     return tally, len(tasks)
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from torch import nn
 from harness.engine.data import text_samples
 from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
+from harness.files import read_json, said_as, write_file
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import CalibrationSettings
 from harness.spec import identity
@@ -159,8 +159,8 @@ class ScoreCache:
     def get(self, key: dict[str, Any]) -> list[float] | None:
         """Return the scores kept under a key, or None; a damaged file counts as none."""
         try:
-            kept = json.loads(self._file(key).read_text())
-        except (OSError, ValueError, RecursionError):
+            kept = read_json(self._file(key))
+        except HarnessError:
             return None
         if not isinstance(kept, dict) or kept.get("key") != key or not isinstance(kept.get("scores"), list):
             return None
@@ -168,12 +168,13 @@ class ScoreCache:
         return [float(score) for score in scores] if all(isinstance(score, int | float) for score in scores) else None
 
     def put(self, key: dict[str, Any], scores: Sequence[float]) -> None:
-        """Keep scores under a key."""
-        file = self._file(key)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside = file.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(json.dumps({"key": key, "scores": list(scores)}))
-        beside.replace(file)
+        """Keep scores under a key.
+
+        Raises:
+            HarnessError: the cache cannot be written.
+        """
+        with said_as(f"{self._folder}: block scores cannot be kept there", "set HARNESS_CACHE to a folder that can"):
+            write_file(self._file(key), json.dumps({"key": key, "scores": list(scores)}))
 
     def _file(self, key: dict[str, Any]) -> Path:
         return self._folder / f"{identity(key)}.json"

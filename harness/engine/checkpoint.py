@@ -1,6 +1,6 @@
 """Checkpoints within a run: what training changes, enough to end in the same weights bit by bit on a CPU.
 
-A checkpoint is a folder ``step-N``, written beside and renamed: ``weights.safetensors`` (the optimizer's parameters,
+A checkpoint is a folder ``step-N``, put into its place durably: ``weights.safetensors`` (the optimizer's parameters,
 frozen now or not), ``optimizer.safetensors`` (every tensor of its state), ``state.json`` (counters, schedule, the
 method's own state, what was observed, whose run it is, the SHA-256 of the two files, and in a second line its own). The
 order of the data and every random stream follow from seed and step, so their position is the step. Never a pickle.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ from safetensors.torch import load_file, save_file
 
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
+from harness.files import make_folder, reason_of, replacing, sweep_beside
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 FORMAT = 4
-BESIDE = ".writing-"
 KEPT = 2
 """Newest checkpoints that stay on disk: one damaged by a crash of the machine leaves the other."""
 
@@ -44,44 +43,37 @@ class Checkpoints:
         Raises:
             HarnessError: it cannot be written; the earlier ones are as they were.
         """
-        for cut_off in self._folder.glob(f"{BESIDE}*"):
-            shutil.rmtree(cut_off, ignore_errors=True)
-        beside = self._folder / f"{BESIDE}{os.getpid()}"
         try:
-            self._write(beside)
-            target = self._folder / f"step-{self._loop.step}"
-            shutil.rmtree(target, ignore_errors=True)
-            beside.rename(target)
-            _sync(self._folder)
+            make_folder(self._folder)
+            sweep_beside(self._folder / "step-*")
+            with replacing(self._folder / f"step-{self._loop.step}") as part:
+                self._write(part)
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(beside, ignore_errors=True)
-            reason = error.strerror if isinstance(error, OSError) else None
+            reason = reason_of(error) if isinstance(error, OSError) else error
             raise HarnessError(
-                f"{self._folder}: the checkpoint of step {self._loop.step} cannot be written: {reason or error}; "
+                f"{self._folder}: the checkpoint of step {self._loop.step} cannot be written: {reason}; "
                 "the same command goes on at the last one"
             ) from error
         for old in self._steps()[:-KEPT]:
             shutil.rmtree(self._folder / f"step-{old}", ignore_errors=True)
 
-    def _write(self, beside: Path) -> None:
+    def _write(self, part: Path) -> None:
         loop = self._loop
-        beside.mkdir(parents=True)
+        part.mkdir()
         tensors: dict[str, torch.Tensor] = {}
         optimizer = _split(loop.optimizer.state_dict(), "", tensors)
-        save_file(self._parameters(), beside / WEIGHTS)
-        save_file(tensors, beside / OPTIMIZER)
+        save_file(self._parameters(), part / WEIGHTS)
+        save_file(tensors, part / OPTIMIZER)
         state = {
             "format": FORMAT,
             "run": self._folder.name,
             "loop": loop.state_dict(),
             "method": loop.method.state_dict(),
             "optimizer": optimizer,
-            "checksums": {name: _sha256(beside / name) for name in (WEIGHTS, OPTIMIZER)},
+            "checksums": {name: _sha256(part / name) for name in (WEIGHTS, OPTIMIZER)},
         }
         line = json.dumps(state).encode()
-        (beside / STATE).write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
-        for path in (beside / WEIGHTS, beside / OPTIMIZER, beside / STATE, beside):
-            _sync(path)
+        (part / STATE).write_bytes(line + b"\n" + hashlib.sha256(line).hexdigest().encode() + b"\n")
 
     def restore(self) -> int | None:
         """Bring the loop to the newest whole checkpoint of this run; return its step, or None when there is none."""
@@ -158,12 +150,3 @@ def _joined(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 def _sha256(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Make a file, or which files a folder holds, durable."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -2,8 +2,8 @@
 
 Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends; on Linux the kernel ends
 it at once, also within a long call that holds the interpreter. Events go out as
-JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record is written
-to the work folder, beside and renamed; the parent alone writes the store.
+JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record goes to the
+work folder, after the files that it names; the parent alone writes the store.
 """
 
 from __future__ import annotations
@@ -14,10 +14,16 @@ import os
 import signal
 import sys
 import threading
-import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from harness.engine.task import RunTask
+from harness.files import write_file
+from harness.progress import throttled
+from harness.record import Record
 
 RECORD_FILE = "record.json"
 PROGRESS_SECONDS = 0.2
@@ -42,17 +48,23 @@ def main() -> None:
 
     from harness.engine.runner import execute
 
-    record = execute(task, _throttled(send))
-    beside = task.work_folder / f"{RECORD_FILE}.tmp"
-    with beside.open("wb") as stream:
-        stream.write(record.model_dump_json().encode())
-        stream.flush()
-        os.fsync(stream.fileno())
-    beside.replace(task.work_folder / RECORD_FILE)
+    def told(what: str, done: int, total: int | None) -> None:
+        send({"event": "progress", "what": what, "done": done, "total": total})
+
+    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
+    write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
     os._exit(0)
+
+
+def left_record(work: Path) -> Record | None:
+    """Return the record that a child left in its work folder, or None."""
+    try:
+        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def die_with_parent() -> None:
@@ -69,7 +81,7 @@ def end_with_parent() -> None:
     os._exit(ORPHANED)
 
 
-def _event_sender() -> Any:
+def _event_sender() -> Callable[[dict[str, Any]], None]:
     events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
@@ -80,20 +92,6 @@ def _event_sender() -> Any:
             os._exit(ORPHANED)
 
     return send
-
-
-def _throttled(send: Any) -> Any:
-    last: dict[str, Any] = {"at": 0.0, "what": ""}
-
-    def progress(what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        kind = what.partition(",")[0]
-        if kind == last["what"] and done != total and now - last["at"] < PROGRESS_SECONDS:
-            return
-        last.update(at=now, what=kind)
-        send({"event": "progress", "what": what, "done": done, "total": total})
-
-    return progress
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.errors import HarnessError
+from harness.files import make_folder, reason_of
 
 LEASE_SECONDS = 180.0
 """Longer than a network file system keeps attributes it has read (60 s by default with NFS), and three heartbeats."""
@@ -73,7 +74,7 @@ class Claims:
 
     def __enter__(self) -> Claims:
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             self._alive.acquire()
         except OSError as error:
             raise _unusable(self._folder, error) from error
@@ -206,5 +207,5 @@ class Claims:
 
 def _unusable(folder: Path, error: OSError) -> HarnessError:
     return HarnessError(
-        f"{folder}: the claims that keep two processes from doing one run cannot be written: {error.strerror or error}"
+        f"{folder}: the claims that keep two processes from doing one run cannot be written: {reason_of(error)}"
     )

@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.assets.cache import Progress, silent
 from harness.errors import HarnessError
+from harness.progress import Progress, silent
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,6 +12,7 @@ import sys
 from pydantic import ValidationError
 
 from harness.diagnosis import SeenDevice, TorchFacts
+from harness.files import reason_of
 
 TORCH_SECONDS = 60.0
 """Torch may lie on a network file system under load."""
@@ -34,7 +35,7 @@ def ask_torch() -> TorchFacts | str:
     except subprocess.TimeoutExpired:
         return f"its import took longer than {TORCH_SECONDS:.0f} s"
     except OSError as error:
-        return f"{sys.executable} cannot be started: {error.strerror or error}"
+        return f"{sys.executable} cannot be started: {reason_of(error)}"
     if done.returncode != 0:
         lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         return lines[-1] if lines else f"the process that imports it ended with exit status {done.returncode}"

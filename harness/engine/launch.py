@@ -18,24 +18,20 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
 from queue import Empty, Queue
 from typing import IO, Literal, cast
 
-from pydantic import ValidationError
-
-from harness.engine.child import ORPHANED, RECORD_FILE
+from harness.engine.child import ORPHANED, left_record
+from harness.engine.executor import NO_LIMITS, Limits
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
-from harness.record import Environment, Record, RunProcess, Status
-
-Progress = Callable[[str, int, int | None], None]
+from harness.progress import Progress
+from harness.record import LOG_LINES, Environment, Record, RunProcess, Status
 
 GRACE_SECONDS = 30.0
 """How long an interrupted child may take to leave its record."""
-LOG_LINES = 40
 POLL_SECONDS = 0.2
 """How soon a stop is noticed."""
 End = Literal["closed", "timed_out", "stopped", "out_of_time"]
@@ -77,8 +73,7 @@ def launch(
     task: RunTask,
     environment: Environment,
     progress: Progress,
-    timeout_seconds: float | None = None,
-    stop_at: float | None = None,
+    limits: Limits = NO_LIMITS,
     *,
     stop: Stop | None = None,
     variables: Mapping[str, str] | None = None,
@@ -89,13 +84,13 @@ def launch(
         task: The run; its work folder is made here.
         environment: Of the device, for the record of a child that leaves none.
         progress: Called with what is going on, how much is done, of how much.
-        timeout_seconds: After this long the child is killed and recorded as ``timed_out``.
-        stop_at: When ``time.monotonic()`` reaches it, the child is interrupted as by Ctrl-C.
+        limits: After the time of one run the child is killed and recorded as ``timed_out``; when the time of all is
+            up, it is interrupted as by Ctrl-C.
         stop: Interrupts the child when it is asked; Ctrl-C, where this thread meets it, asks too.
         variables: Environment variables of the child beside the parent's.
 
     Raises:
-        Interrupted: ``stop`` was asked, or ``stop_at`` has come; the child's record is attached.
+        Interrupted: ``stop`` was asked, or the time of all runs is up; the child's record is attached.
         HarnessError: the work folder cannot be made or the child cannot be started.
     """
     started_at, began = datetime.now(UTC), time.monotonic()
@@ -109,7 +104,7 @@ def launch(
     try:
         try:
             child.send(task)
-            end = _follow(child, progress, timeout_seconds, stop_at, stop)
+            end = _follow(child, progress, limits, stop)
         except BrokenPipeError:
             pass
         except KeyboardInterrupt:
@@ -123,7 +118,7 @@ def launch(
         child.kill()
     status, reason = {
         "closed": ("failed", _death(child.returncode)),
-        "timed_out": ("timed_out", f"timed out after {timeout_seconds} s"),
+        "timed_out": ("timed_out", f"timed out after {limits.timeout_seconds} s"),
         "stopped": ("interrupted", "interrupted"),
         "out_of_time": ("interrupted", "interrupted"),
     }[end]
@@ -230,45 +225,10 @@ def probe_environment(variables: Mapping[str, str] | None = None) -> Environment
     return Environment.model_validate_json(done.stdout)
 
 
-def keep_files(work: Path, record: Record, folder: Path) -> Record:
-    """Move a run's items and weights from its work folder into the folder of the records; return the record with them.
-
-    What was moved by an earlier call, whose process was killed, stays where it is.
-
-    Raises:
-        HarnessError: they cannot be moved.
-    """
-    stem = f"{record.run_id}-{record.uuid}"
-    moved: dict[str, object] = {}
-    try:
-        if record.items is not None:
-            moved["items"] = items = f"items/{stem}.jsonl.zst"
-            _move(work / record.items, folder / items)
-        if record.mt_bench is not None:
-            answers = f"items/{stem}.answers.jsonl"
-            _move(work / record.mt_bench.file, folder / answers)
-            moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
-        if record.weights is not None:
-            moved["weights"] = weights = f"weights/{stem}"
-            _move(work / record.weights, folder / weights)
-    except OSError as error:
-        raise HarnessError(
-            f"{folder}: the files of run {record.run_id} cannot be moved there: {error.strerror or error}; they lie in "
-            f"{work}, and the next run takes them up"
-        ) from error
-    return record.model_copy(update=moved)
-
-
-def _move(source: Path, target: Path) -> None:
-    if source.exists() or not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source.rename(target)
-
-
-def _follow(child: _Child, progress: Progress, timeout_seconds: float | None, stop_at: float | None, stop: Stop) -> End:
+def _follow(child: _Child, progress: Progress, limits: Limits, stop: Stop) -> End:
     """Pass events on until the child closes its output, a time is up or a stop is asked; return which it was."""
-    deadline = math.inf if timeout_seconds is None else time.monotonic() + timeout_seconds
-    budget_end = math.inf if stop_at is None else stop_at
+    deadline = math.inf if limits.timeout_seconds is None else time.monotonic() + limits.timeout_seconds
+    budget_end = math.inf if limits.stop_at is None else limits.stop_at
     while True:
         try:
             wait = min(POLL_SECONDS, min(deadline, budget_end) - time.monotonic())
@@ -310,11 +270,3 @@ def _death(returncode: int) -> str:
     if returncode == ORPHANED:
         return "the run's process lost its parent"
     return f"the run's process ended with exit status {returncode} and left no record"
-
-
-def left_record(work: Path) -> Record | None:
-    """Return the record that a child left in its work folder, or None."""
-    try:
-        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
-    except (OSError, ValidationError):
-        return None

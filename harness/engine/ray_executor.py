@@ -7,27 +7,26 @@ listens on 127.0.0.1 only and is stopped at the end; one at an address is left a
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.engine.claims import Claims
-from harness.engine.executors import RunQueue, Tally, Watcher, settle
+from harness.engine.executor import Runs, Tally, Watcher
+from harness.engine.queue import RunQueue
 from harness.engine.ray_worker import Order, describe_node, run_task, unpack
+from harness.engine.settling import Ledger
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
-from harness.record import Environment, Record
+from harness.record import Environment
 from harness.source import source_checksum
-from harness.store import Store
 
 RETRIES = 3
 """How often Ray starts a run again whose worker or node was lost."""
@@ -109,39 +108,53 @@ def _check_address(address: str | None) -> None:
         raise HarnessError(f"--ray-address {address}: nobody answers there: {error}") from error
 
 
-@dataclass
-class _Batch:
-    """The runs of one call: those that were submitted and have no record yet, and whom to tell."""
-
-    environment: Environment
-    watcher: Watcher
-    events: Any
-    done: Callable[[RunTask, Record, Path], None]
-    """Called with the folder of its files."""
-    pending: dict[Any, RunTask] = field(default_factory=dict)
-    """By Ray's reference."""
-    doing: dict[str, tuple[str, str, int, int | None]] = field(default_factory=dict)
-    """By uuid: node, what, how much is done, of how much."""
-
-
 class RayCluster:
-    """A cluster that this process is connected to."""
+    """A cluster that this process is connected to; satisfies :class:`harness.engine.executor.Executor`."""
 
     def __init__(self, ray: Any, threads: int) -> None:
-        self._ray = ray
-        self._threads = threads
+        """Take the connection.
+
+        Args:
+            ray: The module, connected.
+            threads: CPUs of a run, and threads of its torch.
+        """
+        self.ray = ray
+        self.threads = threads
         self._num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self._environment: Environment | None = None
 
     def environment(self) -> Environment:
-        """Return the environment of a run there, asked of a worker.
+        """Return the environment of a run there, asked of a worker once.
 
         Raises:
             HarnessError: no worker could say, or it has another version of the harness.
         """
+        if self._environment is None:
+            self._environment = self._asked_environment()
+        return self._environment
+
+    def run(self, runs: Runs, watcher: Watcher) -> Tally:
+        """Do runs wherever Ray places them; see :meth:`harness.engine.executor.Executor.run`."""
+        self.environment()
+        events = self.ray.remote(num_cpus=0)(_Events).remote()
+        store = runs.store
+        try:
+            with Claims(store.folder) as claims, _marker(store.folder) as marker, _sigterm_interrupts():
+                return _Session(self, runs, watcher, RunQueue(runs, claims), events=events, marker=marker).do()
+        finally:
+            self.ray.kill(events)
+
+    def submit(self, order: Order, events: Any) -> Any:
+        """Have Ray do a run, and return its reference."""
+        spec = order.task.spec
+        remote = self._remote(run_task, name=f"{spec.model_name} {spec.label}", memory=self._memory(order.task))
+        return remote.remote(order.model_dump_json(), events)
+
+    def _asked_environment(self) -> Environment:
         probe = self._remote(describe_node)
         try:
-            environment = Environment.model_validate_json(self._ray.get(probe.remote(self._threads)))
-        except self._ray.exceptions.RayError as error:
+            environment = Environment.model_validate_json(self.ray.get(probe.remote(self.threads)))
+        except self.ray.exceptions.RayError as error:
             raise HarnessError(f"the cluster's environment cannot be described: {_first_line(error)}") from error
         if environment.source_checksum != source_checksum():
             raise HarnessError(
@@ -150,119 +163,107 @@ class RayCluster:
             )
         return environment
 
-    def run(
-        self,
-        tasks: Sequence[RunTask],
-        *,
-        store: Store,
-        environment: Environment,
-        watcher: Watcher,
-        timeout_seconds: float | None = None,
-        stop_at: float | None = None,
-        wanted: Callable[[RunTask], bool] = lambda task: True,
-    ) -> Tally:
-        """Execute tasks wherever Ray places them; arguments and return as :func:`executors.run_locally`.
-
-        Raises:
-            HarnessError: a record cannot be stored.
-        """
-        records: list[Record] = []
-        events = self._ray.remote(num_cpus=0)(_Events).remote()
-        with Claims(store.folder) as claims, _marker(store.folder) as marker, _sigterm_interrupts():
-            queue = RunQueue(tasks, claims, wanted)
-
-            def done(task: RunTask, record: Record, work: Path) -> None:
-                records.append(settle(work, record, store, task.checkpoint_folder))
-                shutil.rmtree(task.work_folder, ignore_errors=True)
-                queue.release(task)
-                watcher.run_ended(records[-1])
-
-            batch = _Batch(environment, watcher, events, done)
-
-            def begin(task: RunTask) -> None:
-                if task.refusal is not None:
-                    refused = task.record(environment, datetime.now(UTC), "refused", task.refusal)
-                    done(task, refused, task.work_folder)
-                    return
-                order = Order(
-                    task=task,
-                    environment=environment,
-                    marker=marker,
-                    threads=self._threads,
-                    timeout_seconds=timeout_seconds,
-                )
-                batch.pending[self._submit(order, events)] = task
-
-            def tally(**more: Any) -> Tally:
-                return Tally(tuple(records), num_by_others=queue.num_by_others, **more)
-
-            try:
-                in_time = self._collect(batch, queue, begin, stop_at)
-            except KeyboardInterrupt:
-                self._cancel(batch)
-                return tally(interrupted=True)
-            finally:
-                self._ray.kill(events)
-            return tally() if in_time else tally(left_by_budget=queue.num_left(*batch.pending.values()) or None)
-
-    def _submit(self, order: Order, events: Any) -> Any:
-        spec = order.task.spec
-        remote = self._remote(run_task, name=f"{spec.model_name} {spec.label}", memory=self._memory(order.task))
-        return remote.remote(order.model_dump_json(), events)
-
     def _remote(self, function: Callable[..., bytes], **options: Any) -> Any:
-        asked = {"num_cpus": self._threads, "num_gpus": self._num_gpus, "max_retries": RETRIES, **options}
-        return self._ray.remote(**asked)(function)
+        asked = {"num_cpus": self.threads, "num_gpus": self._num_gpus, "max_retries": RETRIES, **options}
+        return self.ray.remote(**asked)(function)
 
     def _memory(self, task: RunTask) -> int:
         """Return the host memory that is asked for, at most what the largest node has."""
         prediction, needed = task.prediction, LIBRARIES_BYTES
         if prediction is not None:
             needed += prediction.weights_bytes if self._num_gpus else prediction.peak_bytes
-        nodes = [node["Resources"].get("memory", 0) for node in self._ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"]]
         return int(min(needed, max(nodes, default=0)))
 
-    def _collect(self, batch: _Batch, queue: RunQueue, begin: Callable[[RunTask], None], stop_at: float | None) -> bool:
+
+class _Session:
+    """One call: the runs that were submitted and have no record yet, and what the cluster does."""
+
+    def __init__(
+        self, cluster: RayCluster, runs: Runs, watcher: Watcher, queue: RunQueue, *, events: Any, marker: Path
+    ) -> None:
+        self._cluster = cluster
+        self._ray = cluster.ray
+        self._limits = runs.limits
+        self._watcher = watcher
+        self._queue = queue
+        self._events = events
+        self._marker = marker
+        self._ledger = Ledger(runs, queue, watcher)
+        self._pending: dict[Any, RunTask] = {}
+        """By Ray's reference."""
+        self._doing: dict[str, tuple[str, str, int, int | None]] = {}
+        """By uuid: node, what, how much is done, of how much."""
+        self._cut: list[RunTask] = []
+        """Runs that were interrupted and have a record that says so."""
+
+    def do(self) -> Tally:
+        """Do what is to be done, and return how it went."""
+        try:
+            if self._collect():
+                return self._ledger.tally()
+            return self._ledger.tally(left_by_budget=self._queue.num_left(*self._cut, *self._pending.values()) or None)
+        except KeyboardInterrupt:
+            self._cancel()
+            return self._ledger.tally(interrupted=True)
+        except HarnessError:
+            self._end(self._pending)
+            raise
+
+    def _collect(self) -> bool:
         """Begin every run that nobody does and take results as they come; return False when the time was up first."""
         waiting = False
-        while True:
-            while (task := queue.next()) is not None:
-                begin(task)
-            if not batch.pending and not queue.pending:
-                return True
-            if stop_at is not None and time.monotonic() >= stop_at:
-                self._cancel(batch)
+        while self._pending or self._queue.pending:
+            if self._limits.over:
+                self._cancel()
                 return False
-            if not batch.pending:  # nothing is left but what other processes do
+            while (task := self._queue.next()) is not None:
+                self._begin(task)
+            if self._pending:
+                ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=POLL_SECONDS)
+                self._show()
+                for reference in ready:
+                    self._take(reference)
+            elif self._queue.pending:  # nothing is left but what other processes do
                 if not waiting:
-                    batch.watcher.waits(len(queue.pending))
+                    self._watcher.waits(len(self._queue.pending))
                 waiting = True
                 time.sleep(POLL_SECONDS)
-                continue
-            ready, _ = self._ray.wait(list(batch.pending), num_returns=1, timeout=POLL_SECONDS)
-            self._show(batch)
-            for reference in ready:
-                self._take(batch, reference)
+        return True
 
-    def _take(self, batch: _Batch, reference: Any) -> bool:
-        """Hand in the record of a run that ended; return False where it was cancelled before it began."""
-        task = batch.pending[reference]
+    def _begin(self, task: RunTask) -> None:
+        if task.refusal is not None:
+            self._ledger.keep_refusal(task, self._cluster.environment())
+            return
+        order = Order(
+            task=task,
+            environment=self._cluster.environment(),
+            marker=self._marker,
+            threads=self._cluster.threads,
+            timeout_seconds=self._limits.timeout_seconds,
+        )
+        self._pending[self._cluster.submit(order, self._events)] = task
+
+    def _take(self, reference: Any) -> None:
+        """Hand in the record of a run that ended; one that was cancelled before it began has none."""
+        task = self._pending[reference]
         exceptions, work = self._ray.exceptions, task.work_folder
         try:
             record, work = unpack(self._ray.get(reference), work)
         except exceptions.TaskCancelledError:
-            return False
+            return
         except (exceptions.RayError, HarnessError) as error:
             reason = f"the cluster lost the run: {_first_line(error)}"
-            record = task.record(batch.environment, datetime.now(UTC), "failed", reason)
-        batch.done(task, record, work)
-        del batch.pending[reference]
-        batch.doing.pop(task.uuid, None)
-        return True
+            record = task.record(self._cluster.environment(), datetime.now(UTC), "failed", reason)
+        if record.status == "interrupted":
+            self._cut.append(task)
+        self._ledger.keep(task, record, work)
+        del self._pending[reference]
+        self._doing.pop(task.uuid, None)
 
-    def _cancel(self, batch: _Batch) -> None:
+    def _cancel(self) -> None:
         """Interrupt what runs, take its records, and leave what has not begun; a second Ctrl-C ends all at once."""
-        references = list(batch.pending)
+        references = list(self._pending)
         for reference in references:
             self._ray.cancel(reference, force=False)
         try:
@@ -270,25 +271,29 @@ class RayCluster:
         except KeyboardInterrupt:
             ready = []
         for reference in ready:
-            self._take(batch, reference)
-        for reference in set(references) - set(ready):
+            self._take(reference)
+        self._end(set(references) - set(ready))
+
+    def _end(self, references: Iterable[Any]) -> None:
+        """End runs at once, without records."""
+        for reference in references:
             self._ray.cancel(reference, force=True)
 
-    def _show(self, batch: _Batch) -> None:
+    def _show(self) -> None:
         """Tell the watcher what begins, and what the cluster is doing."""
-        said = self._ray.get(batch.events.take.remote())
-        waiting = {task.uuid: task for task in batch.pending.values()}
+        said = self._ray.get(self._events.take.remote())
+        waiting = {task.uuid: task for task in self._pending.values()}
         for name, now in said.items():
             if name not in waiting:
                 continue
-            if name not in batch.doing:
-                batch.watcher.run_begins(waiting[name])
-            batch.doing[name] = now
-        if said and batch.doing:
-            nodes = len({node for node, *_ in batch.doing.values()})
-            name, (_, what, done, total) = list(batch.doing.items())[-1]
-            counts = f"{len(batch.doing)} running on {nodes} nodes, {len(waiting) - len(batch.doing)} waiting"
-            batch.watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
+            if name not in self._doing:
+                self._watcher.run_begins(waiting[name])
+            self._doing[name] = now
+        if said and self._doing:
+            nodes = len({node for node, *_ in self._doing.values()})
+            name, (_, what, done, total) = list(self._doing.items())[-1]
+            counts = f"{len(self._doing)} running on {nodes} nodes, {len(waiting) - len(self._doing)} waiting"
+            self._watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
 
 
 @contextmanager

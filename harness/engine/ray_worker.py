@@ -12,18 +12,19 @@ import shutil
 import socket
 import tarfile
 import tempfile
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.assets.cache import Progress, cache_root, silent
+from harness.assets.cache import cache_root
 from harness.assets.runs import prepare_runs
+from harness.engine.executor import Limits
 from harness.engine.launch import Interrupted, launch, probe_environment
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
+from harness.progress import Progress, silent, throttled
 from harness.record import Environment, Record
 from harness.source import source_checksum
 
@@ -79,17 +80,12 @@ def run_task(order_json: str, events: Any) -> bytes:
 
 
 def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
-    last: tuple[str, float] = "", 0.0
-
     def progress(what: str, done: int, total: int | None) -> None:
-        nonlocal last
-        kind, now = what.partition(",")[0], time.monotonic()
-        if kind != last[0] or now - last[1] > EVENT_SECONDS:
-            last = kind, now
-            events.say.remote(task.uuid, node, what, done, total)
+        events.say.remote(task.uuid, node, what, done, total)
 
+    limits = Limits(timeout_seconds=order.timeout_seconds)
     try:
-        return launch(task, order.environment, progress, order.timeout_seconds)
+        return launch(task, order.environment, throttled(progress, EVENT_SECONDS, ends=False), limits)
     except Interrupted as stop:  # the parent cancelled the Ray task
         return stop.record
 

@@ -6,7 +6,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -27,17 +27,13 @@ from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.record import MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
+from harness.progress import Progress
+from harness.record import LOG_LINES, MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 from harness.tensors import seeding
 from harness.tensors.decoder import Checksums, checksums, find_decoder
 from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
 from harness.tensors.out_of_memory import is_out_of_memory
-
-Progress = Callable[[str, int, int | None], None]
-"""Called with what is going on, how much is done, and of how much (None: not known)."""
-
-LOG_LINES = 40
 
 
 @dataclass

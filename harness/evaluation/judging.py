@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from harness.errors import HarnessError
 from harness.evaluation.grading import NOT_PARSED, Grading, Judged, parse_score
 from harness.evaluation.judges import Judge, JudgeFailed, Reply, Stopped
-from harness.store import append_line
+from harness.files import append_line, make_folder, read_bytes_if_there, reason_of, said_as
 
 MAX_FAILURES_IN_A_ROW = 3
 """After so many questions without a judgment no more are asked: the judge is not there."""
@@ -193,20 +193,13 @@ def _row(grading: Grading, repeat: int, reply: Reply, settings: JudgeSettings) -
 
 
 def _append(file: Path, row: dict[str, Any]) -> None:
-    try:
+    with said_as(f"{file}: the judgment could not be written"):
         append_line(file, json.dumps(row).encode() + b"\n")
-    except OSError as error:
-        raise HarnessError(f"{file}: the judgment could not be written: {error.strerror or error}") from error
 
 
 def _known(file: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
     """Return the judgments on file by what identifies them; a line cut off by a crash is none."""
-    try:
-        lines = file.read_bytes().splitlines(keepends=True)
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be read: {error.strerror or error}") from error
+    lines = (read_bytes_if_there(file) or b"").splitlines(keepends=True)
     known: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.endswith(b"\n"):
@@ -260,10 +253,10 @@ def _collect(
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(file.parent)
         with FileLock(f"{file}.lock", timeout=0):
             yield
     except Timeout as error:
         raise HarnessError(f"{file}: another process judges into it; wait for its end") from error
     except OSError as error:
-        raise HarnessError(f"{file}: cannot be written: {error.strerror or error}") from error
+        raise HarnessError(f"{file}: cannot be written: {reason_of(error)}") from error

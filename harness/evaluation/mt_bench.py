@@ -29,6 +29,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 from harness.assets.mt_bench import NUM_TURNS, Question
 from harness.conversation import ConversationTemplate
 from harness.errors import HarnessError
+from harness.files import said_as, write_file
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -156,17 +157,13 @@ def answer_questions(
 
 
 def write_answers(path: Path, answers: Answers) -> None:
-    """Write answers as FastChat's JSON Lines; the file appears whole or not at all.
+    """Write answers as FastChat's JSON Lines, whole and durably.
 
     Raises:
         HarnessError: it cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
-    try:
-        part.write_text("".join(f"{json.dumps(row)}\n" for row in answers.rows), encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        raise HarnessError(f"{path}: the answers could not be written: {error.strerror or error}") from error
+    with said_as(f"{path}: the answers could not be written"):
+        write_file(path, "".join(f"{json.dumps(row)}\n" for row in answers.rows))
 
 
 class _Generation:

@@ -29,6 +29,7 @@ from harness.errors import HarnessError
 from harness.evaluation.groups import with_groups
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.tasks import load_tasks, no_progress_bars
+from harness.files import read_bytes, said_as, write_file
 from harness.record import Score
 from harness.settings import EvaluationSettings
 from harness.tensors.seeding import fenced
@@ -89,19 +90,14 @@ def evaluate(
 
 
 def write_items(path: Path, items: Sequence[dict[str, Any]]) -> None:
-    """Write items as JSON Lines, compressed with zstandard; the file appears whole or not at all.
+    """Write items as JSON Lines, compressed with zstandard, whole and durably.
 
     Raises:
         HarnessError: it cannot be written.
     """
     lines = "".join(json.dumps(item, ensure_ascii=False, allow_nan=False) + "\n" for item in items)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(zstandard.ZstdCompressor(level=10).compress(lines.encode()))
-        part.replace(path)
-    except OSError as error:
-        raise HarnessError(f"{path}: the items could not be written: {error.strerror or error}") from error
+    with said_as(f"{path}: the items could not be written"):
+        write_file(path, zstandard.ZstdCompressor(level=10).compress(lines.encode()))
 
 
 def read_items(path: Path) -> list[dict[str, Any]]:
@@ -110,11 +106,10 @@ def read_items(path: Path) -> list[dict[str, Any]]:
     Raises:
         HarnessError: it cannot be read, or is cut off or damaged.
     """
+    data = read_bytes(path)
     try:
-        text = zstandard.ZstdDecompressor().decompress(path.read_bytes()).decode()
+        text = zstandard.ZstdDecompressor().decompress(data).decode()
         return [json.loads(line) for line in text.split("\n") if line]  # splitlines() would also cut at U+2028
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (zstandard.ZstdError, ValueError, RecursionError) as error:
         raise HarnessError(f"{path}: is no file of items, or was cut off ({error})") from error
 

@@ -24,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
+from harness.files import said_as
 from harness.settings import EvaluationSettings
 
 ROWS_OF = {"gsm8k_cot": "gsm8k"}
@@ -79,7 +80,7 @@ def read_splits(*, splits: Mapping[str, Sequence[Any]], **_metadata: Any) -> dic
 def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     try:
-        with path.open(encoding="utf-8") as stream:
+        with said_as(f"{path}: cannot be read"), path.open(encoding="utf-8") as stream:
             for number, line in enumerate(stream, start=1):
                 if limit is not None and len(rows) == limit:
                     break
@@ -89,8 +90,6 @@ def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
                     raise HarnessError(
                         f"{path} line {number}: is not JSON ({error}); prepare the rows again"
                     ) from error
-    except OSError as error:
-        raise HarnessError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise HarnessError(f"{path}: is not UTF-8 text; prepare the rows again") from error
     if not rows:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,12 +22,10 @@ from harness.planning.allocator import CachingAllocator
 from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
-from harness.record import MemoryBreakdown, Prediction
+from harness.record import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
 from harness.tensors.optimizer_state import optimizer_state_bytes, state_bytes_of
 from harness.tensors.storage_tracker import Span
-
-Horizon = Literal["first", "run", "all-visited"]
 
 CUDNN_FIRST = ("9", "10")
 """Major compute capabilities on which torch asks cuDNN's attention before its own. Source: as ``kernels`` has it."""

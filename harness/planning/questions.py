@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,16 +17,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from harness.datasets import load_datasets
 from harness.device_profile import DeviceProfile
-from harness.engine.launch import LOG_LINES, collect_lines
+from harness.engine.launch import collect_lines
 from harness.errors import HarnessError
+from harness.files import said_as, write_file
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
-from harness.record import Prediction
+from harness.progress import Progress
+from harness.record import LOG_LINES, Horizon, Prediction
 from harness.settings import ComputeCapability
 from harness.spec import RunSpec, identity
 
-Progress = Callable[[str, int, int | None], None]
-Horizon = Literal["first", "run", "all-visited"]
 LAST_WORDS_SECONDS = 5.0
 """How long what a process said last may take to come."""
 LIBRARIES = ("torch", "transformers", "peft")
@@ -207,13 +207,6 @@ def _kept(file: Path) -> PlanAnswer | None:
 
 
 def _keep(file: Path, answer: PlanAnswer) -> None:
-    beside = file.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(answer.model_dump_json())
-        beside.replace(file)
-    except OSError as error:
-        raise HarnessError(
-            f"{file.parent}: predictions cannot be kept there: {error.strerror or error}; set HARNESS_CACHE to a "
-            "folder that can be written"
-        ) from error
+    advice = "set HARNESS_CACHE to a folder that can be written"
+    with said_as(f"{file.parent}: predictions cannot be kept there", advice):
+        write_file(file, answer.model_dump_json())

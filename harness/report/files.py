@@ -1,11 +1,12 @@
-"""Files of a report: written beside their place and renamed into it, so that a reader never meets half of one."""
+"""Files of a report: whole, durable, and where they cannot be written a sentence that says what to do."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from harness.errors import HarnessError
+from harness import files
+
+ADVICE = "name another with --out"
 
 
 def make_folder(folder: Path) -> None:
@@ -14,12 +15,8 @@ def make_folder(folder: Path) -> None:
     Raises:
         HarnessError: it cannot be made.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise HarnessError(
-            f"the report's folder {folder} cannot be made: {error.strerror or error}; name another with --out"
-        ) from error
+    with files.said_as(f"the report's folder {folder} cannot be made", ADVICE):
+        files.make_folder(folder)
 
 
 def replace_file(file: Path, content: str | bytes) -> Path:
@@ -29,13 +26,6 @@ def replace_file(file: Path, content: str | bytes) -> Path:
         HarnessError: it cannot be written; what was there stays.
     """
     data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
-    beside = file.with_name(f".{file.name}-{os.getpid()}")
-    try:
-        try:
-            beside.write_bytes(data)
-            beside.replace(file)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise HarnessError(f"{file}: cannot be written: {error.strerror or error}; name another with --out") from error
+    with files.said_as(f"{file}: cannot be written", ADVICE):
+        files.write_file(file, data)
     return file

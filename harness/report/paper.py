@@ -17,6 +17,7 @@ from typing import Literal
 from pydantic import NonNegativeFloat, field_validator, model_validator
 
 from harness.errors import HarnessError, near_miss
+from harness.files import read_text
 from harness.record import Record, Score
 from harness.report.quantities import row_status, run_peak_bytes, tokens_per_second
 from harness.report.statistics import Interval, t_interval
@@ -153,13 +154,7 @@ def read_table(name: str) -> tuple[Published, ...]:
             raise HarnessError(f"there is no published table '{name}'{near_miss(name, known)}")
         file = Path(str(importlib.resources.files("harness.published"))) / f"{name}{ENDING}"
         where = f"results/paper/{file.name}"
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise HarnessError(f"{where}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise HarnessError(f"{where}: is not UTF-8 text (byte {error.start})") from error
-    rows = csv.DictReader(text.splitlines(), restkey="more", strict=True)
+    rows = csv.DictReader(read_text(file, where).splitlines(), restkey="more", strict=True)
     try:
         found = tuple(validate(Published, row, f"{where} line {rows.line_num}:") for row in rows)
     except csv.Error as error:

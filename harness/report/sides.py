@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.files import parse_json, read_bytes, read_bytes_if_there
 from harness.record import Record, within
 from harness.report.items import ItemFile, parse_items
 from harness.store import parse_files
@@ -60,23 +60,14 @@ def load_side(text: str) -> Side:
 def _from_disk(text: str, path: Path) -> Side:
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl")) or sorted(path.glob("*.json"))
-    try:
-        parts = [(str(file), file.read_bytes()) for file in files]
-    except OSError as error:
-        raise HarnessError(f"{error.filename}: cannot be read: {error.strerror or error}") from error
-    return _side(text, parts, items_beside(folder).read_file)
+    return _side(text, [(str(file), read_bytes(file)) for file in files], items_beside(folder).read_file)
 
 
 def items_beside(folder: Path) -> Side:
     """Return a side that holds no records and reads the files of items of a folder."""
 
     def read_file(name: str) -> bytes | None:
-        try:
-            return within(folder, name).read_bytes()
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise HarnessError(f"{folder / name}: cannot be read: {error.strerror or error}") from error
+        return read_bytes_if_there(within(folder, name))
 
     return Side(str(folder), read_file=read_file)
 
@@ -133,10 +124,7 @@ def _benchmark_document(where: str, data: bytes) -> dict[str, Any] | None:
     """Return a whole JSON document of pytest-benchmark; None where the file is something else."""
     if not where.endswith(".json"):
         return None
-    try:
-        document = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise HarnessError(f"{where}: is not JSON ({error})") from error
+    document = parse_json(data, where)
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
         raise HarnessError(f"{where}: is no document of pytest-benchmark: it has no list 'benchmarks'")
     return document

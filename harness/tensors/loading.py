@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from harness.errors import HarnessError
+from harness.files import make_folder, sync_tree
 from harness.models import BaseModelSpec
 from harness.tensors.dtypes import DTYPES
 
@@ -124,10 +125,11 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, 
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save what ``from_pretrained`` loads: safetensors, config and tokenizer."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Save what ``from_pretrained`` loads, durably: safetensors, config and tokenizer."""
+    make_folder(folder)
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    sync_tree(folder)
 
 
 def _check_index(folder: Path) -> None:

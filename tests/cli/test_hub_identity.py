@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from harness.cli import build_parser
-from harness.commands import _executor, run
+from harness.commands import run
 from harness.commands._assets import Prepared
-from harness.engine.executors import Tally
+from harness.engine.executor import Runs, Tally
+from harness.engine.local import LocalMachine
 from harness.models import BaseModelSpec
 from harness.store import Store
 from tests.cli.conftest import SUITE
@@ -32,15 +33,15 @@ def test_what_is_recorded_after_preparing_is_skipped_by_the_next_call(
         pinned["revision"] = "a" * 40
         return Prepared(dict.fromkeys(selection.models, tmp_path), tmp_path)
 
-    def run_locally(tasks: Any, *, store: Store, environment: Any, **_: Any) -> Tally:
-        records = tuple(make_record(uuid=task.uuid, spec=task.spec) for task in tasks)
+    def do(machine: LocalMachine, runs: Runs, _: Any) -> Tally:
+        records = tuple(make_record(uuid=task.uuid, spec=task.spec) for task in runs.tasks)
         for record in records:
-            store.append(record.model_copy(update={"environment_id": environment.environment_id}))
+            runs.store.append(record.model_copy(update={"environment_id": machine.environment().environment_id}))
         return Tally(records)
 
     monkeypatch.setattr("harness.commands._selection.resolve_model", resolve)
     monkeypatch.setattr(run, "prepare", prepare)
-    monkeypatch.setattr(_executor, "run_locally", run_locally)
+    monkeypatch.setattr(LocalMachine, "run", do)
 
     def call() -> tuple[int, str]:
         words = ["run", "--suite", str(tmp_path / "tiny.toml"), "--results", str(tmp_path / "records")]

@@ -18,10 +18,12 @@ PACKAGE = Path(harness.__file__).parent
 CONTRACTS = {
     "diagnosis",
     "errors",
+    "files",
     "calibration_log",
     "calibration_profile",
     "device_profile",
     "printable",
+    "progress",
     "redaction",
     "source",
     "registry",
@@ -135,6 +137,69 @@ def test_no_method_is_named_outside_its_own_file() -> None:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
             assert not words & names, f"{file.name} branches on {words & names}"
+
+
+PARENT_SIDE = {
+    "task",
+    "executor",
+    "queue",
+    "settling",
+    "local",
+    "claims",
+    "launch",
+    "child",
+    "ray_executor",
+    "ray_worker",
+}
+"""What starts runs and takes their records, beside the first lines of a child, which say that it has begun."""
+DOORS = {("child", "harness.engine.runner"), ("ray_worker", "harness.engine.conversion")}
+"""Where the parent's side goes over to what loads torch: inside a function, in a process of its own."""
+
+
+def test_the_parents_side_imports_neither_torch_nor_the_childs_side() -> None:
+    doors = set()
+    for name in sorted(PARENT_SIDE):
+        file = PACKAGE / "engine" / f"{name}.py"
+        every, at_top = (set(imports(file, top_level_only=only)) for only in (False, True))
+        assert not {module.split(".")[0] for module in every} & HEAVY, name
+        own = {f"harness.engine.{other}" for other in PARENT_SIDE}
+        ours = {module for module in every if module.split(".")[0] == "harness"}
+        outside = {module for module in ours - own if part_of(module) not in {"contracts", "assets"}}
+        assert not outside & at_top, f"{name} imports {outside & at_top}"
+        doors |= {(name, module) for module in outside}
+    assert doors == DOORS
+
+
+def test_the_childs_side_knows_of_the_parents_only_the_task() -> None:
+    for file in files("engine"):
+        if file.stem not in PARENT_SIDE:
+            used = set(imports(file, top_level_only=False)) & {f"harness.engine.{name}" for name in PARENT_SIDE}
+            assert used <= {"harness.engine.task"}, f"{file.name} imports {used}"
+
+
+def test_the_parents_side_works_where_torch_is_absent() -> None:
+    script = WITHOUT_TORCH.partition("from harness.cli")[0] + "import importlib\n"
+    script += f"for name in {sorted(PARENT_SIDE)!r}: importlib.import_module(f'harness.engine.{{name}}')\n"
+    script += "from harness.engine.launch import probe_environment\n"
+    script += "try: import torch\nexcept ModuleNotFoundError: print('no torch')\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout == "no torch\n", done.stderr
+
+
+def test_one_module_makes_files_durable_renames_them_and_says_why_the_system_refuses() -> None:
+    parts = ("contracts", *sorted(set(MAY_IMPORT) - {"contracts"}), "commands")
+    for file in [PACKAGE / "cli.py", *(file for part in parts for file in files(part))]:
+        if file == PACKAGE / "files.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            where = f"{file.name} line {getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Attribute):
+                assert node.attr not in {"fsync", "strerror", "renames"}, f"{where}: .{node.attr}"
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                # A text's replace takes two arguments, a path's one; os.replace and os.rename are called through os.
+                of_os = ast.unparse(node.func) in {"os.replace", "os.rename"}
+                of_path = node.func.attr in {"replace", "rename"} and len(node.args) == 1 and not node.keywords
+                assert not (of_os or of_path), f"{where}: {ast.unparse(node.func)}"
 
 
 def test_every_folder_with_code_is_packaged() -> None:

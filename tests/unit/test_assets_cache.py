@@ -162,7 +162,7 @@ def test_two_processes_at_once_build_it_once_and_both_see_it_whole(tmp_path: Pat
 
 def _update(file: str, key: str) -> None:
     for number in range(10):
-        cache.update_json(Path(file), {f"{key}{number}": number})
+        cache.update_table(Path(file), {f"{key}{number}": number})
 
 
 def test_no_entry_of_a_shared_table_is_lost(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_no_entry_of_a_shared_table_is_lost(tmp_path: Path) -> None:
         process.start()
     for process in processes:
         process.join(20)
-    assert len(cache.read_json(file)) == 40
+    assert len(cache.read_table(file)) == 40
 
 
 def test_a_file_of_a_built_folder_that_was_changed_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.assets import training_rows
-from harness.assets.cache import read_json
+from harness.assets.cache import read_table
 from harness.assets.hub import (
     cached_folder,
     cached_hub_file,
@@ -166,7 +166,7 @@ def test_a_model_is_fetched_once_without_pickles_and_its_commit_pinned(hub: type
     assert fetch_from_hub(model_asset(spec)) == folder
     assert fetch_from_hub(model_asset(spec), offline=True) == folder
     assert hub.requests == []
-    (entry,) = read_json(tmp_path / "cache" / "lock.json").values()
+    (entry,) = read_table(tmp_path / "cache" / "lock.json").values()
     assert entry["revision"] == COMMIT and entry["files"]["model.safetensors"] == 7000
 
 

@@ -15,12 +15,13 @@ import pytest
 
 import harness.assets
 from harness.assets import downloads, prepare
-from harness.assets.cache import Progress, is_complete
+from harness.assets.cache import is_complete
 from harness.assets.downloads import fetch_repository_file, git_blob_checksum
 from harness.assets.wheels import PackagedModel, PinnedWheel
 from harness.datasets import DatasetSpec, load_datasets
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, load_models
+from harness.progress import Progress
 
 
 @pytest.fixture(autouse=True)

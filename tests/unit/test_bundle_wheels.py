@@ -17,8 +17,8 @@ from harness.assets import bundle_source
 from harness.assets.bundle_source import rebuilt_wheel
 from harness.assets.bundle_target import PYTHONS, Target, least_glibc, target_of
 from harness.assets.bundle_wheels import Wanted, collect_wheels
-from harness.assets.cache import silent
 from harness.errors import HarnessError
+from harness.progress import silent
 from tests.bundles import make_source, make_wheel, only_from
 
 RUNNING = f"{sys.version_info[0]}.{sys.version_info[1]}"

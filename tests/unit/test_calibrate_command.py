@@ -17,7 +17,7 @@ from harness.calibration.conductor import Order
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
-from harness.engine.executors import Tally
+from harness.engine.executor import Tally
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
 from harness.spec import RunSpec

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from harness.engine import checkpoint
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
@@ -83,7 +82,7 @@ def test_checkpoints_of_another_run_or_environment_are_refused(folder: Path, fre
     assert "it is of run run-environment, not of run-another" in checkpoints.notes[0]
 
 
-@pytest.mark.parametrize("at", ["save_file", "_sync"])
+@pytest.mark.parametrize("at", ["engine.checkpoint.save_file", "files.sync"])
 def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before(
     at: str, folder: Path, fresh: TrainingLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +92,8 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, at, full)
-    (folder / ".writing-1").mkdir()
+    monkeypatch.setattr(f"harness.{at}", full)
+    (folder / ".step-3.01234567.part").mkdir()
     with pytest.raises(HarnessError, match=r"checkpoint of step 5 cannot be written: No space left on device"):
         checkpoints.save()
     monkeypatch.undo()

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from harness.engine.executors import WORK, recover, settle, work_folder
-from harness.engine.launch import RECORD_FILE
+from harness.engine.child import RECORD_FILE
+from harness.engine.settling import WORK, recover, settle, work_folder
 from harness.errors import HarnessError
 from harness.record import Record
 from harness.store import Store
@@ -42,7 +42,7 @@ def raising(error: OSError) -> Any:
 
 
 @pytest.mark.parametrize("error", [FULL, READ_ONLY])
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.rename", "pathlib.Path.open", "filelock.FileLock.acquire"])
+@pytest.mark.parametrize("where", ["os.fsync", "os.replace", "pathlib.Path.open", "filelock.FileLock.acquire"])
 def test_a_run_that_cannot_be_stored_is_stored_by_the_next_call(
     where: str, error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

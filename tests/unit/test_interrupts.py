@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 from harness.engine import launch
-from harness.engine.executors import Device, Tally, run_locally, work_folder
+from harness.engine.executor import Runs, Tally
+from harness.engine.local import Device, LocalMachine
+from harness.engine.settling import work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, load_models
@@ -86,7 +88,7 @@ def run(
 
     monkeypatch.setattr(launch.subprocess, "Popen", start)
     tasks = [make_task(folder, seed) for seed in (1, 2)]
-    return run_locally(tasks, store=store, environment=ENVIRONMENT, watcher=watcher, devices=devices)
+    return LocalMachine(devices or [Device(ENVIRONMENT)]).run(Runs(tasks, store), watcher)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

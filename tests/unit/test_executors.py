@@ -1,0 +1,382 @@
+"""What every executor keeps, on this machine and on Ray: one contract, three places.
+
+The second place is Ray's own code path with a stand-in for Ray that runs tasks in a thread of this process; the third,
+slow, is a cluster, whose workers return records without a child.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from harness.engine import launch, ray_executor
+from harness.engine.claims import FOLDER, Claims
+from harness.engine.executor import Executor, Limits, Runs
+from harness.engine.local import Device, LocalMachine
+from harness.engine.ray_executor import RayCluster, ray_cluster
+from harness.engine.ray_worker import Order, pack
+from harness.engine.settling import WORK, work_folder
+from harness.engine.task import RunTask
+from harness.errors import HarnessError
+from harness.models import load_models
+from harness.record import Record
+from harness.source import source_checksum
+from harness.store import Store
+from tests.records import ENVIRONMENT, make_spec
+
+HERE = ENVIRONMENT.model_copy(update={"source_checksum": source_checksum()})
+ITEMS = "items.jsonl.zst"
+WORKS = f"""
+import json, pathlib, sys
+task = json.loads(sys.stdin.readline())
+folder = pathlib.Path(task["work_folder"])
+(folder / "{ITEMS}").write_bytes(b"items")
+(folder / "record.json").write_text((folder.parents[RECORD_AT] / (task["uuid"] + ".json")).read_text())
+"""
+SLEEPS = "import sys, time\nprint('{}', flush=True)\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  sys.exit(3)"
+FAILS = "import sys\nsys.exit(7)"
+
+
+class Cancelled(Exception):
+    """Ray's word for a task that was cancelled before it began."""
+
+
+class Lost(Exception):
+    """Ray's word for what went wrong with a task."""
+
+
+class StandInRay:
+    """As much of Ray as an executor uses: one worker, a thread of this process, and actors that answer at once."""
+
+    exceptions = SimpleNamespace(RayError=Lost, TaskCancelledError=Cancelled)
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self._worker: int | None = None
+        self._running: Future[Any] | None = None
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"memory": 8 * 2**30}}]
+
+    def remote(self, **_: Any) -> Callable[[Any], Any]:
+        return lambda what: SimpleNamespace(remote=partial(self._made if isinstance(what, type) else self._sent, what))
+
+    def get(self, reference: Any) -> Any:
+        if not isinstance(reference, Future):
+            return reference
+        if reference.cancelled():
+            raise Cancelled
+        return reference.result()
+
+    def wait(self, references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline and sum(one.done() for one in references) < num_returns:
+            wait(references, timeout=0.05, return_when="FIRST_COMPLETED")
+        return [one for one in references if one.done()], [one for one in references if not one.done()]
+
+    def cancel(self, reference: Any, force: bool) -> None:
+        if not reference.cancel() and reference is self._running and self._worker is not None:
+            raised = ctypes.py_object(KeyboardInterrupt)
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._worker), raised)
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _made(self, kind: type[Any]) -> Any:
+        actor = kind()
+        return SimpleNamespace(say=SimpleNamespace(remote=actor.say), take=SimpleNamespace(remote=actor.take))
+
+    def _sent(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        def work() -> Any:
+            self._worker, self._running = threading.get_ident(), future
+            return function(*arguments)
+
+        placed = threading.Event()
+
+        def start() -> Any:
+            placed.wait()
+            return work()
+
+        future = self._pool.submit(start)
+        placed.set()
+        return future
+
+
+@dataclass
+class Place:
+    """An executor, and how its runs are made to do something small."""
+
+    name: str
+    executor: Executor
+    do: Callable[[str, Sequence[RunTask]], None]
+    """Make every run ``works``, ``sleeps`` or ``fails``."""
+
+
+@dataclass
+class Watcher:
+    """Notes what it is told; signals this process when a run has begun."""
+
+    store: Store
+    signals: Sequence[int] = ()
+    on_wait: Callable[[], None] = lambda: None
+    ended: list[Record] = field(default_factory=list)
+    waited: list[int] = field(default_factory=list)
+
+    def run_begins(self, task: RunTask) -> None:
+        def send() -> None:
+            for number in self.signals:
+                time.sleep(0.4)
+                os.kill(os.getpid(), number)
+
+        threading.Thread(target=send, daemon=True).start()
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        pass
+
+    def run_ended(self, record: Record) -> None:
+        assert record.uuid in {known.uuid for known in self.store.read().records}, "told before it was stored"
+        self.ended.append(record)
+
+    def waits(self, num_runs: int) -> None:
+        self.waited.append(num_runs)
+        self.on_wait()
+
+
+def works(order_json: str, events: Any) -> bytes:
+    """Stand for the worker's part: return a record and an item at once."""
+    order = Order.model_validate_json(order_json)
+    folder = order.task.work_folder / "attempt-1"
+    folder.mkdir(parents=True)
+    (folder / "items.jsonl.zst").write_bytes(b"items")
+    record = order.task.record(order.environment, datetime.now(UTC), "ok", None, items="items.jsonl.zst")
+    return pack(record, folder, send_files=False)
+
+
+def sleeps(order_json: str, events: Any) -> bytes:
+    """Stand for the worker's part: return a record when it is interrupted."""
+    order = Order.model_validate_json(order_json)
+    events.say.remote(order.task.uuid, "node", "sleeping", 0, None)
+    started_at = datetime.now(UTC)
+    with suppress(KeyboardInterrupt):
+        time.sleep(60)
+    record = order.task.record(order.environment, started_at, "interrupted", "interrupted")
+    return pack(record, order.task.work_folder / "attempt-1", send_files=False)
+
+
+def fails(order_json: str, events: Any) -> bytes:
+    """Stand for the worker's part: return a record of a failure."""
+    order = Order.model_validate_json(order_json)
+    record = order.task.record(order.environment, datetime.now(UTC), "failed", "exit status 7")
+    return pack(record, order.task.work_folder / "attempt-1", send_files=False)
+
+
+def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequence[RunTask]], None]:
+    """Return what makes the child process of every run a small program.
+
+    Args:
+        monkeypatch: Of the test.
+        depth: How many folders the files of a run lie below its work folder.
+    """
+    popen = launch.subprocess.Popen
+
+    def do(what: str, tasks: Sequence[RunTask]) -> None:
+        program = {"works": WORKS.replace("RECORD_AT", str(depth)), "sleeps": SLEEPS, "fails": FAILS}[what]
+        for task in tasks:
+            record = task.record(HERE, datetime.now(UTC), "ok", None, items=ITEMS)
+            task.work_folder.parent.mkdir(parents=True, exist_ok=True)
+            (task.work_folder.parent / f"{task.uuid}.json").write_text(record.model_dump_json())
+
+        def start(command: list[str], **options: Any) -> Any:
+            return popen([sys.executable, "-c", program], **options)
+
+        monkeypatch.setattr(launch.subprocess, "Popen", start)
+
+    return do
+
+
+@pytest.fixture(params=["local", "stand-in", pytest.param("ray", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker sets it for its children: put back at the end
+    monkeypatch.setattr(ray_executor, "describe_node", partial(_described, HERE.model_dump_json().encode()))
+    if request.param == "local":
+        yield Place("local", LocalMachine([Device(HERE)]), programs(monkeypatch, 0))
+    elif request.param == "stand-in":
+        ray = StandInRay()
+        yield Place("stand-in", RayCluster(ray, 1), programs(monkeypatch, 1))
+        ray.close()
+    else:
+        ray = pytest.importorskip("ray")
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        bodies = {"works": works, "sleeps": sleeps, "fails": fails}
+        with ray_cluster(None, os.cpu_count() or 1) as cluster:
+            yield Place("ray", cluster, lambda what, _: monkeypatch.setattr(ray_executor, "run_task", bodies[what]))
+
+
+def _described(environment: bytes, threads: int) -> bytes:
+    return environment
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path)
+
+
+def make_tasks(store: Store, *seeds: int, **more: Any) -> list[RunTask]:
+    return [
+        RunTask(
+            spec=(spec := make_spec(seed=seed)),
+            uuid=f"{seed:032x}",
+            model=load_models()["smollm2-135m"],
+            model_folder=None,
+            rows_folder=None,
+            cache_folder=store.folder,
+            work_folder=work_folder(store, spec.run_id, f"{seed:032x}"),
+            run_id=spec.run_id,
+            **more,
+        )
+        for seed in seeds
+    ]
+
+
+def nothing_is_left(store: Store) -> bool:
+    """Return whether no claim and no work folder is left in the results."""
+    folders = [path for path in (store.folder / WORK).glob("*") if path.is_dir()]
+    return not folders and not list((store.folder / FOLDER).glob("*.lease")) and not list(store.folder.glob(".seen-*"))
+
+
+def test_the_environment_is_what_the_place_says(place: Place) -> None:
+    assert place.executor.environment() == HERE
+
+
+def test_every_run_has_one_record_stored_with_its_files_before_the_watcher_is_told(place: Place, store: Store) -> None:
+    tasks, watcher = make_tasks(store, 1, 2), Watcher(store)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store), watcher)
+    assert {record.uuid for record in tally.records} == {task.uuid for task in tasks}
+    assert list(tally.records) == watcher.ended
+    assert sorted(record.uuid for record in store.read().records) == sorted(task.uuid for task in tasks)
+    assert [record.status for record in tally.records] == ["ok", "ok"]
+    assert all((store.folder / str(record.items)).read_bytes() == b"items" for record in tally.records)
+    assert (tally.exit_code, tally.interrupted, tally.left_by_budget, tally.num_by_others) == (0, False, None, 0)
+    assert nothing_is_left(store)
+
+
+def test_a_run_that_fails_is_recorded_and_the_next_is_done(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("fails", tasks)
+    tally = place.executor.run(Runs(tasks, store), Watcher(store))
+    assert [record.status for record in tally.records] == ["failed", "failed"]
+    assert all("exit status 7" in str(record.reason) for record in tally.records)
+    assert tally.exit_code == 1
+    assert nothing_is_left(store)
+
+
+def test_a_refusal_is_recorded_and_starts_nothing(place: Place, store: Store) -> None:
+    tasks, watcher = make_tasks(store, 1, refusal="it needs more than there is"), Watcher(store)
+    place.do("fails", tasks)
+    tally = place.executor.run(Runs(tasks, store), watcher)
+    assert [(record.status, record.reason) for record in watcher.ended] == [("refused", "it needs more than there is")]
+    assert tally.records[0].environment == HERE
+    assert tally.exit_code == 0
+    assert nothing_is_left(store)
+
+
+def test_what_is_not_wanted_any_more_is_not_done(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store, wanted=lambda task: task.spec.seed == 2), Watcher(store))
+    assert [record.spec.seed for record in tally.records] == [2]
+    assert tally.num_by_others == 1
+    assert nothing_is_left(store)
+
+
+def test_runs_that_others_have_claimed_are_waited_for_and_done_when_they_are_given_up(
+    place: Place, store: Store
+) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("works", tasks)
+    with Claims(store.folder) as others:
+        assert others.take(tasks[0].uuid, "elsewhere")
+        watcher = Watcher(store, on_wait=lambda: others.release(tasks[0].uuid))
+        tally = place.executor.run(Runs(tasks, store), watcher)
+    assert [record.spec.seed for record in tally.records] == [2, 1]
+    assert watcher.waited == [1]
+    assert nothing_is_left(store)
+
+
+def test_no_run_starts_when_the_time_is_up(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store, Limits(stop_at=time.monotonic())), Watcher(store))
+    assert (tally.records, tally.left_by_budget, tally.exit_code) == ((), 2, 3)
+    assert nothing_is_left(store)
+
+
+def test_the_end_of_the_time_cuts_what_is_under_way_and_counts_it_as_left(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("sleeps", tasks)
+    seconds = 6.0 if place.name == "ray" else 1.0  # a worker of a cluster takes its time to start
+    tally = place.executor.run(Runs(tasks, store, Limits(stop_at=time.monotonic() + seconds)), Watcher(store))
+    assert [(record.status, record.spec.seed) for record in tally.records] == [("interrupted", 1)]
+    assert (tally.left_by_budget, tally.interrupted, tally.exit_code) == (2, False, 3)
+    assert nothing_is_left(store)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_under_way_with_a_record_and_starts_no_other(
+    place: Place, store: Store, number: int
+) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("sleeps", tasks)
+    tally = place.executor.run(Runs(tasks, store), Watcher(store, signals=[number]))
+    assert [(record.status, record.spec.seed) for record in tally.records] == [("interrupted", 1)]
+    assert (tally.interrupted, tally.exit_code) == (True, 130)
+    assert nothing_is_left(store)
+
+
+def test_a_run_that_takes_too_long_is_recorded_as_that(place: Place, store: Store) -> None:
+    if place.name == "ray":
+        pytest.skip("the worker's part is stood for, and with it the child's time")
+    tasks = make_tasks(store, 1)
+    place.do("sleeps", tasks)
+    tally = place.executor.run(Runs(tasks, store, Limits(timeout_seconds=0.5)), Watcher(store))
+    assert [(record.status, record.reason) for record in tally.records] == [("timed_out", "timed out after 0.5 s")]
+    assert tally.exit_code == 1
+    assert nothing_is_left(store)
+
+
+def test_a_record_that_cannot_be_stored_ends_the_call_with_its_reason(
+    place: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise HarnessError("no space left")
+
+    tasks = make_tasks(store, 1, 2)
+    place.do("works", tasks)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "append", full)
+        with pytest.raises(HarnessError, match="no space left"):
+            place.executor.run(Runs(tasks, store), Watcher(store))
+    assert not list((store.folder / FOLDER).glob("*.lease"))
+    assert store.read().records == ()
