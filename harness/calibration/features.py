@@ -13,10 +13,9 @@ from harness.calibration.bench import Bench, Found
 from harness.calibration.tiny import STEPS, TinyRun, differences, label_with, tiny_run
 from harness.calibration_log import Reading
 from harness.engine.memory import is_out_of_memory
-from harness.engine.step_memory import optimizer_state_bytes
 from harness.errors import HarnessError
 from harness.methods._projection import basis_for, captured_energy, exact_projector, randomized_projector
-from harness.methods._rounding import round_stochastically
+from harness.methods._update_rules import round_stochastically
 from harness.record import OutOfMemoryAt
 
 EXACT = 1e-5
@@ -59,7 +58,7 @@ def states_on_the_host(bench: Bench, _: str | None) -> Found:
         for policy in ("keep", "offload")
     )
     found = _compared(offloaded, kept, 2 * STEPS)
-    on_host = optimizer_state_bytes(offloaded.loop.optimizer)[1]
+    on_host = offloaded.loop.optimizer.state_bytes()["host"]
     if not on_host:
         raise HarnessError("no optimizer state was moved to the host")
     return Found((*found, Reading(name="moved to the host", value=on_host, unit="bytes")))

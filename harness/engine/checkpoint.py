@@ -23,7 +23,7 @@ from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-FORMAT = 4
+FORMAT = 5
 BESIDE = ".writing-"
 KEPT = 2
 """Newest checkpoints that stay on disk: one damaged by a crash of the machine leaves the other."""

@@ -136,7 +136,7 @@ class StepMemory:
             for hook in hooks:
                 hook.remove()
             self._tracker = None
-        tracker.classify(state_tensors(self._optimizer), "optimizer_state")
+        tracker.classify(self._optimizer.device_tensors(), "optimizer_state")
         self._note_peak(step, tracker.take().peak)
 
     def _what_is_alive(self, step: int) -> OutOfMemoryAt:
@@ -146,7 +146,7 @@ class StepMemory:
         """
         weights = storage_bytes([*self._model.parameters(), *self._model.buffers()])
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        states = state_tensors(self._optimizer)
+        states = self._optimizer.device_tensors()
         known = weights, storage_bytes(gradients), storage_bytes(states)
         tracked = None
         if self._tracker is not None:
@@ -208,7 +208,7 @@ def adopt_training(tracker: StorageTracker, model: nn.Module, optimizer: StepOpt
     """Tell a tracker what exists before a step: weights, gradients, and the optimizer's state."""
     tracker.adopt([*model.parameters(), *model.buffers()], "weights")
     tracker.adopt((p.grad for p in model.parameters() if p.grad is not None), "gradients")
-    tracker.adopt(state_tensors(optimizer), "optimizer_state")
+    tracker.adopt(optimizer.device_tensors(), "optimizer_state")
 
 
 def on_every_parameter(optimizer: StepOptimizer, hook: Any) -> list[Any]:
@@ -223,32 +223,9 @@ def on_every_parameter(optimizer: StepOptimizer, hook: Any) -> list[Any]:
     return handles
 
 
-def state_tensors(optimizer: StepOptimizer) -> list[torch.Tensor]:
-    """Return every tensor of the optimizer's state that lies on the device.
-
-    An optimizer that moves states itself, or holds tensors elsewhere than in ``state``, says what is on the device
-    through ``device_tensors()``: on a CPU the two places cannot be told apart by looking at the tensors.
-    """
-    own = getattr(optimizer, "device_tensors", None)
-    if own is not None:
-        return list(own())
-    device = optimizer.param_groups[0]["params"][0].device
-    return [tensor for tensor in _tensors_in(list(optimizer.state.values())) if tensor.device.type == device.type]
-
-
-def optimizer_state_bytes(optimizer: StepOptimizer) -> tuple[int, int]:
-    """Return the bytes of optimizer state on the device and on the host, each storage counted once and whole."""
-    own = getattr(optimizer, "state_bytes", None)
-    if own is not None:
-        found = own()
-        return int(found["device"]), int(found["host"])
-    on_device = storage_bytes(state_tensors(optimizer))
-    return on_device, storage_bytes(_tensors_in(list(optimizer.state.values()))) - on_device
-
-
 def state_bytes_of(optimizer: StepOptimizer, parameter: torch.Tensor) -> int:
     """Return the bytes that the optimizer's ``state`` holds for one parameter."""
-    return storage_bytes(_tensors_in(optimizer.state.get(parameter)))
+    return storage_bytes(tensors_in(optimizer.state.get(parameter)))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -257,8 +234,9 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def _tensors_in(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in a nest of dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for part in inner for tensor in _tensors_in(part)]
+    return [tensor for part in inner for tensor in tensors_in(part)]

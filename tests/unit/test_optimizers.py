@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from harness.methods._optimizers import AdamW
-from harness.methods._rounding import round_stochastically
+from harness.methods._optimizers import AdamW, Group
+from harness.methods._projection import LowRankProjection
+from harness.methods._settings import AdamWSettings, LowRank
+from harness.methods._update_rules import round_stochastically
 
 PROJECTION = {
     "rank": 3,
@@ -21,24 +23,27 @@ PROJECTION = {
 }
 
 
-def optimizer_of(named, *, projection=None, **changes):
-    group = {
-        "lr": 0.01,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "rule": "torch",
-        "moment_dtype": "fp32",
-        "master_weights": False,
-        "stochastic_rounding": False,
-        "update_slice_elements": None,
-        "projection": projection,
-    }
-    return AdamW(
-        [{"params": list(named.items()), **(group | changes)}],
-        streams=lambda stream: torch.Generator().manual_seed(sum(stream.encode())),
-        read_scalar=float,
-    )
+SETTINGS = {
+    "adamw_rule": "torch",
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "moment_dtype": "fp32",
+    "master_weights": False,
+    "stochastic_rounding": False,
+}
+
+
+def stream(name):
+    return torch.Generator().manual_seed(sum(name.encode()))
+
+
+def optimizer_of(named, *, projection=None, lr=0.01, **changes):
+    """Return the optimizer of parameters by name; ``projection`` holds settings or is one."""
+    if isinstance(projection, dict):
+        projection = LowRankProjection(LowRank(**projection), streams=stream, read_scalar=float)
+    settings = AdamWSettings(**(SETTINGS | changes))
+    return AdamW([Group(list(named.items()), projection)], settings, learning_rate=lr, streams=stream)
 
 
 def parameter(*shape, seed=0, dtype=torch.float32):
@@ -68,7 +73,7 @@ def test_the_two_rules_differ_where_eps_matters():
     results = {}
     for rule in ("torch", "transformers"):
         p = parameter(4, 4)
-        optimizer = optimizer_of({"w": p}, rule=rule, eps=1e-2)
+        optimizer = optimizer_of({"w": p}, adamw_rule=rule, eps=1e-2)
         p.grad = torch.full_like(p, 1e-3)
         before = p.detach().clone()
         optimizer.step()
@@ -82,7 +87,7 @@ def test_weight_decay_comes_before_or_after_the_update():
     values = {}
     for rule in ("torch", "transformers"):
         p = torch.nn.Parameter(torch.ones(1, 1))
-        optimizer = optimizer_of({"w": p}, rule=rule, lr=0.1, weight_decay=0.5, eps=1e-30)
+        optimizer = optimizer_of({"w": p}, adamw_rule=rule, lr=0.1, weight_decay=0.5, eps=1e-30)
         p.grad = torch.ones(1, 1)
         optimizer.step()
         values[rule] = float(p)
