@@ -277,3 +277,41 @@ def test_rounding_noise_is_new_at_every_update_even_after_a_drop():
         results.append(p.detach().clone())
         optimizer.drop_state([p])
     assert not torch.equal(*results)
+
+
+# Other projections: what a new method brings in place of a subclass of the optimizer
+
+
+class Residual(LowRankProjection):
+    """Fira's (arXiv 2410.01623): what the subspace leaves out moves along too, as much longer as Adam made the rest."""
+
+    def up(self, direction, low, grad, state):
+        left_out = grad - super().up(low, low, grad, state)
+        return super().up(direction, low, grad, state) + left_out * (direction.norm() / low.norm())
+
+
+class Channels(LowRankProjection):
+    """APOLLO's (arXiv 2412.05270): the subspace only says how far each column of the gradient itself moves."""
+
+    def up(self, direction, low, grad, state):
+        return grad * (direction.norm(dim=0) / low.norm(dim=0))
+
+
+@pytest.mark.parametrize("kind", [Residual, Channels])
+def test_a_projection_of_another_kind_takes_its_first_step_by_the_closed_form(kind):
+    p = parameter(5, 8)
+    before = p.detach().clone()
+    settings = LowRank(**(PROJECTION | {"rank": 3, "scale": 1.0}))
+    projection = kind(settings, streams=stream, read_scalar=float)
+    optimizer = optimizer_of({"w": p}, projection=projection, eps=1e-12)
+    p.grad = G = gradient(p, 0)
+    optimizer.step()
+    U = torch.linalg.svd(G).U[:, :3]
+    R = U.t() @ G  # Adam's first direction is its sign
+    if kind is Residual:
+        step = U @ R.sign() + (G - U @ R) * (math.sqrt(R.numel()) / R.norm())
+    else:
+        step = G * (math.sqrt(3) / R.norm(dim=0))
+    torch.testing.assert_close(before - p.detach(), 0.01 * step, rtol=1e-4, atol=1e-6)
+    assert optimizer.state_bytes()["device"] == 4 * (2 * 3 * 8 + 5 * 3)
+    assert optimizer.projections()["w"]["num_refreshes"] == 1
