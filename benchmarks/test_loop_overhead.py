@@ -30,7 +30,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.engine.context import EngineContext
 from harness.engine.data import IGNORED, MicroBatch
-from harness.engine.training import WARMUP_STEPS, TrainingLoop
+from harness.engine.run_log import WARMUP_STEPS
+from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec

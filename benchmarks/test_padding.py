@@ -24,7 +24,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.padding import needs_padding_mask
-from harness.engine.training import WARMUP_STEPS, TrainingLoop
+from harness.engine.run_log import WARMUP_STEPS
+from harness.engine.training import TrainingLoop
 from harness.labels import load_labels
 from harness.method import METHODS
 from harness.models import BaseModelSpec
@@ -102,7 +103,7 @@ def test_a_step_without_the_mask_is_no_slower(benchmark: Any, rows: str) -> None
         for step in range(STEPS + WARMUP_STEPS):
             for masked in (True, False) if step % 2 else (False, True):
                 begin = clock()
-                loss, _, _ = loops[masked].train_step([batches[step % 8].to(device, masked=masked)])
+                loss = loops[masked].train_step([batches[step % 8].to(device, masked=masked)]).loss
                 seconds[masked].append(clock() - begin)
                 losses[masked].append(loss)
 

@@ -20,7 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
@@ -56,11 +56,31 @@ class MethodConfig(BaseModel):
         return self
 
 
+class StateBytes(TypedDict):
+    """Bytes of the storages behind all tensors of an optimizer's state, each counted once and whole, by place."""
+
+    device: int
+    host: int
+
+
+@runtime_checkable
 class StepOptimizer(Protocol):
-    """A ``torch.optim.Optimizer`` that can also step single parameters."""
+    """What the engine and planning use of an optimizer, all of it: a ``torch.optim.Optimizer`` that does more.
+
+    A plain ``torch.optim`` optimizer becomes one through :class:`harness.engine.stepwise.Stepwise`.
+    """
 
     param_groups: list[dict[str, Any]]
+    """With ``lr`` and ``params``, all parameters on one device; further keys are JSON in :meth:`state_dict`."""
     state: Any
+    """What is held for each parameter, by parameter."""
+
+    @property
+    def refresh_seconds(self) -> float | None:
+        """Return the seconds spent so far in what is computed anew once a cycle; None where nothing is."""
+
+    def begin_step(self, step: int) -> None:
+        """Take the number of the optimizer step whose updates follow, 0-based; the engine calls it once a step."""
 
     def step(self) -> None:
         """Update every parameter that holds a gradient."""
@@ -71,8 +91,20 @@ class StepOptimizer(Protocol):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Free the gradients."""
 
+    def state_bytes(self) -> StateBytes:
+        """Return how much memory the state takes, and where: only the optimizer knows what it means for the host."""
+
+    def device_tensors(self) -> list[torch.Tensor]:
+        """Return the tensors of the state that are not meant for the host."""
+
+    def expire_projectors(self, params: Iterable[torch.Tensor]) -> bool:
+        """Let what is computed anew once a cycle be due at the next update of these parameters.
+
+        Return False where there is none; planning asks, to see such a step.
+        """
+
     def state_dict(self) -> dict[str, Any]:
-        """Return moments, counters and groups."""
+        """Return moments, counters and groups: tensors, and JSON with integer keys."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned, dtypes kept."""

@@ -69,8 +69,20 @@ class BlockSampler:
         settings: LayerSamplingSettings,
         probabilities: Sequence[float] | None,
         context: RunContext,
+        *,
+        renew: bool = False,
     ) -> None:
+        """Take the blocks.
+
+        Args:
+            blocks: Of the decoder.
+            settings: Of the draws and of what becomes of state.
+            probabilities: One a block, summing to 1; None: equal.
+            context: Whose stream the draws come from.
+            renew: A block that becomes active gets new projectors.
+        """
         self._blocks = blocks
+        self._renew = renew
         self._settings = settings
         self._probabilities = None if probabilities is None else list(probabilities)
         self._generator: np.random.Generator | np.random.RandomState
@@ -135,7 +147,7 @@ class BlockSampler:
         optimizer.restore_state(params)
         if self._settings.returning_step_counter == "reset":
             optimizer.reset_step_counter(params)
-        if getattr(self._settings, "refresh_on_activation", False):
+        if self._renew:
             optimizer.drop_projectors(params)
 
     def state_dict(self) -> dict[str, JsonValue]:

@@ -1,4 +1,4 @@
-"""The low-rank projector of a gradient matrix: exact SVD or randomized range finder.
+"""The low-rank projector of a gradient matrix: exact SVD or randomized range finder, kept for a gap of steps.
 
 Papers: GaLore (arXiv 2403.03507), section 4; Halko, Martinsson, Tropp (arXiv 0909.4061), algorithms 4.4 and 5.1.
 Reference: the galore-torch 1.0 distribution, galore_torch/galore_projector.py.
@@ -6,15 +6,25 @@ Reference: the galore-torch 1.0 distribution, galore_torch/galore_projector.py.
 Deliberate differences from the reference:
 - the kept slice is copied: there, the slice of an fp32 gradient is a view that keeps the whole U or Vh alive;
 - the randomized projector, the projector's own dtype, and the rule ``smaller`` for square matrices are ours;
+- a gap counted by the run's steps is ours;
 - a gradient that is not finite raises FloatingPointError before anything is factorised.
 """
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from pydantic import JsonValue
+
+from harness.methods._optimizers import Age, Projection
+from harness.methods._settings import LowRank
+from harness.methods._update_rules import State
+from harness.tensors.dtypes import DTYPES
 
 Side = Literal["left", "right"]
 
@@ -107,3 +117,113 @@ def project_back(direction: torch.Tensor, projector: torch.Tensor, side: Side) -
 def captured_energy(grad: torch.Tensor, projector: torch.Tensor, side: Side) -> float:
     """Return the share of the squared Frobenius norm that the projection keeps, 0 to 1."""
     return float(project(grad.float(), projector.float(), side).square().sum() / grad.float().square().sum())
+
+
+class LowRankProjection(Projection):
+    """The subspace of a gradient's leading singular vectors, kept for ``update_gap`` steps; one for many matrices.
+
+    Holds ``projector`` and ``refreshed_at`` in the state of each matrix.
+    """
+
+    def __init__(
+        self,
+        settings: LowRank,
+        *,
+        streams: Callable[[str], torch.Generator],
+        read_scalar: Callable[[torch.Tensor], float],
+    ) -> None:
+        """Take the settings.
+
+        Args:
+            settings: Of the projection.
+            streams: Named random streams, for the randomized projector.
+            read_scalar: Reads a one-element tensor; used once a refresh, to see that the gradient is finite.
+        """
+        self._settings = settings
+        self._streams = streams
+        self._read_scalar = read_scalar
+        self._refreshes: dict[str, int] = {}
+        self._seconds = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Return the wall-clock time spent in refreshes, device synchronised."""
+        return self._seconds
+
+    def due(self, state: State, age: Age) -> bool:
+        """Return whether the projector is a gap old, by the count that the settings name."""
+        if "projector" not in state:
+            return True
+        gap = self._settings.update_gap
+        if self._settings.update_gap_counter == "global":
+            return bool(age.step // gap > state["refreshed_at"] // gap)
+        return bool(age.updates - state["refreshed_at"] >= gap)
+
+    def refresh(self, name: str, grad: torch.Tensor, state: State, age: Age) -> None:
+        """Compute the projector from a gradient.
+
+        Raises:
+            FloatingPointError: the gradient is not finite, or its SVD does not converge.
+        """
+        started = _clock(grad)
+        state.pop("projector", None)  # freed before the factorisation takes its memory
+        if not math.isfinite(self._read_scalar(torch.linalg.vector_norm(grad, math.inf))):
+            raise FloatingPointError(f"the gradient of {name} is not finite at step {age.step}")
+        count, basis = self._refreshes.get(name, 0), self._basis(grad.shape)
+        try:
+            if self._settings.projector == "svd":
+                projector = exact_projector(grad, basis)
+            else:
+                projector = randomized_projector(grad, basis, self._streams(f"projector/{name}/{count}"))
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise FloatingPointError(
+                f"the projector of {name} could not be computed at step {age.step}: {error}"
+            ) from error
+        state["projector"] = projector.to(DTYPES[self._settings.projector_dtype])
+        state["refreshed_at"] = self._now(age)
+        self._refreshes[name] = count + 1
+        self._seconds += _clock(grad) - started
+
+    def down(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+        """Return the gradient's coordinates."""
+        return project(grad, state["projector"], self._basis(grad.shape).side)
+
+    def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
+        """Return the direction in full shape, times ``scale``."""
+        return project_back(direction, state["projector"], self._basis(grad.shape).side).mul_(self._settings.scale)
+
+    def forget(self, state: State) -> None:
+        """Free the projector of a matrix."""
+        state.pop("projector", None)
+
+    def expire(self, state: State, age: Age) -> bool:
+        """Let the projector be a gap old."""
+        if "projector" not in state:
+            return False
+        state["refreshed_at"] = self._now(age) - self._settings.update_gap
+        return True
+
+    def shown(self, name: str, shape: torch.Size) -> dict[str, JsonValue]:
+        """Return side, effective rank and number of refreshes."""
+        basis = self._basis(shape)
+        return {"side": basis.side, "rank": basis.rank, "num_refreshes": self._refreshes.get(name, 0)}
+
+    def counters(self) -> dict[str, JsonValue]:
+        """Return the refreshes of each matrix, and the seconds that they took."""
+        return {"refreshes": dict(self._refreshes), "seconds": self._seconds}
+
+    def load_counters(self, counters: dict[str, Any]) -> None:
+        """Restore them."""
+        self._refreshes, self._seconds = dict(counters["refreshes"]), float(counters["seconds"])
+
+    def _basis(self, shape: torch.Size) -> Basis:
+        return basis_for(shape, self._settings.rank, self._settings.projection_side)
+
+    def _now(self, age: Age) -> int:
+        return age.step if self._settings.update_gap_counter == "global" else age.updates
+
+
+def _clock(tensor: torch.Tensor) -> float:
+    if tensor.is_cuda:
+        torch.cuda.synchronize(tensor.device)
+    return time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
@@ -91,15 +92,17 @@ class LayerSamplingSettings(MethodConfig):
         return self
 
 
-PROJECTION_KEYS = (
-    "rank",
-    "update_gap",
-    "update_gap_counter",
-    "projection_side",
-    "projector",
-    "scale",
-    "projector_dtype",
-)
+@dataclass(frozen=True)
+class LowRank:
+    """The settings of a projection that takes place, none of them missing; what each means stands below."""
+
+    rank: int
+    update_gap: int
+    update_gap_counter: Literal["global", "parameter"]
+    projection_side: Literal["reference", "smaller"]
+    projector: Literal["svd", "randomized"]
+    scale: float
+    projector_dtype: Dtype
 
 
 class ProjectionSettings(MethodConfig):
@@ -122,12 +125,22 @@ class ProjectionSettings(MethodConfig):
     project_vocabulary: Annotated[bool, Later(False)] = False
     """Project the gradients of embedding and head too, where they are trained; the papers leave them full-rank."""
 
+    def low_rank(self) -> LowRank:
+        """Return the settings of the projection.
 
-def require_projection(config: ProjectionSettings) -> None:
-    """Raise ValueError where a setting of the projection is missing."""
-    missing = [key for key in PROJECTION_KEYS if getattr(config, key) is None]
-    if missing:
-        raise ValueError(f"projection needs {', '.join(missing)}")
+        Raises:
+            ValueError: one is missing.
+        """
+        values = {each.name: getattr(self, each.name) for each in fields(LowRank)}
+        missing = [name for name, value in values.items() if value is None]
+        if missing:
+            raise ValueError(f"projection needs {', '.join(missing)}")
+        return LowRank(**values)
+
+    def given(self) -> list[str]:
+        """Return the names of the settings that say something of a projection."""
+        names = [each.name for each in fields(LowRank) if getattr(self, each.name) is not None]
+        return [*names, *(["project_vocabulary"] if self.project_vocabulary else [])]
 
 
 def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> None:

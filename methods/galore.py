@@ -16,8 +16,8 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from harness.method import METHODS
-from harness.methods._settings import AdamWSettings, ProjectionSettings, require_projection
-from harness.methods._trained import TrainedMethod
+from harness.methods._projected import ProjectedMethod
+from harness.methods._settings import AdamWSettings, ProjectionSettings
 
 
 class GaloreConfig(ProjectionSettings, AdamWSettings):
@@ -25,12 +25,12 @@ class GaloreConfig(ProjectionSettings, AdamWSettings):
 
     @model_validator(mode="after")
     def _projection_given(self) -> GaloreConfig:
-        require_projection(self)
+        self.low_rank()
         return self
 
 
 @METHODS.register("galore")
-class Galore(TrainedMethod):
+class Galore(ProjectedMethod):
     """Full-parameter training with low-rank projected gradients."""
 
     Config = GaloreConfig

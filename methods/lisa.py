@@ -13,7 +13,7 @@ Deliberate differences from the reference:
 from __future__ import annotations
 
 from harness.method import METHODS
-from harness.methods._trained import LayerSampledConfig, LayerSampledMethod
+from harness.methods._layer_sampled import LayerSampledConfig, LayerSampledMethod
 
 
 @METHODS.register("lisa")

@@ -15,8 +15,9 @@ from __future__ import annotations
 from pydantic import model_validator
 
 from harness.method import METHODS
-from harness.methods._settings import PROJECTION_KEYS, ProjectionSettings, require_projection
-from harness.methods._trained import LayerSampledConfig, LayerSampledMethod
+from harness.methods._layer_sampled import LayerSampledConfig, LayerSampledMethod
+from harness.methods._projected import ProjectedMethod
+from harness.methods._settings import ProjectionSettings
 
 
 class OwloreConfig(ProjectionSettings, LayerSampledConfig):
@@ -30,20 +31,18 @@ class OwloreConfig(ProjectionSettings, LayerSampledConfig):
     @model_validator(mode="after")
     def _projection_given(self) -> OwloreConfig:
         if not self.projected:
-            keys = (*PROJECTION_KEYS, "refresh_on_activation")
-            given = [key for key in keys if getattr(self, key) is not None]
-            given += ["project_vocabulary"] if self.project_vocabulary else []
+            given = self.given() + (["refresh_on_activation"] if self.refresh_on_activation is not None else [])
             if given:
                 raise ValueError(f"projected = false takes no {', '.join(given)}: use the label ows-fullrank")
             return self
-        require_projection(self)
+        self.low_rank()
         if self.refresh_on_activation is None:
             raise ValueError("projection needs refresh_on_activation")
         return self
 
 
 @METHODS.register("owlore")
-class Owlore(LayerSampledMethod):
+class Owlore(LayerSampledMethod, ProjectedMethod):
     """Outlier-weighted layer sampling with low-rank projected gradients."""
 
     Config = OwloreConfig
@@ -53,3 +52,7 @@ class Owlore(LayerSampledMethod):
     def projection(self) -> ProjectionSettings | None:
         """Return the settings of the projection, or None for the full-rank variant."""
         return self.config if self.config.projected else None
+
+    def refreshes_on_activation(self) -> bool:
+        """Return what the settings say."""
+        return bool(self.config.refresh_on_activation)

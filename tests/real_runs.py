@@ -12,6 +12,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, collate
+from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.expansion import expand, load_suite
 from harness.labels import load_labels
@@ -45,6 +46,7 @@ def peak_of_real_run(
     steps: int = STEPS,
     scores: Sequence[float] = SCORES,
     spoil: Callable[[TrainingLoop], None] = lambda loop: None,
+    tracked_steps: int = 0,
 ) -> int:
     """Return the largest sum of bytes that torch's CPU allocator reports while the steps of a real run are taken.
 
@@ -55,6 +57,7 @@ def peak_of_real_run(
         steps: Optimizer steps.
         scores: Of the blocks, where the method asks for them.
         spoil: Called with the loop before the first step.
+        tracked_steps: How many of the first steps the loop's own tracker follows.
     """
     assert spec.train is not None and model_spec.shape is not None
     vocabulary = model_spec.shape.vocab_size
@@ -79,11 +82,13 @@ def peak_of_real_run(
         )
         enable_checkpointing(model, decoder, spec.train)
         trained = method.prepare(model, context)
-        loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
+        optimizer = method.build_optimizer(trained, context)
+        memory = StepMemory(trained, optimizer, tracked_steps)
+        loop = TrainingLoop(trained, method, optimizer, context, memory=memory)
         spoil(loop)
         trained.train()
         for batch in batches:
-            with record_function("one step"):
+            with record_function("one step"), memory.step(loop.step):
                 loop.train_step([loop.placed(batch)])
             loop.step += 1
     events = profiler.profiler.kineto_results.events()

@@ -14,9 +14,8 @@ from harness.calibration.tiny import STEPS, TinyRun, differences, label_with, ti
 from harness.calibration_log import Reading
 from harness.errors import HarnessError
 from harness.methods._projection import basis_for, captured_energy, exact_projector, randomized_projector
-from harness.methods._rounding import round_stochastically
+from harness.methods._update_rules import round_stochastically
 from harness.record import OutOfMemoryAt
-from harness.tensors.optimizer_state import optimizer_state_bytes
 from harness.tensors.out_of_memory import is_out_of_memory
 
 EXACT = 1e-5
@@ -59,7 +58,7 @@ def states_on_the_host(bench: Bench, _: str | None) -> Found:
         for policy in ("keep", "offload")
     )
     found = _compared(offloaded, kept, 2 * STEPS)
-    on_host = optimizer_state_bytes(offloaded.loop.optimizer)[1]
+    on_host = offloaded.loop.optimizer.state_bytes()["host"]
     if not on_host:
         raise HarnessError("no optimizer state was moved to the host")
     return Found((*found, Reading(name="moved to the host", value=on_host, unit="bytes")))

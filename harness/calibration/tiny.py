@@ -64,7 +64,7 @@ class TinyRun:
         for _ in range(steps):
             batch = loop.placed(self.batches[loop.step])
             with loop.memory.step(loop.step, batch.tensors):
-                self.losses.append(loop.train_step([batch])[0])
+                self.losses.append(loop.train_step([batch]).loss)
             loop.step += 1
         return self.losses
 

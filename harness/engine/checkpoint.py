@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.files import make_folder, reason_of, replacing, sweep_beside
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
-FORMAT = 4
+FORMAT = 5
 KEPT = 2
 """Newest checkpoints that stay on disk: one damaged by a crash of the machine leaves the other."""
 

@@ -33,6 +33,17 @@ class EngineContext:
         self._block_scores = dict(block_scores or {})
         self._read_scalar = scalar_reader
 
+    def with_decoder(self, decoder: Decoder) -> EngineContext:
+        """Return the same context for a decoder whose parameters were replaced."""
+        return EngineContext(
+            seed=self.seed,
+            num_steps=self.num_steps,
+            train=self.train,
+            decoder=decoder,
+            block_scores=self._block_scores,
+            scalar_reader=self._read_scalar,
+        )
+
     def torch_generator(self, stream: str) -> torch.Generator:
         """Return a fresh CPU generator of a named stream."""
         return seeding.torch_generator(self.seed, stream)

@@ -23,8 +23,9 @@ from harness.engine.data import Example, MicroBatch, Row, TrainData, general_bat
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.memory import PhaseMeter
 from harness.engine.rows import run_rows
+from harness.engine.stepping import Diverged
 from harness.engine.task import RunTask
-from harness.engine.training import Diverged, TrainingLoop, mean_loss
+from harness.engine.training import TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
@@ -264,8 +265,8 @@ def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksu
         block_checksums_after=after[0],
         other_checksums_before=before[1],
         other_checksums_after=after[1],
-        ever_trainable_blocks=loop.ever_trainable_blocks,
-        ever_trainable_others=loop.ever_trainable_others,
+        ever_trainable_blocks=loop.log.ever_trainable_blocks,
+        ever_trainable_others=loop.log.ever_trainable_others,
         optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
         method=method.proof(),
     )

@@ -18,7 +18,7 @@ from torch import nn
 from harness.engine.peak_laps import PeakLaps, Peaks
 from harness.method import StepOptimizer
 from harness.record import MemoryBreakdown, OutOfMemoryAt, TrackedPeak
-from harness.tensors.optimizer_state import on_every_parameter, state_tensors, storage_bytes
+from harness.tensors.optimizer_state import on_every_parameter, storage_bytes
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.storage_tracker import Category, Peak, StorageTracker
 
@@ -137,7 +137,7 @@ class StepMemory:
             for hook in hooks:
                 hook.remove()
             self._tracker = None
-        tracker.classify(state_tensors(self._optimizer), "optimizer_state")
+        tracker.classify(self._optimizer.device_tensors(), "optimizer_state")
         self._note_peak(step, tracker.take().peak)
 
     def _what_is_alive(self, step: int) -> OutOfMemoryAt:
@@ -147,7 +147,7 @@ class StepMemory:
         """
         weights = storage_bytes([*self._model.parameters(), *self._model.buffers()])
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
-        states = state_tensors(self._optimizer)
+        states = self._optimizer.device_tensors()
         known = weights, storage_bytes(gradients), storage_bytes(states)
         tracked = None
         if self._tracker is not None:
@@ -209,4 +209,4 @@ def adopt_training(tracker: StorageTracker, model: nn.Module, optimizer: StepOpt
     """Tell a tracker what exists before a step: weights, gradients, and the optimizer's state."""
     tracker.adopt([*model.parameters(), *model.buffers()], "weights")
     tracker.adopt((p.grad for p in model.parameters() if p.grad is not None), "gradients")
-    tracker.adopt(state_tensors(optimizer), "optimizer_state")
+    tracker.adopt(optimizer.device_tensors(), "optimizer_state")

@@ -24,7 +24,7 @@ from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.padding import needs_padding_mask
 from harness.engine.rows import rows_may_be_padded
 from harness.engine.step_memory import using_up
-from harness.engine.training import TrainingLoop
+from harness.engine.stepping import Stepping
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.models import BaseModelSpec
 from harness.planning.attention import Device, register_attention
@@ -33,7 +33,7 @@ from harness.planning.kernels import attention_flops, listening_to_flops
 from harness.spec import RunSpec
 from harness.tensors.decoder import active_blocks, find_decoder
 from harness.tensors.loading import build_model
-from harness.tensors.optimizer_state import on_every_parameter, state_tensors
+from harness.tensors.optimizer_state import on_every_parameter
 from harness.tensors.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 
 SIMULATED_MICRO_BATCHES = 2
@@ -90,8 +90,8 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
             self.recomputing = before
 
 
-class _Watcher:
-    """Stands in for the loop's own step memory: one tracker follows all of the run."""
+class _Watch:
+    """Tells the one tracker that follows all of the run."""
 
     def __init__(self, tracker: PlanTracker) -> None:
         self._tracker = tracker
@@ -105,16 +105,6 @@ class _Watcher:
 
     def using_up(self, parameter: torch.Tensor) -> AbstractContextManager[None]:
         return using_up(self._tracker, parameter)
-
-
-class _Conducted(Method):
-    """Stands in for the method inside the loop: it is :meth:`FakeRun.draw` that lets the method begin a step."""
-
-    def prepare(self, model: nn.Module, context: Any) -> nn.Module:
-        raise NotImplementedError
-
-    def build_optimizer(self, model: nn.Module, context: Any) -> Any:
-        raise NotImplementedError
 
 
 class FakeRun:
@@ -171,20 +161,20 @@ class FakeRun:
         self.masked = rows_may_be_padded(spec.train) and needs_padding_mask(self.model, other_attention=(attention,))
         """Whether the batch brings a mask."""
         _replace_by_fakes(self.model, self._fake)
-        context.decoder = dataclasses.replace(
-            decoder, names={id(parameter): name for name, parameter in model.named_parameters()}
-        )
-        self.decoder: Decoder = context.decoder
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.decoder: Decoder = dataclasses.replace(decoder, names=names)
+        context = context.with_decoder(self.decoder)
         with self._fake:
             self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
             self.optimizer = self.method.build_optimizer(self.model, context)
-            self.loop = TrainingLoop(self.model, self.method, self.optimizer, context)
-        self.loop.memory = _Watcher(self.tracker)  # type: ignore[assignment]
-        self.loop.method = _Conducted(self.method.config)
+            watch = _Watch(self.tracker)
+            self._stepping = Stepping(self.model, self.method, self.optimizer, context, watch)
+        self.at_step = 0
+        """The step that is taken next."""
         self.model.train()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._batch = self._fake_batch()
-        on_every_parameter(self.optimizer, self.loop.memory.note_gradient)
+        on_every_parameter(self.optimizer, watch.note_gradient)
         self._initial = (self.method.state_dict(), self.optimizer.state_dict())
 
     def step(self) -> Span:
@@ -193,16 +183,19 @@ class FakeRun:
         count = min(accumulation, SIMULATED_MICRO_BATCHES)
         self.tracker.flops_factor = accumulation / count
         with self._fake, self.tracker, listening_to_flops(self.tracker.count):
-            self.loop.train_step([self._batch] * count)
-        self.tracker.classify(state_tensors(self.optimizer), "optimizer_state")
+            self._stepping.take_step(self.at_step, [self._batch] * count)
+        self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
         return self.tracker.take()
 
     def draw(self, step: int) -> None:
         """Let the method begin a step, and nothing else."""
         with self._fake, self.tracker:
-            self.tracker.moment = "resample"
-            self.method.on_step_begin(step, self.optimizer)
-        self.loop.step = step
+            self._stepping.begin_step(step)
+        self.at_step = step
+
+    def stand_at(self, step: int) -> None:
+        """Go to a step to which nothing is drawn."""
+        self.at_step = step
 
     def visit(self, blocks: Sequence[int]) -> bool:
         """Make these blocks the active ones; False for a method that does not sample blocks."""
@@ -218,7 +211,7 @@ class FakeRun:
                 parameter.grad = torch.empty_like(parameter)
                 self.optimizer.step_parameters([parameter])
                 parameter.grad = None
-        self.tracker.classify(state_tensors(self.optimizer), "optimizer_state")
+        self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
 
     def forget_state(self, parameters: Iterable[torch.Tensor]) -> None:
         """Take the optimizer's state of parameters away, as if they had never been active."""
@@ -227,12 +220,11 @@ class FakeRun:
 
     def let_refresh(self) -> bool:
         """Let every active matrix compute a new projector at its next update; False where there is none."""
-        expire = getattr(self.optimizer, "expire_projectors", None)
-        return expire is not None and self.method.cycle_steps() is not None and bool(expire(self.active()))
+        return self.method.cycle_steps() is not None and self.optimizer.expire_projectors(self.active())
 
     def reset(self) -> None:
         """Go back to the state before the first draw."""
-        self.loop.step = 0
+        self.at_step = 0
         self.method.load_state_dict(self._initial[0])
         self.optimizer.load_state_dict(self._initial[1])
 

@@ -24,7 +24,7 @@ from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
 from harness.record import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
-from harness.tensors.optimizer_state import optimizer_state_bytes, state_bytes_of
+from harness.tensors.optimizer_state import state_bytes_of
 from harness.tensors.storage_tracker import Span
 
 CUDNN_FIRST = ("9", "10")
@@ -105,7 +105,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     trainable = sum(parameter.numel() for parameter in run.active())
     last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
     steps = _Steps(run, question)
-    state_before = optimizer_state_bytes(run.optimizer)[0]
+    state_before = run.optimizer.state_bytes()["device"]
     taken = [steps.take()]
     if taken[0].state_bytes > state_before and _go_on(run, last):
         taken.append(steps.take())
@@ -160,7 +160,7 @@ class _Steps:
             peak_bytes=at_peak.total_bytes,
             at_peak=at_peak,
             gradients_bytes=_most_gradients(span),
-            state_bytes=optimizer_state_bytes(self._run.optimizer)[0],
+            state_bytes=self._run.optimizer.state_bytes()["device"],
             flops=tracker.flops - before,
             recomputed_flops=tracker.recomputed_flops - before_recomputed,
         )
@@ -206,9 +206,9 @@ def _go_on(run: FakeRun, last: int | None) -> bool:
     """Go to a run's next step, with its draw; False after the ``last``. None: the same blocks go on without an end."""
     if last is None:
         return True
-    if run.loop.step >= last:
+    if run.at_step >= last:
         return False
-    run.draw(run.loop.step + 1)
+    run.draw(run.at_step + 1)
     return True
 
 
@@ -249,7 +249,7 @@ def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
     if worst is not draws[-1]:
         run.reset()
         _draws(run, worst.step + 1)
-    run.loop.step = worst.step  # nothing was drawn since; steps may be left, in which projectors are computed anew
+    run.stand_at(worst.step)  # nothing was drawn since; steps may be left, in which projectors are computed anew
     if not complete(number):
         run.forget_state(worst.fresh)
     return worst.step
@@ -277,7 +277,7 @@ def _draws(run: FakeRun, num_steps: int) -> list[_Draw]:
         sizes |= {parameter: state_bytes_of(run.optimizer, parameter) for parameter in fresh}
         made = sum(sizes[parameter] for parameter in dropped)
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in active)
-        total = optimizer_state_bytes(run.optimizer)[0] + made + gradients
+        total = run.optimizer.state_bytes()["device"] + made + gradients
         depth = sum(run.active_blocks())
         draws.append(_Draw(step, total, made + sum(sizes[parameter] for parameter in fresh), fresh, depth))
         if len(draws) == WALKED_CHANGES:

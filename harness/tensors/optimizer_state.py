@@ -22,32 +22,9 @@ def on_every_parameter(optimizer: StepOptimizer, hook: Any) -> list[Any]:
     return handles
 
 
-def state_tensors(optimizer: StepOptimizer) -> list[torch.Tensor]:
-    """Return every tensor of the optimizer's state that lies on the device.
-
-    An optimizer that moves states itself, or holds tensors elsewhere than in ``state``, says what is on the device
-    through ``device_tensors()``: on a CPU the two places cannot be told apart by looking at the tensors.
-    """
-    own = getattr(optimizer, "device_tensors", None)
-    if own is not None:
-        return list(own())
-    device = optimizer.param_groups[0]["params"][0].device
-    return [tensor for tensor in _tensors_in(list(optimizer.state.values())) if tensor.device.type == device.type]
-
-
-def optimizer_state_bytes(optimizer: StepOptimizer) -> tuple[int, int]:
-    """Return the bytes of optimizer state on the device and on the host, each storage counted once and whole."""
-    own = getattr(optimizer, "state_bytes", None)
-    if own is not None:
-        found = own()
-        return int(found["device"]), int(found["host"])
-    on_device = storage_bytes(state_tensors(optimizer))
-    return on_device, storage_bytes(_tensors_in(list(optimizer.state.values()))) - on_device
-
-
 def state_bytes_of(optimizer: StepOptimizer, parameter: torch.Tensor) -> int:
     """Return the bytes that the optimizer's ``state`` holds for one parameter."""
-    return storage_bytes(_tensors_in(optimizer.state.get(parameter)))
+    return storage_bytes(tensors_in(optimizer.state.get(parameter)))
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
@@ -56,8 +33,9 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(storages.values())
 
 
-def _tensors_in(value: Any) -> list[torch.Tensor]:
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return every tensor in nested dicts, lists and tuples."""
     if isinstance(value, torch.Tensor):
         return [value]
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return [tensor for part in inner for tensor in _tensors_in(part)]
+    return [tensor for part in inner for tensor in tensors_in(part)]

@@ -45,12 +45,13 @@ class Idle(Raises):
         return model
     def build_optimizer(self, model, context):
         import torch
-        class Nothing(torch.optim.SGD):
+        from harness.engine.stepwise import Stepwise
+        class Nothing(Stepwise):
             def step_parameters(self, params):
                 pass
             def step(self, closure=None):
                 pass
-        return Nothing(model.parameters(), lr=0.0)
+        return Nothing(torch.optim.SGD(model.parameters(), lr=0.0))
 
 class Needs(Raises):
     class Config(MethodConfig):

@@ -218,10 +218,9 @@ class Nudge(Method):
         return model
     def build_optimizer(self, model, context):
         import torch
-        class SGD(torch.optim.SGD):
-            def step_parameters(self, params):
-                raise NotImplementedError
-        return SGD(self.norm.parameters(), lr=context.train.learning_rate * self.config.strength)
+        from harness.engine.stepwise import Stepwise
+        rate = context.train.learning_rate * self.config.strength
+        return Stepwise(torch.optim.SGD(self.norm.parameters(), lr=rate))
 """
 
 

@@ -83,10 +83,11 @@ class Run:
         """Train from step ``first`` to before ``last``; batches depend on seed and step only."""
         in_backward = self.method.config.update_in_backward
         for step in range(first, last):
+            self.optimizer.begin_step(step)  # as the engine's loop does
             self.method.on_step_begin(step, self.optimizer)
             hooks = self._hooks() if in_backward else []
             ids = self.batch(step)
-            with self.context.seed_globally(f"forward/{step}"):  # as the engine's loop does
+            with self.context.seed_globally(f"forward/{step}"):
                 loss = self.model(input_ids=ids, labels=ids).loss
                 loss.backward()
             self.losses.append(float(loss.detach()))
@@ -202,14 +203,11 @@ def resumed(run: Run, label: str, architecture: str, step: int, **changes: Any) 
     other = start(label, architecture, **changes)
     own = json.loads(json.dumps(run.method.state_dict()))
     saved = run.optimizer.state_dict()
-    packed = {
-        "state": {
-            index: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entry.items()}
-            for index, entry in saved["state"].items()
-        },
-        "param_groups": json.loads(json.dumps(saved["param_groups"])),
-        "counters": json.loads(json.dumps(saved["counters"])),
+    state = {
+        index: {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in entry.items()}
+        for index, entry in saved["state"].items()
     }
+    packed = {key: json.loads(json.dumps(value)) for key, value in saved.items() if key != "state"} | {"state": state}
     other.model.load_state_dict(run.model.state_dict())
     other.method.load_state_dict(own)
     other.optimizer.load_state_dict(packed)

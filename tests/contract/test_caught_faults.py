@@ -33,7 +33,7 @@ def test_the_loops_hooks_update_blocks_that_were_frozen_when_it_was_made(tiny, n
         run = tiny.start(name, interval_steps=1, update_in_backward=in_backward)
         loop = loop_of(run)
         loop.run(batches(run), lambda done, loss: None)
-        assert len(loop.ever_trainable_blocks) > 2
+        assert len(loop.log.ever_trainable_blocks) > 2
         weights.append(run.weights())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
@@ -60,7 +60,7 @@ def test_clipped_gradients_reach_the_optimizer_with_the_asked_norm(tiny, monkeyp
         norms.append(float(torch.stack([p.grad.norm() for p in run.model.parameters()]).norm()))
 
     monkeypatch.setattr(run.optimizer, "step", measured)
-    _, before, _ = loop.train_step(next(batches(run)))
+    before = loop.train_step(next(batches(run))).grad_norm
     assert before is not None and before > 0.1
     assert norms == [pytest.approx(1e-3, rel=1e-2)]
 

@@ -100,7 +100,7 @@ def projected_bytes(block, rank=4, itemsize=4):
 
 
 def block_state_bytes(run):
-    measure = projected_bytes if run.method.projection() is not None else lambda block: full_bytes(block.parameters())
+    measure = projected_bytes if run.optimizer.projections() else lambda block: full_bytes(block.parameters())
     return [measure(block) for block in run.context.decoder.blocks]
 
 

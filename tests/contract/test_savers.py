@@ -46,7 +46,7 @@ def test_every_saver_runs_on_fake_tensors_and_sees_the_same_bytes(tiny, trained,
     monkeypatch.setattr(tiny.context, "read_scalar", lambda self, tensor: 1.0)
     with FakeTensorMode():
         fake = one_step(tiny, trained)
-    assert fake._offload.peak_bytes == real._offload.peak_bytes == tiny.num_blocks * 4 * 16 * 32
+    assert fake.stepping.offloaded_bytes == real.stepping.offloaded_bytes == tiny.num_blocks * 4 * 16 * 32
     # The causal mask of fake tensors apart, which planning leaves out.
     assert fake.memory.tracked_peak.at_peak.weights_bytes == real.memory.tracked_peak.at_peak.weights_bytes
     assert fake.optimizer.state_bytes() == real.optimizer.state_bytes()

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.methods._optimizers import AdamW
+from harness.methods._optimizers import AdamW, Group
+from harness.methods._projection import LowRankProjection
+from harness.methods._settings import AdamWSettings, LowRank
 
 
 def load(file):
@@ -22,29 +24,34 @@ def load(file):
 golden = load(Path(__file__).with_name("make_galore_golden.py"))
 
 
-def ours(p, *, lr, weight_decay, rank, update_gap, scale, side="reference", dtype="fp32", kind="svd"):
-    group = {
-        "params": [("w", p)],
-        "lr": lr,
-        "betas": (0.9, 0.999),
-        "eps": 1e-6,
-        "weight_decay": weight_decay,
-        "rule": "transformers",
-        "moment_dtype": dtype,
-        "master_weights": False,
-        "stochastic_rounding": False,
-        "update_slice_elements": None,
-        "projection": {
-            "rank": rank,
-            "update_gap": update_gap,
-            "update_gap_counter": "parameter",
-            "projection_side": side,
-            "projector": kind,
-            "scale": scale,
-            "projector_dtype": dtype,
-        },
-    }
-    return AdamW([group], streams=lambda stream: torch.Generator().manual_seed(0), read_scalar=float)
+def stream(name):
+    return torch.Generator().manual_seed(0)
+
+
+def ours(p, *, lr, weight_decay, dtype="fp32", projected=True, **projection):
+    settings = AdamWSettings(
+        adamw_rule="transformers",
+        betas=(0.9, 0.999),
+        eps=1e-6,
+        weight_decay=weight_decay,
+        moment_dtype=dtype,
+        master_weights=False,
+        stochastic_rounding=False,
+    )
+    low_rank = LowRankProjection(low_rank_of(dtype, **projection), streams=stream, read_scalar=float)
+    return AdamW([Group([("w", p)], low_rank if projected else None)], settings, learning_rate=lr, streams=stream)
+
+
+def low_rank_of(dtype, *, rank, update_gap, scale, side="reference", kind="svd"):
+    return LowRank(
+        rank=rank,
+        update_gap=update_gap,
+        update_gap_counter="parameter",
+        projection_side=side,
+        projector=kind,
+        scale=scale,
+        projector_dtype=dtype,
+    )
 
 
 def relative(a, b):
@@ -120,8 +127,7 @@ def test_a_wrong_side_or_scale_would_show(shape):
 def test_full_rank_parameters_step_as_the_reference_steps_them():
     galore_torch = pytest.importorskip("galore_torch")
     first, second = (torch.nn.Parameter(golden.weights((7, 12))) for _ in range(2))
-    optimizer = ours(first, **golden.SETTINGS)
-    optimizer.param_groups[0]["projection"] = None
+    optimizer = ours(first, **golden.SETTINGS, projected=False)
     reference = galore_torch.GaLoreAdamW([second], lr=0.01, weight_decay=0.1, no_deprecation_warning=True)
     for step in range(50):
         first.grad = golden.gradient((7, 12), step)

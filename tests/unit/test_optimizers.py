@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
-from harness.methods._optimizers import AdamW
-from harness.methods._rounding import round_stochastically
+from harness.methods._optimizers import AdamW, Group
+from harness.methods._projection import LowRankProjection
+from harness.methods._settings import AdamWSettings, LowRank
+from harness.methods._update_rules import round_stochastically
 
 PROJECTION = {
     "rank": 3,
@@ -21,24 +23,27 @@ PROJECTION = {
 }
 
 
-def optimizer_of(named, *, projection=None, **changes):
-    group = {
-        "lr": 0.01,
-        "betas": (0.9, 0.999),
-        "eps": 1e-8,
-        "weight_decay": 0.0,
-        "rule": "torch",
-        "moment_dtype": "fp32",
-        "master_weights": False,
-        "stochastic_rounding": False,
-        "update_slice_elements": None,
-        "projection": projection,
-    }
-    return AdamW(
-        [{"params": list(named.items()), **(group | changes)}],
-        streams=lambda stream: torch.Generator().manual_seed(sum(stream.encode())),
-        read_scalar=float,
-    )
+SETTINGS = {
+    "adamw_rule": "torch",
+    "betas": (0.9, 0.999),
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "moment_dtype": "fp32",
+    "master_weights": False,
+    "stochastic_rounding": False,
+}
+
+
+def stream(name):
+    return torch.Generator().manual_seed(sum(name.encode()))
+
+
+def optimizer_of(named, *, projection=None, lr=0.01, **changes):
+    """Return the optimizer of parameters by name; ``projection`` holds settings or is one."""
+    if isinstance(projection, dict):
+        projection = LowRankProjection(LowRank(**projection), streams=stream, read_scalar=float)
+    settings = AdamWSettings(**(SETTINGS | changes))
+    return AdamW([Group(list(named.items()), projection)], settings, learning_rate=lr, streams=stream)
 
 
 def parameter(*shape, seed=0, dtype=torch.float32):
@@ -68,7 +73,7 @@ def test_the_two_rules_differ_where_eps_matters():
     results = {}
     for rule in ("torch", "transformers"):
         p = parameter(4, 4)
-        optimizer = optimizer_of({"w": p}, rule=rule, eps=1e-2)
+        optimizer = optimizer_of({"w": p}, adamw_rule=rule, eps=1e-2)
         p.grad = torch.full_like(p, 1e-3)
         before = p.detach().clone()
         optimizer.step()
@@ -82,7 +87,7 @@ def test_weight_decay_comes_before_or_after_the_update():
     values = {}
     for rule in ("torch", "transformers"):
         p = torch.nn.Parameter(torch.ones(1, 1))
-        optimizer = optimizer_of({"w": p}, rule=rule, lr=0.1, weight_decay=0.5, eps=1e-30)
+        optimizer = optimizer_of({"w": p}, adamw_rule=rule, lr=0.1, weight_decay=0.5, eps=1e-30)
         p.grad = torch.ones(1, 1)
         optimizer.step()
         values[rule] = float(p)
@@ -272,3 +277,41 @@ def test_rounding_noise_is_new_at_every_update_even_after_a_drop():
         results.append(p.detach().clone())
         optimizer.drop_state([p])
     assert not torch.equal(*results)
+
+
+# Other projections: what a new method brings in place of a subclass of the optimizer
+
+
+class Residual(LowRankProjection):
+    """Fira's (arXiv 2410.01623): what the subspace leaves out moves along too, as much longer as Adam made the rest."""
+
+    def up(self, direction, low, grad, state):
+        left_out = grad - super().up(low, low, grad, state)
+        return super().up(direction, low, grad, state) + left_out * (direction.norm() / low.norm())
+
+
+class Channels(LowRankProjection):
+    """APOLLO's (arXiv 2412.05270): the subspace only says how far each column of the gradient itself moves."""
+
+    def up(self, direction, low, grad, state):
+        return grad * (direction.norm(dim=0) / low.norm(dim=0))
+
+
+@pytest.mark.parametrize("kind", [Residual, Channels])
+def test_a_projection_of_another_kind_takes_its_first_step_by_the_closed_form(kind):
+    p = parameter(5, 8)
+    before = p.detach().clone()
+    settings = LowRank(**(PROJECTION | {"rank": 3, "scale": 1.0}))
+    projection = kind(settings, streams=stream, read_scalar=float)
+    optimizer = optimizer_of({"w": p}, projection=projection, eps=1e-12)
+    p.grad = G = gradient(p, 0)
+    optimizer.step()
+    U = torch.linalg.svd(G).U[:, :3]
+    R = U.t() @ G  # Adam's first direction is its sign
+    if kind is Residual:
+        step = U @ R.sign() + (G - U @ R) * (math.sqrt(R.numel()) / R.norm())
+    else:
+        step = G * (math.sqrt(3) / R.norm(dim=0))
+    torch.testing.assert_close(before - p.detach(), 0.01 * step, rtol=1e-4, atol=1e-6)
+    assert optimizer.state_bytes()["device"] == 4 * (2 * 3 * 8 + 5 * 3)
+    assert optimizer.projections()["w"]["num_refreshes"] == 1

@@ -12,6 +12,7 @@ import torch
 from harness.engine.memory import PhaseMeter
 from harness.engine.peak_laps import CudaCounters, PeakLaps, Peaks
 from harness.engine.step_memory import StepMemory
+from harness.engine.stepwise import Stepwise
 from harness.record import TrainResult
 from tests.unit.test_training import build
 
@@ -149,7 +150,7 @@ def test_without_cuda_nothing_is_measured() -> None:
 
 def memory(allocator: FakeAllocator) -> StepMemory:
     model = torch.nn.Linear(2, 2)
-    optimizer: Any = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Stepwise(torch.optim.SGD(model.parameters(), lr=1.0))
     return StepMemory(model, optimizer, tracked_steps=0, laps=PeakLaps(allocator))
 
 
@@ -172,7 +173,7 @@ def test_what_comes_between_steps_is_no_steps_but_the_phases() -> None:
     allocator = FakeAllocator()
     meter = PhaseMeter(CPU, allocator)
     model = torch.nn.Linear(2, 2)
-    optimizer: Any = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Stepwise(torch.optim.SGD(model.parameters(), lr=1.0))
     with meter.phase("train"):
         watched = StepMemory(model, optimizer, tracked_steps=0, laps=meter.laps)
         for height in (500, 10):
@@ -196,9 +197,12 @@ class GrowingAllocator(FakeAllocator):
 
 
 def test_the_loop_records_a_peak_and_its_moment_for_every_step(tiny_llama: Path, tokenizer: Any) -> None:
-    loop, _, data = build("full", tiny_llama, tokenizer, num_steps=4, max_grad_norm=1.0)
     meter = PhaseMeter(CPU, GrowingAllocator())
-    loop.memory = StepMemory(loop.model, loop.optimizer, tracked_steps=1, laps=meter.laps)
+
+    def watched(model: Any, optimizer: Any) -> StepMemory:
+        return StepMemory(model, optimizer, tracked_steps=1, laps=meter.laps)
+
+    loop, _, data = build("full", tiny_llama, tokenizer, num_steps=4, max_grad_norm=1.0, watched=watched)
     with meter.phase("train"):
         loop.run(data.step_batches(), lambda done, loss: None)
     result: TrainResult = loop.result()

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
 from harness.labels import load_labels
@@ -53,8 +52,10 @@ def small_spec(label: str, dtype: str = "fp32", **train: Any) -> RunSpec:
     return spec_of(label, SMALL, settings, dtype=dtype, sequence_length=LENGTH, batch_size=ROWS, **train)
 
 
-def allocator_peak(spec: RunSpec, spoil: Callable[[TrainingLoop], None] = lambda loop: None) -> int:
-    return peak_of_real_run(spec, SMALL, [LENGTH] * ROWS, spoil=spoil)
+def allocator_peak(
+    spec: RunSpec, spoil: Callable[[TrainingLoop], None] = lambda loop: None, tracked_steps: int = 0
+) -> int:
+    return peak_of_real_run(spec, SMALL, [LENGTH] * ROWS, spoil=spoil, tracked_steps=tracked_steps)
 
 
 def predicted(spec: RunSpec, model: BaseModelSpec = SMALL, **question: Any) -> Prediction:
@@ -109,21 +110,10 @@ def test_the_tracker_of_a_real_run_sees_what_is_predicted(label: str) -> None:
     spec = small_spec(label, gradient_checkpointing=True)
     seen: list[Any] = []
 
-    def watch(loop: TrainingLoop) -> None:
-        loop.memory = StepMemory(loop.model, loop.optimizer, tracked_steps=STEPS)
-        step = loop.train_step
-
-        def tracked(micro_batches: Any) -> Any:
-            with loop.memory.step(loop.step):
-                result = step(micro_batches)
-            seen.append(loop.memory.tracked_peak)
-            return result
-
-        loop.train_step = tracked  # type: ignore[method-assign]
-
-    allocator_peak(spec, watch)
-    peak, told = seen[-1].at_peak, predicted(spec)
-    assert seen[-1].moment == told.peak_phase
+    allocator_peak(spec, seen.append, tracked_steps=STEPS)
+    tracked, told = seen[0].memory.tracked_peak, predicted(spec)
+    peak = tracked.at_peak
+    assert tracked.moment == told.peak_phase
     assert peak.weights_bytes == told.weights_bytes
     assert peak.optimizer_state_bytes == told.at_peak.optimizer_state_bytes
     assert peak.gradients_bytes == told.at_peak.gradients_bytes

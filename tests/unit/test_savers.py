@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from harness.engine.training import Diverged
+from harness.engine.stepping import Diverged
 from harness.errors import Refused
 from harness.labels import load_labels
 from harness.method import METHODS
-from harness.methods._optimizers import DTYPES, AdamW
+from harness.methods._optimizers import DTYPES, AdamW, Group
+from harness.methods._settings import AdamWSettings
 from harness.tensors.loading import load_model
 from harness.tensors.storage_tracker import StorageTracker
 from tests.records import TRAIN
@@ -112,12 +113,13 @@ def test_slices_bound_the_temporaries(rule: str, moments: str, weights: str) -> 
     for slicing in (None, elements):
         values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
         p = torch.nn.Parameter(values.to(dtype))
-        group = {
-            "lr": 0.01, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "rule": rule, "projection": None,
-            "moment_dtype": moments, "master_weights": False, "stochastic_rounding": False,
-            "update_slice_elements": slicing, "params": [("w", p)],
+        values: dict[str, Any] = {
+            "adamw_rule": rule, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1, "moment_dtype": moments,
+            "master_weights": False, "stochastic_rounding": False, "update_slice_elements": slicing,
         }  # fmt: skip
-        optimizer = AdamW([group], streams=lambda name: torch.Generator(), read_scalar=float)
+        optimizer = AdamW(
+            [Group([("w", p)])], AdamWSettings(**values), learning_rate=0.01, streams=lambda name: torch.Generator()
+        )
         for step in range(2):
             p.grad = torch.randn(rows, columns, generator=torch.Generator().manual_seed(step)).to(dtype)
             tracker = StorageTracker()
@@ -136,15 +138,16 @@ def test_two_passes_hold_one_gradient_at_a_time_and_measure_before_they_update(
 ) -> None:
     loop, _, data = build("full", tiny_llama, tokenizer, **TWO_PASSES)
     events: list[str] = []
-    passes, update = loop._backward, loop._update
-    monkeypatch.setattr(loop, "_backward", lambda *args: (events.append("pass"), passes(*args))[1])
+    stepping = loop.stepping
+    passes, update = stepping._backward, stepping._update
+    monkeypatch.setattr(stepping, "_backward", lambda *args: (events.append("pass"), passes(*args))[1])
 
     def watched(p: torch.Tensor) -> None:
         assert sum(q.grad is not None for q in loop.model.parameters()) == 1
         events.append("update")
         update(p)
 
-    monkeypatch.setattr(loop, "_update", watched)
+    monkeypatch.setattr(stepping, "_update", watched)
     loop.train_step(next(data.step_batches()))
     assert events == ["pass", "pass"] + ["update"] * len(list(loop.model.parameters()))
 

@@ -13,6 +13,7 @@ import harness.engine.loss
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.runner import execute
 from harness.engine.step_memory import StepMemory
+from harness.engine.stepwise import Stepwise
 from harness.engine.task import RunTask
 from harness.labels import load_labels
 from harness.method import METHODS
@@ -159,7 +160,7 @@ def test_after_the_tracked_steps_a_cpu_gives_the_sums_alone(
 
 def test_on_a_device_the_rest_is_what_is_allocated_less_the_sums() -> None:
     model = torch.nn.Linear(2, 2)
-    optimizer: Any = torch.optim.SGD(model.parameters(), lr=1.0)
+    optimizer = Stepwise(torch.optim.SGD(model.parameters(), lr=1.0))
     allocator = FakeAllocator()
     allocator.use(1000)
     watched = StepMemory(model, optimizer, tracked_steps=0, laps=PeakLaps(allocator))
@@ -186,7 +187,7 @@ def test_what_is_alive_is_found_without_a_single_tensor_operation() -> None:
             raise AssertionError(f"{func} was called while memory was full")
 
     model = torch.nn.Linear(2, 2)
-    optimizer: Any = torch.optim.AdamW(model.parameters())
+    optimizer = Stepwise(torch.optim.AdamW(model.parameters()))
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     watched = StepMemory(model, optimizer, tracked_steps=0, laps=PeakLaps(FakeAllocator()))

@@ -58,7 +58,7 @@ def test_a_visit_is_a_draw_of_these_blocks(label: str, policy: str, tiny_llama: 
                 assert loop.method.visit(blocks, loop.optimizer)
             loop.train_step(next(batches))
             loop.step += 1
-        assert [entry.blocks for entry in loop._activity] == [(0, 1), (2, 3), (0, 1)]
+        assert [entry.blocks for entry in loop.log.activity] == [(0, 1), (2, 3), (0, 1)]
         ended.append((loop.optimizer.state_bytes(), [p.detach() for p in loop.model.parameters()]))
     assert ended[0][0] == ended[1][0]
     assert all(torch.equal(a, b) for a, b in zip(ended[0][1], ended[1][1], strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import MicroBatch, TrainData, collate, encode, validation_batches
 from harness.engine.loss import summed_loss
-from harness.engine.training import Diverged, TrainingLoop, mean_loss
+from harness.engine.step_memory import StepMemory
+from harness.engine.stepping import Diverged
+from harness.engine.training import TrainingLoop, mean_loss
 from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest
 from harness.models import BaseModelSpec
@@ -48,9 +51,19 @@ class Scores(dict[BlockScoreRequest, tuple[float, ...]]):
 
 
 def build(
-    label: str, folder: Path, tokenizer: Any, *, seed: int = 1, settings: dict[str, Any] | None = None, **changes: Any
+    label: str,
+    folder: Path,
+    tokenizer: Any,
+    *,
+    seed: int = 1,
+    settings: dict[str, Any] | None = None,
+    watched: Callable[[Any, Any], StepMemory] | None = None,
+    **changes: Any,
 ) -> Any:
-    """Return loop, decoder and data of one label on a tiny model; ``settings`` change the method's own."""
+    """Return loop, decoder and data of one label on a tiny model.
+
+    ``settings`` change the method's own; ``watched`` makes what watches the steps, of model and optimizer.
+    """
     training: TrainSettings = TRAIN.model_copy(update={"num_steps": 4, "learning_rate": 1e-2, **changes})
     entry = load_labels()[label]
     method_class = METHODS.get(entry.method)
@@ -66,7 +79,9 @@ def build(
     enable_checkpointing(model, decoder, training)
     trained = method.prepare(model, context)
     optimizer = method.build_optimizer(trained, context)
-    return TrainingLoop(trained, method, optimizer, context), decoder, TrainData(ROWS, tokenizer, training, seed)
+    memory = None if watched is None else watched(trained, optimizer)
+    loop = TrainingLoop(trained, method, optimizer, context, memory=memory)
+    return loop, decoder, TrainData(ROWS, tokenizer, training, seed)
 
 
 def train(label: str, folder: Path, tokenizer: Any, **changes: Any) -> tuple[TrainResult, Any, TrainingLoop]:
@@ -84,7 +99,7 @@ def test_micro_batches_of_unequal_answers_equal_one_batch(label: str, tiny_llama
     (one, _, whole), (many, _, split) = (train(label, tiny_llama, tokenizer, **layout, **changes) for layout in layouts)
     assert one.curve.trained_tokens == many.curve.trained_tokens
     assert many.curve.loss == pytest.approx(one.curve.loss, rel=1e-5)
-    if any(group["projection"] is not None for group in whole.optimizer.param_groups):
+    if "projected" in whole.method.proof():
         return  # Adam divides noise by noise where a gradient is zero, and projecting back spreads that over a matrix.
     for (name, a), (_, b) in zip(whole.model.named_parameters(), split.model.named_parameters(), strict=True):
         # Where a gradient is zero within rounding, Adam divides noise by noise: a step of up to lr either way.
@@ -98,7 +113,7 @@ def test_gradients_of_micro_batches_add_up_to_those_of_one_batch(label: str, tin
         loop, _, data = build(label, tiny_llama, tokenizer, settings={"lora_dropout": 0.0}, **layout)
         micro_batches = next(data.step_batches())
         loop.method.on_step_begin(0, loop.optimizer)
-        loop._backward(micro_batches, sum(batch.num_trained_tokens for batch in micro_batches))
+        loop.stepping._backward(micro_batches, sum(batch.num_trained_tokens for batch in micro_batches))
         gradients.append({n: p.grad for n, p in loop.model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert gradients[0]
@@ -126,9 +141,9 @@ def test_what_was_trainable_changed_and_nothing_else(label: str, tiny_mistral: P
     loop.run(data.step_batches(), lambda done, loss: None)
     blocks_after, others_after = checksums(decoder)
     changed = {i for i, (a, b) in enumerate(zip(blocks_before, blocks_after, strict=True)) if a != b}
-    assert changed == set(loop.ever_trainable_blocks)
+    assert changed == set(loop.log.ever_trainable_blocks)
     assert {role for role in others_before if others_before[role] != others_after[role]} == set(
-        loop.ever_trainable_others
+        loop.log.ever_trainable_others
     )
     result = loop.result()
     assert [entry.step for entry in result.block_activity] == sorted({e.step for e in result.block_activity})

@@ -1,0 +1,241 @@
+"""One optimizer step: short, because it is what is being measured, and what planning runs on fake tensors.
+
+Loss is the cross-entropy summed over the trained tokens of all micro-batches of an optimizer step, divided by their
+number: k micro-batches equal one batch, whatever the lengths of the answers. The number is known before the first
+forward pass, so nothing is rescaled afterwards. Logits are cast to fp32 before the cross-entropy, as in transformers.
+
+With ``update_in_backward`` the optimizer steps each parameter in a post-accumulate hook of the last micro-batch and its
+gradient is freed at once; the hooks are registered on every parameter of the optimizer while it briefly requires grad,
+because a hook cannot be registered on a frozen one but survives freezing.
+
+With ``two_pass_clipping`` the step is made twice from the same random stream: the first pass only measures, its hooks
+note each complete gradient's norm and free it; the second scales each gradient and updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from harness.engine.activation_checkpointing import CheckpointOffload
+from harness.engine.data import MicroBatch
+from harness.engine.loss import loss_function
+from harness.engine.optimizer_clock import OptimizerClock
+from harness.errors import HarnessError
+from harness.method import Method, RunContext, StepOptimizer
+from harness.tensors import seeding
+from harness.tensors.optimizer_state import on_every_parameter
+
+SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+"""What of a scheduler's state moves; the rest is made anew from the settings."""
+
+
+class Diverged(Exception):
+    """The loss is not finite; the message says at which step."""
+
+
+class StepWatch(Protocol):
+    """Who is told what goes on inside a step, and when: on a real device as in planning."""
+
+    def moment(self, name: str) -> None:
+        """Hear what begins: resample, forward, backward, clip or optimizer."""
+
+    def using_up(self, parameter: torch.Tensor) -> AbstractContextManager[None]:
+        """Watch the inside of the ``with``: the complete gradient of a parameter is used within the backward pass."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one optimizer step says of itself."""
+
+    loss: float
+    """Mean over the trained tokens of all its micro-batches, nats."""
+    grad_norm: float | None
+    """Global norm before clipping; None where it was not taken."""
+    learning_rate: float
+
+
+class Stepping:
+    """Makes the optimizer steps of a run. Keeps no count of them: who calls it says which step it is."""
+
+    def __init__(
+        self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext, watch: StepWatch
+    ) -> None:
+        """Take what is trained, and who watches.
+
+        Raises:
+            HarnessError: the optimizer is not what the contract asks for.
+        """
+        from transformers import get_scheduler
+
+        refuse_other_optimizers(method, optimizer)
+        self.model = model
+        self.method = method
+        self.optimizer = optimizer
+        self.context = context
+        self.device = next(model.parameters()).device
+        self.clock = OptimizerClock(self.device)
+        """Of the updates."""
+        self._watch = watch
+        self._scheduler = get_scheduler(
+            context.train.lr_scheduler,
+            optimizer,
+            num_warmup_steps=context.train.warmup_steps,
+            num_training_steps=context.num_steps,
+        )
+        self._on_gradient: Callable[[torch.Tensor], None] | None = None
+        self._summed_loss = loss_function(model, context)
+        keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
+        self._offload = CheckpointOffload(context.decoder.blocks) if keeps else None
+        self._hooks = self._register_hooks() if method.config.update_in_backward else []
+
+    @property
+    def offloaded_bytes(self) -> int | None:
+        """Return the most that inputs of checkpointed blocks took on the host; None where they stay on the device."""
+        return None if self._offload is None else self._offload.peak_bytes
+
+    def begin_step(self, step: int) -> None:
+        """Let optimizer and method begin an optimizer step: blocks are drawn, states move, nothing is computed yet."""
+        self._watch.moment("resample")
+        self.optimizer.begin_step(step)
+        self.method.on_step_begin(step, self.optimizer)
+
+    def take_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> Taken:
+        """Make the optimizer step that was begun, with the blocks that are active.
+
+        Raises:
+            Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
+                and with ``two_pass_clipping``.
+        """
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
+        grad_norm = None
+        if self._hooks and self.method.config.two_pass_clipping:
+            loss, grad_norm = self._two_passes(step, micro_batches, num_trained)
+        else:
+            loss = self._pass(step, micro_batches, num_trained, self._update)
+        if not self._hooks:
+            max_norm = self.context.train.max_grad_norm
+            if max_norm is not None:
+                self._watch.moment("clip")
+                grad_norm = self._clip(max_norm)
+            self._watch.moment("optimizer")
+            with self.clock.running():
+                self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._scheduler.step()
+        return Taken(loss, grad_norm, rate)
+
+    def close(self) -> None:
+        """Take the hooks off the parameters."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the schedule, JSON only."""
+        return {key: value for key, value in self._scheduler.state_dict().items() if key in SCHEDULER_STATE}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what :meth:`state_dict` returned."""
+        functions = [None] * len(self._scheduler.base_lrs)  # the schedule's own are made anew
+        self._scheduler.load_state_dict({**state, "lr_lambdas": functions})
+
+    def _pass(
+        self,
+        step: int,
+        micro_batches: Sequence[MicroBatch],
+        num_trained: int,
+        on_gradient: Callable[[torch.Tensor], None],
+    ) -> float:
+        """Go forward and backward over the step's micro-batches from its random stream; return the finite loss."""
+        with seeding.seeded_globally(self.context.seed, f"forward/{step}"):
+            loss = self._backward(micro_batches, num_trained, on_gradient)
+        value = self.context.read_scalar(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} at step {step}")
+        return value
+
+    def _two_passes(self, step: int, micro_batches: Sequence[MicroBatch], num_trained: int) -> tuple[float, float]:
+        """Measure the global norm in a first pass, update with clipped gradients in a second; return loss and norm."""
+        max_norm = self.context.train.max_grad_norm
+        assert max_norm is not None
+        norms: dict[torch.Tensor, torch.Tensor] = {}
+
+        def measure(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+
+        value = self._pass(step, micro_batches, num_trained, measure)
+        self._watch.moment("clip")
+        in_order = [norms[p] for group in self.optimizer.param_groups for p in group["params"] if p in norms]
+        norm = torch.nn.utils.get_total_norm(in_order, foreach=False)  # each is its own norm
+        scale = _clip_scale(norm, max_norm)
+
+        def update(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            parameter.grad.mul_(scale.to(parameter.device))
+            self._update(parameter)
+
+        self._pass(step, micro_batches, num_trained, update)
+        return value, self.context.read_scalar(norm)
+
+    def _update(self, parameter: torch.Tensor) -> None:
+        with self.clock.running():
+            self.optimizer.step_parameters([parameter])
+
+    def _backward(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        num_trained: int,
+        on_gradient: Callable[[torch.Tensor], None] | None = None,
+    ) -> torch.Tensor:
+        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete."""
+        total = torch.zeros((), dtype=torch.float32, device=self.device)
+        for index, batch in enumerate(micro_batches):
+            self._on_gradient = on_gradient if index == len(micro_batches) - 1 else None
+            self._watch.moment("forward")
+            with self._offload.forward_pass() if self._offload else nullcontext():
+                loss = self._summed_loss(self.model, batch) / num_trained
+            self._watch.moment("backward")
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        self._on_gradient = None
+        return total
+
+    def _clip(self, max_norm: float) -> float:
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
+        scale = _clip_scale(norm, max_norm)
+        for gradient in gradients:
+            gradient.mul_(scale.to(gradient.device))
+        return self.context.read_scalar(norm)
+
+    def _register_hooks(self) -> list[Any]:
+        def use_up(parameter: torch.Tensor) -> None:
+            if self._on_gradient is not None:
+                with self._watch.using_up(parameter):
+                    self._on_gradient(parameter)
+                parameter.grad = None
+
+        return on_every_parameter(self.optimizer, use_up)
+
+
+def refuse_other_optimizers(method: Method, optimizer: object) -> None:
+    """Raise HarnessError where a method built something that cannot step single parameters or tell of its state."""
+    if not isinstance(optimizer, StepOptimizer):
+        raise HarnessError(
+            f"the optimizer of method {type(method).__name__} is a {type(optimizer).__name__}, which lacks what "
+            "harness.method.StepOptimizer declares: wrap an optimizer of torch.optim in "
+            "harness.engine.stepwise.Stepwise"
+        )
+
+
+def _clip_scale(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
+    """Return the factor that brings gradients of a global norm to at most ``max_norm``: (), as clip_grad_norm_."""
+    return (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -1,0 +1,74 @@
+"""What methods share whose gradients go through a low-rank projection: which matrices, and what is shown. No torch."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import JsonValue
+
+from harness.errors import Refused
+from harness.method import RunContext
+from harness.methods._settings import ProjectionSettings
+from harness.methods._trained import TrainedMethod
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+    from harness.methods._optimizers import Group
+
+
+class ProjectedMethod(TrainedMethod):
+    """A method that projects the gradients of the blocks' linear layers, should it be asked to."""
+
+    @abstractmethod
+    def projection(self) -> ProjectionSettings | None:
+        """Return the settings of the projection, or None where there is none."""
+
+    def cycle_steps(self) -> int | None:
+        """Return the steps between two refreshes of an always active matrix, or None without projection."""
+        settings = self.projection()
+        return None if settings is None else settings.update_gap
+
+    def groups(self, named: Sequence[tuple[str, Parameter]], context: RunContext) -> list[Group]:
+        """Return one group of full-rank parameters, one of projected matrices, as far as there are any.
+
+        Raises:
+            Refused: a projection is asked for and the blocks hold no linear layer.
+        """
+        from harness.methods._optimizers import Group
+        from harness.methods._projection import LowRankProjection
+
+        settings = self.projection()
+        if settings is None:
+            return super().groups(named, context)
+        projected = projected_weights(settings, context)
+        if not projected:
+            raise Refused("the model's blocks hold no linear layer, so there is nothing to project")
+        projection = LowRankProjection(
+            settings.low_rank(), streams=context.torch_generator, read_scalar=context.read_scalar
+        )
+        full_rank = [(name, p) for name, p in named if id(p) not in projected]
+        low_rank = [(name, p) for name, p in named if id(p) in projected]
+        return [group for group in (Group(full_rank), Group(low_rank, projection)) if group.params]
+
+    def proof(self) -> dict[str, JsonValue]:
+        """Return which matrices were projected, to which rank and how often anew, and the seconds that took."""
+        if self._optimizer is None or self.projection() is None:
+            return {}
+        return {"projected": self._optimizer.projections(), "refresh_seconds": self._optimizer.refresh_seconds}
+
+
+def projected_weights(settings: ProjectionSettings, context: RunContext) -> set[int]:
+    """Return the ids of the weights whose gradients are projected, should they be trained.
+
+    They are those of every linear layer inside the decoder's blocks, with ``project_vocabulary`` embedding and head
+    too; none where the blocks hold no linear layer.
+    """
+    from torch import nn
+
+    decoder = context.decoder
+    inside = [m.weight for block in decoder.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    outside = [decoder.embedding.weight, decoder.head.weight] if inside and settings.project_vocabulary else []
+    return {id(weight) for weight in (*inside, *outside)}
