@@ -277,7 +277,7 @@ class AdamW(torch.optim.Optimizer):
                 state[key] = value.to(device, copy=True)
 
     def projections(self) -> dict[str, dict[str, Any]]:
-        """Return side, effective rank and number of refreshes of every projected matrix by name. JSON only."""
+        """Return side, effective rank, numbers of refreshes and of updates of every projected matrix by name."""
         shown = {}
         for group in self.param_groups:
             if group["projection"] is not None:
@@ -285,6 +285,7 @@ class AdamW(torch.optim.Optimizer):
                     basis = basis_for(p.shape, group["projection"]["rank"], group["projection"]["projection_side"])
                     refreshes = self._refreshes.get(name, 0)
                     shown[name] = {"side": basis.side, "rank": basis.rank, "num_refreshes": refreshes}
+                    shown[name]["num_updates"] = self._updates.get(name, 0)
         return shown
 
     # Checkpoints

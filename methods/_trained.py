@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from pydantic import JsonValue
 
+from harness.declaration import Declaration, DeclaredProjection, DeclaredSampling
 from harness.errors import Refused
 from harness.method import BlockScoreRequest, Method, MethodConfig, RunContext, StepOptimizer
 from harness.methods._settings import (
@@ -97,6 +98,16 @@ class TrainedMethod(Method):
         )
         return cast(StepOptimizer, self._optimizer)
 
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return what will be trained, the state that takes, and when projectors are computed anew."""
+        from harness.methods._declared import declared_parts, trained_of
+
+        settings, decoder = self.projection(), context.decoder
+        projected = set() if settings is None else projected_weights(settings, context)
+        trained = trained_of(self.trained_parameters(model, context), decoder, projected)
+        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, settings)
+        return Declaration(blocks=blocks, others=others, projection=_declared_projection(settings))
+
     def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
         """Tell the optimizer the step."""
         cast("AdamW", optimizer).begin_step(step)
@@ -121,6 +132,17 @@ def projected_weights(settings: ProjectionSettings, context: RunContext) -> set[
     inside = [m.weight for block in decoder.blocks for m in block.modules() if isinstance(m, nn.Linear)]
     outside = [decoder.embedding.weight, decoder.head.weight] if inside and settings.project_vocabulary else []
     return {id(weight) for weight in (*inside, *outside)}
+
+
+def _declared_projection(settings: ProjectionSettings | None) -> DeclaredProjection | None:
+    if settings is None:
+        return None
+    assert settings.update_gap is not None and settings.update_gap_counter is not None
+    return DeclaredProjection(
+        update_gap=settings.update_gap,
+        update_gap_counter=settings.update_gap_counter,
+        refresh_on_activation=bool(getattr(settings, "refresh_on_activation", False)),
+    )
 
 
 class LayerSampledConfig(LayerSamplingSettings, AdamWSettings):
@@ -180,6 +202,17 @@ class LayerSampledMethod(TrainedMethod):
         parts = [part for part, trained in self._parts(context) if trained]
         wanted = {id(p) for module in (*context.decoder.blocks, *parts) for p in module.parameters()}
         return [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
+
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return the same with the draws: how often, how many blocks, and what becomes of the others' state."""
+        declared = super().declare(model, context)
+        assert declared is not None
+        sampling = DeclaredSampling(
+            interval_steps=self.config.interval_steps,
+            num_active=None if self.config.sampling == "bernoulli" else self.config.active_layers,
+            state_policy=self.config.state_policy,
+        )
+        return declared.model_copy(update={"sampling": sampling})
 
     def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
         """Draw blocks at the start of a period and apply the state policy."""

@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
+from harness.declaration import Declaration
 from harness.engine import seeding
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.data import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
-from harness.engine.decoder import Checksums, checksums, find_decoder
+from harness.engine.decoder import ModelChecksums, find_decoder, model_checksums
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.loading import build_model, load_model, load_tokenizer, save_weights
 from harness.engine.memory import PhaseMeter, is_out_of_memory
@@ -30,6 +31,7 @@ from harness.engine.task import RunTask
 from harness.engine.training import Diverged, TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.proof import judge
 from harness.record import MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 
@@ -74,6 +76,7 @@ def execute(task: RunTask, progress: Progress) -> Record:
     try:
         if task.of is None:
             _train_and_evaluate(run)
+            status, reason = _proven(run)
         else:
             _evaluate_kept(run)
     except Refused as error:
@@ -90,6 +93,15 @@ def execute(task: RunTask, progress: Progress) -> Record:
     return task.record(
         environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
     )
+
+
+def _proven(run: _Run) -> tuple[Status, str | None]:
+    """Return the status of a run that came to its end: what it measured stays, whatever its proof says."""
+    train, proof = run.outcome.train, run.outcome.proof
+    if train is None or proof is None:
+        return "ok", None
+    judgement = judge(train, proof)
+    return ("unproven", judgement.sentence()) if judgement.failed else ("ok", None)
 
 
 def _status_of(error: Exception, run: _Run) -> tuple[Status, str]:
@@ -157,7 +169,8 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
-    before = checksums(decoder)
+        declared = method.declare(model, context)
+    before = model_checksums(decoder)
     loss_before = _loss(run, "validate_before", model, held_out, context)
     if loss_before is not None:
         loop.note_validation(loss_before)
@@ -187,7 +200,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
             "general_tokens": _trained_tokens(general),
         }
     )
-    run.outcome.proof = _proof(loop, method, before, checksums(decoder))
+    run.outcome.proof = _proof(loop, method, declared, before, model_checksums(decoder))
     with meter.phase("finalize"):
         trained = method.finalize(model)
         disable_checkpointing(model, decoder, settings)
@@ -261,12 +274,17 @@ def _trained_tokens(batches: list[MicroBatch]) -> int | None:
     return sum(batch.num_trained_tokens for batch in batches) if batches else None
 
 
-def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksums) -> Proof:
+def _proof(
+    loop: TrainingLoop, method: Method, declared: Declaration | None, before: ModelChecksums, after: ModelChecksums
+) -> Proof:
     return Proof(
-        block_checksums_before=before[0],
-        block_checksums_after=after[0],
-        other_checksums_before=before[1],
-        other_checksums_after=after[1],
+        block_checksums_before=before.blocks,
+        block_checksums_after=after.blocks,
+        other_checksums_before=before.others,
+        other_checksums_after=after.others,
+        base_checksums_before=before.base_blocks,
+        base_checksums_after=after.base_blocks,
+        declared=declared,
         ever_trainable_blocks=loop.ever_trainable_blocks,
         ever_trainable_others=loop.ever_trainable_others,
         optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
