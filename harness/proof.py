@@ -44,16 +44,22 @@ class Judgement:
         """Return whether every check was judged and passed."""
         return all(check.verdict == "passed" for check in self.checks)
 
-    def sentence(self) -> str:
-        """Return the judgement in one sentence."""
+    def summary(self) -> str:
+        """Return in how many checks the proof holds, fails or was not judged."""
+        number = len(self.checks)
         if self.failed:
-            said = "; ".join(f"{check.name}: {check.sentence}" for check in self.failed)
-            return f"the proof fails in {len(self.failed)} of {len(self.checks)} checks: {said}"
-        judged = len(self.checks) - len(self.not_judged)
+            return f"the proof fails in {len(self.failed)} of {number} checks"
         if self.is_whole:
-            return f"the proof holds in all {judged} checks"
-        missing = ", ".join(check.name for check in self.not_judged)
-        return f"the proof holds in {judged} of {len(self.checks)} checks; not judged: {missing}"
+            return f"the proof holds in all {number} checks"
+        return f"the proof holds in {number - len(self.not_judged)} of {number} checks; the others could not be judged"
+
+    def sentence(self) -> str:
+        """Return the judgement in one sentence, with what fails or could not be judged."""
+        names: dict[str, list[str]] = {}
+        for check in self.failed or self.not_judged:
+            names.setdefault(check.sentence, []).append(check.name)
+        said = "; ".join(f"{', '.join(checks)}: {sentence}" for sentence, checks in names.items())
+        return self.summary() + (f": {said}" if said else "")
 
 
 def judge_record(record: Record) -> Judgement | None:

@@ -48,7 +48,7 @@ def _answer(faults: Iterable[str]) -> Answer:
 
 def _numbered(blocks: Iterable[int]) -> str:
     found = sorted(blocks)
-    return f"block{'s' * (len(found) > 1)} {', '.join(map(str, found))}"
+    return f"block{'s' * (len(found) > 1)} {' and '.join(map(str, found))}"
 
 
 def frozen_parts(facts: Facts) -> Answer:
@@ -59,7 +59,7 @@ def frozen_parts(facts: Facts) -> Answer:
     wrong = blocks - set(facts.proof.ever_trainable_blocks)
     names = [_numbered(wrong)] if wrong else []
     names += sorted(others - set(facts.proof.ever_trainable_others))
-    return _answer(f"{name} changed, but was never trained" for name in names)
+    return _answer([f"changed without being trained: {', '.join(names)}"] if names else [])
 
 
 def trained_parts(facts: Facts) -> Answer:
@@ -85,7 +85,7 @@ def trained_parts(facts: Facts) -> Answer:
         and role not in others
         and _must_move(declared_part, facts.largest_rate, SEEN_SHARE if role == "embedding" else 1.0)
     ]
-    return _answer(f"{name} was trained and did not change" for name in names)
+    return _answer([f"trained without any change: {', '.join(names)}"] if names else [])
 
 
 def _must_move(declared: DeclaredPart, rate: float, share: float = 1.0) -> bool:
@@ -106,7 +106,7 @@ def trainable_counts(facts: Facts) -> Answer:
     faults = []
     if train.num_steps != facts.num_steps:
         faults.append(f"{train.num_steps} steps are stated, the curve holds {facts.num_steps}")
-    if facts.visited != set(facts.proof.ever_trainable_blocks):
+    if facts.changed_blocks is not None and facts.visited != set(facts.proof.ever_trainable_blocks):
         stated = len(facts.proof.ever_trainable_blocks)
         faults.append(f"{len(facts.visited)} blocks were trainable at some step, {stated} are stated")
     mean = math.fsum(counts) / len(counts) if counts else 0.0
@@ -140,16 +140,9 @@ def draws(facts: Facts) -> Answer:
             return "failed", "the method reports no draws"
         return None if reported is None else ("not judged", "the draws are reported in a form of their own")
     faults = []
-    said, seen = _joined(spans_of(drawn, facts.num_steps)), _joined(facts.spans)
-    for one, other in zip(said, seen, strict=False):
-        if one != other:
-            faults.append(
-                f"from step {one.first} on {sorted(one.blocks)} were drawn, and trained {sorted(other.blocks)} "
-                f"from step {other.first} on"
-            )
-            break
-    if len(said) != len(seen) and not faults:
-        faults.append(f"the draws make {len(said)} periods, {len(seen)} were observed")
+    if (differs := _first_difference(spans_of(drawn, facts.num_steps), facts.spans)) is not None:
+        step, said, seen = differs
+        faults.append(f"at step {step} {sorted(said)} were drawn, and {sorted(seen)} trained")
     if sampling is not None:
         due = list(range(0, facts.num_steps, sampling.interval_steps))
         if [step for step, _ in drawn] != due:
@@ -173,15 +166,16 @@ def _draws(value: Any) -> list[tuple[int, list[int]]] | None:
     return found
 
 
-def _joined(spans: Iterable[Span]) -> list[Span]:
-    """Return spans with neighbours of the same blocks put together: the same blocks may be drawn again."""
-    found: list[Span] = []
-    for span in spans:
-        if found and found[-1].blocks == span.blocks:
-            found[-1] = Span(found[-1].first, span.end, span.blocks)
-        else:
-            found.append(span)
-    return found
+def _first_difference(said: Sequence[Span], seen: Sequence[Span]) -> tuple[int, frozenset[int], frozenset[int]] | None:
+    """Return the first step at which two lists of spans differ, with the blocks of both; they cover the same steps."""
+    i = j = 0
+    while i < len(said) and j < len(seen):
+        one, other = said[i], seen[j]
+        if one.blocks != other.blocks:
+            return max(one.first, other.first), one.blocks, other.blocks
+        i += one.end <= other.end
+        j += other.end <= one.end
+    return None
 
 
 def optimizer_state(facts: Facts) -> Answer:

@@ -1,4 +1,4 @@
-"""Runs of named configurations on a tiny model through the engine's own way from a task to a record, in this process."""
+"""Runs of named configurations on a tiny model, from task to record as the engine makes them, in this process."""
 
 from __future__ import annotations
 
