@@ -141,6 +141,14 @@ def test_a_fault_in_what_was_observed_is_told(changes: dict[str, Any], check: st
     assert any(sentence in found.sentence for found in failed), failed
 
 
+def test_a_state_that_is_wrong_at_one_step_alone_is_found() -> None:
+    for step in range(STEPS):
+        held = tuple(168 + (index == step) for index in range(STEPS))
+        observed = training(optimizer_state_bytes=held, peak_optimizer_state_bytes=169)
+        (failed,) = judge(observed, proof(optimizer_state_bytes=held[-1])).failed
+        assert failed.sentence == f"after step {step} it takes 169 bytes on the device, declared are 168"
+
+
 @pytest.mark.parametrize(("changes", "check", "sentence"), PROOF_FAULTS)
 def test_a_fault_in_the_proof_is_told_by_its_check_alone(changes: dict[str, Any], check: str, sentence: str) -> None:
     judgement = judge(training(), proof(**changes))
