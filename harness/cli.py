@@ -247,7 +247,7 @@ def _how_to_run(command: argparse.ArgumentParser) -> None:
         "--retry",
         action="append",
         default=[],
-        choices=("ok", "refused", "out_of_memory", "diverged"),
+        choices=("ok", "unproven", "refused", "out_of_memory", "diverged"),
         help="run again what ended so; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")

@@ -7,6 +7,7 @@ A method is one class in one file (``methods/<name>.py``, or a plug-in in the en
     block_scores_needed()             scores to compute from the checkpoint, as a phase of their own
     prepare(model, context)           freeze, wrap
     build_optimizer(model, context)   over every parameter that may ever be trained
+    declare(model, context)           what will be trained and kept, from settings and shapes alone
     on_step_begin(step, optimizer)    before every optimizer step: resample, apply the state policy
     finalize(model)                   what is evaluated
     export(model)                     merged weights in the base architecture, for saving
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
+from harness.declaration import Declaration
 from harness.registry import Registry
 from harness.settings import Later
 
@@ -195,6 +197,13 @@ class Method(ABC):
     def build_optimizer(self, model: nn.Module, context: RunContext) -> StepOptimizer:
         """Return the optimizer over every parameter that may ever be trained, frozen now or not."""
 
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return what this run will train, and what state that takes, or None: then no record can be held against it.
+
+        It follows from settings and shapes, not from what the optimizer holds: the proof compares the two.
+        """
+        return None
+
     def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
         """Prepare optimizer step ``step`` (0-based, counts optimizer steps and not micro-batches).
 
@@ -238,7 +247,11 @@ class Method(ABC):
         """Bring model and optimizer to the restored state before step ``step``, without a new draw."""
 
     def proof(self) -> dict[str, JsonValue]:
-        """Return what shows that the method was on, beside what the engine observes by itself. JSON only."""
+        """Return what shows that the method was on, beside what the engine observes by itself. JSON only.
+
+        ``harness.proof`` reads of it, where they are there: ``draws``, a list of ``{"step", "blocks"}``; ``projected``,
+        ``{name: {"num_refreshes", "num_updates"}}``; ``adapters``, ``{"found": names, "moved": names}``.
+        """
         return {}
 
 

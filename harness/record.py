@@ -22,22 +22,24 @@ from pydantic import (
     ValidationError,
 )
 
+from harness.declaration import Declaration
 from harness.errors import HarnessError
 from harness.redaction import redacted
 from harness.settings import ComputeCapability, Name
 from harness.spec import RunSpec, identity
 from harness.toml_files import first_fault
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 LOG_LINES = 40
 """How many of the last lines of a process that failed are kept."""
 LONGEST_TEXT = 1 << 18
 """Characters of a text in a record; a log that is longer is cut."""
 
-Status = Literal["ok", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
+Status = Literal["ok", "unproven", "refused", "out_of_memory", "diverged", "failed", "timed_out", "interrupted"]
+"""``unproven``: it ended, but its proof fails, so that its figures are not those of the method that was asked for."""
 Horizon = Literal["first", "run", "all-visited"]
 """Which steps of a run a prediction looks at."""
-OUTCOMES: frozenset[str] = frozenset({"ok", "refused", "out_of_memory", "diverged"})
+OUTCOMES: frozenset[str] = frozenset({"ok", "unproven", "refused", "out_of_memory", "diverged"})
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
 
@@ -376,7 +378,7 @@ class Judging(_Part):
 
 
 class Proof(_Part):
-    """What shows that the method was on."""
+    """What shows that the method was on; ``harness.proof`` judges it."""
 
     block_checksums_before: tuple[str, ...] = ()
     """SHA-256 over each decoder block's parameters after ``prepare``, adapters included."""
@@ -388,7 +390,12 @@ class Proof(_Part):
     ever_trainable_others: tuple[str, ...] = ()
     optimizer_state_bytes: int | None = None
     method: dict[str, JsonValue] = Field(default_factory=dict)
-    """What the method itself reports: draws, projected matrices, refreshes."""
+    """What the method itself reports: draws, projected matrices, updates, refreshes, adapters."""
+    declared: Declaration | None = None
+    """What the method said beforehand; None of a method that declares nothing, and of records older than the field."""
+    base_checksums_before: tuple[str, ...] = ()
+    """Of each block's own parameters, without those that a method added; empty where it added none to any."""
+    base_checksums_after: tuple[str, ...] = ()
 
 
 class RunProcess(_Part):
@@ -475,10 +482,16 @@ def _from_3_to_4(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "schema_version": 4}
 
 
+def _from_4_to_5(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift version 4: methods declared nothing, and nothing was judged."""
+    return {**data, "schema_version": 5}
+
+
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _from_1_to_2,
     2: _from_2_to_3,
     3: _from_3_to_4,
+    4: _from_4_to_5,
 }
 """Version -> the step that lifts a record of that version to the next."""
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from harness.declaration import Declaration, DeclaredSampling
 from harness.errors import Refused
 from harness.method import BlockScoreRequest, MethodConfig, RunContext, StepOptimizer
 from harness.methods._settings import AdamWSettings, LayerSamplingSettings
@@ -80,6 +81,17 @@ class LayerSampledMethod(TrainedMethod):
         parts = [part for part, trained in self._parts(context) if trained]
         wanted = {id(p) for module in (*context.decoder.blocks, *parts) for p in module.parameters()}
         return [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
+
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return the same with the draws: how often, how many blocks, and what becomes of the others' state."""
+        declared = super().declare(model, context)
+        assert declared is not None
+        sampling = DeclaredSampling(
+            interval_steps=self.config.interval_steps,
+            num_active=None if self.config.sampling == "bernoulli" else self.config.active_layers,
+            state_policy=self.config.state_policy,
+        )
+        return declared.model_copy(update={"sampling": sampling})
 
     def on_step_begin(self, step: int, optimizer: StepOptimizer) -> None:
         """Draw blocks at the start of a period and apply the state policy."""

@@ -238,9 +238,9 @@ class AdamW(HeldState):
         return expired
 
     def projections(self) -> dict[str, JsonValue]:
-        """Return what every projected matrix shows, by name."""
+        """Return what every projected matrix shows, by name, and how often it was updated."""
         return {
-            name: projection.shown(name, p.shape)
+            name: {**projection.shown(name, p.shape), "num_updates": self._updates.get(name, 0)}
             for group, projection in zip(self.param_groups, self._projections, strict=True)
             if projection is not None
             for name, p in zip(group["param_names"], group["params"], strict=True)

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
 
+from harness.declaration import Declaration, DeclaredProjection
 from harness.errors import Refused
 from harness.method import RunContext
 from harness.methods._settings import ProjectionSettings
 from harness.methods._trained import TrainedMethod
 
 if TYPE_CHECKING:
+    from torch import nn
     from torch.nn import Parameter
 
     from harness.methods._optimizers import Group
@@ -52,6 +54,27 @@ class ProjectedMethod(TrainedMethod):
         full_rank = [(name, p) for name, p in named if id(p) not in projected]
         low_rank = [(name, p) for name, p in named if id(p) in projected]
         return [group for group in (Group(full_rank), Group(low_rank, projection)) if group.params]
+
+    def refreshes_on_activation(self) -> bool:
+        """Return whether a block that becomes active again gets new projectors, whatever the age of its old ones."""
+        return False
+
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return what will be trained, the state that takes, and when projectors are computed anew."""
+        from harness.methods._declared import declared_parts, trained_of
+
+        settings, decoder = self.projection(), context.decoder
+        if settings is None:
+            return super().declare(model, context)
+        assert settings.update_gap is not None and settings.update_gap_counter is not None
+        trained = trained_of(self.trained_parameters(model, context), decoder, projected_weights(settings, context))
+        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, settings)
+        projection = DeclaredProjection(
+            update_gap=settings.update_gap,
+            update_gap_counter=settings.update_gap_counter,
+            refresh_on_activation=self.refreshes_on_activation(),
+        )
+        return Declaration(blocks=blocks, others=others, projection=projection)
 
     def proof(self) -> dict[str, JsonValue]:
         """Return which matrices were projected, to which rank and how often anew, and the seconds that took."""

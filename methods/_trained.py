@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from harness.declaration import Declaration
 from harness.method import Method, MethodConfig, RunContext, StepOptimizer
 from harness.methods._settings import AdamWSettings, refuse_bad_training
 from harness.settings import TrainSettings
@@ -41,6 +42,15 @@ class TrainedMethod(Method):
         from harness.methods._optimizers import Group
 
         return [Group(named)]
+
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return what will be trained and the state that takes."""
+        from harness.methods._declared import declared_parts, trained_of
+
+        decoder = context.decoder
+        trained = trained_of(self.trained_parameters(model, context), decoder, ())
+        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None)
+        return Declaration(blocks=blocks, others=others)
 
     def optimizer_class(self) -> type[AdamW]:
         """Return the optimizer's class."""

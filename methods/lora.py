@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, JsonValue, PositiveInt, model_validator
 
+from harness.declaration import Declaration
 from harness.errors import Refused
 from harness.method import METHODS, RunContext, StepOptimizer
 from harness.methods._settings import AdamWSettings, Dtype
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from harness.methods._declared import Trained
     from harness.methods._optimizers import AdamW
 
 
@@ -58,6 +60,7 @@ class Lora(TrainedMethod):
     Config = LoraConfig
     config: LoraConfig
     summary = "low-rank adapters beside frozen weights (peft)"
+    _wrapped: nn.Module | None = None
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
@@ -90,11 +93,65 @@ class Lora(TrainedMethod):
             if p.requires_grad:
                 p.data = p.data.to(dtype)
                 p.requires_grad_(not (config.lora_fa and ".lora_A." in name))
+        self._wrapped = wrapped
         return wrapped
 
     def trained_parameters(self, model: nn.Module, context: RunContext) -> list[tuple[str, torch.nn.Parameter]]:
         """Return the adapters' trained parameters."""
         return [(_base_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
+
+    def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
+        """Return what the settings and the base model's shapes say of the adapters, peft not asked."""
+        from harness.methods._declared import declared_parts
+
+        adapters, trained = self._wanted(model, context)
+        blocks, others = declared_parts(trained, len(context.decoder.blocks), self.config, None)
+        return Declaration(blocks=blocks, others=others, adapters=tuple(adapters))
+
+    def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained]]:
+        """Return the modules that must get an adapter, a target that no module has among them, and what is trained.
+
+        Beside a weight (out, in) stand A (rank, in) and B (out, rank), with DoRA a magnitude for each output.
+        """
+        from harness.methods._declared import Trained, part_by_id
+
+        config, parts = self.config, part_by_id(context.decoder)
+        matrices: dict[str, torch.Tensor] = {}
+        for path, module in model.named_modules():
+            weight: Any = getattr(module, "weight", None)
+            if id(weight) in parts and weight.dim() == 2:
+                matrices[_base_name(path.removesuffix(".base_layer"))] = weight
+        dtype = "float32" if config.adapter_dtype == "fp32" else "bfloat16"
+        wanted: dict[str, None] = {}
+        trained: list[Trained] = []
+        for target in config.target_modules:
+            found = [name for name in matrices if f".{name}".endswith(f".{target}")]
+            wanted |= dict.fromkeys(found or [target])
+        for name in wanted:
+            if name not in matrices:
+                continue
+            part = parts[id(matrices[name])]
+            rows, columns = matrices[name].shape
+            # LoRA-FA holds one fp32 correction (rank, rank) for each B.
+            B = Trained(name, part, (rows, config.rank), dtype, extra_bytes=4 * config.rank**2 * config.lora_fa)
+            A = Trained(name, part, (config.rank, columns), dtype)
+            magnitude = Trained(name, part, (rows,), dtype)
+            trained += [B, *([] if config.lora_fa else [A]), *([magnitude] if config.use_dora else [])]
+        return list(wanted), trained
+
+    def proof(self) -> dict[str, JsonValue]:
+        """Return the modules with an adapter, and those where it moved: B begins at zero, beside an embedding A."""
+        if self._wrapped is None:
+            return {}
+        found: list[JsonValue] = []
+        moved: list[JsonValue] = []
+        for path, module in self._wrapped.named_modules():
+            matrices: Any = getattr(module, "lora_B", None) or getattr(module, "lora_embedding_A", None)
+            if matrices:
+                name = _base_name(path)
+                found.append(name)
+                moved += [name] if any(bool(p.any()) for p in matrices.parameters()) else []
+        return {"adapters": {"found": found, "moved": moved}}
 
     def optimizer_class(self) -> type[AdamW]:
         """Return AdamW, for LoRA-FA the one that corrects gradients."""

@@ -261,6 +261,8 @@ def _close(store: Store, tally: Tally, num_tasks: int) -> None:
     counts = Counter(record.status for record in tally.records)
     what = ", ".join(f"{count} {status}" for status, count in sorted(counts.items())) or "nothing run"
     print(f"{what}; records in {store.folder}")
+    if unproven := counts["unproven"]:
+        print(f"the proof of {unproven} run{'s' * (unproven > 1)} fails: see harness show, or --retry unproven")
     if tally.interrupted:
         print(f"interrupted after {len(tally.records)} of {num_tasks} runs; the same command does the rest")
     if tally.left_by_budget is not None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+from typing import Any
 
 from rich.text import Text
 
 from harness.commands._find import find_records
 from harness.commands._output import console, plot_file, print_table
-from harness.printable import printable, printable_json
+from harness.printable import as_json, printable
+from harness.proof import judge_record
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Record
 from harness.report.quantities import prediction_difference
 from harness.report.units import GIB, gib, signed_percent
@@ -24,7 +27,7 @@ def main(args: argparse.Namespace) -> int:
 
         write_timeline(record, plot)
     if args.json:
-        print(printable_json(record.model_dump_json(indent=2)))
+        print(as_json({**json.loads(record.model_dump_json()), "judgement": _judgement(record)}))
         return 0
     print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])
     if record.phases:
@@ -69,12 +72,34 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         facts.append(("training", ", ".join(f"{key}={value}" for key, value in train.items())))
     if record.train is not None:
         facts += _train_facts(record)
+    facts += _proof_facts(record)
     facts += _memory_facts(record)
     facts += _mt_bench_facts(record)
     for name, value in (("items", record.items), ("weights", record.weights)):
         if value is not None:
             facts.append((name, value))
     return facts
+
+
+def _judgement(record: Record) -> dict[str, Any] | None:
+    """Return what the proof shows as it is judged now; None where nothing was trained to an end."""
+    judgement = judge_record(record)
+    if judgement is None:
+        return None
+    checks = [{"name": one.name, "verdict": one.verdict, "sentence": one.sentence} for one in judgement.checks]
+    return {"sentence": judgement.sentence(), "checks": checks}
+
+
+def _proof_facts(record: Record) -> list[tuple[str, str]]:
+    """Return the judgement, and each check that fails or could not be judged."""
+    judgement = judge_record(record)
+    if judgement is None:
+        return []
+    others = [check for check in judgement.checks if check.verdict != "passed"]
+    return [
+        ("proof", judgement.summary()),
+        *((f"proof, {check.name}", f"{check.verdict}: {check.sentence}") for check in others),
+    ]
 
 
 def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:

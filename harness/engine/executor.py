@@ -77,15 +77,15 @@ class Tally:
 
     @property
     def exit_code(self) -> int:
-        """Return 0 when every run has an outcome, 1 when one failed or timed out, 3 when the budget ended first.
+        """Return 0 when every run has an outcome that counts, 1 when one failed, timed out or is unproven.
 
-        130 after an interrupt.
+        3 when the budget ended first, 130 after an interrupt.
         """
         if self.interrupted:
             return 130
         if self.left_by_budget is not None:
             return 3
-        return 0 if all(record.status in OUTCOMES for record in self.records) else 1
+        return 0 if all(record.status in OUTCOMES - {"unproven"} for record in self.records) else 1
 
 
 class Executor(Protocol):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
+from harness.declaration import Declaration
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
@@ -29,10 +30,11 @@ from harness.engine.training import TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
+from harness.proof import judge
 from harness.record import LOG_LINES, MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
 from harness.tensors import seeding
-from harness.tensors.decoder import Checksums, checksums, find_decoder
+from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
 from harness.tensors.out_of_memory import is_out_of_memory
 
@@ -72,6 +74,7 @@ def execute(task: RunTask, progress: Progress) -> Record:
     try:
         if task.of is None:
             _train_and_evaluate(run)
+            status, reason = _proven(run)
         else:
             _evaluate_kept(run)
     except Refused as error:
@@ -88,6 +91,15 @@ def execute(task: RunTask, progress: Progress) -> Record:
     return task.record(
         environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
     )
+
+
+def _proven(run: _Run) -> tuple[Status, str | None]:
+    """Return the status of a run that came to its end: what it measured stays, whatever its proof says."""
+    train, proof = run.outcome.train, run.outcome.proof
+    if train is None or proof is None:
+        return "ok", None
+    judgement = judge(train, proof)
+    return ("unproven", judgement.sentence()) if judgement.failed else ("ok", None)
 
 
 def _status_of(error: Exception, run: _Run) -> tuple[Status, str]:
@@ -155,7 +167,8 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
-    before = checksums(decoder)
+        declared = method.declare(model, context)
+    before = model_checksums(decoder)
     loss_before = _loss(run, "validate_before", model, held_out, context)
     if loss_before is not None:
         loop.note_validation(loss_before)
@@ -185,7 +198,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
             "general_tokens": _trained_tokens(general),
         }
     )
-    run.outcome.proof = _proof(loop, method, before, checksums(decoder))
+    run.outcome.proof = _proof(loop, method, declared, before, model_checksums(decoder))
     with meter.phase("finalize"):
         trained = method.finalize(model)
         disable_checkpointing(model, decoder, settings)
@@ -259,12 +272,17 @@ def _trained_tokens(batches: list[MicroBatch]) -> int | None:
     return sum(batch.num_trained_tokens for batch in batches) if batches else None
 
 
-def _proof(loop: TrainingLoop, method: Method, before: Checksums, after: Checksums) -> Proof:
+def _proof(
+    loop: TrainingLoop, method: Method, declared: Declaration | None, before: ModelChecksums, after: ModelChecksums
+) -> Proof:
     return Proof(
-        block_checksums_before=before[0],
-        block_checksums_after=after[0],
-        other_checksums_before=before[1],
-        other_checksums_after=after[1],
+        block_checksums_before=before.blocks,
+        block_checksums_after=after.blocks,
+        other_checksums_before=before.others,
+        other_checksums_after=after.others,
+        base_checksums_before=before.base_blocks,
+        base_checksums_after=after.base_blocks,
+        declared=declared,
         ever_trainable_blocks=loop.log.ever_trainable_blocks,
         ever_trainable_others=loop.log.ever_trainable_others,
         optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],

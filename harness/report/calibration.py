@@ -161,7 +161,7 @@ def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
     what = f"{record.spec.model_name} {record.spec.label}"
     if record.status != "ok":
         why = ": ".join(text for text in (status_words(record.status), record.reason) if text)
-        yield Line("ladder", what, reached="no" if record.status == "failed" else "", notes=why)
+        yield Line("ladder", what, reached="no" if record.status in ("failed", "unproven") else "", notes=why)
         return
     prediction, train, device_type = record.prediction, record.train, record.environment.device_type
     assert train is not None

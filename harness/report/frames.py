@@ -145,7 +145,8 @@ def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
     for run, in_table in _runs(summary):
         if run.record is None:
             continue
-        identity = _identity(summary, run, in_table)
+        # Scores of a run that is no result, as an unproven one's, are in no table.
+        identity = _identity(summary, run, in_table and run.status == "ok")
         head = tuple(identity[name] for name in IDENTITY)
         evaluation = run.record.spec.evaluation
         rows += [

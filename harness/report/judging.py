@@ -53,7 +53,7 @@ def not_judged_sentence(summary: Summary) -> str | None:
     """Return what to do about answers that nobody has judged; None where some judge has, or there are none."""
     if summary.view.evaluation.mt_bench is None or judges_of(summary):
         return None
-    answered = sum(run.record is not None and run.record.mt_bench is not None for r in summary.rows for run in r.runs)
+    answered = sum(record.mt_bench is not None for row in summary.rows for record in row.records)
     if not answered:
         return None
     runs = "1 run is" if answered == 1 else f"{answered} runs are"

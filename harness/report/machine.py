@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.report.frames import RUN_COLUMNS, SCORE_COLUMNS, run_rows, score_rows
+from harness.report.proofs import proofs_json
 from harness.report.quantities import (
     best_prediction,
     host_peak_bytes,
@@ -49,6 +50,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         "interval_level": LEVEL,
         "notes": list(notes),
         "labels": [_label(summary, row) for row in summary.rows],
+        "proofs": proofs_json(summary),
         "failed_evaluations": [
             {"uuid": record.uuid, "of": record.of, "status": record.status, "reason": record.reason}
             for record in summary.failed_evaluations

@@ -21,7 +21,8 @@ from harness.report.document import (
     file_stem,
 )
 from harness.report.plots import DRAWN
-from harness.report.quantities import BUSY, TUNED, is_busy
+from harness.report.proofs import failing_rows, proof_blocks
+from harness.report.quantities import BUSY, TUNED, UNPROVEN, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -114,6 +115,7 @@ def report_document(
     missing = missing_table(summary)
     blocks.append(Heading(2, MISSING_TITLE))
     blocks.append(Paragraph("Every run has one.") if missing is None else TableBlock(missing))
+    blocks += proof_blocks(summary)
     definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
     if groups.groups_of(summary):
         definitions = (*groups.DEFINITIONS, *definitions)
@@ -171,6 +173,8 @@ def result_notes(summary: Summary) -> list[str]:
     busy = dict.fromkeys(row.label for row in summary.rows if is_busy(row))
     if busy:
         notes.append(f"{BUSY} The device was not idle when runs of these labels began: {', '.join(busy)}.")
+    if failing := dict.fromkeys(row.label for row in failing_rows(summary)):
+        notes.append(f"{UNPROVEN} The proof of a run of these labels fails: {', '.join(failing)}.")
     return notes
 
 

@@ -11,6 +11,7 @@ from statistics import fmean
 
 from harness.devices import DeviceSpec, known_device, load_devices
 from harness.record import Prediction, Record, TrackedPeak, TrainResult
+from harness.report.proofs import has_failing_proof
 from harness.report.statistics import Estimate
 from harness.report.summary import Row
 from harness.report.units import NOTHING, percent
@@ -21,6 +22,8 @@ BUSY = "†"
 """Marks a label of which a run began on a device that was not idle."""
 TUNED = "‡"
 """Marks a label whose learning rate harness tune chose."""
+UNPROVEN = "§"
+"""Marks a label of which the proof of a run fails."""
 STATUS_WORDS = {
     "absent": "not run",
     "out_of_memory": "out of memory",
@@ -38,10 +41,15 @@ def row_status(row: Row) -> str:
     return ", ".join(dict.fromkeys(status_words(run.status) for run in row.runs if run.status != "ok"))
 
 
+def marks(row: Row) -> str:
+    """Return the marks behind a label: of a tuned learning rate, of a proof that fails."""
+    return f" {TUNED}" * (row.choice is not None) + f" {UNPROVEN}" * has_failing_proof(row)
+
+
 def label_text(row: Row) -> str:
     """Return the label, with the seeds counted where some have no result or there are several."""
     done, asked = len(row.finished), len(row.runs)
-    label = f"{row.label} {TUNED}" if row.choice is not None else row.label
+    label = row.label + marks(row)
     if done in (0, asked):
         return label
     return f"{label} ({done} of {asked} seeds; {row_status(row)})"

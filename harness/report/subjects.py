@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
+from harness.proof import judge_record
 from harness.record import Record, Score
 from harness.report.measures import MEASURES, TIME
 from harness.report.summary import newest_records
@@ -111,10 +112,11 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     conditions, settings = _asked(newest)
     where, environment = _environment(records[-1])
     subject = Subject(key, conditions | where, settings, environment, frozenset(record.uuid for record in records))
+    outcomes = {record.uuid: _outcome(record) for record in records}
     for record in newest_records(records):
-        subject.statuses[record.spec.seed] = record.status, record.reason
+        subject.statuses[record.spec.seed] = outcomes[record.uuid]
     for record in records:
-        if record.status != "ok":
+        if outcomes[record.uuid][0] != "ok":
             continue
         seed = record.spec.seed
         for name, measure in MEASURES.items():
@@ -130,6 +132,14 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
                     title = f"{score.task} {score.metric}{judge}"
                     subject.scores[title].append(ScoreSample(seed, score, later.items))
     return subject
+
+
+def _outcome(record: Record) -> tuple[str, str | None]:
+    """Return how a run ended and why; what was recorded as ok is unproven where its proof fails as it is judged now."""
+    judgement = judge_record(record)
+    if record.status == "ok" and judgement is not None and judgement.failed:
+        return "unproven", judgement.sentence()
+    return record.status, record.reason
 
 
 def _asked(record: Record) -> tuple[dict[str, str], dict[str, str]]:

@@ -15,7 +15,6 @@ from harness.report.layout import one_line
 from harness.report.page import result_notes
 from harness.report.quantities import (
     BUSY,
-    TUNED,
     best_prediction,
     general_losses,
     has_general_loss,
@@ -24,6 +23,7 @@ from harness.report.quantities import (
     host_peak_bytes,
     is_busy,
     largest_tracked_peak,
+    marks,
     mean_of,
     row_status,
     status_words,
@@ -144,7 +144,7 @@ def _points(rows: Sequence[Row], title: str, judge: str) -> RichTable:
 
 
 def _label(row: Row) -> str:
-    return one_line(row.label, LABEL_WIDTH) + (f" {TUNED}" if row.choice is not None else "")
+    return one_line(row.label, LABEL_WIDTH) + marks(row)
 
 
 def short_status(row: Row) -> str:

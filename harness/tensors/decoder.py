@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -19,6 +21,17 @@ HASHING_THREADS = 8
 
 Checksums = tuple[tuple[str, ...], dict[str, str]]
 """Of every block; of embedding, final_norm and head by role."""
+
+
+@dataclass(frozen=True)
+class ModelChecksums:
+    """SHA-256 over the parameters of every part."""
+
+    blocks: tuple[str, ...]
+    others: dict[str, str]
+    """Of embedding, final_norm and head by role."""
+    base_blocks: tuple[str, ...]
+    """Of the blocks' own parameters alone; empty where nothing was added to any."""
 
 
 def find_decoder(model: nn.Module, spec: BaseModelSpec) -> Decoder:
@@ -59,25 +72,48 @@ def active_others(decoder: Decoder) -> tuple[str, ...]:
 
 def checksum(module: nn.Module) -> str:
     """Return the SHA-256 over a module's parameters: name, dtype, shape and bytes of each, sorted by name."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
-        tensor = parameter.detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return _checksum(module, None)[0]
 
 
 def checksums(decoder: Decoder) -> Checksums:
-    """Return the checksum of every block, and those of embedding, final_norm and head by role.
+    """Return the checksum of every block, and those of embedding, final_norm and head by role."""
+    found = model_checksums(decoder)
+    return found.blocks, found.others
+
+
+def model_checksums(decoder: Decoder) -> ModelChecksums:
+    """Return the checksums of every part of a model in one reading of its parameters.
 
     Threads share the work, as hashing and copying from a device let go of the interpreter: of 13.5 GB on a GPU one
     thread would make half a minute.
     """
     modules = [*decoder.blocks, *(getattr(decoder, role) for role in OTHERS)]
     with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(checksum, modules))
+        found = list(pool.map(lambda module: _checksum(module, decoder.names), modules))
     number = len(decoder.blocks)
-    return tuple(found[:number]), dict(zip(OTHERS, found[number:], strict=True))
+    wholes, bases = [whole for whole, _ in found], tuple(base for _, base in found[:number])
+    blocks = tuple(wholes[:number])
+    return ModelChecksums(blocks, dict(zip(OTHERS, wholes[number:], strict=True)), () if bases == blocks else bases)
+
+
+def _checksum(module: nn.Module, own: Mapping[int, str] | None) -> tuple[str, str]:
+    """Return the checksums of all parameters and of its own: ids in ``own``, None for all; those come first."""
+    named = sorted(module.named_parameters())
+    digest = hashlib.sha256()
+    for name, parameter in named:
+        if own is None or id(parameter) in own:
+            _update(digest, name, parameter)
+    base = digest.hexdigest()
+    for name, parameter in named:
+        if own is not None and id(parameter) not in own:
+            _update(digest, name, parameter)
+    return digest.hexdigest(), base
+
+
+def _update(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> None:
+    tensor = parameter.detach().cpu().contiguous()
+    digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _module_at(model: nn.Module, path: str, role: str, name: str) -> nn.Module:

@@ -17,7 +17,7 @@ import zstandard
 
 from harness.record import Record
 from harness.store import Store
-from tests.cli.conftest import SUITE, command
+from tests.cli.conftest import RANDOM, SUITE, command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prepared")]
 
@@ -184,7 +184,11 @@ def test_show_prints_a_record_and_its_json(folder: Path, records: dict[str, Reco
     for expected in (run_id, "galore", "held-out loss", "piqa"):
         assert expected in shown.stdout
     whole = command("show", run_id, "--json", cwd=folder)
-    assert Record.model_validate_json(whole.stdout) == records["galore"]
+    shown_record = json.loads(whole.stdout)
+    judgement = shown_record.pop("judgement")
+    assert Record.model_validate_json(json.dumps(shown_record)) == records["galore"]
+    assert judgement["sentence"] == f"the proof holds in all {len(judgement['checks'])} checks"
+    assert {check["verdict"] for check in judgement["checks"]} == {"passed"}
 
 
 def test_the_report_has_every_label_and_no_invented_memory(folder: Path, records: dict[str, Record]) -> None:
@@ -250,6 +254,46 @@ def test_a_method_in_one_file_of_its_own_runs_through_a_suite(folder: Path, tmp_
     assert "there is no method 'nudge'" in without.stderr
     # What was recorded stays readable where the plug-in is absent.
     assert command("show", record.run_id, cwd=tmp_path).returncode == 0
+
+
+LABELS = '"full", "lisa", "galore"'
+FAULTY = PLUG_IN.replace(
+    "class Nudge(Method):",
+    """class Nudge(Method):
+    def on_step_begin(self, step, optimizer):
+        self.block.weight.data.add_(1e-3)
+""",
+).replace(
+    "        return model\n", "        self.block = context.decoder.blocks[1].input_layernorm\n        return model\n"
+)
+
+
+def test_a_method_that_moves_what_it_froze_is_unproven_and_fails_the_call(tmp_path: Path, tiny_llama: Path) -> None:
+    site = tmp_path / "site"
+    (site / "nudge-1.0.dist-info").mkdir(parents=True)
+    (site / "nudge.py").write_text(FAULTY)
+    (site / "nudge-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: nudge\nVersion: 1.0\n")
+    (site / "nudge-1.0.dist-info" / "entry_points.txt").write_text("[finetune_harness.methods]\nnudge = nudge:Nudge\n")
+    suite = RANDOM[: RANDOM.index("[settings.lisa]")].replace("bf16", "fp32").replace(LABELS, '"nudge-hard"')
+    suite += '[methods.nudge-hard]\nmethod = "nudge"\n[methods.nudge-hard.settings]\nstrength = 2.0\n'
+    (tmp_path / "plug.toml").write_text(suite)
+    environment = {"PYTHONPATH": str(site)}
+    asked = ("run", "--suite", "plug.toml", "--model", f"smollm2-135m={tiny_llama}", "--offline")
+    done = command(*asked, cwd=tmp_path, environment=environment)
+    assert done.returncode == 1, done.stderr
+    sentence = "frozen parts: changed without being trained: block 1"
+    assert "unproven in" in done.stderr and sentence in done.stderr
+    assert "1 unproven; records in" in done.stdout and "the proof of 1 run fails" in done.stdout
+    store = Store(tmp_path / "results" / "records")
+    (record,) = store.read().records
+    assert record.status == "unproven" and sentence in (record.reason or "")
+    assert record.train is not None and record.proof is not None
+    again = command(*asked, cwd=tmp_path, environment=environment)
+    assert "1 of 1 runs skipped" in again.stdout
+    state = json.loads(command("status", *asked[1:5], "--json", cwd=tmp_path, environment=environment).stdout)
+    assert [(row["state"], row["to_do"]) for row in state] == [("unproven", "no")]
+    assert command(*asked, "--retry", "unproven", cwd=tmp_path, environment=environment).returncode == 1
+    assert len(store.read().records) == 2
 
 
 LONG = SUITE.replace("num_steps = 8", "num_steps = 100000").replace(

@@ -1,0 +1,69 @@
+"""What a method says of a run beforehand: what it will train, what state that takes, how often it draws and refreshes.
+
+It follows from settings and shapes alone, never from what an optimizer holds, so that a record can be held against it:
+``harness.proof`` does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DeclaredPart(_Declared):
+    """One decoder block, or embedding, final norm, head or the rest, while it is trained."""
+
+    num_params: Count = 0
+    """Parameters that require grad while the part is trained; 0: it never is."""
+    num_vector_params: Count = 0
+    """Of these, those of no matrix: a norm's weights are near 1, where small updates round away."""
+    dtypes: tuple[str, ...] = ()
+    """Of these, sorted: ``bfloat16``, ``float32``."""
+    state_bytes: Count = 0
+    """Optimizer state once each of these was updated: moments, projectors, fp32 masters, corrections."""
+    projected: tuple[str, ...] = ()
+    """Base-model names of the matrices whose gradients are projected."""
+
+
+class DeclaredSampling(_Declared):
+    """A method that trains some blocks at a time."""
+
+    interval_steps: PositiveInt
+    """Blocks are drawn at every multiple of it, at step 0 first."""
+    num_active: Count | None
+    """Blocks of a draw; None where chance decides how many."""
+    state_policy: Literal["drop", "keep", "offload"]
+    """What becomes of the state of a block that a draw leaves out."""
+
+
+class DeclaredProjection(_Declared):
+    """When the projector of a matrix is computed anew, beside its first update after its state was dropped."""
+
+    update_gap: PositiveInt
+    update_gap_counter: Literal["global", "parameter"]
+    """``parameter``: after so many updates of the matrix; ``global``: at its first update in a window of so many steps
+    of the run."""
+    refresh_on_activation: bool
+    """At the first update after a draw that takes the block in, too."""
+
+
+class Declaration(_Declared):
+    """What a method declares of one run."""
+
+    blocks: tuple[DeclaredPart, ...]
+    """Of every decoder block, in order."""
+    others: dict[str, DeclaredPart]
+    """Of what else is trained, at every step: ``embedding``, ``final_norm``, ``head``, ``rest``. A tied head is in the
+    embedding."""
+    sampling: DeclaredSampling | None = None
+    """None: all that is trained is trained at every step."""
+    projection: DeclaredProjection | None = None
+    adapters: tuple[str, ...] | None = None
+    """Base-model names of the modules that get an adapter, whose own weights stay as they are; None: none do."""

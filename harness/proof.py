@@ -1,0 +1,84 @@
+"""Judges the proof in a record: whether what was trained, kept, drawn and refreshed is what the method declared.
+
+A check that lacks its facts is *not judged*, never passed; one that asks what does not concern a run is not there. The
+checks themselves are in ``harness.proof_checks``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.proof_checks import CHECKS, Verdict
+from harness.proof_facts import Facts
+from harness.record import Proof, Record, TrainResult
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question that a proof answers, or cannot."""
+
+    name: str
+    verdict: Verdict
+    sentence: str = ""
+    """What is wrong, or which fact is missing; empty where it passed."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a proof shows."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """Return the checks that fail."""
+        return tuple(check for check in self.checks if check.verdict == "failed")
+
+    @property
+    def not_judged(self) -> tuple[Check, ...]:
+        """Return the checks whose facts are missing."""
+        return tuple(check for check in self.checks if check.verdict == "not judged")
+
+    @property
+    def is_whole(self) -> bool:
+        """Return whether every check was judged and passed."""
+        return all(check.verdict == "passed" for check in self.checks)
+
+    def summary(self) -> str:
+        """Return in how many checks the proof holds, fails or was not judged."""
+        number = len(self.checks)
+        if self.failed:
+            return f"the proof fails in {len(self.failed)} of {number} checks"
+        if self.is_whole:
+            return f"the proof holds in all {number} checks"
+        return f"the proof holds in {number - len(self.not_judged)} of {number} checks; the others could not be judged"
+
+    def sentence(self) -> str:
+        """Return the judgement in one sentence, with what fails or could not be judged."""
+        names: dict[str, list[str]] = {}
+        for check in self.failed or self.not_judged:
+            names.setdefault(check.sentence, []).append(check.name)
+        said = "; ".join(f"{', '.join(checks)}: {sentence}" for sentence, checks in names.items())
+        return self.summary() + (f": {said}" if said else "")
+
+
+def judge_record(record: Record) -> Judgement | None:
+    """Return the judgement of a run that came to its end, or None where nothing was trained or there is no end."""
+    if record.status not in ("ok", "unproven") or record.train is None:
+        return None
+    return judge(record.train, record.proof or Proof())
+
+
+def fails(record: Record) -> bool:
+    """Return whether a record is unproven, by its status or as it is judged now."""
+    if record.status == "unproven":
+        return True
+    judgement = judge_record(record)
+    return judgement is not None and bool(judgement.failed)
+
+
+def judge(train: TrainResult, proof: Proof) -> Judgement:
+    """Return what a proof shows of a training."""
+    facts = Facts(train, proof)
+    found = [(name, check(facts)) for name, check in CHECKS.items()]
+    return Judgement(tuple(Check(name, *answer) for name, answer in found if answer is not None))

@@ -1,0 +1,117 @@
+"""Every named configuration, run on a tiny model, has a proof that holds, in every check that concerns it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness.engine import runner
+from harness.proof import Judgement, judge_record
+from harness.record import Record
+from tests.proofs import record_of, task_of
+
+COMMON = {"frozen parts", "trained parts", "trainable counts", "optimizer state"}
+HOW: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "bf16": {"dtype": "bf16", "gradient_accumulation_steps": 2},
+    "clipped": {"update_in_backward": False, "max_grad_norm": 1.0, "warmup_steps": 3, "num_steps": 7},
+    "in_backward": {"update_in_backward": True, "gradient_accumulation_steps": 2, "lr_scheduler": "cosine"},
+}
+
+
+def whole(record: Record) -> Judgement:
+    """Return the judgement of a record that must be ok in every check."""
+    assert record.status == "ok", record.log_tail or record.reason
+    judgement = judge_record(record)
+    assert judgement is not None
+    assert judgement.is_whole, judgement.sentence()
+    return judgement
+
+
+def checks_of(label: str, judgement: Judgement) -> None:
+    """Assert that no check is left out that a label must pass."""
+    names = {check.name for check in judgement.checks}
+    wanted = set(COMMON)
+    if label.startswith(("lisa", "owlore", "ows")):
+        wanted.add("draws")
+    if label in ("galore", "galore-layerwise", "owlore", "owlore-code", "ows-lowrank"):
+        wanted.add("projectors")
+    if label in ("lora", "lora-fa", "dora"):
+        wanted |= {"adapters", "base weights"}
+    assert names == wanted
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_every_named_configuration_proves_itself(
+    trained: str, how: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_of(task_of(trained, tiny_llama, tmp_path, **HOW[how]), monkeypatch)
+    checks_of(trained, whole(record))
+
+
+def test_a_resumed_run_proves_itself(
+    trained: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(trained, tiny_llama, tmp_path, checkpoint_folder=tmp_path / "checkpoints", checkpoint_every=3)
+
+    def stop(what: str, done: int, total: int | None) -> None:
+        if what.startswith("training, loss") and done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        execute = runner.execute
+        patch.setattr(runner, "execute", lambda task, progress: execute(task, stop))
+        assert record_of(task, patch).status == "interrupted"
+    record = record_of(task, monkeypatch)
+    assert record.train is not None and record.train.resumed_at_steps == (3,)
+    checks_of(trained, whole(record))
+
+
+TWO_PASSES = ("owlore", "lora-fa")
+OPTIONS: list[tuple[str, dict[str, Any]]] = [
+    *(("lisa", {"state_policy": policy, "returning_step_counter": "reset"}) for policy in ("drop", "keep", "offload")),
+    ("lisa", {"sampling": "bernoulli", "state_policy": "drop", "returning_step_counter": "reset", "interval_steps": 1}),
+    ("lisa", {"sampling": "tour", "interval_steps": 1}),
+    ("lisa", {"train_embedding": False, "train_head": False, "train_final_norm": False}),
+    ("lisa", {"active_layers": 0}),
+    *(
+        ("owlore", {"state_policy": policy, "returning_step_counter": "reset", "update_gap": gap, "interval_steps": 3})
+        for policy in ("drop", "keep", "offload")
+        for gap in (1, 2, 5)
+    ),
+    ("owlore", {"update_gap_counter": "global", "projection_side": "smaller", "interval_steps": 1}),
+    ("owlore", {"refresh_on_activation": True, "projector": "svd", "update_gap": 4}),
+    ("owlore", {"sampling": "tour", "update_gap": 2, "interval_steps": 1, "project_vocabulary": True}),
+    ("galore", {"project_vocabulary": True, "update_gap_counter": "global", "rank": 100, "moment_dtype": "fp32"}),
+    ("galore", {"stochastic_rounding": True, "dtype": "bf16", "projector_dtype": "fp32"}),
+    ("full", {"master_weights": True, "moment_dtype": "fp32", "dtype": "bf16", "update_slice_elements": 100}),
+    ("lora", {"adapter_dtype": "bf16", "master_weights": True, "dtype": "bf16"}),
+    ("lora", {"target_modules": ["q_proj", "lm_head"]}),
+    ("lora", {"use_rslora": True, "weight_decay": 0.1, "rank": 40}),
+    ("lora", {"gradient_checkpointing": True, "dtype": "bf16"}),
+    *((name, {"update_in_backward": True, "two_pass_clipping": True, "max_grad_norm": 1.0}) for name in TWO_PASSES),
+]
+
+
+@pytest.mark.parametrize(("name", "changes"), OPTIONS)
+def test_every_option_of_state_draw_projection_and_adapter_proves_itself(
+    name: str, changes: dict[str, Any], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole(record_of(task_of(name, tiny_llama, tmp_path, num_steps=12, **changes), monkeypatch))
+
+
+@pytest.mark.parametrize(("name", "changes"), [("full", {}), ("lisa", {}), ("lora", {"target_modules": ["lm_head"]})])
+def test_a_tied_head_counts_as_the_embedding(
+    name: str, changes: dict[str, Any], tiny_llama_tied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judgement = judge_record(record_of(task_of(name, tiny_llama_tied, tmp_path, **changes), monkeypatch))
+    assert judgement is not None and not judgement.failed, judgement
+
+
+def test_what_trains_nothing_has_nothing_to_prove(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_of(task_of("base", tiny_llama, tmp_path), monkeypatch)
+    assert (record.status, judge_record(record)) == ("ok", None)
