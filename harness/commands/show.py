@@ -9,8 +9,8 @@ from rich.text import Text
 from harness.commands._find import find_records
 from harness.commands._output import console, plot_file, print_table
 from harness.printable import printable, printable_json
+from harness.readings import prediction_difference
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Record
-from harness.report.quantities import prediction_difference
 from harness.report.units import GIB, gib, signed_percent
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from harness.readings import prediction_difference
 from harness.record import Record
-from harness.report.quantities import prediction_difference
 from harness.report.summary import Run, Summary
 
 if TYPE_CHECKING:

@@ -11,23 +11,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from harness.quantities import ALL
+from harness.readings import is_short
+from harness.report.estimates import average_of_row, normalised_average_of_row, over_seeds, score_of_row
 from harness.report.frames import RUN_COLUMNS, SCORE_COLUMNS, run_rows, score_rows
-from harness.report.quantities import (
-    best_prediction,
-    host_peak_bytes,
-    is_busy,
-    largest_difference,
-    largest_tracked_peak,
-    mean_of,
-    mean_of_records,
-    model_flops_utilization,
-    step_flops,
-    tokens_per_second,
-    train_peak_bytes,
-)
 from harness.report.statistics import LEVEL, Estimate
 from harness.report.summary import Row, Summary
-from harness.report.tables import average_of_row, normalised_average_of_row, score_of_row
+from harness.report.words import is_busy
 
 SCHEMA = "finetune-harness/report"
 SCHEMA_VERSION = 1
@@ -78,8 +68,6 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
         | _estimate(score_of_row(row, column))
         for column in summary.columns
     ]
-    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
-    trained = [record.train for record in row.records if record.train is not None]
     return {
         "model": row.model,
         "label": row.label,
@@ -90,27 +78,26 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
         "average": _estimate(average_of_row(row, summary.columns)),
         "normalised_average": _estimate(normalised_average_of_row(row, summary.columns)),
         "tasks": tasks,
-        "cost": {
-            "train_peak_bytes": train_peak_bytes(row),
-            "tracked_peak_bytes": None if tracked is None else tracked.at_peak.total_bytes,
-            "predicted_peak_bytes": None if prediction is None else prediction.peak_bytes,
-            "predicted_against_measured": largest_difference(row),
-            "host_peak_bytes": host_peak_bytes(row),
-            "step_seconds_mean": mean_of(row, lambda train: train.step_seconds_mean),
-            "step_seconds_median": mean_of(row, lambda train: train.step_seconds_median),
-            "shorter_than_refresh_cycle": any(train.covers_refresh_cycle is False for train in trained),
-            "tokens_per_second": mean_of(row, tokens_per_second),
-            "flops_per_step": mean_of_records(row, step_flops),
-            "model_flops_utilization": mean_of_records(row, model_flops_utilization),
-            "trainable_params_mean": mean_of(row, lambda train: train.trainable_params_mean),
-            "trainable_params_ever": max((train.trainable_params_ever for train in trained), default=None),
-            "peak_optimizer_state_bytes": max((train.peak_optimizer_state_bytes for train in trained), default=None),
-            "validation_loss_before": mean_of(row, lambda train: train.validation_loss_before),
-            "validation_loss_after": mean_of(row, lambda train: train.validation_loss_after),
-            "general_loss_before": mean_of(row, lambda train: train.general_loss_before),
-            "general_loss_after": mean_of(row, lambda train: train.general_loss_after),
-        },
+        "cost": _cost(row),
     }
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    cost: dict[str, Any] = {}
+    for quantity in ALL:
+        if "json" in quantity.shown.places:
+            cost[quantity.name] = over_seeds(row, quantity)
+        if quantity.name == "step_seconds_median":
+            cost["shorter_than_refresh_cycle"] = any(is_short(record) for record in row.records)
+    return {key: cost[key] for key in cost if key not in NEW}
+
+
+NEW = {
+    "train_reserved_peak_bytes",
+    "optimizer_seconds_mean",
+    "refresh_seconds",
+    "evaluate_seconds",
+}
 
 
 def _estimate(found: tuple[Estimate, str] | None) -> dict[str, Any]:

@@ -8,18 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.quantities import PEAK_MEMORY
+from harness.readings import live_peak
 from harness.record import MemoryBreakdown
+from harness.report.estimates import over_seeds
 from harness.report.layout import one_line
 from harness.report.panels import CHAR_INCHES, finish
-from harness.report.quantities import (
-    best_prediction,
-    largest_tracked_peak,
-    row_status,
-    train_peak_bytes,
-)
 from harness.report.style import COLORS, GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.summary import Row, Summary
 from harness.report.units import GIB, gib
+from harness.report.words import row_status
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +66,7 @@ class _Bar:
     """Bytes by category; none where there is no data."""
     absent: str
     """What stands in the place of a bar without data."""
-    marked_bytes: int = 0
+    marked_bytes: float = 0
     """Where a marker stands on it."""
     died: str = ""
     """Where memory ran out, of a bar that ends there."""
@@ -106,16 +104,26 @@ def memory_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | N
 
 def _bars(row: Row) -> tuple[_Bar, _Bar]:
     """Return what was measured of a row, or was alive where it ran out of memory, and what was predicted."""
-    tracked, prediction, allocated = largest_tracked_peak(row), best_prediction(row), train_peak_bytes(row)
+    allocated = over_seeds(row, PEAK_MEMORY)
+    tracked = _largest([None if (peak := live_peak(record)) is None else peak.at_peak for record in row.records])
+    predictions = [run.record.prediction for run in row.runs if run.record is not None]
+    predicted = _largest([None if prediction is None else prediction.at_peak for prediction in predictions])
     status = "" if row.finished else f": {row_status(row)}"
     absent = f"not measured{status}" if allocated is None else "not broken down"
-    measured = _Bar("measured", () if tracked is None else _parts(tracked.at_peak), absent, allocated or 0)
+    measured = _Bar("measured", _parts(tracked), absent, allocated or 0)
     if not row.finished and (died := _died(row)) is not None:
         measured = died
-    return measured, _Bar("predicted", () if prediction is None else _parts(prediction.at_peak), "not predicted")
+    return measured, _Bar("predicted", _parts(predicted), "not predicted")
 
 
-def _parts(breakdown: MemoryBreakdown) -> tuple[tuple[Category, int], ...]:
+def _largest(breakdowns: Sequence[MemoryBreakdown | None]) -> MemoryBreakdown | None:
+    known = [breakdown for breakdown in breakdowns if breakdown is not None]
+    return max(known, key=lambda breakdown: breakdown.total_bytes, default=None)
+
+
+def _parts(breakdown: MemoryBreakdown | None) -> tuple[tuple[Category, int], ...]:
+    if breakdown is None:
+        return ()
     return tuple((category, getattr(breakdown, category.field)) for category in CATEGORIES)
 
 

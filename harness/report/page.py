@@ -21,7 +21,6 @@ from harness.report.document import (
     file_stem,
 )
 from harness.report.plots import DRAWN
-from harness.report.quantities import BUSY, TUNED, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -36,6 +35,7 @@ from harness.report.tables import (
     tuning_table,
 )
 from harness.report.units import NOTHING, percent
+from harness.report.words import BUSY, TUNED, is_busy
 
 MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (

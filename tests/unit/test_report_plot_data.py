@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from harness.record import BlockActivity, Proof, Record
 from harness.report.block_plots import block_figure
+from harness.report.estimates import average_of_row, score_of_row
 from harness.report.loss_plots import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots import DRAWN
 from harness.report.score_plots import memory_score_figure, pareto_front
@@ -26,7 +27,6 @@ from harness.report.style import FORMATS, HATCHES, label_styles
 from harness.report.summary import Summary, summarize
 from harness.report.sweep_plots import sweep_figure, tuning_figure
 from harness.report.sweeps import find_sweeps
-from harness.report.tables import average_of_row, score_of_row
 from harness.report.task_plots import task_figure
 from harness.store import Contents
 from harness.suite import Suite

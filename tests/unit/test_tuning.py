@@ -10,7 +10,7 @@ import pytest
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec
 from harness.record import Record, StepCurve, TrainResult
-from harness.report.quantities import TUNED
+from harness.report.words import TUNED
 from harness.report.write import write_report
 from harness.store import Contents
 from harness.suite import RunSpec, Suite, expand, load_suite, load_tuned
