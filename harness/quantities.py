@@ -41,7 +41,7 @@ PEAK_MEMORY = Quantity(
     read=run_peak_bytes,
     over_seeds="largest",
     shown=Shown(short="CUDA\npeak, GiB", csv="train_allocated_peak_bytes", needs_cuda=True),
-    judged=Judged("peak_memory", "3%"),
+    judged=Judged("peak_memory", "3%", "cuda"),
     definition="`torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over the "
     "seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
 )
@@ -133,10 +133,10 @@ MEDIAN_STEP_TIME = Quantity(
 )
 UPDATE_TIME = Quantity(
     name="optimizer_seconds_mean",
-    title="updates",
+    title="updates in a step",
     unit="seconds",
     read=_train(lambda train: train.optimizer_seconds_mean),
-    shown=Shown("updates in a step (s)", "updates,\ns a step", optional=True, of_cycle=True),
+    shown=Shown(short="updates,\ns a step", optional=True, of_cycle=True),
     judged=Judged("update_time"),
     definition="seconds of the step time that the updates take, projector refreshes among them, mean over the seeds.",
 )
@@ -196,7 +196,7 @@ PARAMETERS_EVER = Quantity(
     over_seeds="largest",
     shown=Shown("trainable parameters ever", "trained\never, M", whole=_all_params),
     judged=Judged(better=None),
-    definition="those that required a gradient at any step.",
+    definition="those that required a gradient at any step, largest over the seeds.",
 )
 OPTIMIZER_STATE = Quantity(
     name="peak_optimizer_state_bytes",

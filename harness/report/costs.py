@@ -39,6 +39,11 @@ def short_heading(quantity: Quantity) -> str:
     return quantity.shown.short or "\n".join(wrap(heading(quantity), HEADING_WIDTH))
 
 
+def definition(quantity: Quantity) -> str:
+    """Return what stands below a report of a quantity in its tables."""
+    return f"{quantity.title}: {quantity.definition}"
+
+
 def cost_cell(row: Row, quantity: Quantity, summary: Summary) -> Entry:
     """Return a finished row's value as a table has it, or why there is none."""
     value = over_seeds(row, quantity)

@@ -11,10 +11,10 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.quantities import ALL
+from harness import quantities
 from harness.readings import is_short
 from harness.report.estimates import average_of_row, normalised_average_of_row, over_seeds, score_of_row
-from harness.report.frames import RUN_COLUMNS, SCORE_COLUMNS, run_rows, score_rows
+from harness.report.frames import SCORE_COLUMNS, run_columns, run_rows, score_rows
 from harness.report.statistics import LEVEL, Estimate
 from harness.report.summary import Row, Summary
 from harness.report.words import is_busy
@@ -45,7 +45,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         ],
     }
     head = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    scores, runs = _rows(SCORE_COLUMNS, score_rows(summary)), _rows(RUN_COLUMNS, run_rows(summary))
+    scores, runs = _rows(SCORE_COLUMNS, score_rows(summary)), _rows(run_columns(), run_rows(summary))
     return f'{head},\n "scores": {scores},\n "runs": {runs}\n}}\n'
 
 
@@ -83,21 +83,9 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
 
 
 def _cost(row: Row) -> dict[str, Any]:
-    cost: dict[str, Any] = {}
-    for quantity in ALL:
-        if "json" in quantity.shown.places:
-            cost[quantity.name] = over_seeds(row, quantity)
-        if quantity.name == "step_seconds_median":
-            cost["shorter_than_refresh_cycle"] = any(is_short(record) for record in row.records)
-    return {key: cost[key] for key in cost if key not in NEW}
-
-
-NEW = {
-    "train_reserved_peak_bytes",
-    "optimizer_seconds_mean",
-    "refresh_seconds",
-    "evaluate_seconds",
-}
+    """Return every quantity over the seeds, and whether a run was shorter than one refresh cycle."""
+    costs = {q.name: over_seeds(row, q) for q in quantities.ALL if "json" in q.shown.places}
+    return {**costs, "shorter_than_refresh_cycle": any(is_short(record) for record in row.records)}
 
 
 def _estimate(found: tuple[Estimate, str] | None) -> dict[str, Any]:
