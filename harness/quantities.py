@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from harness.quantity import NUMBERS, Judged, Quantity, Read, Shown
 from harness.readings import (
-    live_peak,
+    live_parts,
     live_peak_bytes,
     model_flops_utilization,
     prediction_difference,
@@ -72,7 +72,7 @@ TRACKED_WEIGHTS = Quantity(
     name="tracked_weights_bytes",
     title="weights at the tracked peak",
     unit="bytes",
-    read=lambda record: None if (peak := live_peak(record)) is None else peak.at_peak.weights_bytes,
+    read=lambda record: None if (parts := live_parts(record)) is None else parts.weights_bytes,
     over_seeds="largest",
     shown=Shown(places=frozenset({"csv"}), csv="tracked_peak_weights_bytes"),
     judged=Judged("weights"),
@@ -147,7 +147,7 @@ REFRESH_TIME = Quantity(
     read=_train(lambda train: train.refresh_seconds),
     shown=Shown(short="refreshes,\ns", optional=True, of_cycle=True),
     judged=Judged("refresh_time"),
-    definition="seconds of all projector refreshes of a run together, mean over the seeds; of methods that have some.",
+    definition="seconds of all projector refreshes of a run together, mean over the seeds.",
 )
 SPEED = Quantity(
     name="tokens_per_second",

@@ -31,7 +31,7 @@ class Shown:
     csv: str | None = None
     """Column of runs.csv; None: the quantity's name."""
     optional: bool = False
-    """Its column is there only where some run has a value."""
+    """Its column is there only where some run has a value that is not zero."""
     absent: str | None = None
     """What a table says where training has no value; None: a sign alone."""
     needs_cuda: bool = False

@@ -10,11 +10,11 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness.devices import DeviceSpec, known_device, load_devices
-from harness.record import Prediction, Record, TrackedPeak
+from harness.record import MemoryBreakdown, Prediction, Record, TrackedPeak, TrainResult
 
 
-class StepPeak(NamedTuple):
-    """The largest allocated peak of a step."""
+class PeakPlace(NamedTuple):
+    """A peak of memory and where in training it came."""
 
     size: int
     """Bytes."""
@@ -23,12 +23,12 @@ class StepPeak(NamedTuple):
     """Moment of the step: resample, forward, backward, clip or optimizer."""
 
 
-def step_peak(record: Record) -> StepPeak | None:
-    """Return the largest peak of allocated CUDA memory over the steps, and where it came; None without CUDA."""
+def step_peak(record: Record) -> PeakPlace | None:
+    """Return the largest peak of allocated CUDA memory over the steps; None without CUDA."""
     if record.train is None or not (peaks := record.train.curve.allocated_peak_bytes):
         return None
     at = max(range(len(peaks)), key=peaks.__getitem__)
-    return StepPeak(peaks[at], at, record.train.curve.peak_moments[at])
+    return PeakPlace(peaks[at], at, record.train.curve.peak_moments[at])
 
 
 def run_peak_bytes(record: Record) -> int | None:
@@ -46,10 +46,32 @@ def live_peak(record: Record) -> TrackedPeak | None:
     return None if record.train is None else record.train.tracked_peak
 
 
+def live_parts(record: Record) -> MemoryBreakdown | None:
+    """Return what the largest sum of live storages was made of."""
+    peak = live_peak(record)
+    return None if peak is None else peak.at_peak
+
+
 def live_peak_bytes(record: Record) -> int | None:
     """Return the largest sum of live storages that the tracker saw."""
+    parts = live_parts(record)
+    return None if parts is None else parts.total_bytes
+
+
+def live_peak_place(record: Record) -> PeakPlace | None:
+    """Return that peak with where it came."""
     peak = live_peak(record)
-    return None if peak is None else peak.at_peak.total_bytes
+    return None if peak is None else PeakPlace(peak.at_peak.total_bytes, peak.step, peak.moment)
+
+
+def tracked_steps(train: TrainResult) -> tuple[int, ...]:
+    """Return the steps that a tracker slowed down: their times are no part of the step time."""
+    return () if train.tracked_peak is None else train.tracked_peak.steps
+
+
+def predicted_parts(record: Record) -> MemoryBreakdown | None:
+    """Return what the predicted peak is made of."""
+    return None if record.prediction is None else record.prediction.at_peak
 
 
 def predictable_peak_bytes(record: Record) -> int | None:
@@ -74,6 +96,14 @@ def prediction_difference(record: Record) -> float | None:
 def step_seconds(record: Record) -> float | None:
     """Return the mean seconds of a step after the warm-up; None where no step was timed."""
     return None if record.train is None else record.train.step_seconds_mean
+
+
+def held_out_curve(train: TrainResult) -> dict[int, float]:
+    """Return the held-out loss by steps done; of a record older than the curve its ends, empty where none was taken."""
+    if train.validation_steps:
+        return dict(zip(train.validation_steps, train.validation_losses, strict=True))
+    before, after = train.validation_loss_before, train.validation_loss_after
+    return {} if before is None or after is None else {0: before, len(train.curve.loss): after}
 
 
 def is_short(record: Record) -> bool:

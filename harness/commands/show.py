@@ -12,7 +12,15 @@ from harness.commands._find import find_records
 from harness.commands._output import console, plot_file, print_table
 from harness.printable import printable, printable_json
 from harness.quantity import Quantity
-from harness.readings import live_peak, run_peak_bytes, step_peak
+from harness.readings import (
+    held_out_curve,
+    live_parts,
+    live_peak_place,
+    predicted_parts,
+    run_peak_bytes,
+    step_peak,
+    tracked_steps,
+)
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Record
 from harness.report.units import gib, percent, scaled, with_unit
 
@@ -111,9 +119,8 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
         ("steps", f"{train.num_steps}{losses}"),
         ("blocks ever trainable", f"{len(visited)} of {train.num_blocks}: {', '.join(map(str, visited))}"),
     ]
-    if len(train.validation_steps) > 2:
-        readings = zip(train.validation_steps, train.validation_losses, strict=True)
-        facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in readings)))
+    if len(curve := held_out_curve(train)) > 2:
+        facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in curve.items())))
     return facts
 
 
@@ -150,10 +157,11 @@ def _measured_peak(record: Record) -> Quantity:
 
 
 def _place_tracked(record: Record) -> str:
-    peak = live_peak(record)
-    assert peak is not None
-    steps = ", ".join(map(str, peak.steps))
-    return f" in step {peak.step}, moment {peak.moment} (tracked: {steps}): {_parts(peak.at_peak)}"
+    place = live_peak_place(record)
+    assert place is not None and record.train is not None
+    steps = ", ".join(map(str, tracked_steps(record.train)))
+    where = f"in step {place.at_step}, moment {place.during} (tracked: {steps})"
+    return f" {where}: {_parts(live_parts(record))}"
 
 
 def _place_predicted(record: Record) -> str:
@@ -161,7 +169,7 @@ def _place_predicted(record: Record) -> str:
     assert prediction is not None
     assumed = f"for {prediction.device}, horizon {prediction.horizon}"
     where = f"in step {prediction.peak_step}, moment {prediction.peak_phase}"
-    return f" {where} ({assumed}): {_parts(prediction.at_peak)}"
+    return f" {where} ({assumed}): {_parts(predicted_parts(record))}"
 
 
 DETAILS: Mapping[Quantity, Callable[[Record], str]] = {
@@ -181,13 +189,13 @@ def _memory_facts(record: Record) -> list[tuple[str, str]]:
         facts.append((quantities.PREDICTED_PEAK.title, f"none: {record.prediction_error}"))
     if (out := record.out_of_memory_at) is not None:
         where = f"phase {out.phase}" + ("" if out.step is None else f", step {out.step}, moment {out.moment}")
-        facts.append(("out of memory", where + (f": {_parts(out)}" if out.weights_bytes is not None else "")))
+        facts.append(("out of memory", ": ".join(text for text in (where, _parts(out)) if text)))
     return facts
 
 
-def _parts(sizes: MemoryBreakdown | OutOfMemoryAt) -> str:
+def _parts(sizes: MemoryBreakdown | OutOfMemoryAt | None) -> str:
     """Return the known sizes of a breakdown, in the order of the record, in GiB."""
-    named = [(name, value) for name, value in sizes if name.endswith("_bytes") and value is not None]
+    named = [(name, value) for name, value in sizes or () if name.endswith("_bytes") and value is not None]
     return ", ".join(f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)} GiB" for name, value in named)
 
 

@@ -25,7 +25,7 @@ def shown_quantities(rows: Iterable[Row], place: Place) -> tuple[Quantity, ...]:
         quantity
         for quantity in quantities.ALL
         if place in quantity.shown.places
-        and (not quantity.shown.optional or any(over_seeds(row, quantity) is not None for row in rows))
+        and (not quantity.shown.optional or any(over_seeds(row, quantity) for row in rows))
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import quantities
-from harness.readings import live_peak, step_peak
+from harness.readings import live_parts, live_peak, predicted_parts, step_peak
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, Record, TrackedPeak, TrainResult
 from harness.report.summary import Run, Summary
 
@@ -171,8 +171,8 @@ def _details(record: Record | None) -> dict[str, Any]:
         "allocated_peak_step": None if peak is None else peak.at_step,
         "allocated_peak_moment": None if peak is None else peak.during,
         **_part("tracked_peak_", TrackedPeak, tracked),
-        **_part("tracked_peak_", MemoryBreakdown, None if tracked is None else tracked.at_peak),
-        **_part("predicted_peak_", MemoryBreakdown, None if prediction is None else prediction.at_peak),
+        **_part("tracked_peak_", MemoryBreakdown, None if record is None else live_parts(record)),
+        **_part("predicted_peak_", MemoryBreakdown, None if record is None else predicted_parts(record)),
         **_part("prediction_", Prediction, prediction, without="peak_bytes"),
         **_part("out_of_memory_", OutOfMemoryAt, out),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.quantities import PEAK_MEMORY
-from harness.readings import live_peak
+from harness.readings import live_parts, predicted_parts
 from harness.record import MemoryBreakdown
 from harness.report.estimates import over_seeds
 from harness.report.layout import one_line
@@ -20,7 +20,7 @@ from harness.report.units import GIB, gib
 from harness.report.words import row_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -43,12 +43,11 @@ class Category(NamedTuple):
     hatch: str
 
 
-CATEGORIES = (
-    Category("weights_bytes", "weights", BLUE, ""),
-    Category("gradients_bytes", "gradients", ORANGE, "////"),
-    Category("optimizer_state_bytes", "optimizer state", GREEN, "\\\\\\\\"),
-    Category("activations_bytes", "activations", SKY, "...."),
-    Category("other_bytes", "other", "#8C8C8C", "xxxx"),
+LOOKS = ((BLUE, ""), (ORANGE, "////"), (GREEN, "\\\\\\\\"), (SKY, "...."), ("#8C8C8C", "xxxx"))
+"""Colour and hatching of the parts of a breakdown, in the order of the record."""
+CATEGORIES = tuple(
+    Category(field, field.removesuffix("_bytes").replace("_", " "), *look)
+    for field, look in zip(MemoryBreakdown.model_fields, LOOKS, strict=True)
 )
 REST = Category("rest_bytes", "activations and other, not told apart", "#D0D0D0", "||||")
 """Of a run out of memory, where only the allocator counted."""
@@ -105,9 +104,8 @@ def memory_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | N
 def _bars(row: Row) -> tuple[_Bar, _Bar]:
     """Return what was measured of a row, or was alive where it ran out of memory, and what was predicted."""
     allocated = over_seeds(row, PEAK_MEMORY)
-    tracked = _largest([None if (peak := live_peak(record)) is None else peak.at_peak for record in row.records])
-    predictions = [run.record.prediction for run in row.runs if run.record is not None]
-    predicted = _largest([None if prediction is None else prediction.at_peak for prediction in predictions])
+    tracked = _largest(map(live_parts, row.records))
+    predicted = _largest(predicted_parts(run.record) for run in row.runs if run.record is not None)
     status = "" if row.finished else f": {row_status(row)}"
     absent = f"not measured{status}" if allocated is None else "not broken down"
     measured = _Bar("measured", _parts(tracked), absent, allocated or 0)
@@ -116,7 +114,7 @@ def _bars(row: Row) -> tuple[_Bar, _Bar]:
     return measured, _Bar("predicted", _parts(predicted), "not predicted")
 
 
-def _largest(breakdowns: Sequence[MemoryBreakdown | None]) -> MemoryBreakdown | None:
+def _largest(breakdowns: Iterable[MemoryBreakdown | None]) -> MemoryBreakdown | None:
     known = [breakdown for breakdown in breakdowns if breakdown is not None]
     return max(known, key=lambda breakdown: breakdown.total_bytes, default=None)
 

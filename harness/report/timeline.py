@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.readings import live_peak, live_peak_bytes, run_peak_bytes, step_peak
+from harness.readings import live_peak_place, run_peak_bytes, step_peak
 from harness.record import Record, TrainResult
 from harness.report.block_plots import draw_spans
 from harness.report.layout import one_line
@@ -89,7 +89,8 @@ def _peak(record: Record) -> tuple[int, int, str] | None:
     if (peak := step_peak(record)) is not None:
         where = f"in step {peak.at_step}, {peak.during}"
         return peak.at_step, peak.size, f"largest allocated peak: {gib(peak.size)} GiB {where}"
-    tracked, size = live_peak(record), live_peak_bytes(record)
-    if tracked is None or size is None or run_peak_bytes(record) is not None:
+    tracked = live_peak_place(record)
+    if tracked is None or run_peak_bytes(record) is not None:
         return None
-    return tracked.step, size, f"tracked peak: {gib(size)} GiB in step {tracked.step}, {tracked.moment}"
+    where = f"in step {tracked.at_step}, {tracked.during}"
+    return tracked.at_step, tracked.size, f"tracked peak: {gib(tracked.size)} GiB {where}"
