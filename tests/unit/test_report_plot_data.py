@@ -238,6 +238,31 @@ def test_three_labels_one_number_apart_are_a_sweep_and_its_values_rise() -> None
 
 
 @pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        ({8: "owlore[rank=8]", 32: "owlore[rank=32]", 128: "owlore[rank=128]"}, "owlore"),
+        ({8: "mine[rank=8]", 32: "mine[rank=32]", 128: "mine[rank=128]"}, "mine"),
+        ({8: "mine[gap=200,rank=8]", 32: "mine[gap=200,rank=32]", 128: "mine[gap=200,rank=128]"}, "mine[gap=200]"),
+        (
+            {8: "mine[exact=false,rank=8]", 32: "mine[exact=false,rank=32]", 128: "mine[exact=false,rank=128]"},
+            "mine[exact=false]",
+        ),
+        ({8: "small", 32: "middle", 128: "large"}, "owlore"),
+        ({8: "mine", 32: "mine[rank=32]", 128: "mine[rank=128]"}, "mine"),
+        ({8: "my[rank=8] one", 32: "my[rank=32] one", 128: "my[rank=128] one"}, "owlore"),
+    ],
+    ids=["a label", "another label", "two settings told", "a switch told", "by hand", "a default", "no label of ours"],
+)
+def test_a_sweep_is_called_by_its_label_without_the_setting(labels: dict[int, str], name: str) -> None:
+    records = [
+        record.model_copy(update={"spec": record.spec.model_copy(update={"label": labels[rank]})})
+        for rank, record in zip(labels, swept(tuple(labels)), strict=True)
+    ]
+    (sweep,) = find_sweeps(summary_of(make.make_suite(labels=("mine",)), *records))
+    assert sweep.name == name
+
+
+@pytest.mark.parametrize(
     "records",
     [
         swept((8, 16)),
