@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -62,6 +63,7 @@ ABOUT: Mapping[str, Callable[[Record], Any]] = {
 }
 
 
+@cache
 def _numbers(part: type[BaseModel], without: str = "") -> tuple[str, ...]:
     """Return the names of what a part of a record holds in one number, word or truth value each."""
     return tuple(name for name, field in part.model_fields.items() if name != without and _is_scalar(field.annotation))
