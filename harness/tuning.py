@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from harness.errors import HarnessError
 from harness.expansion import training_labels
+from harness.quantities import HELD_OUT_LOSS
 from harness.record import OUTCOMES, Record
 from harness.settings import EvaluationSettings, TuneSettings
 from harness.spec import RunSpec
@@ -114,7 +115,7 @@ def _tuned_labels(suite: Suite, trials: Suite) -> Mapping[str, str]:
 
 def _trial(spec: RunSpec, record: Record) -> Trial:
     assert spec.train is not None
-    loss = record.train.validation_loss_after if record.status == "ok" and record.train is not None else None
+    loss = HELD_OUT_LOSS.read(record) if record.status == "ok" else None
     return Trial(
         learning_rate=spec.train.learning_rate,
         seed=spec.seed,

@@ -20,8 +20,9 @@ def add_compare(commands: Any) -> None:
     command.add_argument(
         "--fail-on",
         metavar="TOLERANCES",
-        help="what is judged, and how much worse it may become (default: peak_memory:3%%,step_time:2%%,score:1pt; of "
-        "pytest-benchmark time:5%%)",
+        help="what is judged, and how much worse it may become (default: of runs on CUDA "
+        "peak_memory:3%%,step_time:2%%,optimizer_state:1%%,score:1pt; of runs on a CPU "
+        "tracked_peak:3%%,step_time:2%%,optimizer_state:1%%,loss:1%%,score:1pt; of pytest-benchmark time:5%%)",
     )
     command.add_argument(
         "--level", type=_level, default=0.05, metavar="X", help="family-wise, of all tests together (default: 0.05)"
@@ -34,7 +35,10 @@ def add_history(commands: Any, results: str) -> None:
     command = commands.add_parser("history", help="one metric of a suite over the commits of its records")
     command.add_argument("--suite", required=True, metavar="NAME", help="as the records name it")
     command.add_argument(
-        "--metric", required=True, metavar="NAME", help="as --fail-on of compare takes it: step_time, score, a task"
+        "--metric",
+        required=True,
+        metavar="NAME",
+        help="step_time or another quantity of docs/reports.md, score, a task",
     )
     command.add_argument("--model", action="append", metavar="NAME", help="of this base model; may be repeated")
     command.add_argument("--method", action="append", metavar="LABEL", help="of this label; may be repeated")

@@ -255,7 +255,7 @@ def _conclude(run: _Calibration) -> None:
 def _print(table: Table) -> None:
     """Print a table; in a narrow terminal its notes stand below it, each behind what it is of."""
     titles = [column.title for column in table.columns]
-    rows = [dict(zip(titles, row, strict=True)) for row in table.rows]
+    rows = [dict(zip(titles, map(str, row), strict=True)) for row in table.rows]
     notes = []
     if NOTES in titles and len(titles) > 2 and console().width < WIDE:
         notes = [f"{row[WHAT]}: {row[NOTES]}" for row in rows if row[NOTES]]

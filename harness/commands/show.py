@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.text import Text
 
+from harness import quantities
 from harness.commands._find import find_records
 from harness.commands._output import console, plot_file, print_table
 from harness.printable import as_json, printable
 from harness.proof import judge_record
-from harness.record import MemoryBreakdown, OutOfMemoryAt, Record
-from harness.report.quantities import prediction_difference
-from harness.report.units import GIB, gib, signed_percent
+from harness.quantity import Quantity
+from harness.readings import (
+    held_out_curve,
+    live_parts,
+    live_peak_place,
+    predicted_parts,
+    run_peak_bytes,
+    step_peak,
+    tracked_steps,
+)
+from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Record
+from harness.report.units import gib, percent, scaled, with_unit
 
 
 def main(args: argparse.Namespace) -> int:
@@ -32,7 +43,7 @@ def main(args: argparse.Namespace) -> int:
     print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])
     if record.phases:
         print()
-        print_table([_phase_row(phase.model_dump()) for phase in record.phases])
+        print_table([_phase_row(phase) for phase in record.phases])
     if record.scores:
         print()
         print_table(
@@ -72,8 +83,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         facts.append(("training", ", ".join(f"{key}={value}" for key, value in train.items())))
     if record.train is not None:
         facts += _train_facts(record)
-    facts += _proof_facts(record)
-    facts += _memory_facts(record)
+    facts += [*_proof_facts(record), *_quantity_facts(record), *_memory_facts(record)]
     facts += _mt_bench_facts(record)
     for name, value in (("items", record.items), ("weights", record.weights)):
         if value is not None:
@@ -131,91 +141,96 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
     losses = f", loss {loss[0]:.4f} at the first and {loss[-1]:.4f} at the last" if loss else ""
     facts = [
         ("steps", f"{train.num_steps}{losses}"),
-        (
-            "trainable parameters",
-            f"{train.trainable_params_mean:,.0f} a step, {train.trainable_params_ever:,} ever, "
-            f"of {train.total_params:,}",
-        ),
-        ("optimizer state", f"{train.peak_optimizer_state_bytes / GIB:.4f} GiB at its largest"),
         ("blocks ever trainable", f"{len(visited)} of {train.num_blocks}: {', '.join(map(str, visited))}"),
     ]
-    if train.step_seconds_mean is not None and train.step_seconds_median is not None:
-        updates = train.optimizer_seconds_mean
-        share = "" if updates is None else f"; updates {updates:.3f} s of it ({updates / train.step_seconds_mean:.0%})"
-        facts.append(
-            (
-                "step time",
-                f"mean {train.step_seconds_mean:.3f} s, median {train.step_seconds_median:.3f} s over "
-                f"{train.num_timed_steps} steps after the warm-up{share}",
-            )
-        )
-    if train.validation_loss_before is not None and train.validation_loss_after is not None:
-        facts.append(
-            ("held-out loss", f"{train.validation_loss_before:.4f} before, {train.validation_loss_after:.4f} after")
-        )
-    if len(train.validation_steps) > 2:
-        readings = zip(train.validation_steps, train.validation_losses, strict=True)
-        facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in readings)))
-    if train.general_loss_before is not None and train.general_loss_after is not None:
-        before, after = train.general_loss_before, train.general_loss_after
-        facts.append(("general text loss", f"{before:.4f} before, {after:.4f} after, on {train.general_tokens} tokens"))
+    if len(curve := held_out_curve(train)) > 2:
+        facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in curve.items())))
     return facts
+
+
+def _quantity_facts(record: Record) -> list[tuple[str, str]]:
+    """Return every quantity that the run has, with what else is known of it."""
+    facts = []
+    for quantity in quantities.ALL:
+        value = quantity.read(record)
+        if value is None or "show" not in quantity.shown.places:
+            continue
+        text = with_unit(value, quantity.unit)
+        if quantity.before is not None and (before := quantity.before.read(record)) is not None:
+            text = f"{with_unit(before, quantity.before.unit)} before, {text} after"
+        if quantity.shown.whole is not None and (whole := quantity.shown.whole(record)):
+            text += f" of {with_unit(whole, quantity.unit)} ({percent(value / whole)}%)"
+        facts.append((quantity.title, text + (DETAILS[quantity](record) if quantity in DETAILS else "")))
+    return facts
+
+
+def _timed_steps(record: Record) -> str:
+    assert record.train is not None
+    return f" over {record.train.num_timed_steps} steps after the warm-up"
+
+
+def _place_of_peak(record: Record) -> str:
+    peak = step_peak(record)
+    if peak is None or peak.size != run_peak_bytes(record):
+        return ""
+    return f" in step {peak.at_step}, moment {peak.during} (CUDA, every step)"
+
+
+def _measured_peak(record: Record) -> Quantity:
+    return quantities.PEAK_MEMORY if record.environment.device_type == "cuda" else quantities.TRACKED_PEAK
+
+
+def _place_tracked(record: Record) -> str:
+    place = live_peak_place(record)
+    assert place is not None and record.train is not None
+    steps = ", ".join(map(str, tracked_steps(record.train)))
+    where = f"in step {place.at_step}, moment {place.during} (tracked: {steps})"
+    return f" {where}: {_parts(live_parts(record))}"
+
+
+def _place_predicted(record: Record) -> str:
+    prediction = record.prediction
+    assert prediction is not None
+    assumed = f"for {prediction.device}, horizon {prediction.horizon}"
+    where = f"in step {prediction.peak_step}, moment {prediction.peak_phase}"
+    return f" {where} ({assumed}): {_parts(predicted_parts(record))}"
+
+
+DETAILS: Mapping[Quantity, Callable[[Record], str]] = {
+    quantities.PEAK_MEMORY: _place_of_peak,
+    quantities.TRACKED_PEAK: _place_tracked,
+    quantities.PREDICTED_PEAK: _place_predicted,
+    quantities.PREDICTED_AGAINST_MEASURED: lambda record: f" of the {_measured_peak(record).title}",
+    quantities.STEP_TIME: _timed_steps,
+}
+"""What is told of a quantity beside its value."""
 
 
 def _memory_facts(record: Record) -> list[tuple[str, str]]:
-    """Return what was measured and predicted of memory, and where it ran out."""
+    """Return why nothing was predicted of memory, and where it ran out."""
     facts = []
-    train, prediction, out = record.train, record.prediction, record.out_of_memory_at
-    if train is not None and train.curve.allocated_peak_bytes:
-        peak = max(train.curve.allocated_peak_bytes)
-        step = train.curve.allocated_peak_bytes.index(peak)
-        moment = train.curve.peak_moments[step]
-        facts.append(("allocated peak", f"{_gib(peak)} in step {step}, moment {moment} (CUDA, every step)"))
-    if train is not None and (tracked := train.tracked_peak) is not None:
-        steps = ", ".join(map(str, tracked.steps))
-        where = f"in step {tracked.step}, moment {tracked.moment} (tracked: {steps})"
-        facts.append(("tracked peak", f"{_gib(tracked.at_peak.total_bytes)} {where}: {_parts(tracked.at_peak)}"))
-    if prediction is not None:
-        where = f"in step {prediction.peak_step}, moment {prediction.peak_phase}"
-        assumed = f"for {prediction.device}, horizon {prediction.horizon}"
-        facts.append(
-            ("predicted peak", f"{_gib(prediction.peak_bytes)} {where} ({assumed}): {_parts(prediction.at_peak)}")
-        )
-        difference = prediction_difference(record)
-        if difference is not None:
-            against = "allocated" if prediction.device == "cuda" else "tracked"
-            facts.append(("predicted against measured", f"{signed_percent(difference)}% of the {against} peak"))
-    elif record.prediction_error is not None:
-        facts.append(("predicted peak", f"none: {record.prediction_error}"))
-    if out is not None:
+    if record.prediction is None and record.prediction_error is not None:
+        facts.append((quantities.PREDICTED_PEAK.title, f"none: {record.prediction_error}"))
+    if (out := record.out_of_memory_at) is not None:
         where = f"phase {out.phase}" + ("" if out.step is None else f", step {out.step}, moment {out.moment}")
-        facts.append(("out of memory", where + (f": {_parts(out)}" if out.weights_bytes is not None else "")))
+        facts.append(("out of memory", ": ".join(text for text in (where, _parts(out)) if text)))
     return facts
 
 
-def _parts(sizes: MemoryBreakdown | OutOfMemoryAt) -> str:
+def _parts(sizes: MemoryBreakdown | OutOfMemoryAt | None) -> str:
     """Return the known sizes of a breakdown, in the order of the record, in GiB."""
-    named = [(name, value) for name, value in sizes if name.endswith("_bytes") and value is not None]
-    return ", ".join(f"{name.removesuffix('_bytes').replace('_', ' ')} {_gib(value)}" for name, value in named)
+    named = [(name, value) for name, value in sizes or () if name.endswith("_bytes") and value is not None]
+    return ", ".join(f"{name.removesuffix('_bytes').replace('_', ' ')} {gib(value)} GiB" for name, value in named)
 
 
-def _gib(value: int) -> str:
-    return f"{gib(value)} GiB"
+def _phase_row(phase: Phase) -> dict[str, str]:
+    """Return every figure of a phase under its name."""
 
+    def shown(name: str, value: object) -> str:
+        if value is None:
+            return "not measured"
+        if name.endswith("_bytes") and isinstance(value, int):
+            return f"{scaled(value, 'bytes'):.3f} GiB"
+        return f"{value:.2f}" if isinstance(value, float) else str(value)
 
-def _phase_row(phase: dict[str, object]) -> dict[str, str]:
-    def shown(key: str) -> str:
-        value = phase[key]
-        return "not measured" if not isinstance(value, int) else f"{value / GIB:.3f} GiB"
-
-    retries, every = phase["allocator_retries"], phase["device_sample_seconds"]
-
-    return {
-        "phase": str(phase["name"]),
-        "seconds": f"{phase['seconds']:.2f}",
-        "allocated peak": shown("allocated_peak_bytes"),
-        "reserved peak": shown("reserved_peak_bytes"),
-        "retries": "not measured" if retries is None else str(retries),
-        "whole device": shown("device_peak_bytes") + ("" if every is None else f" (every {every} s)"),
-        "host peak": shown("host_peak_bytes"),
-    }
+    return {name.removesuffix("_bytes").replace("_", " "): shown(name, value) for name, value in phase}

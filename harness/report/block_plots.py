@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from harness.record import Record, TrainResult
 from harness.report.layout import one_line
 from harness.report.panels import PANELS_ACROSS, finish, width_of
-from harness.report.quantities import row_status
 from harness.report.style import GREY, LABEL_LIMIT, LabelStyle
 from harness.report.summary import Row, Summary
+from harness.report.words import row_status
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

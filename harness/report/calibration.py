@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from harness.calibration_log import SUITES, Group, Log, PartResult, Reading
 from harness.calibration_profile import profile_of
 from harness.device_profile import Rates
-from harness.record import Prediction, Record
+from harness.quantities import PEAK_MEMORY, REFRESH_TIME, RESERVED_MEMORY, SPEED, TRACKED_PEAK, UPDATE_TIME, UTILIZATION
+from harness.readings import own_prediction, predictable_peak_bytes, step_seconds
+from harness.record import Record
 from harness.report.document import Block, Heading, Paragraph, Prose, TableBlock
-from harness.report.layout import Column, Table
-from harness.report.quantities import model_flops_utilization, run_peak_bytes, status_words, tokens_per_second
+from harness.report.layout import Cell, Column, Entry, Table
 from harness.report.summary import Summary
 from harness.report.units import NOTHING, percent, signed_percent, significant
+from harness.report.words import status_words
 
 PREDICTED_WITHIN = 0.03
 """How far a predicted peak may be from the measured one."""
@@ -43,19 +45,19 @@ SCALED = {"bytes": "B", "bytes/s": "B/s", "FLOP/s": "FLOP/s"}
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table, as text."""
+    """One line of the table."""
 
     group: Group
     what: str
-    predicted: str = NOTHING
-    measured: str = NOTHING
-    difference: str = NOTHING
+    predicted: Entry = NOTHING
+    measured: Entry = NOTHING
+    difference: Entry = NOTHING
     asked: str = ""
     reached: str = ""
     notes: str = ""
 
     @property
-    def cells(self) -> tuple[str, ...]:
+    def cells(self) -> tuple[Entry, ...]:
         """Return the cells under ``COLUMNS``."""
         return self.what, self.predicted, self.measured, self.difference, self.asked, self.reached, self.notes
 
@@ -120,6 +122,14 @@ def quantity(value: float, unit: str) -> str:
     return significant(value) if unit == "ratio" else f"{significant(value)} {unit}"
 
 
+def _cell(value: float | None, unit: str, *rest: str) -> Entry:
+    return NOTHING if value is None else Cell(quantity(value, unit), value, rest)
+
+
+def _difference(value: float | None) -> Entry:
+    return NOTHING if value is None else Cell(signed_percent(value), value)
+
+
 def _part_lines(result: PartResult) -> Iterator[Line]:
     outcome = "" if result.outcome == "ok" else status_words(result.outcome)
     notes = ": ".join(text for text in (outcome, result.sentence) if text)
@@ -143,18 +153,10 @@ def _reading_line(group: Group, what: str, reading: Reading, notes: str) -> Line
         for word, bound in (("at least", reading.at_least), ("at most", reading.at_most))
         if bound is not None
     ]
-    predicted = NOTHING
-    if reading.expected is not None:
-        predicted = f"{quantity(reading.expected, reading.unit)}{_by(reading)}"
+    by = () if reading.expected_by in (None, "planner") else (f"({reading.expected_by})",)
+    predicted, measured = _cell(reading.expected, reading.unit, *by), _cell(reading.value, reading.unit)
     reached = {None: "", True: "yes", False: "no"}[reading.reached]
-    measured = quantity(reading.value, reading.unit)
-    return Line(
-        group, what, predicted, measured, signed_percent(reading.difference), " and ".join(asked), reached, notes
-    )
-
-
-def _by(reading: Reading) -> str:
-    return "" if reading.expected_by in (None, "planner") else f" ({reading.expected_by})"
+    return Line(group, what, predicted, measured, _difference(reading.difference), " and ".join(asked), reached, notes)
 
 
 def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
@@ -163,24 +165,18 @@ def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
         why = ": ".join(text for text in (status_words(record.status), record.reason) if text)
         yield Line("ladder", what, reached="no" if record.status in ("failed", "unproven") else "", notes=why)
         return
-    prediction, train, device_type = record.prediction, record.train, record.environment.device_type
-    assert train is not None
-    if prediction is not None and prediction.device != device_type:
-        prediction = None
-    on_cuda = device_type == "cuda"
-    tracked = None if train.tracked_peak is None else train.tracked_peak.at_peak.total_bytes
-    measured = run_peak_bytes(record) if on_cuda else tracked
-    name = "peak" if on_cuda else "tracked peak"
-    yield _peak_line(f"{what}: {name}", None if prediction is None else prediction.peak_bytes, measured, record)
-    phase = record.phase("train")
-    if phase is not None and phase.reserved_peak_bytes is not None:
-        reserved = None if prediction is None else prediction.reserved_bytes
-        yield _bytes_line(f"{what}: reserved", reserved, phase.reserved_peak_bytes)
-    if train.step_seconds_mean is not None:
-        yield _time_line(what, record, prediction, rates)
+    prediction = own_prediction(record)
+    peak = PEAK_MEMORY if record.environment.device_type == "cuda" else TRACKED_PEAK
+    name = "peak" if peak is PEAK_MEMORY else peak.title
+    predicted = None if prediction is None else prediction.peak_bytes
+    yield _peak_line(f"{what}: {name}", predicted, predictable_peak_bytes(record), record)
+    if (reserved := RESERVED_MEMORY.read(record)) is not None:
+        yield _bytes_line(f"{what}: reserved", None if prediction is None else prediction.reserved_bytes, reserved)
+    if step_seconds(record) is not None:
+        yield _time_line(what, record, rates)
 
 
-def _peak_line(what: str, predicted: int | None, measured: int | None, record: Record) -> Line:
+def _peak_line(what: str, predicted: float | None, measured: float | None, record: Record) -> Line:
     line = _bytes_line(what, predicted, measured)
     asked, reached = [], []
     if predicted is not None and measured:
@@ -197,39 +193,33 @@ def _peak_line(what: str, predicted: int | None, measured: int | None, record: R
     return Line(line.group, line.what, line.predicted, line.measured, line.difference, ", ".join(asked), word, notes)
 
 
-def _bytes_line(what: str, predicted: int | None, measured: int | None) -> Line:
+def _bytes_line(what: str, predicted: float | None, measured: float | None) -> Line:
     difference = predicted / measured - 1.0 if predicted is not None and measured else None
-    return Line(
-        "ladder",
-        what,
-        NOTHING if predicted is None else quantity(predicted, "bytes"),
-        NOTHING if measured is None else quantity(measured, "bytes"),
-        signed_percent(difference),
-    )
+    return Line("ladder", what, _cell(predicted, "bytes"), _cell(measured, "bytes"), _difference(difference))
 
 
-def _time_line(what: str, record: Record, prediction: Prediction | None, rates: Rates) -> Line:
-    train, settings = record.train, record.spec.train
-    assert train is not None and settings is not None and train.step_seconds_mean is not None
-    seconds, rate = train.step_seconds_mean - (train.optimizer_seconds_mean or 0.0), rates.flops(settings.dtype)
+def _time_line(what: str, record: Record, rates: Rates) -> Line:
+    train, settings, prediction = record.train, record.spec.train, own_prediction(record)
+    whole, updates = step_seconds(record), UPDATE_TIME.read(record)
+    assert train is not None and settings is not None and whole is not None
+    seconds, rate = whole - (updates or 0.0), rates.flops(settings.dtype)
     predicted = None
     if prediction is not None and rate is not None and record.environment.device_type == "cuda":
         predicted = (prediction.flops_per_step + prediction.recomputed_flops_per_step) / rate
-    facts = [] if (tokens := tokens_per_second(train)) is None else [f"{significant(tokens)} tokens/s"]
-    if (mfu := model_flops_utilization(record)) is not None:
+    facts = [] if (tokens := SPEED.read(record)) is None else [f"{significant(tokens)} tokens/s"]
+    if (mfu := UTILIZATION.read(record)) is not None:
         facts.append(f"MFU {percent(mfu)} %")
-    if train.optimizer_seconds_mean is not None:
-        whole, share = train.step_seconds_mean, train.optimizer_seconds_mean / train.step_seconds_mean
-        facts.append(f"whole step {significant(whole)} s, updates {percent(share)} % of it")
-    if train.refresh_seconds:
-        facts.append(f"refreshes {significant(train.refresh_seconds)} s in {train.num_steps} steps")
+    if updates is not None:
+        facts.append(f"whole step {significant(whole)} s, updates {percent(updates / whole)} % of it")
+    if refreshes := REFRESH_TIME.read(record):
+        facts.append(f"refreshes {significant(refreshes)} s in {train.num_steps} steps")
     difference = None if predicted is None else predicted / seconds - 1.0
     return Line(
         "ladder",
         f"{what}: step less updates",
-        NOTHING if predicted is None else f"{significant(predicted)} s",
-        f"{significant(seconds)} s",
-        signed_percent(difference),
+        _cell(predicted, "s"),
+        _cell(seconds, "s"),
+        _difference(difference),
         "" if difference is None else f"within {percent(TIME_WITHIN)} %",
         "" if difference is None else "yes" if abs(difference) <= TIME_WITHIN else "no",
         "; ".join(facts),

@@ -11,50 +11,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import exp, log
-from statistics import fmean, geometric_mean
+from dataclasses import replace
 
 from harness.errors import HarnessError
-from harness.report.compare_cells import RUN, Cell, Comparison, Verdict
+from harness.report.compare_cells import RUN, Cell, Comparison, OpenCell, Verdict
+from harness.report.compare_measures import SINGLE, measured_cells
 from harness.report.compare_scores import score_change
-from harness.report.measures import (
-    BENCHMARK_TOLERANCES,
-    MEASURES,
-    RECORD_TOLERANCES,
-    SCORE,
-    Tolerance,
-    parse_tolerances,
-)
-from harness.report.quantities import status_words
+from harness.report.measures import SCORE
 from harness.report.sides import Side
-from harness.report.statistics_changes import ROUNDING, Change, log_changes
 from harness.report.statistics_family import holm
-from harness.report.subjects import (
-    ScoreSample,
-    Subject,
-    Value,
-    differences,
-    subjects_of_benchmarks,
-    subjects_of_records,
-)
+from harness.report.subjects import ScoreSample, Subject, differences, subjects_of_benchmarks, subjects_of_records
+from harness.report.tolerances import BENCHMARK_TOLERANCES, Tolerance, parse_tolerances, usual_tolerances
+from harness.report.words import status_words
 
-SINGLE = "single value: the tolerance alone decides"
-EXACT = "all alike: the tolerance alone decides"
-"""All values of a side, or all changes from seed to seed."""
 NOT_AN_END = "interrupted"
-
-SMALLEST, LARGEST = 1e-30, 1e30
-"""Between these a value is a measurement, of seconds or of bytes, whose ratios and their logarithms are numbers."""
-
-
-@dataclass(frozen=True)
-class _Open:
-    """A cell that waits for the correction over all."""
-
-    cell: Cell
-    change: Change
-    least_p_value: float = 0.0
 
 
 def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, level: float = 0.05) -> Comparison:
@@ -82,8 +52,10 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
         for side, left in ((baseline, left_old), (candidate, left_new)):
             notes += [f"{side.name}: {count} runs left out, {why}." for why, count in left.items()]
     tasks = sorted({s.score.task for side in (old, new) for x in side.values() for v in x.scores.values() for s in v})
-    usual = BENCHMARK_TOLERANCES if baseline.benchmarks else RECORD_TOLERANCES
-    tolerances = parse_tolerances(usual if fail_on is None else fail_on, tasks)
+    if fail_on is None and not baseline.benchmarks:
+        tolerances = usual_tolerances()
+    else:
+        tolerances = parse_tolerances(BENCHMARK_TOLERANCES if fail_on is None else fail_on, tasks)
 
     cells: list[Cell] = []
     both: list[tuple[Subject, Subject]] = []
@@ -99,11 +71,11 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
         else:
             both.append((before, after))
             cells += _run_cells(before, after)
-    found = [*_measured(both, tolerances)]
+    found = [*measured_cells(both, tolerances, asked=fail_on is not None)]
     for before, after in both:
         found += _scored(before, after, tolerances, (baseline, candidate))
     cells += [one for one in found if isinstance(one, Cell)]
-    cells += _corrected([one for one in found if isinstance(one, _Open)], level)
+    cells += _corrected([one for one in found if isinstance(one, OpenCell)], level)
     settings = [(x.title, *change) for x, y in both for change in differences(x.settings, y.settings)]
     return Comparison(
         baseline.name,
@@ -143,73 +115,9 @@ def _said(old: Subject, new: Subject, seeds: Sequence[int]) -> str:
     return "; ".join(parts)
 
 
-def _measured(both: Sequence[tuple[Subject, Subject]], tolerances: Mapping[str, Tolerance]) -> Iterator[_Open | Cell]:
-    """Yield a cell a measure and subject that have it."""
-    for name, measure in MEASURES.items():
-        if name not in tolerances:
-            continue
-        waiting: list[_Values] = []
-        for old, new in both:
-            before, after = old.values.get(name, []), new.values.get(name, [])
-            cell = Cell(old.key, old.title, name, measure.title, "same", tolerance=tolerances[name])
-            if before and after:
-                waiting.append(_values(cell, before, after, measure.follows_seed))
-            elif (before or after) and _has_result(old) and _has_result(new):
-                yield replace(cell, verdict="missing" if before else "new", basis="not measured")
-        yield from _ratios(waiting)
-
-
-@dataclass(frozen=True)
-class _Values:
-    """The values of one measure and subject on both sides."""
-
-    cell: Cell
-    before: list[float]
-    after: list[float]
-    paired: bool
-    """Each place of either side is of one seed."""
-
-
-def _values(cell: Cell, before: Sequence[Value], after: Sequence[Value], follows_seed: bool) -> _Values:
-    """Return the values of a cell: seed by seed where they follow the seed and both sides have the same ones."""
-    seeds = dict.fromkeys(seed for seed, _ in before)
-    paired = follows_seed and len(seeds) > 1 and seeds.keys() == {seed for seed, _ in after}
-    sides = [[value for _, value in side] for side in (before, after)]
-    basis = f"{len(before)} against {len(after)} values"
-    if paired:
-        sides = [[_mean([value for s, value in side if s == seed]) for seed in seeds] for side in (before, after)]
-        basis = f"paired over {len(seeds)} seeds"
-    told = replace(cell, baseline=_mean(sides[0]), candidate=_mean(sides[1]), basis=basis)
-    return _Values(told, sides[0], sides[1], paired)
-
-
-def _ratios(cells: Sequence[_Values]) -> Iterator[_Open | Cell]:
-    """Yield the cells of one measure."""
-    tested: list[_Values] = []
-    for values in cells:
-        before, after = values.before, values.after
-        if not _has_ratios((*before, *after)):
-            yield _without_ratio(values.cell)
-        elif min(len(before), len(after)) < 2:
-            ratio = _mean(after) / _mean(before)
-            yield _by_tolerance(replace(values.cell, change=ratio - 1, basis=SINGLE), log(ratio))
-        else:
-            tested.append(values)
-    changes = log_changes(
-        [(values.before, values.after) for values in tested],
-        paired={i for i, values in enumerate(tested) if values.paired},
-    )
-    for values, change in zip(tested, changes, strict=True):
-        told = replace(values.cell, change=exp(change.value) - 1)
-        if change.is_exact:
-            yield _by_tolerance(replace(told, basis=f"{told.basis}; {EXACT}"), change.value)
-        else:
-            yield _Open(told, change)
-
-
 def _scored(
     old: Subject, new: Subject, tolerances: Mapping[str, Tolerance], sides: tuple[Side, Side]
-) -> Iterator[_Open | Cell]:
+) -> Iterator[OpenCell | Cell]:
     """Yield a cell a task, and one for their average where there are several."""
     averaged: list[str] = []
     for title in dict.fromkeys((*old.scores, *new.scores)):
@@ -220,7 +128,7 @@ def _scored(
             continue
         cell = Cell(old.key, old.title, SCORE, title, "same", tolerance=tolerance)
         if not before or not after:
-            if _has_result(old) and _has_result(new):
+            if old.has_result and new.has_result:
                 yield replace(cell, verdict="missing" if before else "new", basis="not scored")
             continue
         unlike = _unlike(before, after)
@@ -250,7 +158,7 @@ def _score_cell(
     before: Mapping[str, Sequence[ScoreSample]],
     after: Mapping[str, Sequence[ScoreSample]],
     sides: tuple[Side, Side],
-) -> Iterator[_Open | Cell]:
+) -> Iterator[OpenCell | Cell]:
     found = score_change(before, after, sides)
     if found is None:
         return
@@ -263,14 +171,14 @@ def _score_cell(
         basis=found.basis,
     )
     if found.change is None:
-        yield _by_tolerance(replace(told, basis=SINGLE), found.worsening)
+        yield replace(told, basis=SINGLE).decided(found.worsening)
     elif found.change.is_exact:
-        yield _by_tolerance(told, found.worsening)
+        yield told.decided(found.worsening)
     else:
-        yield _Open(told, found.change, found.least_p_value)
+        yield OpenCell(told, found.change, found.least_p_value)
 
 
-def _corrected(opened: Sequence[_Open], level: float) -> Iterator[Cell]:
+def _corrected(opened: Sequence[OpenCell], level: float) -> Iterator[Cell]:
     """Yield the tested cells with their verdicts, under one correction in each direction."""
     sizes = Counter(one.cell.metric for one in opened)
     weights = [1 / sizes[one.cell.metric] for one in opened]
@@ -281,36 +189,6 @@ def _corrected(opened: Sequence[_Open], level: float) -> Iterator[Cell]:
         verdict: Verdict = "worse" if p_worse <= level else "improved" if p_better <= level else "same"
         share = level * weight / len(sizes)
         yield replace(one.cell, verdict=verdict, p_value=p_worse, test=one.change, level=share)
-
-
-def _by_tolerance(cell: Cell, change: float) -> Cell:
-    """Return a cell decided by its tolerance; ``change`` is above 0 where it is for the worse."""
-    limit = cell.limit() + ROUNDING
-    verdict: Verdict = "worse" if change > limit else "improved" if -change > limit else "same"
-    return replace(cell, verdict=verdict)
-
-
-def _without_ratio(cell: Cell) -> Cell:
-    """Return a cell with a value of which there is no share, as zero: any growth of the mean is beyond a share."""
-    assert cell.baseline is not None and cell.candidate is not None
-    change = cell.candidate - cell.baseline
-    verdict: Verdict = "worse" if change > 0 else "improved" if change < 0 else "same"
-    return replace(
-        cell, verdict=verdict, basis="a value is zero or beyond any measurement, and no share of it can be taken"
-    )
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Return the geometric mean, as changes are of logarithms; the arithmetic one where there are no ratios."""
-    return geometric_mean(values) if _has_ratios(values) else fmean(values)
-
-
-def _has_ratios(values: Sequence[float]) -> bool:
-    return min(values) >= SMALLEST and max(values) <= LARGEST
-
-
-def _has_result(subject: Subject) -> bool:
-    return any(status == "ok" for status, _ in subject.statuses.values())
 
 
 def _changed_environment(both: Sequence[tuple[Subject, Subject]]) -> list[tuple[str, str, str]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import exp
 from typing import Literal, get_args
 
-from harness.report.measures import SCORE, Tolerance
-from harness.report.statistics_changes import Change
+from harness.report.measures import SCORE
+from harness.report.statistics_changes import ROUNDING, Change
 from harness.report.statistics_family import smallest_difference
 from harness.report.subjects import Key
+from harness.report.tolerances import Tolerance
 
 Verdict = Literal["failed", "worse", "not comparable", "missing", "fixed", "improved", "new", "same"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -41,6 +42,8 @@ class Cell:
     """Of a measure a fraction of the baseline; of a score a difference."""
     scale: float = 1.0
     """Of a score."""
+    larger_is_better: bool = False
+    """Of a measure; a score is told by its worsening."""
     tolerance: Tolerance | None = None
     basis: str = ""
     """What the verdict rests on."""
@@ -62,6 +65,8 @@ class Cell:
         if self.metric == SCORE:
             return self._points() + beyond
         found = self.tolerance.log_ratio + beyond
+        if self.larger_is_better:
+            return 1 - exp(-found)
         return exp(found) - 1 if found < LARGEST_LOG else None
 
     def limit(self) -> float:
@@ -69,9 +74,24 @@ class Cell:
         assert self.tolerance is not None
         return self._points() if self.metric == SCORE else self.tolerance.log_ratio
 
+    def decided(self, worsening: float) -> Cell:
+        """Return the cell decided by its tolerance alone; ``worsening`` is in the unit of the tested change."""
+        limit = self.limit() + ROUNDING
+        return replace(self, verdict="worse" if worsening > limit else "improved" if -worsening > limit else "same")
+
     def _points(self) -> float:
         assert self.tolerance is not None
         return self.tolerance.amount / 100 * self.scale
+
+
+@dataclass(frozen=True)
+class OpenCell:
+    """A cell that waits for the correction over all."""
+
+    cell: Cell
+    change: Change
+    """For the worse where it is above 0."""
+    least_p_value: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from typing import Any
 
 from harness.report.compare_cells import FAILING, RUN, VERDICTS, Cell, Comparison, Verdict
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
-from harness.report.measures import MEASURES, SCORE
-from harness.report.units import NOTHING
+from harness.report.measures import SCORE, measures
+from harness.report.units import NOTHING, with_unit
 
 CHARACTERS = 60_000
 """Of the whole page: GitHub takes 65,536 of a comment."""
@@ -161,7 +161,7 @@ def _value(cell: Cell, value: float | None) -> str:
     if value is None or cell.metric == RUN:
         return NOTHING
     if cell.metric != SCORE:
-        return MEASURES[cell.metric].text(value)
+        return with_unit(value, measures()[cell.metric].unit)
     return f"{100 * value:.2f}%" if cell.scale == 1 else f"{value:.2f}"
 
 

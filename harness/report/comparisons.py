@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from harness.record import Score
 from harness.report.document import Block, Bullets, Heading, Paragraph, TableBlock
 from harness.report.items import ItemFile, ItemKey, outcomes_of
-from harness.report.layout import Column, Table
+from harness.report.layout import Cell, Column, Table, counted
 from harness.report.statistics import LEVEL
 from harness.report.statistics_family import POWER, holm, letters_of
 from harness.report.statistics_pairs import PairResult, compare_methods
@@ -104,7 +104,7 @@ def group_table(pairs: Sequence[Pair], averages: dict[str, float]) -> Table:
     apart = {frozenset((pair.first, pair.second)) for pair in pairs if pair.p_value <= 1 - LEVEL}
     letters = letters_of(labels, apart)
     columns = (Column("label", "left"), Column("average (%)"), Column("cannot be told apart", "left"))
-    return Table(columns, tuple((label, percent(averages[label]), letters[label]) for label in labels))
+    return Table(columns, tuple((label, _percent(averages[label]), letters[label]) for label in labels))
 
 
 def pair_table(pairs: Sequence[Pair]) -> Table:
@@ -129,16 +129,20 @@ def pair_table(pairs: Sequence[Pair]) -> Table:
             (
                 pair.first,
                 pair.second,
-                f"{100 * difference.mean:+.1f} [{low}, {high}]",
-                "<0.0001" if pair.p_value < 1e-4 else f"{pair.p_value:.2g}",
-                NOTHING if result.effect_size is None else f"{result.effect_size:+.2f}",
-                NOTHING if pair.smallest is None else percent(pair.smallest),
-                str(difference.num_items),
-                str(difference.num_seeds),
+                Cell(f"{100 * difference.mean:+.1f}", difference.mean, (f"[{low}, {high}]",)),
+                Cell("<0.0001" if pair.p_value < 1e-4 else f"{pair.p_value:.2g}", pair.p_value),
+                NOTHING if result.effect_size is None else Cell(f"{result.effect_size:+.2f}", result.effect_size),
+                NOTHING if pair.smallest is None else _percent(pair.smallest),
+                counted(difference.num_items),
+                counted(difference.num_seeds),
                 result.test,
             )
         )
     return Table(tuple(Column(title, "left" if title in left else "right") for title in titles), tuple(rows))
+
+
+def _percent(value: float) -> Cell:
+    return Cell(percent(value), value)
 
 
 def complete_averages(summary: Summary, model: str, pairs: Sequence[Pair]) -> dict[str, float] | None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
-from harness.record import Record
-from harness.report.quantities import prediction_difference
+from pydantic import BaseModel
+
+from harness import quantities
+from harness.readings import live_parts, live_peak, predicted_parts, step_peak
+from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, Record, TrackedPeak, TrainResult
 from harness.report.summary import Run, Summary
 
 if TYPE_CHECKING:
@@ -39,94 +44,41 @@ SCORE_FIELDS = (
 )
 SCORE_COLUMNS = (*IDENTITY, *SCORE_FIELDS, "limit", "evaluation_rows", "num_subtasks")
 """``num_subtasks``: of a group's score the tasks that it is over; 0 of a task's own."""
-TRAIN_COLUMNS = (
-    "num_steps",
-    "step_seconds_mean",
-    "step_seconds_median",
-    "num_timed_steps",
-    "covers_refresh_cycle",
-    "refresh_seconds",
-    "data_seconds",
-    "trainable_params_mean",
-    "trainable_params_ever",
-    "total_params",
-    "num_blocks",
-    "peak_optimizer_state_bytes",
-    "validation_loss_before",
-    "validation_loss_after",
-    "validation_tokens",
-    "general_loss_before",
-    "general_loss_after",
-    "general_tokens",
-)
-PHASE_COLUMNS = (
-    "allocated_peak_bytes",
-    "reserved_peak_bytes",
-    "allocator_retries",
-    "device_peak_bytes",
-    "device_sample_seconds",
-    "host_peak_bytes",
-)
-PREDICTION_COLUMNS = (
-    "device",
-    "horizon",
-    "peak_step",
-    "peak_phase",
-    "reserved_bytes",
-    "weights_bytes",
-    "gradients_bytes",
-    "optimizer_state_bytes",
-)
-BREAKDOWN_COLUMNS = (
-    "weights_bytes",
-    "gradients_bytes",
-    "optimizer_state_bytes",
-    "activations_bytes",
-    "other_bytes",
-)
-OUT_OF_MEMORY_COLUMNS = (
-    "phase",
-    "step",
-    "moment",
-    "weights_bytes",
-    "gradients_bytes",
-    "optimizer_state_bytes",
-    "rest_bytes",
-)
-RUN_COLUMNS = (
-    *IDENTITY,
-    "status",
-    "reason",
-    "started_at",
-    "finished_at",
-    "max_steps",
-    "limit",
-    "device_type",
-    "device_name",
-    "num_threads",
-    "python",
-    "packages",
-    "commit",
-    "dirty",
-    *TRAIN_COLUMNS,
-    *(f"train_{name}" for name in PHASE_COLUMNS),
-    "train_seconds",
-    "evaluate_seconds",
-    "device_busy",
-    "allocated_peak_step",
-    "allocated_peak_moment",
-    "tracked_peak_bytes",
-    "tracked_peak_step",
-    "tracked_peak_moment",
-    *(f"tracked_peak_{name}" for name in BREAKDOWN_COLUMNS),
-    "predicted_peak_bytes",
-    *(f"predicted_peak_{name}" for name in BREAKDOWN_COLUMNS),
-    *(f"prediction_{name}" for name in PREDICTION_COLUMNS),
-    "prediction_error",
-    "predicted_against_measured",
-    *(f"out_of_memory_{name}" for name in OUT_OF_MEMORY_COLUMNS),
-)
-"""``predicted_against_measured``: a fraction of the measured peak, on CUDA the allocated, else the tracked one."""
+ABOUT: Mapping[str, Callable[[Record], Any]] = {
+    "status": lambda record: record.status,
+    "reason": lambda record: record.reason,
+    "started_at": lambda record: record.started_at.isoformat(),
+    "finished_at": lambda record: record.finished_at.isoformat(),
+    "max_steps": lambda record: record.spec.max_steps,
+    "limit": lambda record: record.spec.evaluation.limit,
+    "device_type": lambda record: record.environment.device_type,
+    "device_name": lambda record: record.environment.device_name,
+    "num_threads": lambda record: record.environment.num_threads,
+    "python": lambda record: record.environment.python,
+    "packages": lambda record: _packages(record.environment.packages),
+    "commit": lambda record: record.environment.commit,
+    "dirty": lambda record: record.environment.dirty,
+    "device_busy": lambda record: record.environment.device_busy,
+    "prediction_error": lambda record: record.prediction_error,
+}
+
+
+@cache
+def _numbers(part: type[BaseModel], without: str = "") -> tuple[str, ...]:
+    """Return the names of what a part of a record holds in one number, word or truth value each."""
+    return tuple(name for name, field in part.model_fields.items() if name != without and _is_scalar(field.annotation))
+
+
+def _is_scalar(annotation: Any) -> bool:
+    if get_origin(annotation) not in (None, Union, UnionType, Literal):
+        return False
+    kinds = get_args(annotation) or (annotation,)
+    return all(isinstance(kind, str) or kind in (int, float, bool, str, NoneType) for kind in kinds)
+
+
+def _part(prefix: str, part: type[BaseModel], value: BaseModel | None, without: str = "") -> dict[str, Any]:
+    """Return the numbers of a part of a record, None where the record lacks it."""
+    return {f"{prefix}{name}": getattr(value, name, None) for name in _numbers(part, without)}
 
 
 def score_frame(summary: Summary) -> pd.DataFrame:
@@ -136,7 +88,7 @@ def score_frame(summary: Summary) -> pd.DataFrame:
 
 def run_frame(summary: Summary) -> pd.DataFrame:
     """Return one row a run, runs that the suite asks for and nobody recorded among them (status ``absent``)."""
-    return _frame(run_rows(summary), RUN_COLUMNS)
+    return _frame(run_rows(summary), run_columns())
 
 
 def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
@@ -162,14 +114,21 @@ def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
     return rows
 
 
+def run_columns() -> tuple[str, ...]:
+    """Return the columns of runs.csv: what a run is, what its record holds, and every quantity."""
+    return tuple(dict.fromkeys((*IDENTITY, *ABOUT, *_details(None), *_measured(None))))
+
+
 def run_rows(summary: Summary) -> list[tuple[Any, ...]]:
-    """Return the values of ``RUN_COLUMNS`` for each run."""
-    rows = []
+    """Return the values of :func:`run_columns` for each run."""
+    columns, rows = run_columns(), []
     for run, in_table in _runs(summary):
         row = {**_identity(summary, run, in_table), "status": run.status}
         if run.record is not None:
-            row |= _measured(run.record)
-        rows.append(tuple(row.get(name) for name in RUN_COLUMNS))
+            row |= (
+                {name: read(run.record) for name, read in ABOUT.items()} | _details(run.record) | _measured(run.record)
+            )
+        rows.append(tuple(row.get(name) for name in columns))
     return rows
 
 
@@ -199,55 +158,33 @@ def _identity(summary: Summary, run: Run, in_table: bool) -> dict[str, Any]:
     }
 
 
-def _measured(record: Record) -> dict[str, Any]:
-    where, train, phase = record.environment, record.train, record.phase("train")
-    evaluate = record.phase("evaluate")
-    row: dict[str, Any] = {
-        "reason": record.reason,
-        "started_at": record.started_at.isoformat(),
-        "finished_at": record.finished_at.isoformat(),
-        "max_steps": record.spec.max_steps,
-        "limit": record.spec.evaluation.limit,
-        "device_type": where.device_type,
-        "device_name": where.device_name,
-        "num_threads": where.num_threads,
-        "python": where.python,
-        "packages": "; ".join(f"{name}=={version}" for name, version in sorted(where.packages.items())),
-        "commit": where.commit,
-        "dirty": where.dirty,
-        "device_busy": where.device_busy,
-        "prediction_error": record.prediction_error,
-        "predicted_against_measured": prediction_difference(record),
-        **_memory(record),
+def _packages(versions: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}=={version}" for name, version in sorted(versions.items()))
+
+
+def _details(record: Record | None) -> dict[str, Any]:
+    """Return what a record holds of training, memory and prediction, by column; of None the columns alone."""
+    train = tracked = prediction = out = phase = peak = None
+    if record is not None:
+        train, prediction, out = record.train, record.prediction, record.out_of_memory_at
+        tracked, phase, peak = live_peak(record), record.phase("train"), step_peak(record)
+    return {
+        **_part("", TrainResult, train),
+        **_part("train_", Phase, phase, without="name"),
+        "allocated_peak_step": None if peak is None else peak.at_step,
+        "allocated_peak_moment": None if peak is None else peak.during,
+        **_part("tracked_peak_", TrackedPeak, tracked),
+        **_part("tracked_peak_", MemoryBreakdown, None if record is None else live_parts(record)),
+        **_part("predicted_peak_", MemoryBreakdown, None if record is None else predicted_parts(record)),
+        **_part("prediction_", Prediction, prediction, without="peak_bytes"),
+        **_part("out_of_memory_", OutOfMemoryAt, out),
     }
-    if train is not None:
-        row |= {name: getattr(train, name) for name in TRAIN_COLUMNS}
-    if phase is not None:
-        row |= {f"train_{name}": getattr(phase, name) for name in PHASE_COLUMNS}
-        row["train_seconds"] = phase.seconds
-    if evaluate is not None:
-        row["evaluate_seconds"] = evaluate.seconds
-    return row
 
 
-def _memory(record: Record) -> dict[str, Any]:
-    """Return where the peaks came and what they were made of."""
-    row: dict[str, Any] = {}
-    train, prediction, out = record.train, record.prediction, record.out_of_memory_at
-    if train is not None and train.curve.allocated_peak_bytes:
-        step = max(range(len(train.curve.allocated_peak_bytes)), key=train.curve.allocated_peak_bytes.__getitem__)
-        row |= {"allocated_peak_step": step, "allocated_peak_moment": train.curve.peak_moments[step]}
-    if train is not None and (tracked := train.tracked_peak) is not None:
-        row |= {"tracked_peak_step": tracked.step, "tracked_peak_moment": tracked.moment}
-        row |= {"tracked_peak_bytes": tracked.at_peak.total_bytes}
-        row |= {f"tracked_peak_{name}": getattr(tracked.at_peak, name) for name in BREAKDOWN_COLUMNS}
-    if prediction is not None:
-        row |= {"predicted_peak_bytes": prediction.peak_bytes}
-        row |= {f"predicted_peak_{name}": getattr(prediction.at_peak, name) for name in BREAKDOWN_COLUMNS}
-        row |= {f"prediction_{name}": getattr(prediction, name) for name in PREDICTION_COLUMNS}
-    if out is not None:
-        row |= {f"out_of_memory_{name}": getattr(out, name) for name in OUT_OF_MEMORY_COLUMNS}
-    return row
+def _measured(record: Record | None) -> dict[str, Any]:
+    """Return every quantity of a record by column; of None the columns alone."""
+    shown = [quantity for quantity in quantities.ALL if "csv" in quantity.shown.places]
+    return {quantity.column_of_runs: None if record is None else quantity.read(record) for quantity in shown}
 
 
 def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> pd.DataFrame:

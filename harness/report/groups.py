@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from harness.report.layout import Column, Table
-from harness.report.quantities import estimate_text, label_text, row_status
+from harness.report.estimates import score_of_row
+from harness.report.layout import Column, Entry, Table
 from harness.report.summary import ScoreColumn, Summary
-from harness.report.tables import NOT_SCORED, score_of_row
+from harness.report.words import NOT_SCORED, estimate_cell, label_text, row_status
 
 DEFINITIONS = (
     "A group of tasks, as MMLU and each of its categories, is scored as lm-eval scores it: every item counts once, so "
@@ -28,10 +28,10 @@ def subtask_table(summary: Summary, model: str, group: ScoreColumn) -> Table:
     for task in group.subtasks:
         category = next((column.task for column in categories if task in column.subtasks), group.task)
         own = ScoreColumn(task, group.metric, False)
-        cells = []
+        cells: list[Entry] = []
         for row in rows:
             estimate = score_of_row(row, own) if row.finished else None
             missing = NOT_SCORED if row.finished else row_status(row)
-            cells.append(missing if estimate is None else estimate_text(*estimate))
+            cells.append(missing if estimate is None else estimate_cell(*estimate))
         lines.append((task, category, *cells))
     return Table(tuple(columns), tuple(lines))

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.errors import HarnessError, near_miss
 from harness.record import Record
 from harness.report.layout import one_line
-from harness.report.measures import MEASURES, SCORE, TIME
+from harness.report.measures import SCORE, quantities_by_metric
 from harness.report.statistics import Interval, t_interval
 from harness.report.style import LABEL_LIMIT, common_style, label_styles, save_as
-from harness.report.units import GIB, NOTHING
+from harness.report.units import NOTHING, SCALES, scaled, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 PANEL_INCHES = (7.6, 3.4)
-AXIS_UNITS = {"bytes": "GiB", "seconds": "s", "nats": "nats"}
 
 
 class Series(NamedTuple):
@@ -72,7 +71,7 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
     """
     runs = [record for record in records if record.kind == "run" and record.status == "ok"]
     tasks = sorted({score.task for record in runs for score in record.scores})
-    known = [*(name for name in MEASURES if name != TIME), SCORE, *tasks]
+    known = [*quantities_by_metric(), SCORE, *tasks]
     if metric not in known:
         raise HarnessError(f"there is no metric '{metric}'{near_miss(metric, known)}")
     found: dict[Series, dict[str, list[tuple[datetime, float]]]] = defaultdict(lambda: defaultdict(list))
@@ -81,7 +80,7 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
         if value is not None:
             found[_series(record)][_commit(record)].append((record.started_at, value))
     if not found:
-        raise HarnessError(f"no run with a result has the metric '{metric}'")
+        raise HarnessError(f"no run with a result has the metric '{metric}'{_needed(metric)}")
     return {
         series: sorted(
             (
@@ -122,7 +121,8 @@ def history_rows(series: dict[Series, list[Point]], metric: str) -> list[dict[st
 
 def value_text(value: float, metric: str) -> str:
     """Return a value with its unit."""
-    return MEASURES[metric].text(value) if metric in MEASURES else f"{value:.4f}"
+    quantity = quantities_by_metric().get(metric)
+    return f"{value:.4f}" if quantity is None else with_unit(value, quantity.unit)
 
 
 def write_history(series: dict[Series, list[Point]], metric: str, file: Path) -> Path:
@@ -154,7 +154,11 @@ def _draw(axis: Axes, series: dict[Series, list[Point]], metric: str) -> None:
         for point in points:
             firsts[point.commit] = min(point.first, firsts.get(point.commit, point.first))
     commits = sorted(firsts, key=firsts.__getitem__)
-    scale = GIB if metric in MEASURES and MEASURES[metric].unit == "bytes" else 1.0
+    quantity = quantities_by_metric().get(metric)
+
+    def drawn(value: float) -> float:
+        return value if quantity is None else scaled(value, quantity.unit)
+
     questions, devices = len({key.question for key in series}) > 1, len({key.device for key in series}) > 1
     names = {
         key: ", ".join([key.label, *([key.question] if questions else []), *([key.device] if devices else [])])
@@ -165,11 +169,11 @@ def _draw(axis: Axes, series: dict[Series, list[Point]], metric: str) -> None:
         style = styles[names[key]]
         shift = 0.3 * ((i + 0.5) / len(series) - 0.5)  # so that intervals do not hide each other
         x = [commits.index(point.commit) + shift for point in points]
-        y = [point.mean / scale for point in points]
+        y = [drawn(point.mean) for point in points]
         edges = [point.interval or (point.mean, point.mean) for point in points]
         errors = [
-            [value - low / scale for value, (low, _) in zip(y, edges, strict=True)],
-            [high / scale - value for value, (_, high) in zip(y, edges, strict=True)],
+            [value - drawn(low) for value, (low, _) in zip(y, edges, strict=True)],
+            [drawn(high) - value for value, (_, high) in zip(y, edges, strict=True)],
         ]
         axis.errorbar(
             x, y, yerr=errors, color=style.color, marker=style.marker, linestyle=style.line, capsize=3, label=style.name
@@ -183,15 +187,22 @@ def _draw(axis: Axes, series: dict[Series, list[Point]], metric: str) -> None:
 
 
 def _axis_title(metric: str) -> str:
-    if metric not in MEASURES:
+    quantity = quantities_by_metric().get(metric)
+    if quantity is None:
         return "score, mean over tasks" if metric == SCORE else f"score of {metric}"
-    measure = MEASURES[metric]
-    return f"{measure.title}, {AXIS_UNITS[measure.unit]}"
+    return f"{quantity.title}, {SCALES[quantity.unit][1]}"
+
+
+def _needed(metric: str) -> str:
+    """Return what a metric needs that no run had."""
+    quantity = quantities_by_metric().get(metric)
+    return ": it is measured on CUDA alone" if quantity is not None and quantity.shown.needs_cuda else ""
 
 
 def _value(record: Record, metric: str) -> float | None:
-    if metric in MEASURES:
-        return MEASURES[metric].read(record)
+    quantity = quantities_by_metric().get(metric)
+    if quantity is not None:
+        return quantity.read(record)
     scores = [score for score in record.scores if score.headline and metric in (SCORE, score.task)]
     units = {score.unit for score in scores}
     return fmean(score.value for score in scores) if len(units) == 1 else None
@@ -214,6 +225,9 @@ def _commit(record: Record) -> str:
 
 
 def _change(before: float, after: float, metric: str) -> str:
-    if metric not in MEASURES:
+    quantity = quantities_by_metric().get(metric)
+    if quantity is None:
         return f"{after - before:+.4f}"
+    if quantity.unit == "difference":
+        return f"{100 * (after - before):+.2f} pt"
     return NOTHING if before == 0 else f"{100 * (after / before - 1):+.2f}%"

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from html import escape
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 
 from harness.report.document import (
@@ -26,12 +26,11 @@ from harness.report.document import (
     file_stem,
     pieces_of,
 )
-from harness.report.layout import Column, one_line
+from harness.report.layout import Cell, Column, Entry, one_line
 from harness.report.page import MISSING_TITLE
 from harness.report.units import NOTHING
 
 ASSETS = ("page.css", "page.js")
-NUMBER = re.compile(r"[<+]?(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)")
 LARGEST_SVG_BYTES = 3_000_000
 """A plot with more in it stands as PNG: a browser takes long for so many lines."""
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -138,10 +137,10 @@ def _table(block: TableBlock) -> str:
     )
 
 
-def _row(row: tuple[str, ...], columns: tuple[Column, ...], reason: str | None) -> str:
+def _row(row: tuple[Entry, ...], columns: tuple[Column, ...], reason: str | None) -> str:
     first, *others = row
     why = "" if reason is None else f' <a class="why" href="#{file_stem(MISSING_TITLE)}">why</a>'
-    cells = [f'<th scope="row" class="{_kind(columns[0])}"{_tip(reason)}>{_escaped(first)}{why}</th>']
+    cells = [f'<th scope="row" class="{_kind(columns[0])}"{_tip(reason)}>{_escaped(str(first))}{why}</th>']
     pairs = list(zip(others, columns[1:], strict=True))
     if any(column.align == "right" and sort_key(cell) is not None for cell, column in pairs):
         reason = None  # some seed has a result: what is missing here has another reason
@@ -149,23 +148,22 @@ def _row(row: tuple[str, ...], columns: tuple[Column, ...], reason: str | None) 
     return f"<tr>{''.join(cells)}</tr>\n"
 
 
-def _cell(cell: str, column: Column, reason: str | None) -> str:
+def _cell(cell: Entry, column: Column, reason: str | None) -> str:
     """Return a cell; one of a number has the number as its key, one without is missing and tells why where it can."""
     if column.align == "left":
-        return f'<td class="text{" missing" * (cell == NOTHING)}">{_escaped(cell)}</td>'
+        return f'<td class="text{" missing" * (str(cell) == NOTHING)}">{_escaped(str(cell))}</td>'
     key = sort_key(cell)
-    if key is None:
+    if key is None or not isinstance(cell, Cell):
         fault = " fault" if reason is not None else ""
-        return f'<td class="number missing{fault}"{_tip(reason)}>{_escaped(cell)}</td>'
-    shown, *rest = re.split(r" (?=[\[(])", cell)
-    tail = "".join(f'<span class="rest">{_escaped(part)}</span>' for part in rest)
-    return f'<td class="number" data-key="{key}">{_escaped(shown)}{tail}</td>'
+        return f'<td class="number missing{fault}"{_tip(reason)}>{_escaped(str(cell))}</td>'
+    tail = "".join(f'<span class="rest">{_escaped(part)}</span>' for part in cell.rest)
+    return f'<td class="number" data-key="{key}">{_escaped(cell.text)}{tail}</td>'
 
 
-def sort_key(cell: str) -> str | None:
-    """Return the number that a cell of numbers is sorted by: its first, or of a change what came after."""
-    found = NUMBER.match(cell.rpartition(" -> ")[2])
-    return None if found is None else found[1]
+def sort_key(cell: Entry) -> str | None:
+    """Return the number that a cell is sorted by, unrounded; None of one that holds no finite number."""
+    value = cell.value if isinstance(cell, Cell) else None
+    return None if value is None or not isfinite(value) else repr(value)
 
 
 def _kind(column: Column) -> str:

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from statistics import stdev
 
 from harness.record import Judging, Score
-from harness.report.layout import Column, Table
-from harness.report.quantities import estimate_text, label_text, row_status
+from harness.report.layout import Cell, Column, Entry, Table, counted
 from harness.report.statistics import Estimate, estimate_score
 from harness.report.summary import Row, Summary
 from harness.report.units import NOTHING
+from harness.report.words import estimate_cell, label_text, row_status
 
 NOT_JUDGED = "not judged"
 AGGREGATES = ("mean", "turn 1", "turn 2", "mean of 8 categories", "mean of 7 categories")
@@ -81,22 +81,23 @@ def counts_of_row(row: Row, judge: str) -> tuple[int, int]:
 
 def _table(rows: Sequence[Row], judge: str, metrics: Sequence[str], counts: Sequence[str]) -> Table:
     columns = (Column("label", "left"), *(Column(title) for title in (*metrics, *counts)))
-    cells = []
+    cells: list[tuple[Entry, ...]] = []
     for row in rows:
         if not row.finished or not _judgings(row, judge):
             status = NOT_JUDGED if row.finished else row_status(row)
             cells.append((label_text(row), *[status] * (len(columns) - 1)))
             continue
         points = [points_of_row(row, judge, metric) for metric in metrics]
-        shown = [NOT_JUDGED if cell is None else estimate_text(cell, "points") for cell in points]
-        numbers = dict(zip(COUNTS, map(str, counts_of_row(row, judge)), strict=True)) | {SPREAD: _spread(row, judge)}
+        shown = [NOT_JUDGED if cell is None else estimate_cell(cell, "points") for cell in points]
+        numbers: dict[str, Entry] = dict(zip(COUNTS, map(counted, counts_of_row(row, judge)), strict=True))
+        numbers[SPREAD] = _spread(row, judge)
         cells.append((label_text(row), *shown, *(numbers[title] for title in counts)))
     return Table(columns, tuple(cells))
 
 
-def _spread(row: Row, judge: str) -> str:
+def _spread(row: Row, judge: str) -> Entry:
     spreads = [stdev(judging.repeat_means) for judging in _judgings(row, judge) if len(judging.repeat_means) > 1]
-    return f"{max(spreads):.3f}" if spreads else NOTHING
+    return Cell(f"{max(spreads):.3f}", max(spreads)) if spreads else NOTHING
 
 
 def _judgings(row: Row, judge: str) -> list[Judging]:

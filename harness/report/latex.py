@@ -6,13 +6,12 @@ width and shrunk only where the page is too narrow. The other tables run over pa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.report.document import Block, Bullets, Document, Heading, Paragraph, PlotBlock, TableBlock, Text, pieces_of
 from harness.report.latex_text import escape_latex
-from harness.report.layout import Column, Table, one_line
+from harness.report.layout import Cell, Column, Entry, Table, one_line
 
 PAGE_EM = 180
 r"""Characters of the size of table text that stand side by side on the page: 26.1 cm in \scriptsize."""
@@ -92,7 +91,7 @@ def _tabulars(block: TableBlock) -> dict[str, str]:
     """Return the tabulars of a named table, more than one where its rows do not fit a page."""
     table = block.table
     heights = [max(len(_cell_lines(c, col)) for c, col in zip(row, table.columns, strict=True)) for row in table.rows]
-    chunks: list[list[tuple[str, ...]]] = [[]]
+    chunks: list[list[tuple[Entry, ...]]] = [[]]
     height = 0
     for row, lines in zip(table.rows, heights, strict=True):
         if chunks[-1] and height + lines > LINES_A_PAGE:
@@ -145,16 +144,15 @@ def _text(text: Text) -> str:
     return "".join(out)
 
 
-def _cell_lines(cell: str, column: Column) -> list[str]:
-    """Return a cell in lines: numbers break before a bracket, other long text between words."""
-    text = one_line(cell)
+def _cell_lines(cell: Entry, column: Column) -> list[str]:
+    """Return a cell in lines: numbers break before what stands in brackets, other long text between words."""
+    text = one_line(str(cell))
     if column.align == "left":
         return _wrapped(text, 3 * STACK_OVER)
     if len(text) <= STACK_OVER:
         return [text]
-    return [
-        line for part in re.split(r" (?=[\[(])", text) for line in _wrapped(part, STACK_OVER + 3 * (part[0] in "[("))
-    ]
+    first, rest = (cell.text, cell.rest) if isinstance(cell, Cell) else (cell, ())
+    return [*_wrapped(first, STACK_OVER), *(line for part in rest for line in _wrapped(part, STACK_OVER + 3))]
 
 
 def _wrapped(text: str, width: int) -> list[str]:
@@ -220,7 +218,7 @@ def _long_table(table: Table, group: list[int]) -> str:
     columns = [table.columns[i] for i in group]
     lines = [
         " & ".join(
-            escape_latex(row[i], breakable=True)
+            escape_latex(str(row[i]), breakable=True)
             if column.align == "left"
             else _stacked(_cell_lines(row[i], column), column)
             for i, column in zip(group, columns, strict=True)
@@ -234,7 +232,7 @@ def _long_table(table: Table, group: list[int]) -> str:
 
 def _formats(table: Table, group: list[int]) -> str:
     """Return the columns' formats: numbers as wide as they are, texts share what is left by what they would take."""
-    texts = {i: max((len(one_line(row[i])) for row in table.rows), default=1) for i in group}
+    texts = {i: max((len(one_line(str(row[i]))) for row in table.rows), default=1) for i in group}
     texts = {i: max(width, _head_width(table, i)) for i, width in texts.items() if table.columns[i].align == "left"}
     left = PAGE_EM - GAP * len(group) - sum(_width(table, i) for i in group if i not in texts)
     while sum(texts.values()) > left and max(texts.values()) > NARROWEST:

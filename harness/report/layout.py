@@ -1,4 +1,4 @@
-"""A table as plain text cells, and its form in Markdown. Renderers escape; cells hold text as recorded."""
+"""A table of cells, and its form in Markdown. Renderers escape; cells hold text as recorded."""
 
 from __future__ import annotations
 
@@ -21,14 +21,38 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """A cell of several parts, or with a number, so that no renderer has to read either back out of its text."""
+
+    text: str
+    value: float | None = None
+    """The number that it is sorted by: the estimate, of a change what came after. None: it says why there is none."""
+    rest: tuple[str, ...] = ()
+    """What stands behind it in brackets: interval, count, share."""
+
+    def __str__(self) -> str:
+        """Return all of it on one line."""
+        return " ".join((self.text, *self.rest))
+
+
+Entry = Cell | str
+"""A cell that holds text alone is that text."""
+
+
+@dataclass(frozen=True)
 class Table:
-    """Rows of text under columns."""
+    """Rows of cells under columns."""
 
     columns: tuple[Column, ...]
-    rows: tuple[tuple[str, ...], ...]
+    rows: tuple[tuple[Entry, ...], ...]
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows)
+
+
+def counted(number: int) -> Cell:
+    """Return the cell of a count."""
+    return Cell(str(number), number)
 
 
 def one_line(text: str, limit: int | None = None) -> str:
@@ -56,7 +80,7 @@ def escape_markdown(text: str) -> str:
 def markdown_table(table: Table) -> str:
     """Return the table in GitHub's Markdown, columns padded so that the source can be read too."""
     heads = [escape_markdown(column.title) for column in table.columns]
-    rows = [[escape_markdown(cell) for cell in row] for row in table.rows]
+    rows = [[escape_markdown(str(cell)) for cell in row] for row in table.rows]
     widths = [
         max(3, len(head), *(len(row[i]) for row in rows)) if rows else max(3, len(head)) for i, head in enumerate(heads)
     ]

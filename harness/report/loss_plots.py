@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from harness.readings import held_out_curve, tracked_steps
 from harness.record import TrainResult
 from harness.report.panels import finish, line_entry, panels, set_x_label, shown_models
 from harness.report.style import GREY, LabelStyle
@@ -68,8 +69,8 @@ def _seconds(result: TrainResult) -> Floats:
 
 def untracked_from(result: TrainResult) -> int:
     """Return the first step after those that a tracker slowed down."""
-    tracked = result.tracked_peak
-    return 0 if tracked is None or not tracked.steps else min(max(tracked.steps) + 1, len(result.curve.loss))
+    tracked = tracked_steps(result)
+    return min(max(tracked) + 1, len(result.curve.loss)) if tracked else 0
 
 
 STEPS = Progress("steps", "optimizer step", _steps)
@@ -184,14 +185,6 @@ def _draw_held_out(axis: Axes, style: LabelStyle, results: Sequence[TrainResult]
         gid="held-out",
     )
     return True
-
-
-def held_out_curve(result: TrainResult) -> dict[int, float]:
-    """Return the held-out loss by steps done; of a record older than the curve its ends, empty where none was taken."""
-    if result.validation_steps:
-        return dict(zip(result.validation_steps, result.validation_losses, strict=True))
-    before, after = result.validation_loss_before, result.validation_loss_after
-    return {} if before is None or after is None else {0: before, len(result.curve.loss): after}
 
 
 def running_mean(values: Floats) -> Floats:

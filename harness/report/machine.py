@@ -11,24 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from harness.report.frames import RUN_COLUMNS, SCORE_COLUMNS, run_rows, score_rows
+from harness import quantities
+from harness.readings import is_short
+from harness.report.estimates import average_of_row, normalised_average_of_row, over_seeds, score_of_row
+from harness.report.frames import SCORE_COLUMNS, run_columns, run_rows, score_rows
 from harness.report.proofs import proofs_json
-from harness.report.quantities import (
-    best_prediction,
-    host_peak_bytes,
-    is_busy,
-    largest_difference,
-    largest_tracked_peak,
-    mean_of,
-    mean_of_records,
-    model_flops_utilization,
-    step_flops,
-    tokens_per_second,
-    train_peak_bytes,
-)
 from harness.report.statistics import LEVEL, Estimate
 from harness.report.summary import Row, Summary
-from harness.report.tables import average_of_row, normalised_average_of_row, score_of_row
+from harness.report.words import is_busy
 
 SCHEMA = "finetune-harness/report"
 SCHEMA_VERSION = 1
@@ -57,7 +47,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         ],
     }
     head = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")
-    scores, runs = _rows(SCORE_COLUMNS, score_rows(summary)), _rows(RUN_COLUMNS, run_rows(summary))
+    scores, runs = _rows(SCORE_COLUMNS, score_rows(summary)), _rows(run_columns(), run_rows(summary))
     return f'{head},\n "scores": {scores},\n "runs": {runs}\n}}\n'
 
 
@@ -80,8 +70,6 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
         | _estimate(score_of_row(row, column))
         for column in summary.columns
     ]
-    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
-    trained = [record.train for record in row.records if record.train is not None]
     return {
         "model": row.model,
         "label": row.label,
@@ -92,27 +80,14 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
         "average": _estimate(average_of_row(row, summary.columns)),
         "normalised_average": _estimate(normalised_average_of_row(row, summary.columns)),
         "tasks": tasks,
-        "cost": {
-            "train_peak_bytes": train_peak_bytes(row),
-            "tracked_peak_bytes": None if tracked is None else tracked.at_peak.total_bytes,
-            "predicted_peak_bytes": None if prediction is None else prediction.peak_bytes,
-            "predicted_against_measured": largest_difference(row),
-            "host_peak_bytes": host_peak_bytes(row),
-            "step_seconds_mean": mean_of(row, lambda train: train.step_seconds_mean),
-            "step_seconds_median": mean_of(row, lambda train: train.step_seconds_median),
-            "shorter_than_refresh_cycle": any(train.covers_refresh_cycle is False for train in trained),
-            "tokens_per_second": mean_of(row, tokens_per_second),
-            "flops_per_step": mean_of_records(row, step_flops),
-            "model_flops_utilization": mean_of_records(row, model_flops_utilization),
-            "trainable_params_mean": mean_of(row, lambda train: train.trainable_params_mean),
-            "trainable_params_ever": max((train.trainable_params_ever for train in trained), default=None),
-            "peak_optimizer_state_bytes": max((train.peak_optimizer_state_bytes for train in trained), default=None),
-            "validation_loss_before": mean_of(row, lambda train: train.validation_loss_before),
-            "validation_loss_after": mean_of(row, lambda train: train.validation_loss_after),
-            "general_loss_before": mean_of(row, lambda train: train.general_loss_before),
-            "general_loss_after": mean_of(row, lambda train: train.general_loss_after),
-        },
+        "cost": _cost(row),
     }
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    """Return every quantity over the seeds, and whether a run was shorter than one refresh cycle."""
+    costs = {q.name: over_seeds(row, q) for q in quantities.ALL if "json" in q.shown.places}
+    return {**costs, "shorter_than_refresh_cycle": any(is_short(record) for record in row.records)}
 
 
 def _estimate(found: tuple[Estimate, str] | None) -> dict[str, Any]:

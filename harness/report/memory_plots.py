@@ -8,21 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.quantities import PEAK_MEMORY
+from harness.readings import live_parts, predicted_parts
 from harness.record import MemoryBreakdown
+from harness.report.estimates import over_seeds
 from harness.report.layout import one_line
 from harness.report.panels import CHAR_INCHES, finish
-from harness.report.quantities import (
-    best_prediction,
-    largest_tracked_peak,
-    row_status,
-    train_peak_bytes,
-)
 from harness.report.style import COLORS, GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.summary import Row, Summary
 from harness.report.units import GIB, gib
+from harness.report.words import row_status
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -45,12 +43,11 @@ class Category(NamedTuple):
     hatch: str
 
 
-CATEGORIES = (
-    Category("weights_bytes", "weights", BLUE, ""),
-    Category("gradients_bytes", "gradients", ORANGE, "////"),
-    Category("optimizer_state_bytes", "optimizer state", GREEN, "\\\\\\\\"),
-    Category("activations_bytes", "activations", SKY, "...."),
-    Category("other_bytes", "other", "#8C8C8C", "xxxx"),
+LOOKS = ((BLUE, ""), (ORANGE, "////"), (GREEN, "\\\\\\\\"), (SKY, "...."), ("#8C8C8C", "xxxx"))
+"""Colour and hatching of the parts of a breakdown, in the order of the record."""
+CATEGORIES = tuple(
+    Category(field, field.removesuffix("_bytes").replace("_", " "), *look)
+    for field, look in zip(MemoryBreakdown.model_fields, LOOKS, strict=True)
 )
 REST = Category("rest_bytes", "activations and other, not told apart", "#D0D0D0", "||||")
 """Of a run out of memory, where only the allocator counted."""
@@ -68,7 +65,7 @@ class _Bar:
     """Bytes by category; none where there is no data."""
     absent: str
     """What stands in the place of a bar without data."""
-    marked_bytes: int = 0
+    marked_bytes: float = 0
     """Where a marker stands on it."""
     died: str = ""
     """Where memory ran out, of a bar that ends there."""
@@ -106,16 +103,25 @@ def memory_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | N
 
 def _bars(row: Row) -> tuple[_Bar, _Bar]:
     """Return what was measured of a row, or was alive where it ran out of memory, and what was predicted."""
-    tracked, prediction, allocated = largest_tracked_peak(row), best_prediction(row), train_peak_bytes(row)
+    allocated = over_seeds(row, PEAK_MEMORY)
+    tracked = _largest(map(live_parts, row.records))
+    predicted = _largest(predicted_parts(run.record) for run in row.runs if run.record is not None)
     status = "" if row.finished else f": {row_status(row)}"
     absent = f"not measured{status}" if allocated is None else "not broken down"
-    measured = _Bar("measured", () if tracked is None else _parts(tracked.at_peak), absent, allocated or 0)
+    measured = _Bar("measured", _parts(tracked), absent, allocated or 0)
     if not row.finished and (died := _died(row)) is not None:
         measured = died
-    return measured, _Bar("predicted", () if prediction is None else _parts(prediction.at_peak), "not predicted")
+    return measured, _Bar("predicted", _parts(predicted), "not predicted")
 
 
-def _parts(breakdown: MemoryBreakdown) -> tuple[tuple[Category, int], ...]:
+def _largest(breakdowns: Iterable[MemoryBreakdown | None]) -> MemoryBreakdown | None:
+    known = [breakdown for breakdown in breakdowns if breakdown is not None]
+    return max(known, key=lambda breakdown: breakdown.total_bytes, default=None)
+
+
+def _parts(breakdown: MemoryBreakdown | None) -> tuple[tuple[Category, int], ...]:
+    if breakdown is None:
+        return ()
     return tuple((category, getattr(breakdown, category.field)) for category in CATEGORIES)
 
 

@@ -9,6 +9,7 @@ from harness.calibration_log import Log
 from harness.report import groups, judging
 from harness.report.calibration import calibration_blocks
 from harness.report.comparisons import ReadItems, comparison_blocks
+from harness.report.costs import definition, shown_quantities
 from harness.report.document import (
     Block,
     Bullets,
@@ -22,7 +23,6 @@ from harness.report.document import (
 )
 from harness.report.plots import DRAWN
 from harness.report.proofs import failing_rows, proof_blocks
-from harness.report.quantities import BUSY, TUNED, UNPROVEN, is_busy
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (
@@ -36,7 +36,8 @@ from harness.report.tables import (
     settings_text,
     tuning_table,
 )
-from harness.report.units import NOTHING, percent
+from harness.report.units import percent
+from harness.report.words import BUSY, TUNED, UNPROVEN, is_busy
 
 MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (
@@ -50,35 +51,9 @@ SCORE_DEFINITIONS = (
     "log-likelihood a character, a second mean takes it for these tasks and `acc` for the others; the first is the "
     "headline.",
 )
-DEFINITIONS = (
-    "peak memory: `torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over "
-    "the seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
-    "tracked peak: the largest sum of live storages on the run's device, CUDA or CPU, that a tracker saw in the run's "
-    "first steps, largest over the seeds. A storage that an operation makes and frees inside itself is not in it. A "
-    f"{NOTHING} stands where no step was tracked: the record is older than the tracker.",
-    "predicted peak: what `harness plan` says of the run from its settings and shapes alone, largest over the seeds. A "
-    f"{NOTHING} stands where the run has no prediction; `harness show` says why.",
-    "predicted against measured: predicted peak less measured peak in % of the measured one, of the run that is "
-    "farthest from zero. Measured is the peak memory on CUDA and the tracked peak on a CPU. A "
-    f"{NOTHING} stands where either is missing or the prediction is for another kind of device.",
+BUSY_DEFINITION = (
     f"{BUSY} behind a label: others used the device when one of its runs began, so peaks of the device and times may "
-    "be off.",
-    "host peak RSS: largest resident set of the run's process up to the end of training, loading of the model "
-    "included, largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
-    "step time: synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
-    "included, loading of data left out; mean over the seeds. A `*` marks a run shorter than one refresh cycle.",
-    "operations a step: floating-point operations that a step of the method needs by the prediction, a multiply-add "
-    "being two, attention counted without regard to the causal mask, what checkpointing computes again and projector "
-    "refreshes left out; scaled by the tokens there were.",
-    "MFU: those operations a second over the device's stated dense peak for the dtype of the weights (`harness list "
-    f"devices`); a {NOTHING} where the device's peak is not known.",
-    "tokens a second: mean tokens of a step, padding left out, over the mean step time.",
-    "trainable parameters a step: parameters that required a gradient, mean over the steps; ever: those that did at "
-    "any step. In brackets the share of all parameters.",
-    "optimizer state, peak: largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
-    "held-out loss: mean cross-entropy in nats on one fixed batch that is not trained on, before and after training.",
-    "general text loss: the same on a fixed text that no label is trained on; where it rises, training has cost the "
-    "model something else. It is there where the suite names such a text.",
+    "be off."
 )
 
 
@@ -116,7 +91,8 @@ def report_document(
     blocks.append(Heading(2, MISSING_TITLE))
     blocks.append(Paragraph("Every run has one.") if missing is None else TableBlock(missing))
     blocks += proof_blocks(summary)
-    definitions = (*SCORE_DEFINITIONS, *DEFINITIONS) if summary.columns else DEFINITIONS
+    costs = (*map(definition, shown_quantities(summary.rows, "table")), BUSY_DEFINITION)
+    definitions = (*SCORE_DEFINITIONS, *costs) if summary.columns else costs
     if groups.groups_of(summary):
         definitions = (*groups.DEFINITIONS, *definitions)
     if judging.judges_of(summary):

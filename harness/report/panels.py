@@ -11,9 +11,9 @@ from textwrap import fill
 from typing import TYPE_CHECKING
 
 from harness.report.layout import one_line
-from harness.report.quantities import row_status
 from harness.report.style import COLUMN_INCHES, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.summary import Row, Summary
+from harness.report.words import row_status
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

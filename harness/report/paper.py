@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,10 +18,12 @@ from pydantic import NonNegativeFloat, field_validator, model_validator
 
 from harness.errors import HarnessError, near_miss
 from harness.files import read_text
+from harness.quantity import Quantity
 from harness.record import Record, Score
-from harness.report.quantities import row_status, run_peak_bytes, tokens_per_second
+from harness.report.measures import quantities_by_metric
 from harness.report.statistics import Interval, t_interval
 from harness.report.summary import Row, Run, Summary
+from harness.report.words import row_status
 from harness.settings import Name, Strict
 from harness.toml_files import validate
 
@@ -55,7 +57,7 @@ class Published(Strict):
     our_model: str | None = None
     our_label: str | None = None
     our_quantity: str | None = None
-    """One of :data:`QUANTITIES`, or ``score:TASK:METRIC``."""
+    """A quantity as ``--fail-on`` of compare calls it, or ``score:TASK:METRIC``."""
     tolerance_percent: NonNegativeFloat | None = None
     """How far ours may lie from it, for rounding and for units that the paper does not state."""
     not_comparable: str | None = None
@@ -77,10 +79,10 @@ class Published(Strict):
             raise ValueError(f"value is {self.value}, so not_comparable must say why there is nothing to compare")
         if (
             self.our_quantity is not None
-            and self.our_quantity not in QUANTITIES
+            and self.our_quantity not in quantities_by_metric()
             and not (self.our_quantity.startswith(SCORE) and self.our_quantity.count(":") == 2)
         ):
-            known = ", ".join((*QUANTITIES, f"{SCORE}TASK:METRIC"))
+            known = ", ".join((*quantities_by_metric(), f"{SCORE}TASK:METRIC"))
             raise ValueError(f"our_quantity '{self.our_quantity}' is none of {known}")
         return self
 
@@ -104,33 +106,6 @@ class Cell:
         """Return ours less the published number."""
         value = self.published.value
         return None if self.ours is None or isinstance(value, str) else self.ours - value
-
-
-def _peak_memory(record: Record) -> float | None:
-    peak = run_peak_bytes(record)
-    return None if peak is None else peak / GIGA
-
-
-def _weights(record: Record) -> float | None:
-    tracked = None if record.train is None else record.train.tracked_peak
-    return None if tracked is None else tracked.at_peak.weights_bytes / GIGA
-
-
-def _optimizer_state(record: Record) -> float | None:
-    return None if record.train is None else record.train.peak_optimizer_state_bytes / GIGA
-
-
-def _tokens_per_second(record: Record) -> float | None:
-    return None if record.train is None else tokens_per_second(record.train)
-
-
-QUANTITIES: Mapping[str, Callable[[Record], float | None]] = {
-    "peak_memory": _peak_memory,
-    "weights": _weights,
-    "optimizer_state": _optimizer_state,
-    "tokens_per_second": _tokens_per_second,
-}
-"""What a table may compare beside scores: GB (10^9 bytes), and tokens a second."""
 
 
 def table_names() -> list[str]:
@@ -207,8 +182,9 @@ def _values(row: Row | None, quantity: str) -> tuple[list[float], str]:
         return [], "not run"
     if not row.finished:
         return [], row_status(row)
-    if quantity in QUANTITIES:
-        found = [QUANTITIES[quantity](record) for record in row.records]
+    known = quantities_by_metric().get(quantity)
+    if known is not None:
+        found = [_in_paper_units(known, record) for record in row.records]
     else:
         asked = tuple(quantity.removeprefix(SCORE).split(":"))
         if any(len(_scores(_judged(run), asked)) > 1 for run in row.finished):
@@ -217,9 +193,16 @@ def _values(row: Row | None, quantity: str) -> tuple[list[float], str]:
     values = [value for value in found if value is not None]
     if not values:
         on_cpu = all(record.environment.device_type == "cpu" for record in row.records)
-        return [], "no CUDA device" if quantity == "peak_memory" and on_cpu else "the records do not hold it"
+        needs_cuda = known is not None and known.shown.needs_cuda
+        return [], "no CUDA device" if needs_cuda and on_cpu else "the records do not hold it"
     absent = len(row.runs) - len(values)
     return values, f"{absent} of {len(row.runs)} seeds have none" if absent else ""
+
+
+def _in_paper_units(quantity: Quantity, record: Record) -> float | None:
+    """Return a value as papers have it: bytes in GB, 10^9 of them."""
+    value = quantity.read(record)
+    return value / GIGA if value is not None and quantity.unit == "bytes" else value
 
 
 def _judged(run: Run) -> list[Score]:

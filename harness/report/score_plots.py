@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.record import Record
+from harness.quantities import HOST_PEAK, PEAK_MEMORY
+from harness.report.estimates import average_of_row, average_title
 from harness.report.panels import finish, line_entry, panels, set_x_label, shown_models
-from harness.report.quantities import run_peak_bytes
 from harness.report.statistics import Estimate
 from harness.report.style import GREY, LabelStyle
 from harness.report.summary import Row, Summary
-from harness.report.tables import NOT_SCORED, average_of_row, average_title
 from harness.report.units import GIB
+from harness.report.words import NOT_SCORED
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -36,7 +36,7 @@ class Point:
     """One label of one model."""
 
     label: str
-    peaks: tuple[int, ...]
+    peaks: tuple[float, ...]
     """Bytes, one a seed; empty for a label that does not train."""
     score: Estimate
 
@@ -85,13 +85,11 @@ def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figu
     return figure
 
 
-def _peaks(row: Row, *, cuda: bool) -> tuple[int, ...]:
-    def host_peak(record: Record) -> int | None:
-        phase = record.phase("train")
-        return None if phase is None else phase.host_peak_bytes
-
-    read = run_peak_bytes if cuda else host_peak
-    return tuple(peak for record in row.records if record.train is not None and (peak := read(record)) is not None)
+def _peaks(row: Row, *, cuda: bool) -> tuple[float, ...]:
+    if not row.trains:
+        return ()
+    read = PEAK_MEMORY.read if cuda else HOST_PEAK.read
+    return tuple(peak for record in row.records if (peak := read(record)) is not None)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from harness.proof import judge_record
 from harness.record import Record, Score
-from harness.report.measures import MEASURES, TIME
+from harness.report.measures import TIME, measures
 from harness.report.summary import newest_records
 from harness.toml_files import validate
 
@@ -60,12 +60,20 @@ class Subject:
     """One a seed and repeat, by measure."""
     scores: dict[str, list[ScoreSample]] = field(default_factory=lambda: defaultdict(list))
     """By ``task metric``; of a judged one with the judge."""
+    device_type: str | None = None
+    """Of the newest environment; None of a benchmark."""
+    trains: bool = True
 
     @property
     def title(self) -> str:
         """Return what the subject is called."""
         suite, model, label = self.key
         return label if not model else f"{suite} / {model} / {label}"
+
+    @property
+    def has_result(self) -> bool:
+        """Return whether any run has a result."""
+        return any(status == "ok" for status, _ in self.statuses.values())
 
 
 def subjects_of_records(
@@ -112,6 +120,7 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     conditions, settings = _asked(newest)
     where, environment = _environment(records[-1])
     subject = Subject(key, conditions | where, settings, environment, frozenset(record.uuid for record in records))
+    subject.device_type, subject.trains = newest.environment.device_type, newest.spec.train is not None
     outcomes = {record.uuid: _outcome(record) for record in records}
     for record in newest_records(records):
         subject.statuses[record.spec.seed] = outcomes[record.uuid]
@@ -119,7 +128,7 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
         if outcomes[record.uuid][0] != "ok":
             continue
         seed = record.spec.seed
-        for name, measure in MEASURES.items():
+        for name, measure in measures().items():
             if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))
         for score in record.scores:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from harness.quantities import HELD_OUT_LOSS, PEAK_MEMORY
+from harness.report.estimates import average_of_row, average_title
 from harness.report.layout import one_line
 from harness.report.panels import finish, line_entry, panels, set_x_label
-from harness.report.quantities import run_peak_bytes
 from harness.report.statistics import t_interval
 from harness.report.style import LABEL_LIMIT, PAGE_INCHES, LabelStyle, label_styles
 from harness.report.summary import Row, Summary
 from harness.report.sweeps import Sweep, find_sweeps
-from harness.report.tables import average_of_row, average_title
-from harness.report.units import GIB
+from harness.report.units import SCALES, scaled
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -77,7 +77,9 @@ def sweep_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure |
 def _titles(summary: Summary) -> tuple[str, str, str]:
     units = {score.unit for row in summary.rows for run in row.finished for score in run.scores if score.headline}
     unit = "%" if units == {"fraction"} else "/".join(sorted(units))
-    return (f"{average_title(summary)}, {unit}", "held-out loss, nats", "peak memory (CUDA), GiB")
+    loss, memory = (SCALES[quantity.unit][1] for quantity in (HELD_OUT_LOSS, PEAK_MEMORY))
+    average = f"{average_title(summary)}, {unit}"
+    return average, f"{HELD_OUT_LOSS.title}, {loss}", f"{PEAK_MEMORY.title} (CUDA), {memory}"
 
 
 def _readings(row: Row, summary: Summary) -> dict[str, Reading]:
@@ -90,11 +92,11 @@ def _readings(row: Row, summary: Summary) -> dict[str, Reading]:
         scale = 100 if unit == "fraction" else 1
         low, high = estimate.interval or (estimate.mean, estimate.mean)
         found[score] = Reading(scale * estimate.mean, scale * low, scale * high)
-    losses = [r.train.validation_loss_after for r in row.records if r.train is not None]
+    losses = [HELD_OUT_LOSS.read(record) for record in row.records]
     known = [value for value in losses if value is not None]
     if known and len(known) == len(losses):
         found[loss] = _mean_reading(known)
-    peaks = [peak / GIB for record in row.records if (peak := run_peak_bytes(record)) is not None]
+    peaks = [scaled(peak, PEAK_MEMORY.unit) for record in row.records if (peak := PEAK_MEMORY.read(record)) is not None]
     if peaks:
         found[memory] = Reading(max(peaks), min(peaks), max(peaks))
     return found

@@ -6,11 +6,11 @@ Found from what was recorded of each run, not from the suite's file, so that lab
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.suite import label_with
 from harness.report.layout import one_line
 from harness.report.summary import Row, Summary
 from harness.spec import RunSpec
@@ -41,9 +41,10 @@ def find_sweeps(summary: Summary) -> list[Sweep]:
     """
     found = []
     for model in summary.models:
+        stems = dict.fromkeys((*summary.suite.labels, *(row.label for row in summary.rows_of(model))))
         groups: dict[tuple[str, str], dict[float, Row]] = {}
         for row in summary.rows_of(model):
-            spec = next((run.record.spec for run in row.runs if run.record is not None), None)
+            spec = _spec(row)
             if spec is None or spec.train is None:
                 continue
             settings = _settings(spec)
@@ -55,8 +56,12 @@ def find_sweeps(summary: Summary) -> list[Sweep]:
             if len(rows) >= LEAST_VALUES:
                 values = tuple(sorted(rows))
                 ordered = tuple(rows[value] for value in values)
-                found.append(Sweep(model, setting, _common_name(ordered, setting), values, ordered))
+                found.append(Sweep(model, setting, _common_name(ordered, setting, stems), values, ordered))
     return found
+
+
+def _spec(row: Row) -> RunSpec | None:
+    return next((run.record.spec for run in row.runs if run.record is not None), None)
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -78,14 +83,22 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
             yield f"{before}{key}", value
 
 
-def _common_name(rows: tuple[Row, ...], setting: str) -> str:
+def _common_name(rows: Sequence[Row], setting: str, stems: Iterable[str]) -> str:
     """Return the label without the setting, or the method where the labels then still differ."""
-    plain = {_without(row.label, setting) for row in rows}
-    specs = (run.record.spec for row in rows for run in row.runs if run.record is not None)
-    return one_line(plain.pop() if len(plain) == 1 else next(specs).method)
+    specs = [spec for row in rows if (spec := _spec(row)) is not None]
+    names = {_without(spec, setting, (*stems, spec.method)) for spec in specs}
+    return one_line(names.pop() if len(names) == 1 else specs[0].method)
 
 
-def _without(label: str, setting: str) -> str:
-    stem, bracket, inside = label.partition("[")
-    parts = [part for part in re.split(r",(?=\w+=)", inside.removesuffix("]")) if not part.startswith(f"{setting}=")]
-    return f"{stem}[{','.join(parts)}]" if bracket and parts != [""] and parts else stem
+def _without(spec: RunSpec, setting: str, stems: Iterable[str]) -> str:
+    """Return a run's label without one of the settings that it tells.
+
+    A record does not say which of its settings the label tells: that is found by building labels from its settings
+    until one is the run's. A label that none of them gives, as one written out by hand, stays as it is.
+    """
+    settings = {**({} if spec.train is None else spec.train.model_dump(mode="json")), **spec.config}
+    told = {key: value for key, value in settings.items() if label_with("", {key: value})[1:-1] in spec.label}
+    stem = next((stem for stem in stems if label_with(stem, told) == spec.label), None)
+    if stem is None:
+        return spec.label
+    return label_with(stem, {key: value for key, value in told.items() if key != setting})

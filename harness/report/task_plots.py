@@ -8,13 +8,13 @@ from math import ceil
 from textwrap import fill
 from typing import TYPE_CHECKING, NamedTuple
 
+from harness.report.estimates import average_of_row, average_title, column_title, score_of_row
 from harness.report.layout import one_line
 from harness.report.panels import finish, shown_models
-from harness.report.quantities import row_status
 from harness.report.statistics import Estimate
 from harness.report.style import GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.summary import Row, ScoreColumn, Summary
-from harness.report.tables import NOT_SCORED, average_of_row, average_title, column_title, score_of_row
+from harness.report.words import NOT_SCORED, row_status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

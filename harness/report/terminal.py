@@ -11,34 +11,14 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from harness.report import judging
+from harness.report.costs import short_cell, short_heading, shown_quantities
+from harness.report.estimates import average_of_row, has_normalised, normalised_average_of_row, score_of_row
 from harness.report.layout import one_line
 from harness.report.page import result_notes
-from harness.report.quantities import (
-    BUSY,
-    best_prediction,
-    general_losses,
-    has_general_loss,
-    has_held_out_loss,
-    held_out_losses,
-    host_peak_bytes,
-    is_busy,
-    largest_tracked_peak,
-    marks,
-    mean_of,
-    row_status,
-    status_words,
-    tokens_per_second,
-)
 from harness.report.statistics import Estimate
 from harness.report.summary import Row, ScoreColumn, Summary, summarize
-from harness.report.tables import (
-    average_of_row,
-    has_normalised,
-    normalised_average_of_row,
-    peak_text,
-    score_of_row,
-)
-from harness.report.units import NOTHING, gib, percent, significant
+from harness.report.units import NOTHING, percent
+from harness.report.words import BUSY, is_busy, marks, row_status, status_words
 from harness.store import Contents
 from harness.suite import Suite
 from harness.tuned import Tuned
@@ -75,7 +55,7 @@ def terminal_table(suite: Suite, contents: Contents, console: Console, tuned: Tu
                 parts += [_scores(summary, rows, title), Text()]
             for judge in judging.judges_of(summary):
                 parts += [_points(rows, title, judge), Text()]
-            parts += [_cost(summary, rows, f"{title}: cost"), Text()]
+            parts += [part for table in _costs(summary, rows, f"{title}: cost") for part in (table, Text())]
         else:
             parts += [Text(f"{suite.name}, {model}: not run"), Text()]
     parts += [Text(one_line(note)) for note in (*result_notes(summary), *summary.notes)]
@@ -177,51 +157,35 @@ def _cell(cell: tuple[Estimate, str] | None) -> Text:
     return Text(f"{write(estimate.mean)}\n{write(low)}-{write(high)}")
 
 
-def _cost(summary: Summary, rows: Sequence[Row], title: str) -> RichTable:
-    cuda = summary.view.environment.device_type == "cuda"
-    losses, general = has_held_out_loss(rows), has_general_loss(rows)
-    known = any(_tracked_and_predicted(row) != NOTHING for row in rows)
-    heads = ["label", "CUDA\npeak, GiB", *(["tracked/pre-\ndicted, GiB"] if known else []), "host\nRSS, GiB"]
-    heads += ["step,\nmean s"]
-    heads += ["tokens\na second", "trained\na step, M", "trained\never, M", "optim.\nstate, GiB"]
-    heads += ["held-out loss,\nbefore -> after"] if losses else []
-    heads += ["general loss,\nbefore -> after"] if general else []
-    table = _table(title, heads)
-    for row in rows:
-        trained = [record.train for record in row.records if record.train is not None]
-        if not trained:
-            status = short_status(row) if not row.finished else NOTHING
-            table.add_row(Text(one_line(row.label, LABEL_WIDTH)), *[Text(status)] * (len(heads) - 1))
-            continue
-        a_step = mean_of(row, lambda train: train.trainable_params_mean)
-        cells = [
-            peak_text(summary, row) if cuda else "no CUDA",
-            *([_tracked_and_predicted(row)] if known else []),
-            gib(host_peak_bytes(row)),
-            _number(mean_of(row, lambda train: train.step_seconds_mean)),
-            _number(mean_of(row, tokens_per_second)),
-            _number(None if a_step is None else a_step / 1e6),
-            _number(max(train.trainable_params_ever for train in trained) / 1e6),
-            gib(max(train.peak_optimizer_state_bytes for train in trained)),
-        ]
-        cells += [held_out_losses(row)] if losses else []
-        cells += [general_losses(row)] if general else []
-        label = _label(row) + (f" {BUSY}" if is_busy(row) else "")
-        table.add_row(Text(label), *(Text(cell) for cell in cells))
-    return table
+def _costs(summary: Summary, rows: Sequence[Row], title: str) -> list[RichTable]:
+    """Return the cost of each label, in as many tables as it takes for their columns to stand side by side."""
+    trained = [row for row in rows if row.finished and row.trains]
+    heads, columns = [], []
+    for quantity in shown_quantities(rows, "terminal"):
+        cells = [short_cell(row, quantity, summary) for row in trained]
+        if any(cell != NOTHING for cell in cells) or not trained:
+            heads.append(short_heading(quantity))
+            columns.append(dict(zip((row.label for row in trained), cells, strict=True)))
+    labels = [_label(row) + (f" {BUSY}" if is_busy(row) else "") for row in rows]
+    statuses = [NOTHING if row.finished else short_status(row) for row in rows]
+    widths = []
+    for head, column in zip(heads, columns, strict=True):
+        cells = [column.get(row.label, status) for row, status in zip(rows, statuses, strict=True)]
+        widths.append(1 + max(map(len, (*head.split("\n"), *cells))))
+    tables: list[RichTable] = []
+    for places in _side_by_side(widths, WIDTH - max(map(len, labels))):
+        table = _table(title if not tables else f"{title}, continued", ["label", *(heads[i] for i in places)])
+        for row, label, status in zip(rows, labels, statuses, strict=True):
+            table.add_row(Text(label), *(Text(columns[i].get(row.label, status)) for i in places))
+        tables.append(table)
+    return tables
 
 
-def _tracked_and_predicted(row: Row) -> str:
-    """Return both peaks of a row in GiB; one sign where neither is known."""
-    tracked, prediction = largest_tracked_peak(row), best_prediction(row)
-    if tracked is None and prediction is None:
-        return NOTHING
-    both = (
-        None if tracked is None else tracked.at_peak.total_bytes,
-        None if prediction is None else prediction.peak_bytes,
-    )
-    return "/".join(map(gib, both))
-
-
-def _number(value: float | None) -> str:
-    return NOTHING if value is None else significant(value)
+def _side_by_side(widths: Sequence[int], most: int) -> list[list[int]]:
+    """Return places in groups, in order, each no wider than ``most`` unless it is one place alone."""
+    groups: list[list[int]] = [[]]
+    for i, width in enumerate(widths):
+        if groups[-1] and sum(widths[k] for k in groups[-1]) + width > most:
+            groups.append([])
+        groups[-1].append(i)
+    return groups

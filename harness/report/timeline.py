@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
+from harness.readings import live_peak_place, run_peak_bytes, step_peak
 from harness.record import Record, TrainResult
 from harness.report.block_plots import draw_spans
 from harness.report.layout import one_line
-from harness.report.quantities import run_peak_bytes
 from harness.report.style import COLORS, common_style, save_as
 from harness.report.units import GIB, gib
 
@@ -74,7 +74,7 @@ def _draw_memory(axis: Axes, record: Record, train: TrainResult, steps: range) -
         if any(values) and len(values) == len(steps):
             in_gib = [value / GIB for value in values]
             axis.plot(steps, in_gib, color=color, linestyle=line, drawstyle="steps-mid", label=name)
-    peak = _peak(record, train)
+    peak = _peak(record)
     if peak is not None:
         step, size, text = peak
         axis.plot([step], [size / GIB], marker="D", color=BLACK, markersize=6, linestyle="none", label=text)
@@ -84,15 +84,13 @@ def _draw_memory(axis: Axes, record: Record, train: TrainResult, steps: range) -
     axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
 
 
-def _peak(record: Record, train: TrainResult) -> tuple[int, int, str] | None:
+def _peak(record: Record) -> tuple[int, int, str] | None:
     """Return step, bytes and words of the run's peak: the allocator's, else the tracker's."""
-    curve = train.curve
-    if curve.allocated_peak_bytes:
-        size = max(curve.allocated_peak_bytes)
-        step = curve.allocated_peak_bytes.index(size)
-        return step, size, f"largest allocated peak: {gib(size)} GiB in step {step}, {curve.peak_moments[step]}"
-    tracked = train.tracked_peak
+    if (peak := step_peak(record)) is not None:
+        where = f"in step {peak.at_step}, {peak.during}"
+        return peak.at_step, peak.size, f"largest allocated peak: {gib(peak.size)} GiB {where}"
+    tracked = live_peak_place(record)
     if tracked is None or run_peak_bytes(record) is not None:
         return None
-    size = tracked.at_peak.total_bytes
-    return tracked.step, size, f"tracked peak: {gib(size)} GiB in step {tracked.step}, {tracked.moment}"
+    where = f"in step {tracked.at_step}, {tracked.during}"
+    return tracked.at_step, tracked.size, f"tracked peak: {gib(tracked.size)} GiB {where}"

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import isfinite
+
+from harness.quantity import Unit
 
 GIB = 2**30
 NOTHING = "–"
 """Stands for what was not measured."""
+SCALES: Mapping[Unit, tuple[float, str]] = {
+    "bytes": (GIB, "GiB"),
+    "seconds": (1.0, "s"),
+    "nats": (1.0, "nats"),
+    "tokens/s": (1.0, "tokens/s"),
+    "parameters": (1e6, "M"),
+    "FLOP": (1e12, "TFLOP"),
+    "fraction": (0.01, "%"),
+    "difference": (0.01, "%"),
+}
+"""By what a value of each unit is divided, and what is written behind it then."""
 
 
 def percent(value: float) -> str:
@@ -32,3 +46,25 @@ def signed_percent(value: float | None) -> str:
 def gib(value: float | None) -> str:
     """Return bytes in GiB, without the unit."""
     return NOTHING if value is None else significant(value / GIB)
+
+
+def scaled(value: float, unit: Unit) -> float:
+    """Return a value as it is drawn and written: in GiB, millions, per cent and so on."""
+    return value / SCALES[unit][0]
+
+
+def bare(value: float, unit: Unit) -> str:
+    """Return a value under a heading that says its unit."""
+    if unit == "fraction":
+        return percent(value)
+    if unit == "difference":
+        return signed_percent(value)
+    return f"{value:.3f}" if unit == "nats" else significant(scaled(value, unit))
+
+
+def with_unit(value: float, unit: Unit) -> str:
+    """Return a value that stands alone, with its unit and a digit more."""
+    number, sign = scaled(value, unit), SCALES[unit][1]
+    if sign == "%":
+        return f"{number:+.2f}%" if unit == "difference" else f"{number:.2f}%"
+    return f"{number:.4g} {sign}" if unit == "bytes" else f"{significant(number, 4)} {sign}"

@@ -96,10 +96,10 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("candidate", "code", "headline"),
     [
-        ("same", 0, "2 same"),
-        ("slow", 1, "1 worse, 1 same"),
+        ("same", 0, "3 same"),
+        ("slow", 1, "1 worse, 2 same"),
         ("broken", 1, "1 failed"),
-        ("slow/tiny.jsonl", 1, "1 worse, 1 same"),
+        ("slow/tiny.jsonl", 1, "1 worse, 2 same"),
     ],
 )
 def test_the_exit_code_says_whether_something_is_worse(
@@ -174,6 +174,7 @@ def test_revisions_are_read_through_git_with_their_items(
         assert value["baseline"].startswith(f"{baseline} (")
         assert [(c["title"], c["verdict"], c["basis"]) for c in value["cells"]] == [
             ("step time", "worse", "5 against 5 values"),
+            ("optimizer state, peak", "same", "5 against 5 values; all alike: the tolerance alone decides"),
             ("piqa acc", "same", "paired over 4 items"),
         ]
     assert main(["compare", "HEAD:nowhere", "HEAD"]) == 2

@@ -13,8 +13,8 @@ from harness.record import Record
 from harness.report.compare import compare_sides
 from harness.report.compare_cells import Comparison
 from harness.report.compare_page import CHARACTERS, comparison_json, comparison_markdown
-from harness.report.measures import parse_tolerances
 from harness.report.sides import Side
+from harness.report.tolerances import parse_tolerances
 from harness.settings import EvaluationSettings
 from tests.comparing import NEW, NOISE, cell, compare, make, runs
 
@@ -65,11 +65,11 @@ def test_values_that_repeat_exactly_need_no_test() -> None:
             for r in records
         ]
 
-    found = compare(with_peak(3, 1.0), with_peak(3, 1.05, later=9, environment=NEW), "peak_memory:3%")
-    assert cell(found, "peak memory").verdict == "worse"
-    assert "all alike: the tolerance alone decides" in cell(found, "peak memory").basis
-    within = compare(with_peak(3, 1.0), with_peak(3, 1.02, later=9, environment=NEW), "peak_memory:3%")
-    assert cell(within, "peak memory").verdict == "same"
+    found = compare(with_peak(3, 1.0), with_peak(3, 1.05, later=9, environment=NEW), "tracked_peak:3%")
+    assert cell(found, "tracked peak").verdict == "worse"
+    assert "all alike: the tolerance alone decides" in cell(found, "tracked peak").basis
+    within = compare(with_peak(3, 1.0), with_peak(3, 1.02, later=9, environment=NEW), "tracked_peak:3%")
+    assert cell(within, "tracked peak").verdict == "same"
 
 
 BY_SEED = (1.0e9, 1.3e9, 0.8e9, 1.1e9)

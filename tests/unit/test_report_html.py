@@ -17,7 +17,7 @@ import pytest
 
 from harness.report.document import TableBlock
 from harness.report.html import html_page, sort_key
-from harness.report.layout import Column, Table
+from harness.report.layout import Cell, Column, Table
 from harness.report.write import write_report
 from tests.chromium import CHROMIUM, Page, chromium
 
@@ -91,20 +91,24 @@ def test_a_row_without_a_result_tells_why_in_its_cells_and_below(file: Path) -> 
 @pytest.mark.parametrize(
     ("cell", "key"),
     [
-        ("31.2 [0.0, 78.9] (n=40, 2 seeds)", "31.2"),
-        ("+0.9", "0.9"),
-        ("-1.5 [-3.0, +0.1]", "-1.5"),
-        ("2.750 -> 2.164", "2.164"),
-        ("<0.0001", "0.0001"),
-        ("0.556*", "0.556"),
-        ("135 M (100%)", "135"),
+        (Cell("31.2", 0.3125, ("[0.0, 78.9]", "(n=40, 2 seeds)")), "0.3125"),
+        (Cell("-1.5", -0.015, ("[-3.0, +0.1]",)), "-0.015"),
+        (Cell("2.750 -> 2.164", 2.1644), "2.1644"),
+        (Cell("<0.0001", 3e-7), "3e-07"),
+        (Cell("nan", float("nan")), None),
+        (Cell("not measured", rest=("(no CUDA)",)), None),
+        ("31.2", None),
         ("–", None),
         ("out of memory, refused", None),
-        ("nan", None),
     ],
 )
-def test_cells_are_sorted_by_their_estimate(cell: str, key: str | None) -> None:
+def test_cells_are_sorted_by_the_value_behind_their_text(cell: Cell | str, key: str | None) -> None:
     assert sort_key(cell) == key
+
+
+def test_every_number_of_a_column_of_numbers_can_be_sorted(file: Path) -> None:
+    for text in re.findall(r'<td class="number missing[^>]*>([^<]*)</td>', file.read_text(encoding="utf-8")):
+        assert not re.match(r"[+<-]?\d", text), text
 
 
 def column(page: Page, number: int, table: int = 0) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 
 from harness.report.document import Heading, TableBlock
 from harness.report.latex import LINES_A_PAGE, latex, tabular
-from harness.report.layout import Column, Table
+from harness.report.layout import Cell, Column, Table
 from harness.report.write import write_report
 from tests.pdflatex import compiled, in_tex
 
@@ -33,7 +33,9 @@ def test_a_tabular_has_rules_of_booktabs_and_a_line_a_row() -> None:
 
 
 def test_a_long_number_stands_in_lines_broken_at_its_brackets() -> None:
-    table = Table((Column("label", "left"), Column("score")), (("a", "31.2 [0.0, 78.9] (n=40, 2 seeds)"),))
+    table = Table(
+        (Column("label", "left"), Column("score")), (("a", Cell("31.2", 0.312, ("[0.0, 78.9]", "(n=40, 2 seeds)"))),)
+    )
     (row,) = [line for line in tabular(table).splitlines() if line.startswith("a &")]
     assert row.removeprefix("a & ").startswith(r"\begin{tabular}[t]{@{}r@{}}31.2\\{[}0.0,{} 78.9{]}\\(n=40,{} 2 seeds)")
 

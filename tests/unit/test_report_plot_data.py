@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 from harness.record import BlockActivity, Proof, Record
 from harness.report.block_plots import block_figure
+from harness.report.estimates import average_of_row, score_of_row
 from harness.report.loss_plots import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots import DRAWN
 from harness.report.score_plots import memory_score_figure, pareto_front
@@ -26,7 +27,6 @@ from harness.report.style import FORMATS, HATCHES, label_styles
 from harness.report.summary import Summary, summarize
 from harness.report.sweep_plots import sweep_figure, tuning_figure
 from harness.report.sweeps import find_sweeps
-from harness.report.tables import average_of_row, score_of_row
 from harness.report.task_plots import task_figure
 from harness.store import Contents
 from harness.suite import Suite
@@ -235,6 +235,31 @@ def test_three_labels_one_number_apart_are_a_sweep_and_its_values_rise() -> None
     (sweep,) = find_sweeps(summary)
     assert (sweep.model, sweep.setting, sweep.name, sweep.values) == ("tiny", "rank", "owlore", (8.0, 32.0, 128.0))
     assert [row.label for row in sweep.rows] == ["owlore[rank=8]", "owlore[rank=32]", "owlore[rank=128]"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "name"),
+    [
+        ({8: "owlore[rank=8]", 32: "owlore[rank=32]", 128: "owlore[rank=128]"}, "owlore"),
+        ({8: "mine[rank=8]", 32: "mine[rank=32]", 128: "mine[rank=128]"}, "mine"),
+        ({8: "mine[gap=200,rank=8]", 32: "mine[gap=200,rank=32]", 128: "mine[gap=200,rank=128]"}, "mine[gap=200]"),
+        (
+            {8: "mine[exact=false,rank=8]", 32: "mine[exact=false,rank=32]", 128: "mine[exact=false,rank=128]"},
+            "mine[exact=false]",
+        ),
+        ({8: "small", 32: "middle", 128: "large"}, "owlore"),
+        ({8: "mine", 32: "mine[rank=32]", 128: "mine[rank=128]"}, "mine"),
+        ({8: "my[rank=8] one", 32: "my[rank=32] one", 128: "my[rank=128] one"}, "owlore"),
+    ],
+    ids=["a label", "another label", "two settings told", "a switch told", "by hand", "a default", "no label of ours"],
+)
+def test_a_sweep_is_called_by_its_label_without_the_setting(labels: dict[int, str], name: str) -> None:
+    records = [
+        record.model_copy(update={"spec": record.spec.model_copy(update={"label": labels[rank]})})
+        for rank, record in zip(labels, swept(tuple(labels)), strict=True)
+    ]
+    (sweep,) = find_sweeps(summary_of(make.make_suite(labels=("mine",)), *records))
+    assert sweep.name == name
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from harness.errors import HarnessError
+from harness.readings import held_out_curve
 from harness.record import BlockActivity, Record
 from harness.report.block_plots import trained_spans
-from harness.report.loss_plots import held_out_curve
 from harness.report.memory_plots import CATEGORIES, REST, memory_figure
 from harness.report.plots import DRAWN, write_plots
 from harness.report.style import COLORS, common_style, label_styles, save_as

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.readings import model_flops_utilization, step_flops
 from harness.record import Record
 from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
 from harness.report.markdown import markdown
 from harness.report.page import report_document, result_notes
-from harness.report.quantities import model_flops_utilization, step_flops
 from harness.report.summary import Summary, summarize
-from harness.report.tables import NOT_SCORED, cost_table, label_table, missing_table, score_table
+from harness.report.tables import cost_table, label_table, missing_table, score_table
 from harness.report.units import GIB, gib, significant
+from harness.report.words import NOT_SCORED
 from harness.settings import EvaluationSettings
 from harness.store import Contents
 from harness.suite import Suite
@@ -28,8 +29,8 @@ def summary_of(suite: Suite, *records: Record) -> Summary:
 
 
 def cells(table: Table, label: str) -> dict[str, str]:
-    row = next(row for row in table.rows if row[0].startswith(label))
-    return dict(zip((column.title for column in table.columns), row, strict=True))
+    row = next(row for row in table.rows if str(row[0]).startswith(label))
+    return dict(zip((column.title for column in table.columns), map(str, row), strict=True))
 
 
 def test_a_score_cell_holds_mean_interval_and_n() -> None:
@@ -80,7 +81,7 @@ def test_seeds_are_counted_and_missing_ones_named() -> None:
     failed = make.make_record("lora", suite=suite, seed=3, status="out_of_memory", reason="x")
     row = score_table(summary_of(suite, *records, failed), "tiny").rows[0]
     assert row[0] == "lora (2 of 3 seeds; out of memory)"
-    assert row[1].endswith("(n=40, 2 seeds)")
+    assert str(row[1]).endswith("(n=40, 2 seeds)")
 
 
 @pytest.mark.parametrize(

@@ -227,5 +227,5 @@ def test_the_terminal_shows_the_tracked_beside_the_predicted_peak() -> None:
     page = io.StringIO()
     terminal_table(suite, contents, Console(file=page))
     rows = [line.split("|") for line in page.getvalue().splitlines() if "no CUDA|" in line and "a|b" not in line]
-    cells = {row[0].strip(): row[2].strip() for row in rows}
-    assert (cells["lora"], cells["galore"], cells["lisa"]) == ("0.925/0.933", "1.74/–", "–/1.26")
+    cells = {row[0].strip(): (row[2].strip(), row[3].strip()) for row in rows}
+    assert (cells["lora"], cells["galore"], cells["lisa"]) == (("0.925", "0.933"), ("1.74", "–"), ("–", "1.26"))

@@ -30,17 +30,17 @@ def test_the_tracked_peak_is_shown_with_its_step_moment_and_parts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = said(make.with_memory(make.make_record("full")), tmp_path, capsys)
-    assert "tracked peak 2.42 GiB in step 1, moment backward (tracked: 0, 1, 2): weights 0.501 GiB, gradients" in text
-    assert "predicted peak 2.45 GiB in step 1, moment backward (for cpu, horizon run): weights 0.501 GiB" in text
-    assert "predicted against measured +1.6% of the tracked peak" in text
-    assert "allocated peak 2" not in text
+    assert "tracked peak 2.416 GiB in step 1, moment backward (tracked: 0, 1, 2): weights 0.501 GiB, gradients" in text
+    assert "predicted peak 2.454 GiB in step 1, moment backward (for cpu, horizon run): weights 0.501 GiB" in text
+    assert "predicted against measured +1.59% of the tracked peak" in text
+    assert "peak memory" not in text
 
 
 def test_on_cuda_the_allocated_peak_has_a_step_and_a_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     busy = make.CUDA.model_copy(update={"device_busy": "3 of 80 bytes in use before the run"})
     text = said(make.with_memory(make.make_record("full", environment=busy)), tmp_path, capsys)
-    assert "allocated peak 2.42 GiB in step 7, moment optimizer (CUDA, every step)" in text
-    assert "predicted against measured +1.6% of the allocated peak" in text
+    assert "peak memory 2.416 GiB in step 7, moment optimizer (CUDA, every step)" in text
+    assert "predicted against measured +1.59% of the peak memory" in text
     assert "device not idle 3 of 80 bytes in use before the run" in text
 
 

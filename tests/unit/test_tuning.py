@@ -11,7 +11,7 @@ from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, load_tuned
 from harness.models import BaseModelSpec
 from harness.record import Record, StepCurve, TrainResult
-from harness.report.quantities import TUNED
+from harness.report.words import TUNED
 from harness.report.write import write_report
 from harness.spec import RunSpec
 from harness.store import Contents

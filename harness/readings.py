@@ -1,0 +1,154 @@
+"""What more than one reader takes out of a record: the way to a figure, and figures that follow from several.
+
+A reader that asks here needs no knowledge of where a record keeps things; what is missing is None.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from statistics import fmean
+from typing import NamedTuple
+
+from harness.devices import DeviceSpec, known_device, load_devices
+from harness.record import MemoryBreakdown, Prediction, Record, TrackedPeak, TrainResult
+
+
+class PeakPlace(NamedTuple):
+    """A peak of memory and where in training it came."""
+
+    size: int
+    """Bytes."""
+    at_step: int
+    during: str
+    """Moment of the step: resample, forward, backward, clip or optimizer."""
+
+
+def step_peak(record: Record) -> PeakPlace | None:
+    """Return the largest peak of allocated CUDA memory over the steps; None without CUDA."""
+    if record.train is None or not (peaks := record.train.curve.allocated_peak_bytes):
+        return None
+    at = max(range(len(peaks)), key=peaks.__getitem__)
+    return PeakPlace(peaks[at], at, record.train.curve.peak_moments[at])
+
+
+def run_peak_bytes(record: Record) -> int | None:
+    """Return the peak of allocated CUDA memory in a run's training; None where none was measured.
+
+    The phase knows what its own process saw; of a resumed run the steps before are in the curve alone.
+    """
+    phase, step = record.phase("train"), step_peak(record)
+    known = (None if phase is None else phase.allocated_peak_bytes, None if step is None else step.size)
+    return max((peak for peak in known if peak is not None), default=None)
+
+
+def live_peak(record: Record) -> TrackedPeak | None:
+    """Return what the tracker saw in the first steps, on any device; None where no step was tracked."""
+    return None if record.train is None else record.train.tracked_peak
+
+
+def live_parts(record: Record) -> MemoryBreakdown | None:
+    """Return what the largest sum of live storages was made of."""
+    peak = live_peak(record)
+    return None if peak is None else peak.at_peak
+
+
+def live_peak_bytes(record: Record) -> int | None:
+    """Return the largest sum of live storages that the tracker saw."""
+    parts = live_parts(record)
+    return None if parts is None else parts.total_bytes
+
+
+def live_peak_place(record: Record) -> PeakPlace | None:
+    """Return that peak with where it came."""
+    peak = live_peak(record)
+    return None if peak is None else PeakPlace(peak.at_peak.total_bytes, peak.step, peak.moment)
+
+
+def tracked_steps(train: TrainResult) -> tuple[int, ...]:
+    """Return the steps that a tracker slowed down: their times are no part of the step time."""
+    return () if train.tracked_peak is None else train.tracked_peak.steps
+
+
+def predicted_parts(record: Record) -> MemoryBreakdown | None:
+    """Return what the predicted peak is made of."""
+    return None if record.prediction is None else record.prediction.at_peak
+
+
+def predictable_peak_bytes(record: Record) -> int | None:
+    """Return the measured peak that planning predicts: the allocated one on CUDA, the tracked one on a CPU."""
+    if record.train is None:
+        return None
+    return run_peak_bytes(record) if record.environment.device_type == "cuda" else live_peak_bytes(record)
+
+
+def own_prediction(record: Record) -> Prediction | None:
+    """Return what was predicted for the kind of device that the run had; what was for another does not compare."""
+    prediction = record.prediction
+    return prediction if prediction is not None and prediction.device == record.environment.device_type else None
+
+
+def prediction_difference(record: Record) -> float | None:
+    """Return by which fraction of the measured peak the predicted one is larger; None where either is missing."""
+    prediction, measured = own_prediction(record), predictable_peak_bytes(record)
+    return None if prediction is None or not measured else prediction.peak_bytes / measured - 1.0
+
+
+def step_seconds(record: Record) -> float | None:
+    """Return the mean seconds of a step after the warm-up; None where no step was timed."""
+    return None if record.train is None else record.train.step_seconds_mean
+
+
+def held_out_curve(train: TrainResult) -> dict[int, float]:
+    """Return the held-out loss by steps done; of a record older than the curve its ends, empty where none was taken."""
+    if train.validation_steps:
+        return dict(zip(train.validation_steps, train.validation_losses, strict=True))
+    before, after = train.validation_loss_before, train.validation_loss_after
+    return {} if before is None or after is None else {0: before, len(train.curve.loss): after}
+
+
+def is_short(record: Record) -> bool:
+    """Return whether a run is too short to hold one whole refresh cycle of its method, so that its times say less."""
+    return record.train is not None and record.train.covers_refresh_cycle is False
+
+
+def step_tokens(record: Record) -> float | None:
+    """Return the mean tokens of a step, padding left out; None without a step."""
+    return None if record.train is None or not record.train.curve.tokens else fmean(record.train.curve.tokens)
+
+
+def tokens_per_second(record: Record) -> float | None:
+    """Return a step's mean tokens over the mean step time; None where no step was timed."""
+    tokens, seconds = step_tokens(record), step_seconds(record)
+    return None if tokens is None or seconds is None else tokens / seconds
+
+
+def step_flops(record: Record) -> float | None:
+    """Return the operations that a mean step of a run needed; None without a prediction.
+
+    What was predicted for rows of full length is scaled by the tokens that there were; of shorter rows that counts a
+    little more for attention than there was.
+    """
+    prediction, settings, tokens = record.prediction, record.spec.train, step_tokens(record)
+    if prediction is None or settings is None or tokens is None:
+        return None
+    planned = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
+    return prediction.flops_per_step * tokens / planned
+
+
+def model_flops_utilization(record: Record) -> float | None:
+    """Return the operations needed a second over the device's stated dense peak for the weights' dtype, 0 to 1.
+
+    None where the step was not timed, nothing was predicted, or the device's peak is not known.
+    """
+    flops, seconds, settings = step_flops(record), step_seconds(record), record.spec.train
+    if flops is None or seconds is None or settings is None:
+        return None
+    device = _device(record.environment.device_name)
+    peak = None if device is None else device.peak_flops(settings.dtype)
+    return None if peak is None else flops / seconds / peak
+
+
+@cache
+def _device(name: str) -> DeviceSpec | None:
+    """Return a device of devices.toml, which is read once for all records."""
+    return known_device(name, load_devices())
