@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.suite import label_with
 from harness.report.layout import one_line
 from harness.report.summary import Row, Summary
 from harness.spec import RunSpec
+from harness.suite import label_with
 
 LEAST_VALUES = 3
 """Two values are a comparison, which the tables make; any two labels of a method may happen to differ in one number."""
