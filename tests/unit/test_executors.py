@@ -163,6 +163,11 @@ class Watcher:
         self.on_wait()
 
 
+def describes(threads: int) -> bytes:
+    """Stand for a node that says what it is."""
+    return HERE.model_dump_json().encode()
+
+
 def works(order_json: str, events: Any) -> bytes:
     """Stand for the worker's part: return a record and an item at once."""
     order = Order.model_validate_json(order_json)
@@ -178,8 +183,9 @@ def sleeps(order_json: str, events: Any) -> bytes:
     order = Order.model_validate_json(order_json)
     events.say.remote(order.task.uuid, "node", "sleeping", 0, None)
     started_at = datetime.now(UTC)
-    with suppress(KeyboardInterrupt):
-        time.sleep(60)
+    with suppress(KeyboardInterrupt):  # Ray raises it between two lines of Python, not within a long call
+        for _ in range(600):
+            time.sleep(0.1)
     record = order.task.record(order.environment, started_at, "interrupted", "interrupted")
     return pack(record, order.task.work_folder / "attempt-1", send_files=False)
 
@@ -218,7 +224,7 @@ def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequ
 @pytest.fixture(params=["local", "stand-in", pytest.param("ray", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker sets it for its children: put back at the end
-    monkeypatch.setattr(ray_executor, "describe_node", partial(_described, HERE.model_dump_json().encode()))
+    monkeypatch.setattr(ray_executor, "describe_node", describes)
     if request.param == "local":
         yield Place("local", LocalMachine([Device(HERE)]), programs(monkeypatch, 0))
     elif request.param == "stand-in":
@@ -226,15 +232,18 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         yield Place("stand-in", RayCluster(ray, 1), programs(monkeypatch, 1))
         ray.close()
     else:
-        ray = pytest.importorskip("ray")
-        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        cluster = RayCluster(request.getfixturevalue("started_ray"), os.cpu_count() or 1)  # one run at a time
         bodies = {"works": works, "sleeps": sleeps, "fails": fails}
-        with ray_cluster(None, os.cpu_count() or 1) as cluster:
-            yield Place("ray", cluster, lambda what, _: monkeypatch.setattr(ray_executor, "run_task", bodies[what]))
+        yield Place("ray", cluster, lambda what, _: monkeypatch.setattr(ray_executor, "run_task", bodies[what]))
 
 
-def _described(environment: bytes, threads: int) -> bytes:
-    return environment
+@pytest.fixture(scope="module")
+def started_ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with ray_cluster(None, 1):
+        ray.get(ray.remote(describes).remote(1))  # its first worker takes seconds to start
+        yield ray
 
 
 @pytest.fixture
@@ -336,7 +345,7 @@ def test_no_run_starts_when_the_time_is_up(place: Place, store: Store) -> None:
 def test_the_end_of_the_time_cuts_what_is_under_way_and_counts_it_as_left(place: Place, store: Store) -> None:
     tasks = make_tasks(store, 1, 2)
     place.do("sleeps", tasks)
-    seconds = 6.0 if place.name == "ray" else 1.0  # a worker of a cluster takes its time to start
+    seconds = 6.0 if place.name == "ray" else 1.0  # a cluster takes its time to place a run
     tally = place.executor.run(Runs(tasks, store, Limits(stop_at=time.monotonic() + seconds)), Watcher(store))
     assert [(record.status, record.spec.seed) for record in tally.records] == [("interrupted", 1)]
     assert (tally.left_by_budget, tally.interrupted, tally.exit_code) == (2, False, 3)
