@@ -32,6 +32,8 @@ CONTRACTS = {
     "models",
     "suite",
     "spec",
+    "catalogue",
+    "packaged_tasks",
     "expansion",
     "record",
     "store",

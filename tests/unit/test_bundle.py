@@ -19,10 +19,11 @@ from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_target import Target, target_of
 from harness.assets.cache import cache_root, silent, update_json, write_manifest
 from harness.assets.hub import model_asset
-from harness.assets.prepare import converted_model_place, resolve_model, source_identities
+from harness.assets.prepare import converted_model_place, resolve_model, resolved_datasets, source_identities
 from harness.assets.rows import rows_place
 from harness.assets.runs import missing_for
 from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
+from harness.catalogue import packaged_catalogue
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.models import load_models
@@ -307,11 +308,11 @@ def copied(
     read = load_suite(suite)
     known = load_models()
     models = {name: resolve_model(known[name], given.get("folders", {}).get(name)) for name in names}
-    data = given.get("data", {})
+    data = resolved_datasets(packaged_catalogue().with_files(given.get("data", {})).datasets)
     specs = expand(read, models=models, sources=source_identities(data))
     folder.mkdir()
     assets = copy_assets(
-        suite, read, specs, models.values(), overrides=data, bundle=folder, models_chosen=True, labels=["lora"]
+        suite, read, specs, models.values(), datasets=data, bundle=folder, models_chosen=True, labels=["lora"]
     )
     return assets, lambda: missing_for(specs, models.values(), data)
 
