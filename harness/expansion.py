@@ -8,6 +8,7 @@ configurations of one suite.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,6 +32,8 @@ from harness.suite import Suite, label_with, model_labels, suite_names, sweep_po
 from harness.toml_files import read_toml, validate
 from harness.tuned import Tuned, read_tuned, tuned_file
 
+MODELS_TABLE = re.compile(r"^[ \t]*\[models\.", re.MULTILINE)
+
 
 def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
     """Return a packaged suite by name, or the suite in a file when ``name`` ends in ``.toml``.
@@ -44,7 +47,7 @@ def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
             task has none of the rows that it is to be scored on.
     """
     if name.endswith(".toml"):
-        table, where = read_toml(Path(name))
+        table, where = _read_file(Path(name))
     else:
         packaged = suite_names()
         if name not in packaged:
@@ -59,6 +62,18 @@ def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
         for settings in sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, known, settings, where)
     return suite
+
+
+def _read_file(file: Path) -> tuple[dict[str, Any], str]:
+    """Return the table in a suite's file; in TOML no key is a list and tables at once."""
+    try:
+        return read_toml(file)
+    except HarnessError as error:
+        if "is not valid TOML" in str(error) and MODELS_TABLE.search(file.read_text(encoding="utf-8")):
+            raise HarnessError(
+                f"{error}; models lists those to run; one of the suite's own is [base_models.NAME]"
+            ) from error
+        raise
 
 
 def load_tuned(name: str, suite: Suite) -> Tuned | None:
