@@ -162,12 +162,11 @@ def named(table: Mapping[str, Any], where: str) -> dict[str, Any]:
         if not isinstance(entries := table.get(kind, {}), dict):
             raise HarnessError(f"{where}: {kind} is {type(entries).__name__}, expected tables [{kind}.NAME]")
         for name, entry in entries.items():
+            path = f"{kind}.{' '.join(name.split())}"  # a key may hold the end of a line
             if not isinstance(entry, dict):
-                raise HarnessError(
-                    f"{where}: {kind}.{name} is {type(entry).__name__}, expected a table [{kind}.{name}]"
-                )
+                raise HarnessError(f"{where}: {path} is {type(entry).__name__}, expected a table [{path}]")
             if said := next((field for field in computed if field in entry), None):
-                raise HarnessError(f"{where}: [{kind}.{name}] has no setting '{said}': the harness finds it out itself")
+                raise HarnessError(f"{where}: [{path}] has no setting '{said}': the harness finds it out itself")
         if entries:
             found[kind] = {name: {"name": name, **entry} for name, entry in entries.items()}
     return found

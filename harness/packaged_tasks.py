@@ -101,7 +101,6 @@ def check_packaged_rows(evaluation: EvaluationSettings, where: str) -> None:
     for task in (*evaluation.tasks, *(evaluation.subtasks or ())):
         if task not in known:
             hint = near_miss(task, known)
-            raise HarnessError(
-                f"{where}: there are no packaged rows of task '{task}'{hint if 'did you mean' in hint else ''}; set "
-                f"rows = 'hub', which are lm-eval's own, or leave {task} out"
-            )
+            if "did you mean" not in hint:
+                hint = f"; set rows = 'hub', which are lm-eval's own, or leave {task} out"
+            raise HarnessError(f"{where}: there are no packaged rows of task '{task}'{hint}")

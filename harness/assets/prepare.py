@@ -262,9 +262,9 @@ def _packaged_model(spec: BaseModelSpec) -> PackagedModel:
 
 def _check_model_folder(folder: Path, name: str) -> None:
     if not folder.is_dir():
-        raise HarnessError(f"--model {name}={folder}: there is no such folder")
+        raise HarnessError(f"model '{name}': {folder}: there is no such folder")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise HarnessError(
-            f"--model {name}={folder}: has no config.json or no *.safetensors; expected a folder that from_pretrained "
+            f"model '{name}': {folder}: has no config.json or no *.safetensors; expected a folder that from_pretrained "
             "loads, weights as safetensors"
         )

@@ -111,7 +111,7 @@ def localize(task: RunTask) -> RunTask:
     for name, spec in task.datasets.items():
         if spec.file is not None and not spec.file.exists():
             raise HarnessError(
-                f"--data {name}={spec.file}: the file is not on this node; name one that every node sees"
+                f"data set '{name}': {spec.file}: the file is not on this node; name one that every node sees"
             )
     places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
     if all(place is None or place.exists() for place in places):

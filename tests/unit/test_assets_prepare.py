@@ -117,7 +117,7 @@ def test_a_folder_stands_in_for_any_model_and_its_content_is_its_identity(tmp_pa
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     spec = load_models()["llama2-7b"]
-    with pytest.raises(HarnessError, match=r"--model llama2-7b=.*: there is no such folder"):
+    with pytest.raises(HarnessError, match=r"model 'llama2-7b': .*: there is no such folder"):
         prepare.resolve_model(spec, tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(HarnessError, match=r"has no config.json or no \*.safetensors"):

@@ -148,7 +148,7 @@ def test_a_given_file_stands_in_and_says_nothing_of_its_length(tmp_path: Path) -
             "^x: there are no packaged rows of task 'pubmedqa'; set rows = 'hub'.* pubmedqa out$",
         ),
         (("mmlu_pro",), "no packaged rows of task 'mmlu_pro'"),
-        (("piqaa",), "did you mean 'piqa'.; set rows"),
+        (("piqaa",), "task 'piqaa'; did you mean 'piqa'.$"),
     ],
 )
 def test_a_task_has_packaged_rows_or_is_refused(rows: str, tasks: tuple[str, ...], sentence: str) -> None:
