@@ -77,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("list", help="what there is: methods, models, suites, benchmarks, devices")
     command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
+    _catalogue(command)
     command.add_argument("--json", action="store_true", help="as JSON")
 
     _add_prepare(commands)
@@ -98,6 +99,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--data", action="append", default=[], metavar="NAME=PATH", help="a local file for a data set; may be repeated"
     )
+    _catalogue(command)
     _assets(command)
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
@@ -111,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
     command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
     command.add_argument("--limit", type=_positive, metavar="N", help="score the first N items of each task")
+    _catalogue(command)
     _results(command)
     _assets(command)
 
@@ -145,6 +148,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_report(commands: Any) -> None:
     command = commands.add_parser("report", help="tables and plots of a suite's records")
     _suite(command)
+    _catalogue(command)
     _results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument(
@@ -299,6 +303,7 @@ def _add_paper(commands: Any) -> None:
 def _add_judge(commands: Any) -> None:
     command = commands.add_parser("judge", help="grade the MT-Bench answers of a suite's runs; no GPU needed")
     _suite(command)
+    _catalogue(command)
     command.add_argument(
         "--judge", required=True, metavar="URL|PATH", help="an OpenAI-compatible endpoint, or a folder with a model"
     )
@@ -342,6 +347,13 @@ def _selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
     command.add_argument(
         "--data", action="append", default=[], metavar="NAME=PATH", help="a local file for a data set; may be repeated"
+    )
+    _catalogue(command)
+
+
+def _catalogue(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--catalogue", metavar="FILE", help="a .toml file with base models, data sets and labels of yours"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -87,7 +88,7 @@ def load_datasets(file: Path | None = None) -> dict[str, DatasetSpec]:
     return {name: validate(DatasetSpec, {"name": name, **entry}, f"{where}: [{name}]") for name, entry in table.items()}
 
 
-def find_dataset(name: str, datasets: dict[str, DatasetSpec]) -> DatasetSpec:
+def find_dataset(name: str, datasets: Mapping[str, DatasetSpec]) -> DatasetSpec:
     """Return the data set called ``name``.
 
     Raises:

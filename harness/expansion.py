@@ -8,16 +8,18 @@ configurations of one suite.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.datasets import find_dataset, load_datasets
+from harness.catalogue import Catalogue, named, packaged_catalogue
 from harness.errors import HarnessError, near_miss
-from harness.labels import LabelEntry, load_labels, with_aliases
+from harness.labels import LabelEntry
 from harness.method import METHODS, Method
 from harness.models import BaseModelSpec
+from harness.packaged_tasks import check_packaged_rows
 from harness.settings import (
     CalibrationSettings,
     EvaluationSettings,
@@ -30,26 +32,48 @@ from harness.suite import Suite, label_with, model_labels, suite_names, sweep_po
 from harness.toml_files import read_toml, validate
 from harness.tuned import Tuned, read_tuned, tuned_file
 
+MODELS_TABLE = re.compile(r"^[ \t]*\[models\.", re.MULTILINE)
 
-def load_suite(name: str) -> Suite:
+
+def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
     """Return a packaged suite by name, or the suite in a file when ``name`` ends in ``.toml``.
 
+    Args:
+        name: Of the suite, or its file.
+        catalogue: What names stand for beside the suite's own; None: the packaged one.
+
     Raises:
-        HarnessError: no such suite, or the file is not valid, a label is unknown, or a setting is not the method's.
+        HarnessError: no such suite, or the file is not valid, a label is unknown, a setting is not the method's, or a
+            task has none of the rows that it is to be scored on.
     """
     if name.endswith(".toml"):
-        table, where = read_toml(Path(name))
+        table, where = _read_file(Path(name))
     else:
-        known = suite_names()
-        if name not in known:
-            raise HarnessError(f"there is no suite '{name}'{near_miss(name, known)}")
+        packaged = suite_names()
+        if name not in packaged:
+            raise HarnessError(f"there is no suite '{name}'{near_miss(name, packaged)}")
         table, where = read_toml(f"{name}.toml")
-    suite = validate(Suite, table, f"{where}:")
-    labels = labels_for(suite, where)
+    suite = validate(Suite, named(table, where), f"{where}:")
+    if name.endswith(".toml"):
+        suite = suite.placed(Path(name).parent)
+    known = catalogue_for(suite, where, catalogue)
+    check_packaged_rows(suite.evaluation, f"{where}: [evaluation]")
     for label in suite.labels:
         for settings in sweep_points(suite.sweep.get(label, {})):
-            _resolve(suite, label, labels, settings, where)
+            _resolve(suite, label, known, settings, where)
     return suite
+
+
+def _read_file(file: Path) -> tuple[dict[str, Any], str]:
+    """Return the table in a suite's file; in TOML no key is a list and tables at once."""
+    try:
+        return read_toml(file)
+    except HarnessError as error:
+        if "is not valid TOML" in str(error) and MODELS_TABLE.search(file.read_text(encoding="utf-8")):
+            raise HarnessError(
+                f"{error}; models lists those to run; one of the suite's own is [base_models.NAME]"
+            ) from error
+        raise
 
 
 def load_tuned(name: str, suite: Suite) -> Tuned | None:
@@ -75,14 +99,19 @@ def load_tuned(name: str, suite: Suite) -> Tuned | None:
     return tuned
 
 
-def labels_for(suite: Suite, where: str) -> dict[str, LabelEntry]:
-    """Return the named configurations that a suite may use: its own before those of methods.toml.
+def catalogue_for(suite: Suite, where: str, catalogue: Catalogue | None = None) -> Catalogue:
+    """Return what the names in a suite stand for: its own labels before those that are known.
+
+    Args:
+        suite: As read.
+        where: How to call its file in a message.
+        catalogue: What names stand for beside the suite's own; None: the packaged one.
 
     Raises:
-        HarnessError: an alias is of no label.
+        HarnessError: an alias is of no label, or a model or data set of the suite's takes a name that is taken.
     """
-    known = load_labels()
-    return known | with_aliases(suite.methods, known | suite.methods, where)
+    known = packaged_catalogue() if catalogue is None else catalogue
+    return known.with_entries(suite, where, may_redefine_labels=True)
 
 
 def parse_assignment(text: str) -> tuple[str, Any]:
@@ -107,6 +136,7 @@ def expand(
     *,
     models: Mapping[str, BaseModelSpec],
     sources: Mapping[str, str],
+    known: Catalogue | None = None,
     labels: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     overrides: Mapping[str, Any] | None = None,
@@ -120,6 +150,8 @@ def expand(
         suite: As read by :func:`load_suite`.
         models: The base models to run, in order, identities resolved as far as they are known.
         sources: Identity of each data set by name.
+        known: What names stand for, the suite's own among them, as :func:`catalogue_for` has it; None: that of the
+            packaged catalogue.
         labels: Labels to run instead of the suite's; any of methods.toml or the suite's own.
         seeds: Seeds instead of the suite's.
         overrides: ``--set`` values, of the method or of training; each must fit every label that is run.
@@ -131,7 +163,8 @@ def expand(
         HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
     """
     assert all(model.weights == suite.weights for model in models.values())
-    entries = labels_for(suite, f"suite '{suite.name}'")
+    where = f"suite '{suite.name}'"
+    known = catalogue_for(suite, where) if known is None else known
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
     for name, label in model_labels(suite, models, labels):
@@ -140,7 +173,7 @@ def expand(
             changes = {**point, **(overrides or {})}
             choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
             rate = {} if choice is None else {"learning_rate": choice.learning_rate}
-            method, entry, config, train = _resolve(suite, label, entries, changes, f"suite '{suite.name}'", tuned=rate)
+            method, entry, config, train = _resolve(suite, label, known, changes, where, tuned=rate)
             if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
                 raise HarnessError(
                     f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
@@ -183,13 +216,18 @@ def expand(
     return runs
 
 
-def training_labels(suite: Suite, labels: Sequence[str] | None = None) -> list[str]:
+def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> list[str]:
     """Return which of some labels, or of the suite's, train.
+
+    Args:
+        suite: As read.
+        labels: Those to look at; None: the suite's.
+        catalogue: What names stand for beside the suite's own; None: the packaged one.
 
     Raises:
         HarnessError: a label is unknown.
     """
-    entries = labels_for(suite, f"suite '{suite.name}'")
+    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
     return [
         label
         for label in labels or suite.labels
@@ -230,18 +268,18 @@ def _sources_of(
 def _resolve(
     suite: Suite,
     label: str,
-    entries: Mapping[str, LabelEntry],
+    known: Catalogue,
     changes: Mapping[str, Any],
     where: str,
     *,
     tuned: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None]:
     """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
-    entry = entries.get(label)
+    entry = known.labels.get(label)
     if entry is None:
         if label not in METHODS.names():
             raise HarnessError(
-                f"{where}: there is no label '{label}'{near_miss(label, list(entries) + METHODS.names())}"
+                f"{where}: there is no label '{label}'{near_miss(label, [*known.labels, *METHODS.names()])}"
             )
         entry = LabelEntry(method=label)
     try:
@@ -250,8 +288,9 @@ def _resolve(
         raise HarnessError(f"{where}: label '{label}': {error}") from error
     config: dict[str, Any] = {}
     train: dict[str, Any] = dict(suite.train)
+    packaged = packaged_catalogue().labels
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
-        ("methods.toml" if label not in suite.methods else f"[methods.{label}]", entry.values()),
+        (f"[methods.{label}]" if label not in packaged or label in suite.methods else "methods.toml", entry.values()),
         (f"[settings.{label}]", suite.settings.get(label, {})),
         (f"tuned = '{suite.tuned}'", tuned),
         ("the sweep or --set", changes),
@@ -265,21 +304,21 @@ def _resolve(
                 train[key] = value
                 _keep_one_length(train, key)
             else:
-                known = method_keys | (train_keys if method.trains else set())
+                settable = method_keys | (train_keys if method.trains else set())
                 raise HarnessError(
                     f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
-                    f"{near_miss(key, known)}"
+                    f"{near_miss(key, settable)}"
                 )
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
-    _check_data(suite, settings, f"{where}: label '{label}'")
+    _check_data(suite, settings, known, f"{where}: label '{label}'")
     method.check(checked, settings)
     return method, entry, checked, settings
 
 
-def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
+def _check_data(suite: Suite, train: TrainSettings | None, known: Catalogue, where: str) -> None:
     """Refuse what lacks a tokenizer where one is needed, or would score what learnt from noise."""
-    datasets = load_datasets()
+    datasets = known.datasets
     dataset = None if train is None else datasets.get(train.data)
     drawn = dataset is not None and dataset.drawn is not None
     texts = {"calibration": suite.calibration, "general": suite.general}
@@ -293,7 +332,7 @@ def _check_data(suite: Suite, train: TrainSettings | None, where: str) -> None:
     if suite.general is not None and suite.weights == "random":
         raise HarnessError(f"{where}: random weights have no text to forget: leave [general] out")
     bench = suite.evaluation.mt_bench
-    if bench is not None and find_dataset(bench.data, datasets).layout != "mt-bench":
+    if bench is not None and known.dataset(bench.data).layout != "mt-bench":
         raise HarnessError(f"{where}: [evaluation.mt_bench]: data set '{bench.data}' is not of the layout mt-bench")
     if (suite.evaluation.tasks or bench is not None) and (drawn or suite.weights == "random"):
         what = f"data '{train.data}' are random tokens" if train is not None and drawn else "weights are random"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,7 +156,7 @@ def load_models(file: Path | None = None) -> dict[str, BaseModelSpec]:
     }
 
 
-def find_model(name: str, models: dict[str, BaseModelSpec]) -> BaseModelSpec:
+def find_model(name: str, models: Mapping[str, BaseModelSpec]) -> BaseModelSpec:
     """Return the base model called ``name``.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from harness.labels import LabelEntry
+from harness.catalogue import Entries
 from harness.models import Weights
 from harness.settings import (
     CalibrationSettings,
@@ -36,8 +36,11 @@ class Rung(Strict):
     labels: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
-class Suite(Strict):
-    """A suite file."""
+class Suite(Entries):
+    """A suite file.
+
+    What it defines for itself: base models, data sets, and labels, which go before those of methods.toml.
+    """
 
     name: Name
     version: PositiveInt
@@ -69,7 +72,6 @@ class Suite(Strict):
     ``.tuned.toml``."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
-    methods: dict[str, LabelEntry] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:

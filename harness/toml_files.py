@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.resources
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -125,12 +125,15 @@ def first_fault(model: type[BaseModel], error: ValidationError) -> str:
 
 def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     current: Any = model
+    is_key = False
     for part in location:
-        if isinstance(part, int):
+        if isinstance(part, int) or is_key:
+            is_key = False
             continue
         field = getattr(current, "model_fields", {}).get(part)
         if field is None:
             return []
+        is_key = get_origin(field.annotation) is dict
         current = _model_in(field.annotation)
         if current is None:
             return []

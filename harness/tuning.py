@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.catalogue import Catalogue
 from harness.errors import HarnessError
 from harness.expansion import training_labels
 from harness.quantities import HELD_OUT_LOSS
@@ -20,18 +21,19 @@ from harness.tuned import Choice, Trial, Tuned, best_rate
 RATE = "learning_rate"
 
 
-def trial_suite(suite: Suite, labels: Sequence[str] | None = None) -> Suite:
+def trial_suite(suite: Suite, labels: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> Suite:
     """Return the suite of trials of a suite.
 
     Args:
         suite: With a ``[tune]`` table.
         labels: To tune, instead of the suite's; those that do not train are left out.
+        catalogue: What names stand for beside the suite's own; None: the packaged one.
 
     Raises:
         HarnessError: there is no ``[tune]``, a label is unknown or sweeps over learning rates itself, or none trains.
     """
     grid = grid_of(suite)
-    trained = training_labels(suite, labels)
+    trained = training_labels(suite, labels, catalogue)
     if not trained:
         raise HarnessError(f"suite '{suite.name}': nothing of what is chosen trains, so there is nothing to tune")
     for label in trained:

@@ -16,6 +16,7 @@ from harness.assets.data_files import read_data_file
 from harness.assets.downloads import git_blob_checksum
 from harness.assets.mt_bench import load_mt_bench, read_answers
 from harness.calibration_log import PartResult, append_result, log_file, read_log
+from harness.catalogue import load_catalogue
 from harness.datasets import DatasetSpec, load_datasets
 from harness.device_profile import packaged_profiles, read_profile
 from harness.devices import load_devices
@@ -281,11 +282,22 @@ def _suite_of(file: Path) -> object:
     return load_suite(str(file))
 
 
+CATALOGUE = """
+[base_models.mine]
+architecture = "LlamaForCausalLM"
+folder = "weights"
+[datasets.rows]
+layout = "text"
+file = "rows.jsonl"
+[methods.soft]
+alias_of = "galore"
+"""
 READERS: dict[str, Reader] = {
     "suite": Reader(_copy("suites/quickstart.toml"), _suite_of),
     "models": Reader(_copy("suites/models.toml"), load_models),
     "data sets": Reader(_copy("suites/datasets.toml"), load_datasets),
     "devices": Reader(_copy("suites/devices.toml"), load_devices),
+    "catalogue": Reader(_text("c.toml", CATALOGUE), load_catalogue),
     "device profile": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), read_profile),
     "packaged profiles": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), _read_packaged_profiles),
     "calibration parts": Reader(_parts, _read_parts),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.assets.data_files import FIELDS, read_data_file
+from harness.catalogue import load_catalogue
 from harness.commands.show import _facts
 from harness.datasets import load_datasets
 from harness.devices import load_devices
@@ -51,6 +52,11 @@ TUNED = {
             ],
         }
     ],
+}
+NAMES = {
+    "base_models": {"mine": {"architecture": "LlamaForCausalLM", "folder": "weights"}},
+    "datasets": {"rows": {"layout": "text", "file": "rows.jsonl", "num_rows": 3}},
+    "methods": {"soft": {"alias_of": "galore", "settings": {"scale": 0.1}}},
 }
 BENCHMARKS = {
     "machine_info": {"machine": "x86_64", "cpu": {"brand_raw": "a processor", "count": 2}, "system": "Linux"},
@@ -104,13 +110,13 @@ def _models(folder: Path) -> Callable[[bytes], object]:
 
 
 def _catalogues(folder: Path) -> Callable[[bytes], object]:
-    """Data sets, devices and tuned learning rates."""
+    """Data sets, devices, tuned learning rates, and a user's own names."""
     file = folder / "catalogue.toml"
 
     def read(data: bytes) -> object:
         file.write_bytes(data)
         found: list[object] = []
-        for load in (load_datasets, load_devices, read_tuned):
+        for load in (load_datasets, load_devices, read_tuned, load_catalogue):
             try:
                 found.append(load(file))
             except HarnessError as error:
@@ -209,7 +215,7 @@ TARGETS: dict[str, Target] = {
     ),
     "model files": Target(_models, documents(_toml("models.toml"), as_toml, *TOML_ONLY)),
     "other catalogues": Target(
-        _catalogues, documents([*_toml("datasets.toml", "devices.toml"), TUNED], as_toml, *TOML_ONLY)
+        _catalogues, documents([*_toml("datasets.toml", "devices.toml"), TUNED, NAMES], as_toml, *TOML_ONLY)
     ),
     "record files": Target(_records, documents(_example_records(), as_json, *JSON_ONLY)),
     "benchmark files": Target(_metrics, documents([BENCHMARKS], as_json, *JSON_ONLY)),

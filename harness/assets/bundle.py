@@ -168,8 +168,9 @@ def _install_values(request: BundleRequest, folder: Path, assets: BundledAssets)
     arguments = ["--suite", f'"$bundle"/{shlex.quote(assets.suite)}' if inside else shlex.quote(assets.suite)]
     shown = ["--suite", f"'$bundle/{assets.suite}'" if inside else assets.suite]
     for option, name, place in assets.options:
-        arguments += [option, shlex.quote(name) if place is None else f'{name}="$bundle"/{shlex.quote(place)}']
-        shown += [option, f"'{name}'" if place is None else f"'{name}=$bundle/{place}'"]
+        of = f"{name}=" if name else ""
+        arguments += [option, shlex.quote(name) if place is None else f'{of}"$bundle"/{shlex.quote(place)}']
+        shown += [option, f"'{name}'" if place is None else f"'{of}$bundle/{place}'"]
     return {
         "PYTHON": request.target.python,
         "MACHINE": request.target.machine,

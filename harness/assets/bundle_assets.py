@@ -20,9 +20,8 @@ from harness.assets.mt_bench import packaged_place
 from harness.assets.prepare import converted_model_place
 from harness.assets.rows import rows_place
 from harness.assets.runs import datasets_of, questions_of
-from harness.assets.training_rows import with_file
 from harness.assets.wheels import PACKAGED_MODELS, wheel_place
-from harness.datasets import DatasetSpec, find_dataset, load_datasets
+from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.files import reason_of
 from harness.models import BaseModelSpec
@@ -31,6 +30,7 @@ from harness.suite import Suite
 from harness.tuned import tuned_file
 
 CACHE = "cache"
+CATALOGUE = "catalogue.toml"
 HUB_ROWS = "datasets"
 """Where runs have ``datasets`` keep what it downloads for tasks whose rows come from the hub."""
 
@@ -42,7 +42,8 @@ class BundledAssets:
     suite: str
     """Name of a packaged suite, or path of its file within the bundle."""
     options: tuple[tuple[str, str, str | None], ...]
-    """Option, name, and path within the bundle where the user's own file or folder is meant."""
+    """Option, name (empty: the option takes a path alone), and path within the bundle where the user's own file or
+    folder is meant."""
     notes: tuple[str, ...]
     """What is not in the bundle, in sentences."""
 
@@ -53,10 +54,11 @@ def copy_assets(
     specs: Sequence[RunSpec],
     models: Iterable[BaseModelSpec],
     *,
-    overrides: Mapping[str, Path],
+    datasets: Mapping[str, DatasetSpec],
     bundle: Path,
     models_chosen: bool,
     labels: Sequence[str],
+    catalogue: Path | None = None,
 ) -> BundledAssets:
     """Copy what some prepared runs need into a bundle.
 
@@ -65,10 +67,11 @@ def copy_assets(
         suite: What it names.
         specs: The runs.
         models: Theirs.
-        overrides: Local files in place of data sets.
+        datasets: What they name, with the files that stand in their place.
         bundle: Folder of the bundle.
         models_chosen: Whether the models are others than all of the suite's.
         labels: The chosen ones; empty: all of the suite's.
+        catalogue: The user's own file of names.
 
     Raises:
         HarnessError: a file cannot be read or written.
@@ -76,11 +79,14 @@ def copy_assets(
     copier = _Copier(bundle)
     try:
         name = copier.suite(suite_argument, suite)
-        known = load_datasets()
+        copier.catalogue(catalogue)
         for dataset in dict.fromkeys([*datasets_of(specs), *questions_of(specs)]):
-            copier.dataset(with_file(find_dataset(dataset, known), overrides), dataset in overrides)
+            copier.dataset(datasets[dataset])
         if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
             copier.place(rows_place())
+        models = list(models)
+        # The option that gives one model a folder names all that are run.
+        models_chosen = models_chosen or any(model.folder is not None for model in models)
         for model in models:
             copier.model(model, models_chosen)
         copier.options += [("--method", label, None) for label in labels]
@@ -108,10 +114,15 @@ class _Copier:
             _copy(tuned, self._bundle / "suites" / suite.tuned)
         return place
 
-    def dataset(self, spec: DatasetSpec, given: bool) -> None:
+    def catalogue(self, file: Path | None) -> None:
+        if file is not None:
+            _copy(file, self._bundle / CATALOGUE)
+            self.options.append(("--catalogue", "", CATALOGUE))
+
+    def dataset(self, spec: DatasetSpec) -> None:
         if spec.drawn is not None:
             return
-        if spec.file is not None and given:
+        if spec.file is not None:
             place = f"data/{spec.name}{spec.file.suffix if spec.file.is_file() else ''}"
             _copy(spec.file, self._bundle / place)
             self.options.append(("--data", spec.name, place))

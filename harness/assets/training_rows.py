@@ -1,4 +1,4 @@
-"""Training, validation and calibration rows by the name of a data set, from the cache or from a file of the user's.
+"""Training, validation and calibration rows of a data set, from the cache or from a file of the user's.
 
 Packaged rows have parts of their own (see ``split``). Any other data set has no validation part: a fixed share of its
 rows is held out by a hash of their content, rows with the same prompt together, and never trained on. Nothing here
@@ -10,28 +10,26 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from harness.assets.data_files import TrainingRow, read_data_file
 from harness.assets.downloads import git_blob_checksum, missing_data_sentence, repository_file_place
 from harness.assets.hub import cached_hub_file
 from harness.assets.instructions import instruction_of, letter_question
-from harness.assets.rows import COMMONSENSE_TASKS, mmlu_subject_tasks, read_rows, rows_folder
+from harness.assets.rows import mmlu_subject_tasks, read_rows, rows_folder
 from harness.assets.split import content_hash, normalised
-from harness.datasets import DatasetSpec, find_dataset, load_datasets
+from harness.datasets import DatasetSpec
 from harness.errors import HarnessError
+from harness.packaged_tasks import COMMONSENSE_TASKS
 
 Part = Literal["train", "validation"]
 HELD_OUT_SHARE = 0.01
 
 
 def load_rows(
-    name: str,
+    spec: DatasetSpec,
     part: Part,
-    overrides: Mapping[str, Path] | None = None,
     *,
-    offline: bool = False,
     validation_rows: int = 0,
 ) -> list[TrainingRow]:
     """Return the rows of one part of a data set.
@@ -40,53 +38,36 @@ def load_rows(
     content, so that the first n are unbiased; training rows of a file keep its order.
 
     Args:
-        name: In datasets.toml.
+        spec: The data set, with the file that stands in its place, if any.
         part: The two parts share no prompt.
-        overrides: Local files by data set, from ``--data NAME=PATH``.
-        offline: Only chooses the words for what is missing: nothing here touches the network.
         validation_rows: How many rows the validation part must hold at least; the same number gives the same parts.
 
     Raises:
-        HarnessError: no such data set, it is not prepared, it is drawn, or the file is not of its layout.
+        HarnessError: it is not prepared, it is drawn, or the file is not of its layout.
     """
-    spec = with_file(find_dataset(name, load_datasets()), overrides)
     if spec.drawn is not None:
-        raise HarnessError(f"data set '{name}' holds token ids and no text: it serves for training only")
+        raise HarnessError(f"data set '{spec.name}' holds token ids and no text: it serves for training only")
     if spec.layout == "mt-bench":
-        raise HarnessError(f"data set '{name}' is asked by MT-Bench: it serves for evaluation only")
+        raise HarnessError(f"data set '{spec.name}' is asked by MT-Bench: it serves for evaluation only")
     if spec.file is None and spec.packaged is not None:
         rows = _packaged_rows(spec, part, validation_rows)
     else:
-        rows = held_out(_file_rows(spec, offline), part, validation_rows, spec.name)
+        rows = held_out(_file_rows(spec), part, validation_rows, spec.name)
     if part == "validation" and len(rows) < validation_rows:
-        raise HarnessError(f"data set '{name}': its validation part has {len(rows)} rows, asked for {validation_rows}")
+        raise HarnessError(
+            f"data set '{spec.name}': its validation part has {len(rows)} rows, asked for {validation_rows}"
+        )
     return rows
 
 
-def load_texts(
-    name: str, overrides: Mapping[str, Path] | None = None, *, offline: bool = False, part: Part = "train"
-) -> list[str]:
+def load_texts(spec: DatasetSpec, part: Part = "train") -> list[str]:
     """Return the texts of one part of a data set: instruction, input and output run together.
 
     Raises:
         HarnessError: as :func:`load_rows`.
     """
-    rows = load_rows(name, part, overrides, offline=offline)
+    rows = load_rows(spec, part)
     return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
-
-
-def with_file(spec: DatasetSpec, overrides: Mapping[str, Path] | None) -> DatasetSpec:
-    """Return the data set with the file that the user puts in its place, if any.
-
-    Raises:
-        HarnessError: its rows are drawn, so no file can stand in for them.
-    """
-    file = (overrides or {}).get(spec.name)
-    if file is None:
-        return spec
-    if spec.drawn is not None:
-        raise HarnessError(f"--data {spec.name}={file}: these rows are drawn from the seed, and no file replaces them")
-    return spec.model_copy(update={"file": file})
 
 
 def held_out(rows: Sequence[TrainingRow], part: Part, at_least: int, name: str) -> list[TrainingRow]:
@@ -152,13 +133,18 @@ def _packaged_mmlu() -> list[TrainingRow]:
     return [row for _, row in mixed]
 
 
-def _file_rows(spec: DatasetSpec, offline: bool) -> list[TrainingRow]:
+def _file_rows(spec: DatasetSpec) -> list[TrainingRow]:
     if spec.file is not None:
-        return read_data_file(spec.file, spec.layout, spec.name)
+        given = read_data_file(spec.file, spec.layout, spec.name)
+        if spec.num_rows is not None and len(given) != spec.num_rows:
+            raise HarnessError(
+                f"data set '{spec.name}': {spec.file} holds {len(given)} rows, and num_rows = {spec.num_rows} says "
+                "otherwise: correct or drop it"
+            )
+        return given
     file = repository_file_place(spec) if spec.repository is not None else cached_hub_file(spec)
     if file is None or not file.is_file():
-        why = "--offline forbids its download" if offline else "was never prepared"
-        raise HarnessError(missing_data_sentence(spec, why))
+        raise HarnessError(missing_data_sentence(spec, "was never prepared"))
     if spec.git_blob is not None and git_blob_checksum(file) != spec.git_blob:
         raise HarnessError(f"data set '{spec.name}': {file} is damaged: delete it and run harness prepare again")
     rows = read_data_file(file, spec.layout, spec.name)

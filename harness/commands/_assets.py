@@ -25,7 +25,7 @@ def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], prog
     return prepare_runs(
         specs,
         selection.models.values(),
-        selection.data,
+        selection.datasets,
         convert=convert,
         offline=offline,
         wheels=wheels,

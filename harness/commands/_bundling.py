@@ -15,7 +15,7 @@ from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_source import DISTRIBUTION
 from harness.assets.bundle_target import target_of
 from harness.assets.pip_program import check_pip
-from harness.commands._selection import Selection
+from harness.commands._selection import Selection, existing
 from harness.errors import HarnessError, near_miss
 from harness.progress import Progress
 
@@ -61,10 +61,11 @@ def bundle(request: BundleRequest, args: argparse.Namespace, selection: Selectio
             selection.suite,
             selection.specs,
             selection.models.values(),
-            overrides=selection.data,
+            datasets=selection.datasets,
             bundle=folder,
             models_chosen=bool(args.model),
             labels=args.method or (),
+            catalogue=None if args.catalogue is None else existing(args.catalogue, "--catalogue"),
         )
 
     return make_bundle(request, copy, progress)

@@ -8,7 +8,9 @@ from typing import Any
 GROUPS = ("checks", "constants", "ladder", "evaluation")
 """As ``calibration_log`` has them, whose import would cost every command its start."""
 RUN_DEFAULTS: dict[str, Any] = {
-    **dict.fromkeys(("model", "method", "repeat", "checkpoint_every", "timeout", "devices", "ray_address")),
+    **dict.fromkeys(
+        ("model", "method", "catalogue", "repeat", "checkpoint_every", "timeout", "devices", "ray_address")
+    ),
     **dict.fromkeys(("keep_weights", "dry_run", "any_environment"), False),
     **{"data": [], "wheel": [], "retry": [], "offline": True, "busy": "use", "executor": "local", "cpus_per_run": None},
 }

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.assets.prepare import resolve_model, source_identities
+from harness.assets.prepare import resolve_model, resolved_datasets, source_identities
+from harness.assets.runs import datasets_of, questions_of
 from harness.assets.wheels import check_wheel_names
-from harness.datasets import load_datasets
+from harness.catalogue import Catalogue, load_catalogue
+from harness.datasets import DatasetSpec, find_dataset
 from harness.errors import HarnessError, near_miss
-from harness.expansion import expand, load_suite, load_tuned, parse_assignment
-from harness.models import BaseModelSpec, find_model, load_models
+from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
+from harness.models import BaseModelSpec
 from harness.spec import RunSpec
 from harness.suite import Suite
 
@@ -24,9 +26,26 @@ class Selection:
 
     suite: Suite
     models: Mapping[str, BaseModelSpec]
-    data: Mapping[str, Path]
-    """Local files that stand in for data sets."""
+    datasets: Mapping[str, DatasetSpec]
+    """All that there are, with the local files that stand in for some; an identity is found when one is asked for."""
     specs: tuple[RunSpec, ...]
+
+    def datasets_of(self, spec: RunSpec) -> dict[str, DatasetSpec]:
+        """Return the data sets that a run needs, by name."""
+        return {name: self.datasets[name] for name in (*datasets_of([spec]), *questions_of([spec]))}
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the names on a command line stand for."""
+
+    catalogue: Catalogue
+    """The suite's own names among them."""
+    models: Mapping[str, BaseModelSpec]
+    """The chosen ones, in order, their identities as far as they are known."""
+    datasets: Mapping[str, DatasetSpec]
+    sources: Mapping[str, str]
+    """What identifies each data set and each kind of evaluation rows."""
 
 
 def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
@@ -39,12 +58,13 @@ def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
     Raises:
         HarnessError: a suite, model, label, data set or setting is not known or not valid.
     """
-    suite = load_suite(args.suite)
-    models, data, sources = select_models_and_data(suite, args)
+    suite = load_suite(args.suite, given_catalogue(args))
+    known = known_names(suite, args)
     specs = expand(
         suite,
-        models=models,
-        sources=sources,
+        models=known.models,
+        sources=known.sources,
+        known=known.catalogue,
         labels=args.method,
         seeds=getattr(args, "seed", None),
         overrides=_overrides(getattr(args, "overrides", [])),
@@ -52,19 +72,40 @@ def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
         max_steps=getattr(args, "max_steps", None),
         tuned=load_tuned(args.suite, suite) if tuned else None,
     )
-    return Selection(suite, models, data, tuple(specs))
+    return checked(Selection(suite, known.models, known.datasets, tuple(specs)))
 
 
-def select_models_and_data(
-    suite: Suite, args: argparse.Namespace
-) -> tuple[dict[str, BaseModelSpec], dict[str, Path], dict[str, str]]:
-    """Return the models and the local data files that the command line names, and what identifies each data set.
+def checked(selection: Selection) -> Selection:
+    """Return a selection all of whose runs name data sets that there are.
 
     Raises:
-        HarnessError: one is not known or not there.
+        HarnessError: one does not.
     """
-    data = given_data(args.data)
-    return _models(suite, args.model), data, source_identities(data)
+    for name in (*datasets_of(selection.specs), *questions_of(selection.specs)):
+        find_dataset(name, selection.datasets)
+    return selection
+
+
+def known_names(suite: Suite, args: argparse.Namespace) -> Known:
+    """Return what names stand for: the packaged catalogue, the user's, the suite's own, and what the options replace.
+
+    Raises:
+        HarnessError: a model or a data set is not known or not there.
+    """
+    catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(args))
+    catalogue = catalogue.with_files(given_data(args.data, catalogue))
+    datasets = resolved_datasets(catalogue.datasets)
+    return Known(catalogue, _models(suite, args.model, catalogue), datasets, source_identities(datasets))
+
+
+def given_catalogue(args: argparse.Namespace) -> Catalogue:
+    """Return the packaged catalogue with the user's file of ``--catalogue`` on top.
+
+    Raises:
+        HarnessError: the file cannot be read, or is not valid.
+    """
+    file = getattr(args, "catalogue", None)
+    return load_catalogue(None if file is None else existing(file, "--catalogue"))
 
 
 def existing(path: str, option: str) -> Path:
@@ -90,31 +131,33 @@ def given_wheels(paths: list[str]) -> list[Path]:
     return wheels
 
 
-def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
-    known = load_models()
+def _models(suite: Suite, wanted: list[str] | None, catalogue: Catalogue) -> dict[str, BaseModelSpec]:
     chosen: dict[str, BaseModelSpec] = {}
     for text in wanted or suite.models:
         name, equals, path = text.partition("=")
-        spec = find_model(name, known)
+        spec = catalogue.model(name)
         found = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
         chosen[name] = found.with_weights(suite.weights)
     return chosen
 
 
-def given_data(assignments: list[str]) -> dict[str, Path]:
+def given_data(assignments: list[str], catalogue: Catalogue) -> dict[str, Path]:
     """Return the local files and folders given with ``--data``, by data set.
+
+    Args:
+        assignments: As given.
+        catalogue: Which data sets there are.
 
     Raises:
         HarnessError: one names no data set, or is not there.
     """
-    known = load_datasets()
     chosen = {}
     for text in assignments:
         name, equals, path = text.partition("=")
         if not equals:
             raise HarnessError(f"--data {text}: expected NAME=PATH")
-        if name not in known:
-            raise HarnessError(f"--data {text}: there is no data set '{name}'{near_miss(name, known)}")
+        if name not in catalogue.datasets:
+            raise HarnessError(f"--data {text}: there is no data set '{name}'{near_miss(name, catalogue.datasets)}")
         chosen[name] = existing(path, f"--data {text}")
     return chosen
 

@@ -110,8 +110,10 @@ def _suite(args: argparse.Namespace) -> SuiteFacts:
     for option, values in (("--model", args.model), ("--method", args.method), ("--data", args.data)):
         for value in values or ():
             command += [option, value]
+    if args.catalogue is not None:
+        command += ["--catalogue", args.catalogue]
     return SuiteFacts(
         name=selection.suite.name,
-        missing=tuple(missing_for(selection.specs, selection.models.values(), selection.data)),
+        missing=tuple(missing_for(selection.specs, selection.models.values(), selection.datasets)),
         command=shlex.join(command),
     )

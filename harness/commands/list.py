@@ -6,12 +6,13 @@ import argparse
 import json
 from typing import Any
 
+from harness.catalogue import Catalogue
 from harness.commands._output import print_table
+from harness.commands._selection import given_catalogue
 from harness.devices import load_devices
 from harness.expansion import load_suite
-from harness.labels import load_labels
 from harness.method import METHODS
-from harness.models import BaseModelSpec, load_models
+from harness.models import BaseModelSpec
 from harness.suite import suite_names
 
 
@@ -24,7 +25,7 @@ def main(args: argparse.Namespace) -> int:
         "benchmarks": _benchmarks,
         "devices": _devices,
     }
-    rows = kinds[args.what]()
+    rows = kinds[args.what](given_catalogue(args))
     if args.json:
         print(json.dumps(rows, indent=2))
     else:
@@ -40,9 +41,9 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _methods() -> list[dict[str, Any]]:
+def _methods(catalogue: Catalogue) -> list[dict[str, Any]]:
     rows = []
-    named = load_labels()
+    named = catalogue.labels
     for label, entry in named.items():
         sources = entry.sources()
         settings = {key: {"value": value, "source": sources[key]} for key, value in entry.values().items()}
@@ -53,7 +54,7 @@ def _methods() -> list[dict[str, Any]]:
     return rows
 
 
-def _models() -> list[dict[str, Any]]:
+def _models(catalogue: Catalogue) -> list[dict[str, Any]]:
     return [
         {
             "model": name,
@@ -62,17 +63,19 @@ def _models() -> list[dict[str, Any]]:
             "licence": f"{spec.licence} (gated)" if spec.gated else spec.licence,
             "summary": spec.summary,
         }
-        for name, spec in load_models().items()
+        for name, spec in catalogue.models.items()
     ]
 
 
 def _source(spec: BaseModelSpec) -> str:
     if spec.packaged:
         return f"packaged:{spec.packaged}"
+    if spec.folder:
+        return f"folder:{spec.folder}"
     return f"hub:{spec.hub_id}" if spec.hub_id else "shape alone"
 
 
-def _devices() -> list[dict[str, Any]]:
+def _devices(_: Catalogue) -> list[dict[str, Any]]:
     def tera(flops: float | None) -> float | None:
         return None if flops is None else flops / 1e12
 
@@ -91,7 +94,7 @@ def _devices() -> list[dict[str, Any]]:
     ]
 
 
-def _suites() -> list[dict[str, Any]]:
+def _suites(_: Catalogue) -> list[dict[str, Any]]:
     suites = [load_suite(name) for name in suite_names()]
     return [
         {
@@ -107,7 +110,7 @@ def _suites() -> list[dict[str, Any]]:
     ]
 
 
-def _benchmarks() -> list[dict[str, Any]]:
+def _benchmarks(_: Catalogue) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for name in suite_names():
         evaluation = load_suite(name).evaluation

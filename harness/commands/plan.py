@@ -12,6 +12,7 @@ from typing import Any, Literal
 from harness.assets.cache import cache_root
 from harness.commands._output import Display, print_table, say, warn
 from harness.commands._selection import Selection, existing, select
+from harness.datasets import DatasetSpec
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
 from harness.devices import DeviceSpec, find_device, load_devices
 from harness.errors import HarnessError
@@ -55,7 +56,9 @@ def main(args: argparse.Namespace) -> int:
     with Display() as display:
         answers = ask(_tasks(selection, specs, args, device, profile), source_checksum(), display.progress)
     against = _Against(memory, profile, device, args.mfu)
-    lines = [_line(spec, answer, against) for spec, answer in zip(specs, answers, strict=True)]
+    lines = [
+        _line(spec, answer, against, _trained_on(spec, selection)) for spec, answer in zip(specs, answers, strict=True)
+    ]
     if args.json:
         print(json.dumps(lines, indent=1))
     else:
@@ -170,6 +173,7 @@ def _tasks(
         PlanTask(
             spec=spec,
             model=selection.models[spec.model_name],
+            dataset=_trained_on(spec, selection),
             device="cuda",
             device_name=profile.device_name if profile else device.names[0] if device else None,
             profile=profile,
@@ -181,12 +185,17 @@ def _tasks(
     ]
 
 
+def _trained_on(spec: RunSpec, selection: Selection) -> DatasetSpec:
+    assert spec.train is not None, "only runs that train are planned"
+    return selection.datasets[spec.train.data]
+
+
 def _capability(device: DeviceSpec | None, profile: DeviceProfile | None) -> str | None:
     measured = None if profile is None else profile.compute_capability
     return measured if measured is not None or device is None else device.compute_capability
 
 
-def _line(spec: RunSpec, answer: PlanAnswer, against: _Against) -> dict[str, Any]:
+def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: DatasetSpec) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run_id": spec.run_id,
         "model": spec.model_name,
@@ -201,7 +210,7 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against) -> dict[str, Any
     train = spec.train
     assert train is not None
     step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
-    steps = planned_steps(spec)
+    steps = planned_steps(spec, dataset)
     found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds"})
     found |= {
         "activations_bytes": prediction.at_peak.activations_bytes,

@@ -8,6 +8,7 @@ from pathlib import Path
 from harness.calibration_log import SUITES, Log, read_log
 from harness.cli import FORMATS
 from harness.commands._output import console, warn
+from harness.commands._selection import given_catalogue
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.sides import items_beside
@@ -19,7 +20,7 @@ from harness.tuned import Tuned
 
 def main(args: argparse.Namespace) -> int:
     """Write the report, print its table and name the files."""
-    suite = load_suite(args.suite)
+    suite = load_suite(args.suite, given_catalogue(args))
     with no_collection(keep=True):
         contents = Store(Path(args.results)).read(suite.name)
     warn(contents.warnings)

@@ -171,7 +171,7 @@ def _task(
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         mt_bench_folder=prepared.mt_bench_folder,
-        data_overrides=dict(selection.data),
+        datasets=selection.datasets_of(spec),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),
         keep_weights=args.keep_weights,
@@ -202,6 +202,7 @@ def plan_tasks(selection: Selection, environment: Environment) -> dict[str, Plan
         spec.run_id: PlanTask(
             spec=spec,
             model=selection.models[spec.model_name],
+            dataset=selection.datasets[spec.train.data],
             device=environment.device_type,
             device_name=environment.device_name if environment.device_type == "cuda" else None,
             compute_capability=environment.compute_capability,

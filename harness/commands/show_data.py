@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.commands._assets import prepare
 from harness.commands._output import Display, console
-from harness.commands._selection import given_wheels, select
+from harness.commands._selection import given_catalogue, given_wheels, select
 from harness.conversation import find_template
 from harness.errors import HarnessError
 from harness.expansion import load_suite, training_labels
@@ -28,7 +28,8 @@ TRAINED_STYLE = "bold green"
 
 def main(args: argparse.Namespace) -> int:
     """Print the first examples of one run in the order of its seed."""
-    args.method = args.method or training_labels(load_suite(args.suite))[:1]
+    catalogue = given_catalogue(args)
+    args.method = args.method or training_labels(load_suite(args.suite, catalogue), catalogue=catalogue)[:1]
     selection = select(args, tuned=False)
     spec = next((spec for spec in selection.specs if spec.train is not None), None)
     if spec is None or spec.train is None:
@@ -46,9 +47,8 @@ def main(args: argparse.Namespace) -> int:
 
     tokenizer = load_tokenizer(prepared.model_folders[spec.model_name])
     conversation = None if spec.conversation is None else find_template(spec.conversation)
-    rows = run_rows(
-        spec.train, "train", overrides=selection.data, offline=args.offline, vocab_size=len(tokenizer), seed=spec.seed
-    )
+    dataset = selection.datasets[spec.train.data]
+    rows = run_rows(spec.train, dataset, "train", vocab_size=len(tokenizer), seed=spec.seed)
     data = TrainData(rows, tokenizer, spec.train, spec.seed, conversation)
     examples = [data.example(index) for index in islice(data.order(), args.n)]
     if args.json:

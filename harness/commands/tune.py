@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from harness.commands._output import print_table, warn
-from harness.commands._selection import Selection, select_models_and_data
+from harness.commands._selection import Selection, checked, given_catalogue, known_names
 from harness.commands.run import execute
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
@@ -26,8 +25,9 @@ from harness.tuning import choices, grid_of, merged, trial_suite
 
 def main(args: argparse.Namespace) -> int:
     """Run the trials and write the choices; return what ``run`` does, and 1 when a label has no choice."""
-    suite = load_suite(args.suite)
-    trials = trial_suite(suite, args.method)
+    catalogue = given_catalogue(args)
+    suite = load_suite(args.suite, catalogue)
+    trials = trial_suite(suite, args.method, catalogue)
     file = _file(args, suite)
     code = execute(args, lambda: _select(args, suite, trials))
     if args.dry_run or code:
@@ -48,14 +48,15 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _select(args: argparse.Namespace, suite: Suite, trials: Suite) -> Selection:
-    models, data, sources = select_models_and_data(suite, args)
-    specs = expand(trials, models=models, sources=sources, max_steps=grid_of(suite).max_steps)
+    known = known_names(suite, args)
+    steps = grid_of(suite).max_steps
+    specs = expand(trials, models=known.models, sources=known.sources, known=known.catalogue, max_steps=steps)
     for spec in specs:
         if spec.train is not None and not spec.train.validation_rows:
             raise HarnessError(
                 f"suite '{suite.name}': label '{spec.label}' has validation_rows = 0: nothing to tune by"
             )
-    return replace(Selection(trials, models, data, ()), specs=tuple(specs))
+    return checked(Selection(trials, known.models, known.datasets, tuple(specs)))
 
 
 def _file(args: argparse.Namespace, suite: Suite) -> Path:

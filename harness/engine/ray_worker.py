@@ -104,16 +104,18 @@ def localize(task: RunTask) -> RunTask:
     Raises:
         HarnessError: something is missing here and cannot be had.
     """
-    for name, file in task.data_overrides.items():
-        if not file.exists():
-            raise HarnessError(f"--data {name}={file}: the file is not on this node; name one that every node sees")
+    for name, spec in task.datasets.items():
+        if spec.file is not None and not spec.file.exists():
+            raise HarnessError(
+                f"data set '{name}': {spec.file}: the file is not on this node; name one that every node sees"
+            )
     places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
     if all(place is None or place.exists() for place in places):
         return task
     prepared = prepare_runs(
         [task.spec],
         [task.model],
-        task.data_overrides,
+        task.datasets,
         convert=_convert,
         offline=task.offline,
         wheels=(),

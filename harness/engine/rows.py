@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Literal, overload
 
 import torch
 
 from harness.assets.training_rows import load_rows
-from harness.datasets import find_dataset, load_datasets
+from harness.datasets import DatasetSpec
 from harness.engine.data import Example, Row
 from harness.settings import TrainSettings
 from harness.tensors.seeding import torch_generator
@@ -17,39 +16,40 @@ from harness.tensors.seeding import torch_generator
 
 def run_rows(
     settings: TrainSettings,
+    dataset: DatasetSpec,
     part: Literal["train", "validation"],
     *,
-    overrides: Mapping[str, Path],
-    offline: bool,
     vocab_size: int,
     seed: int,
 ) -> Sequence[Row | Example]:
     """Return the rows of one part of a run's data; the parts share none.
 
     Args:
-        settings: Name the data set, the length of its rows, and how many are held out.
+        settings: Say the length of the rows, and how many are held out.
+        dataset: What is trained on.
         part: Which rows.
-        overrides: Local files by data set.
-        offline: Only chooses the words for what is missing.
         vocab_size: Of the model; drawn ids are below it.
         seed: Of the run.
 
     Raises:
         HarnessError: as :func:`harness.assets.training_rows.load_rows`.
     """
-    dataset = find_dataset(settings.data, load_datasets())
     if dataset.drawn is None:
-        return load_rows(settings.data, part, overrides, offline=offline, validation_rows=settings.validation_rows)
+        return load_rows(dataset, part, validation_rows=settings.validation_rows)
     assert dataset.num_rows is not None
     num_rows = dataset.num_rows if part == "train" else settings.validation_rows
     return RandomTokens(num_rows=num_rows, length=settings.sequence_length, vocab_size=vocab_size, seed=seed, part=part)
 
 
-def rows_may_be_padded(settings: TrainSettings) -> bool:
-    """Return whether a micro-batch of a run's training rows can hold rows of different lengths."""
+def rows_may_be_padded(settings: TrainSettings, dataset: DatasetSpec | None) -> bool:
+    """Return whether a micro-batch of a run's training rows can hold rows of different lengths.
+
+    Args:
+        settings: Of the run.
+        dataset: What is trained on; None: not known.
+    """
     if settings.packing or settings.batch_size == 1:
         return False
-    dataset = load_datasets().get(settings.data)
     return dataset is None or dataset.drawn is None
 
 

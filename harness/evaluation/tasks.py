@@ -25,10 +25,8 @@ from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.files import said_as
+from harness.packaged_tasks import ROWS_OF
 from harness.settings import EvaluationSettings
-
-ROWS_OF = {"gsm8k_cot": "gsm8k"}
-"""Tasks that are another view of a task's rows."""
 
 SCORED_FILES = {"packaged": "all", "packaged-scored": "scored"}
 

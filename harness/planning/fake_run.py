@@ -17,6 +17,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
+from harness.datasets import DatasetSpec
 from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
@@ -118,6 +119,7 @@ class FakeRun:
         device: Device,
         num_steps: int,
         profile: DeviceProfile | None = None,
+        dataset: DatasetSpec | None = None,
         block_scores: Callable[[BlockScoreRequest, int], Sequence[float]],
     ) -> None:
         """Build it.
@@ -128,6 +130,7 @@ class FakeRun:
             device: Whose attention and workspaces to assume.
             num_steps: Optimizer steps of the run.
             profile: What was measured of the device, in place of what is assumed of it.
+            dataset: What is trained on; None: not known.
             block_scores: Scores for a request and a number of blocks.
 
         Raises:
@@ -158,7 +161,9 @@ class FakeRun:
         )
         enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
         self.model = self.method.prepare(model, context)
-        self.masked = rows_may_be_padded(spec.train) and needs_padding_mask(self.model, other_attention=(attention,))
+        self.masked = rows_may_be_padded(spec.train, dataset) and needs_padding_mask(
+            self.model, other_attention=(attention,)
+        )
         """Whether the batch brings a mask."""
         _replace_by_fakes(self.model, self._fake)
         names = {id(parameter): name for name, parameter in model.named_parameters()}

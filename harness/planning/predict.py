@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from harness.datasets import DatasetSpec
 from harness.device_profile import DeviceProfile
 from harness.engine.step_memory import breakdown
 from harness.method import BlockScoreRequest
@@ -48,6 +49,8 @@ class Question:
     """Optimizer steps of the run; None: not known."""
     profile: DeviceProfile | None = None
     """What was measured of the device, in place of what is assumed of it."""
+    dataset: DatasetSpec | None = None
+    """What the run trains on; None: not known, and its rows may differ in length."""
 
     @property
     def blas_workspaces(self) -> Sequence[int]:
@@ -94,6 +97,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         device=question.device,
         num_steps=question.num_steps or 1,
         profile=question.profile,
+        dataset=question.dataset,
         block_scores=block_scores,
     )
     assumptions += _assumptions(run, question)

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.datasets import load_datasets
+from harness.datasets import DatasetSpec
 from harness.device_profile import DeviceProfile
 from harness.engine.launch import collect_lines
 from harness.errors import HarnessError
@@ -40,6 +40,8 @@ class PlanTask(BaseModel):
 
     spec: RunSpec
     model: BaseModelSpec
+    dataset: DatasetSpec | None = None
+    """What is trained on; None: not known."""
     device: Literal["cuda", "cpu"]
     device_name: str | None = None
     """As torch reports it."""
@@ -53,7 +55,7 @@ class PlanTask(BaseModel):
     @property
     def num_steps(self) -> int | None:
         """Return the optimizer steps of the run, or None where the number of training rows is not known."""
-        return planned_steps(self.spec)
+        return planned_steps(self.spec, self.dataset)
 
     def key(self, source_checksum: str) -> str:
         """Return the identity of all that can move the prediction; a seed is part of it where blocks are drawn."""
@@ -88,14 +90,19 @@ class PlanAnswer(BaseModel):
     """False where something was not known yet that may be known next time: not kept."""
 
 
-def planned_steps(spec: RunSpec) -> int | None:
-    """Return the optimizer steps of a run, or their upper bound, as far as known without its data; else None."""
+def planned_steps(spec: RunSpec, dataset: DatasetSpec | None) -> int | None:
+    """Return the optimizer steps of a run, or their upper bound, as far as known without its data; else None.
+
+    Args:
+        spec: Of the run.
+        dataset: What is trained on; None: not known.
+    """
     train = spec.train
     if train is None:
         return 0
     steps = train.num_steps
     if steps is None and not train.packing:
-        rows = next((entry.num_rows for name, entry in load_datasets().items() if name == train.data), None)
+        rows = None if dataset is None else dataset.num_rows
         if rows is not None:
             assert train.num_epochs is not None
             batch = train.batch_size * train.gradient_accumulation_steps

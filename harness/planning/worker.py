@@ -46,7 +46,7 @@ def answer(task: PlanTask) -> PlanAnswer:
             unknown.append(request)
         return found
 
-    question = Question(task.device, task.horizon, task.compute_capability, task.num_steps, task.profile)
+    question = Question(task.device, task.horizon, task.compute_capability, task.num_steps, task.profile, task.dataset)
     try:
         prediction = predict(task.spec, task.model, question, scores)
     except Refused as error:

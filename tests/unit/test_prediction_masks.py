@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from harness.datasets import load_datasets
 from harness.engine.rows import rows_may_be_padded
 from harness.models import BaseModelSpec, ModelShape
 from harness.planning.fake_run import PlanTracker
@@ -85,9 +86,10 @@ def test_the_peak_under_a_mask_that_stays_is_the_allocators_own_in_bf16() -> Non
 
 def test_drawn_rows_have_one_length() -> None:
     train = spec_for("full", model_of("LlamaForCausalLM"), 250, 3).train
-    assert train is not None and rows_may_be_padded(train)
-    assert not rows_may_be_padded(train.model_copy(update={"data": "random-tokens"}))
-    assert rows_may_be_padded(train.model_copy(update={"data": "a file that the user names"}))
+    known = load_datasets()
+    assert train is not None and rows_may_be_padded(train, known["alpaca-gpt4"])
+    assert not rows_may_be_padded(train, known["random-tokens"])
+    assert rows_may_be_padded(train, None), "what is not known may be padded"
 
 
 @pytest.mark.parametrize("settings", [{"packing": True}, {"batch_size": 1}], ids=["packed", "one row"])

