@@ -124,6 +124,8 @@ LATER_SETTINGS: dict[str, JsonValue] = {
     "validation_every_steps": None,
     "mt_bench": None,
     "subtasks": None,
+    "first_period_steps": None,
+    "reset_each_period": False,
 }
 """Settings that came after the first records, each at the value that leaves a run as it was before there was one."""
 

@@ -57,6 +57,7 @@ class Lora(TrainedMethod):
 
     Config = LoraConfig
     config: LoraConfig
+    has_adapter = True
     summary = "low-rank adapters beside frozen weights (peft)"
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:

@@ -19,7 +19,7 @@ from harness.datasets import load_datasets
 from harness.device_profile import DeviceProfile
 from harness.engine.launch import LOG_LINES, collect_lines
 from harness.errors import HarnessError
-from harness.method import METHODS, Method
+from harness.method import METHODS
 from harness.models import BaseModelSpec
 from harness.record import Prediction
 from harness.settings import ComputeCapability
@@ -106,7 +106,7 @@ def planned_steps(spec: RunSpec) -> int | None:
 
 def samples_blocks(method: str) -> bool:
     """Return whether a method draws blocks."""
-    return METHODS.get(method).visit is not Method.visit
+    return METHODS.get(method).samples_blocks
 
 
 def ask(tasks: Sequence[PlanTask], source_checksum: str, progress: Progress) -> list[PlanAnswer]:

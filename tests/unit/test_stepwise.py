@@ -105,7 +105,7 @@ def test_loaded_state_keeps_a_dtype_that_is_not_its_parameters() -> None:
 
     one, other = optimizer(), optimizer()
     one.step()
-    ((p, state),) = one.state.items()
+    ((_, state),) = one.state.items()
     state["momentum_buffer"] = torch.tensor([1 / 3, 1 / 7, 1 / 9])
     other.load_state_dict(one.state_dict())
     (loaded,) = other.state.values()
