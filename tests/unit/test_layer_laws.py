@@ -59,9 +59,10 @@ def test_a_reshuffled_round_takes_every_block_once_and_each_round_has_its_order(
     rounds = np.array(drawn(one, range(40))).reshape(20, 4)
     assert (np.sort(rounds, axis=1) == np.arange(4)).all()
     assert len({tuple(order) for order in rounds.tolist()}) > 10
-    assert rounds.tolist() == np.array(drawn(sampler(sampling="reshuffle", active_layers=2), range(40))).reshape(
-        20, 4
-    ).tolist()
+    assert (
+        rounds.tolist()
+        == np.array(drawn(sampler(sampling="reshuffle", active_layers=2), range(40))).reshape(20, 4).tolist()
+    )
     other = drawn(sampler(sampling="reshuffle", active_layers=2, seed=2), range(40))
     assert rounds.tolist() != np.array(other).reshape(20, 4).tolist()
 
