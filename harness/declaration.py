@@ -36,11 +36,20 @@ class DeclaredSampling(_Declared):
     """A method that trains some blocks at a time."""
 
     interval_steps: PositiveInt
-    """Blocks are drawn at every multiple of it, at step 0 first."""
+    """Optimizer steps from one draw to the next; the first is at step 0."""
+    first_period_steps: PositiveInt | None = None
+    """Steps from the first draw to the second; None: as many as between any other two."""
     num_active: Count | None
     """Blocks of a draw; None where chance decides how many."""
     state_policy: Literal["drop", "keep", "offload"]
     """What becomes of the state of a block that a draw leaves out."""
+    resets_each_period: bool = False
+    """A draw drops the state of all that is trained, that of the blocks it draws again too."""
+
+    def draw_steps(self, num_steps: int) -> list[int]:
+        """Return the steps, of so many, at which blocks are drawn."""
+        first = self.first_period_steps or self.interval_steps
+        return [step for step in (0, *range(first, num_steps, self.interval_steps)) if step < num_steps]
 
 
 class DeclaredProjection(_Declared):

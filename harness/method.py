@@ -8,7 +8,10 @@ A method is one class in one file (``methods/<name>.py``, or a plug-in in the en
     prepare(model, context)           freeze, wrap
     build_optimizer(model, context)   over every parameter that may ever be trained
     declare(model, context)           what will be trained and kept, from settings and shapes alone
+    probe_needed()                    gradients to look at before the first step, in a phase of their own
+    on_probe(index, norms)            after each pass of the probe, which updates nothing
     on_step_begin(step, optimizer)    before every optimizer step: resample, apply the state policy
+    on_gradients(step, norms)         in every optimizer step, once its gradients are complete
     finalize(model)                   what is evaluated
     export(model)                     merged weights in the base architecture, for saving
 
@@ -18,7 +21,7 @@ torch is imported inside hooks, never at the top of a method's module, so that l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
@@ -162,6 +165,37 @@ class RunContext(Protocol):
         """Read a one-element tensor; planning answers in place of the value."""
 
 
+@dataclass(frozen=True)
+class ProbeRequest:
+    """Passes forward and backward before the first optimizer step, whose gradients a method looks at.
+
+    They make no optimizer step and no step of the schedule, and count in no number of steps. Every parameter of the
+    optimizer requires gradients in them, whatever is frozen before and after.
+    """
+
+    num_batches: int
+    """Batches of as many rows as an optimizer step takes."""
+    consumes_rows: bool
+    """True: training goes on behind their rows, so that it sees others; False: it begins with the same rows."""
+    each_micro_batch: bool = False
+    """True: a pass over each micro-batch by itself, its mean loss over its own tokens, each gradient freed as it
+    completes. False: a pass over each batch as an optimizer step makes it; under accumulation its gradients coexist."""
+
+
+GradientNorms = Mapping["torch.Tensor", "torch.Tensor"]
+"""Parameter -> squared l2 norm of its complete gradient before any clipping: (), fp32, on the parameter's device. Only
+of parameters that got a gradient. To read one waits for the device: through ``RunContext.read_scalar``, and rarely."""
+
+
+DECLARED_HOOKS: dict[str, tuple[str, ...]] = {
+    "samples_blocks": ("visit",),
+    "has_adapter": ("adapter",),
+    "observes_gradients": ("on_gradients",),
+    "probes": ("probe_needed", "on_probe"),
+}
+"""Class attribute of a method -> the hooks that it overrides if, and only if, the attribute is True."""
+
+
 class Method(ABC):
     """A fine-tuning method. One instance serves one run."""
 
@@ -170,6 +204,35 @@ class Method(ABC):
     """One line for ``harness list methods``."""
     trains: ClassVar[bool] = True
     """False for a method that leaves the model as it is: no data, no optimizer, no loop."""
+    samples_blocks: ClassVar[bool] = False
+    """True for a method that trains a few decoder blocks at a time and draws them anew: it has :meth:`visit`, and its
+    proof holds its ``draws``."""
+    has_adapter: ClassVar[bool] = False
+    """True for a method that wraps the model in an adapter, which :meth:`adapter` returns."""
+    observes_gradients: ClassVar[bool] = False
+    """True for a method whose :meth:`on_gradients` is to be called; without it no norm is computed."""
+    probes: ClassVar[bool] = False
+    """True for a method that may look at gradients before the first step: :meth:`probe_needed`, :meth:`on_probe`."""
+    draws_depend_on_training: ClassVar[bool] = False
+    """True for a method that samples blocks by what training shows it, so that planning cannot know its draws."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Check that what a subclass declares and the hooks that it overrides agree.
+
+        Raises:
+            TypeError: they do not; the sentence names both.
+        """
+        super().__init_subclass__(**kwargs)
+        for declared, hooks in DECLARED_HOOKS.items():
+            for hook in hooks:
+                overridden = getattr(cls, hook) is not getattr(Method, hook)
+                if getattr(cls, declared) is not overridden:
+                    raise TypeError(
+                        f"method {cls.__name__} has {declared} = {getattr(cls, declared)} and "
+                        f"{'overrides' if overridden else 'does not override'} {hook}: they go together"
+                    )
+        if cls.draws_depend_on_training and not cls.samples_blocks:
+            raise TypeError(f"method {cls.__name__} has draws_depend_on_training = True, but samples_blocks = False")
 
     def __init__(self, config: MethodConfig) -> None:
         self.config = config
@@ -211,10 +274,26 @@ class Method(ABC):
         pass, such as dropout, needs no seeding by the method.
         """
 
+    def probe_needed(self) -> ProbeRequest | None:
+        """Return the passes whose gradients :meth:`on_probe` is to see before the first step, or None."""
+        return None
+
+    def on_probe(self, index: int, norms: GradientNorms) -> None:
+        """Take the norms of a pass of the probe, 0-based; weights, optimizer and schedule are as they were.
+
+        A run that goes on from a checkpoint makes no probe: what it showed belongs into :meth:`state_dict`.
+        """
+
+    def on_gradients(self, step: int, norms: GradientNorms) -> None:
+        """Take the norms of an optimizer step, once all are complete and before :meth:`on_step_begin` of the next.
+
+        Whether the updates are made by then depends on ``update_in_backward``; the norms do not.
+        """
+
     def visit(self, blocks: Sequence[int], optimizer: StepOptimizer) -> bool:
         """Make these blocks the active ones as a draw of them would, state policy included; planning asks for it.
 
-        The next call of :meth:`on_step_begin` draws nothing. Return False for a method that does not sample blocks.
+        The next call of :meth:`on_step_begin` draws nothing. Returns whether the method samples blocks.
         """
         return False
 

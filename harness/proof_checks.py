@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from harness.declaration import Declaration, DeclaredPart, DeclaredProjection
-from harness.proof_facts import Facts, Span, part, spans_of
+from harness.proof_facts import Facts, Span, cut_at, part, spans_of
 
 Verdict = Literal["passed", "failed", "not judged"]
 Answer = tuple[Verdict, str] | None
@@ -144,8 +144,7 @@ def draws(facts: Facts) -> Answer:
         step, said, seen = differs
         faults.append(f"at step {step} {sorted(said)} were drawn, and {sorted(seen)} trained")
     if sampling is not None:
-        due = list(range(0, facts.num_steps, sampling.interval_steps))
-        if [step for step, _ in drawn] != due:
+        if [step for step, _ in drawn] != sampling.draw_steps(facts.num_steps):
             faults.append(f"{len(drawn)} draws are reported, due was one each {sampling.interval_steps} steps")
         wrong = [(step, len(set(blocks))) for step, blocks in drawn if len(set(blocks)) != sampling.num_active]
         if sampling.num_active is not None:
@@ -245,15 +244,17 @@ def _due(facts: Facts, declared: Declaration, projection: DeclaredProjection, bl
     the run, of an earlier window of ``update_gap`` steps.
     """
     gap, by_run = projection.update_gap, projection.update_gap_counter == "global"
-    policy = "keep" if declared.sampling is None else declared.sampling.state_policy
-    forgets = policy == "drop" or projection.refresh_on_activation
+    sampling = declared.sampling
+    forgets = (sampling is not None and sampling.state_policy == "drop") or projection.refresh_on_activation
+    resets = sampling.draw_steps(facts.num_steps) if sampling is not None and sampling.resets_each_period else []
+    reset_at = set(resets)
     updates = refreshes = 0
     next_due: int | None = None  # an update, or a window; None: at once
     active_until = 0
-    for first, end, blocks in facts.spans:
+    for first, end, blocks in cut_at(facts.spans, resets):
         if block is not None and block not in blocks:
             continue
-        if forgets and active_until != first:
+        if first in reset_at or (forgets and active_until != first):
             next_due = None
         active_until = end
         from_, to = (first // gap, (end - 1) // gap) if by_run else (updates, updates + end - first - 1)

@@ -6,8 +6,10 @@ Steps are told in spans over which the same blocks were trainable, so that a run
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from typing import NamedTuple
 
 from harness.declaration import Declaration, DeclaredPart
@@ -107,6 +109,15 @@ def spans_of(entries: Sequence[tuple[int, Iterable[int]]], num_steps: int) -> li
             found.append(Span(first, end, now))
             first = end
         now = frozenset(blocks)
+    return found
+
+
+def cut_at(spans: Sequence[Span], steps: Sequence[int]) -> list[Span]:
+    """Return the same steps in spans none of which goes over one of ``steps``, which ascend."""
+    found = []
+    for first, end, blocks in spans:
+        edges = [first, *steps[bisect_right(steps, first) : bisect_left(steps, end)], end]
+        found += [Span(one, other, blocks) for one, other in pairwise(edges)]
     return found
 
 

@@ -109,9 +109,9 @@ class Phase(_Part):
     """One phase under its own memory meter."""
 
     name: str
-    """load, data, block_scores, prepare, validate_before, general_before, train, validate_during, validate_after,
-    general_after, finalize, evaluate, answer, save. ``validate_during`` is all that interrupted ``train``: in no
-    figure of it but ``host_peak_bytes``."""
+    """load, data, block_scores, prepare, validate_before, general_before, train, probe, validate_during,
+    validate_after, general_after, finalize, evaluate, answer, save. ``probe`` and ``validate_during`` are all that
+    interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None
     """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""
@@ -160,7 +160,7 @@ class StepCurve(_Part):
     reserved_peak_bytes: tuple[int, ...] = ()
     """``torch.cuda.max_memory_reserved`` over each step; empty without CUDA."""
     peak_moments: tuple[str, ...] = ()
-    """In which moment of the step the allocated peak came: resample, forward, backward, clip or optimizer."""
+    """In which moment of the step the allocated peak came: resample, forward, backward, observe, clip or optimizer."""
 
 
 class MemoryBreakdown(_Part):
@@ -209,7 +209,7 @@ class OutOfMemoryAt(_Part):
     step: int | None = None
     """None outside the steps of training, as are the figures."""
     moment: str | None = None
-    """resample, forward, backward, clip or optimizer."""
+    """resample, forward, backward, observe, clip or optimizer."""
     weights_bytes: int | None = None
     gradients_bytes: int | None = None
     optimizer_state_bytes: int | None = None
@@ -234,11 +234,13 @@ class Prediction(_Part):
     """After the step that was predicted."""
     peak_bytes: int
     peak_phase: str
-    """Moment of the step: resample, forward, backward, clip or optimizer."""
+    """Moment of the step: resample, forward, backward, observe, clip or optimizer."""
     peak_step: int
     at_peak: MemoryBreakdown
     reserved_bytes: int | None = None
     """What the caching allocator would hold; None on a CPU."""
+    probe_peak_bytes: int | None = None
+    """Of the probe before the first step, which ``peak_bytes`` leaves out, as a phase of its own; None without one."""
     all_active_peak_bytes: int | None = None
     """Under coin flips: the peak should every block be drawn at once."""
     trainable_params: int
@@ -257,6 +259,23 @@ class Prediction(_Part):
     def static_bytes(self) -> int:
         """Return weights, coexisting gradients and optimizer state."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_state_bytes
+
+
+class ProbeResult(_Part):
+    """What a method looked at before the first step: passes forward and backward without an update."""
+
+    num_batches: int
+    num_passes: int
+    """One a batch, or one a micro-batch."""
+    each_micro_batch: bool
+    """Whether the gradients of every micro-batch were taken by themselves."""
+    consumed_rows: bool
+    """Whether training went on behind the rows; else it saw them again."""
+    trained_tokens: int
+    seconds: float
+    """Synchronised; in no step's time."""
+    tracked_peak: TrackedPeak | None = None
+    """Of the first pass; its step is the pass."""
 
 
 class TrainResult(_Part):
@@ -288,6 +307,7 @@ class TrainResult(_Part):
     tracked_peak: TrackedPeak | None = None
     offloaded_checkpoint_bytes: int | None = None
     """The most that inputs of checkpointed blocks took on the host at once; None where they stay on the device."""
+    probe: ProbeResult | None = None
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     validation_tokens: int | None = None

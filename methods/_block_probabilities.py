@@ -77,7 +77,7 @@ def block_probabilities(
 ) -> list[float] | None:
     """Return the probability of each block, summing to 1; None for uniform, which legacy draws tell from equal ones.
 
-    A tour takes no account of them: None.
+    Laws under which blocks take turns give no account of them: None.
 
     Args:
         settings: Kind of probability, and the file for kind ``file``.
@@ -89,7 +89,7 @@ def block_probabilities(
     """
     kind = settings.probability
     weights: Sequence[float]
-    if kind == "uniform" or settings.sampling == "tour":
+    if kind == "uniform" or settings.takes_turns:
         return None
     if kind == "decrease":
         weights = range(num_blocks, 0, -1)
@@ -105,30 +105,38 @@ def block_probabilities(
         raise Refused(f"there are {len(weights)} block scores for probability = '{kind}', but {num_blocks} blocks")
     if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights) or sum(weights) <= 0.0:
         raise Refused(f"the block scores for probability = '{kind}' are not all finite and >= 0 with one above 0")
-    probabilities = _normalised(weights)
     if kind == "outlier_reverse":
-        top = max(probabilities)
-        if all(p == top for p in probabilities):
+        shares = _normalised(weights)
+        top = max(shares)
+        weights = [top - share for share in shares]
+        if not any(weights):
             raise Refused("all block scores are equal, so probability = 'outlier_reverse' leaves nothing to draw")
-        probabilities = _normalised([top - p for p in probabilities])
-    _refuse_impossible_draws(settings, probabilities)
-    return probabilities
+    return drawable(settings, weights)
 
 
-def _refuse_impossible_draws(settings: LayerSamplingSettings, probabilities: Sequence[float]) -> None:
+def drawable(settings: LayerSamplingSettings, weights: Sequence[float]) -> list[float]:
+    """Return probabilities in proportion to weights.
+
+    Raises:
+        Refused: they are not all finite and >= 0 with one above 0, or the settings cannot draw from them.
+    """
+    if not all(math.isfinite(weight) and weight >= 0.0 for weight in weights) or sum(weights) <= 0.0:
+        raise Refused("the weights that blocks would be drawn by are not all finite and >= 0 with one above 0")
+    probabilities = _normalised(weights)
     if settings.sampling == "without_replacement":
         possible = sum(p > 0.0 for p in probabilities)
         if settings.active_layers > possible:
             raise Refused(
                 f"active_layers is {settings.active_layers}, but only {possible} blocks have a probability above 0"
             )
-        return
+        return probabilities
     worst = max(range(len(probabilities)), key=lambda block: probabilities[block])
     if settings.active_layers * probabilities[worst] > 1.0:
         raise Refused(
             f"coin flips need active_layers times each probability to be at most 1, but for block {worst} it is "
             f"{settings.active_layers * probabilities[worst]:.3f}: lower active_layers or draw without replacement"
         )
+    return probabilities
 
 
 def _normalised(weights: Sequence[float]) -> list[float]:

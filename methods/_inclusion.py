@@ -30,7 +30,7 @@ def inclusion_probabilities(settings: LayerSamplingSettings, probabilities: Sequ
         settings: Sampling law and ``active_layers``.
         probabilities: One a block, summing to 1.
     """
-    if settings.sampling == "tour":
+    if settings.takes_turns:
         return [settings.active_layers / len(probabilities)] * len(probabilities)
     if settings.sampling == "bernoulli" or settings.active_layers == 0:
         return [settings.active_layers * p for p in probabilities]

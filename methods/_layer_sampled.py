@@ -29,6 +29,7 @@ class LayerSampledConfig(LayerSamplingSettings, AdamWSettings):
 class LayerSampledMethod(TrainedMethod):
     """A method that trains a few blocks at a time, drawn anew each period."""
 
+    samples_blocks = True
     config: LayerSampledConfig
     _sampler: BlockSampler | None = None
 
@@ -37,14 +38,14 @@ class LayerSampledMethod(TrainedMethod):
         """Refuse as every trained method does, and where the file of probabilities is not valid."""
         super().check(config, train)
         assert isinstance(config, LayerSampledConfig)
-        if config.probability_file is not None and config.sampling != "tour":
+        if config.probability_file is not None and not config.takes_turns:
             from harness.methods._block_probabilities import read_scores
 
             read_scores(config.probability_file)
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return the request for outlier ratios or weight norms, where the probabilities follow from them."""
-        if self.config.sampling == "tour":
+        if self.config.takes_turns:
             return None
         if self.config.probability in ("outlier", "outlier_reverse"):
             return BlockScoreRequest("outlier", self.config.tau)
@@ -88,8 +89,10 @@ class LayerSampledMethod(TrainedMethod):
         assert declared is not None
         sampling = DeclaredSampling(
             interval_steps=self.config.interval_steps,
+            first_period_steps=self.config.first_period_steps,
             num_active=None if self.config.sampling == "bernoulli" else self.config.active_layers,
             state_policy=self.config.state_policy,
+            resets_each_period=self.config.reset_each_period,
         )
         return declared.model_copy(update={"sampling": sampling})
 
@@ -144,6 +147,11 @@ class LayerSampledMethod(TrainedMethod):
         decoder, config = context.decoder, self.config
         if config.active_layers > len(decoder.blocks):
             raise Refused(f"active_layers is {config.active_layers}, but the model has {len(decoder.blocks)} blocks")
+        if config.sampling == "reshuffle" and config.active_layers and len(decoder.blocks) % config.active_layers:
+            raise Refused(
+                f"sampling = 'reshuffle' takes each block once a round, but active_layers = {config.active_layers} "
+                f"does not divide the model's {len(decoder.blocks)} blocks"
+            )
         if decoder.tied_head and config.train_embedding != config.train_head:
             raise Refused(
                 "the model's head is its embedding, one matrix: train_embedding and train_head must be the same"

@@ -7,7 +7,10 @@ uniform draw is that of OptimalScale/LMFlow@f3597db:src/lmflow/pipeline/utils/li
 Deliberate differences from the reference:
 - draws come from a generator of their own; ``legacy_draws_seed`` gives the references' draws, undisturbed by other
   users of numpy's global generator;
-- state of a block that is frozen again may be dropped or moved to the host; the references keep it;
+- state of a block that is frozen again may be dropped or moved to the host, and all state be dropped at every draw;
+  the references keep it;
+- blocks may take turns, as in BAdam (arXiv 2404.02827; Ledzy/BAdam@bf989dc:src/badam/block_optim.py, whose first block
+  has a period one step short: ``first_period_steps``);
 - gradients of a block that is frozen are freed at once.
 """
 
@@ -22,6 +25,7 @@ from pydantic import JsonValue
 from torch import nn
 
 from harness.method import RunContext
+from harness.methods._block_probabilities import drawable
 from harness.methods._optimizers import AdamW
 from harness.methods._settings import LayerSamplingSettings
 
@@ -85,6 +89,8 @@ class BlockSampler:
         self._renew = renew
         self._settings = settings
         self._probabilities = None if probabilities is None else list(probabilities)
+        self._changes: list[tuple[int, list[float]]] = []
+        self._round: list[int] = []
         self._generator: np.random.Generator | np.random.RandomState
         if settings.legacy_draws_seed is None:
             self._generator = context.numpy_generator("layer_sampling")
@@ -99,11 +105,11 @@ class BlockSampler:
         return self._draws[-1][1] if self._draws else []
 
     def on_step_begin(self, step: int, optimizer: AdamW) -> None:
-        """Draw at a multiple of ``interval_steps``, once, then freeze, unfreeze, and move state."""
+        """Draw at the begin of a period, once, then freeze, unfreeze, and move state."""
         if self._visited:
             self._visited = False
             return
-        if step % self._settings.interval_steps != 0 or (self._draws and self._draws[-1][0] == step):
+        if not self._settings.begins_period(step) or (self._draws and self._draws[-1][0] == step):
             return
         self._activate(step, self._draw(), optimizer)
 
@@ -112,16 +118,47 @@ class BlockSampler:
         self._activate(optimizer.global_step, list(blocks), optimizer)
         self._visited = True
 
+    @property
+    def probabilities(self) -> list[float]:
+        """Return the probability of each block in the next draw."""
+        blocks = len(self._blocks)
+        return [1.0 / blocks] * blocks if self._probabilities is None else list(self._probabilities)
+
+    def set_probabilities(self, step: int, weights: Sequence[float]) -> None:
+        """Let draws from an optimizer step on follow probabilities in proportion to weights; it is kept in the proof.
+
+        Raises:
+            Refused: from these the settings cannot draw.
+        """
+        assert not self._settings.takes_turns, "blocks that take turns are not drawn by probabilities"
+        assert len(weights) == len(self._blocks)
+        if not self._changes:
+            self._changes.append((0, self.probabilities))
+        self._probabilities = drawable(self._settings, weights)
+        self._changes.append((step, self._probabilities))
+
     def _draw(self) -> list[int]:
         settings, num_blocks = self._settings, len(self._blocks)
-        if settings.sampling == "tour":
-            return tour_stop(len(self._draws), settings.active_layers, num_blocks)
+        if settings.sampling == "reshuffle":
+            return self._next_of_round(settings.active_layers)
+        if settings.takes_turns:
+            turn = tour_stop(len(self._draws), settings.active_layers, num_blocks)
+            return [num_blocks - 1 - block for block in turn] if settings.sampling == "descending" else turn
         return draw_blocks(settings, num_blocks, self._probabilities, self._generator)
+
+    def _next_of_round(self, number: int) -> list[int]:
+        if not self._round:
+            assert isinstance(self._generator, np.random.Generator)
+            self._round = [int(block) for block in self._generator.permutation(len(self._blocks))]
+        drawn, self._round = self._round[:number], self._round[number:]
+        return drawn
 
     def _activate(self, step: int, drawn: list[int], optimizer: AdamW) -> None:
         before = set(self.active)
         self._draws.append((step, drawn))
         self.apply()
+        if self._settings.reset_each_period:
+            optimizer.drop_state([p for group in optimizer.param_groups for p in group["params"]])
         self._retire(self._parameters(before - set(drawn)), optimizer)
         self._welcome(self._parameters(set(drawn) - before), optimizer)
 
@@ -151,12 +188,14 @@ class BlockSampler:
             optimizer.drop_projectors(params)
 
     def state_dict(self) -> dict[str, JsonValue]:
-        """Return draws, probabilities and the generator's state."""
+        """Return draws, probabilities with their changes, what is left of a round, and the generator's state."""
         legacy = isinstance(self._generator, np.random.RandomState)
         state = self._generator.get_state(legacy=False) if legacy else self._generator.bit_generator.state  # type: ignore[union-attr]
         return {
             "draws": [[step, list(blocks)] for step, blocks in self._draws],
             "probabilities": None if self._probabilities is None else list(self._probabilities),
+            "changes": [[step, list(vector)] for step, vector in self._changes],
+            "round": list(self._round),
             "generator": _plain(state),
         }
 
@@ -164,6 +203,8 @@ class BlockSampler:
         """Restore them. Probabilities are the saved ones, whatever scores were computed since."""
         self._draws = [(int(step), [int(block) for block in blocks]) for step, blocks in state["draws"]]
         self._probabilities = state["probabilities"]
+        self._changes = [(int(step), list(vector)) for step, vector in state["changes"]]
+        self._round = list(state["round"])
         generator = _arrays(state["generator"])
         if isinstance(self._generator, np.random.RandomState):
             self._generator.set_state(generator)
@@ -171,13 +212,13 @@ class BlockSampler:
             self._generator.bit_generator.state = generator
 
     def proof(self) -> dict[str, JsonValue]:
-        """Return the law, the probabilities and every draw with its step."""
-        blocks = len(self._blocks)
-        shares = [1.0 / blocks] * blocks if self._probabilities is None else self._probabilities
+        """Return the law, the probabilities (the last, and where they changed all of them) and every draw."""
+        history: JsonValue = [{"step": step, "probabilities": list(vector)} for step, vector in self._changes]
         return {
             "sampling": self._settings.sampling,
-            "probability": "ignored" if self._settings.sampling == "tour" else self._settings.probability,
-            "probabilities": list(shares),
+            "probability": "ignored" if self._settings.takes_turns else self._settings.probability,
+            "probabilities": [*self.probabilities],
+            **({"probability_history": history} if self._changes else {}),
             "draws": [{"step": step, "blocks": list(drawn)} for step, drawn in self._draws],
         }
 

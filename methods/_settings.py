@@ -50,13 +50,13 @@ class LayerSamplingSettings(MethodConfig):
     """Which blocks are trained when, and what becomes of the optimizer state of the others."""
 
     active_layers: Annotated[int, Field(ge=0)]
-    """Blocks of each period: exactly so many without replacement or on a tour, on average so many by coin flips. 0:
+    """Blocks of each period: exactly so many without replacement or in turn, on average so many by coin flips. 0:
     none, so that embedding, head and final norm are all that is trained."""
     interval_steps: PositiveInt
     """Optimizer steps of one period."""
-    sampling: Literal["without_replacement", "bernoulli", "tour"]
-    """``tour`` takes every block in turn, in order and round again, whatever ``probability`` says: it shows the memory
-    that kept states lead to, and is no published law."""
+    sampling: Literal["without_replacement", "bernoulli", "tour", "descending", "reshuffle"]
+    """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
+    on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
     probability_file: str | None = None
     """One score a block, in percent, for ``probability = "file"``."""
@@ -69,8 +69,23 @@ class LayerSamplingSettings(MethodConfig):
     train_embedding: bool
     train_head: bool
     train_final_norm: bool
+    first_period_steps: Annotated[PositiveInt | None, Later(None)] = None
+    """Optimizer steps of the first period; None: as many as of every other."""
+    reset_each_period: Annotated[bool, Later(False)] = False
+    """Drop the state of all that is trained at every draw: of a block that follows itself, of embedding, head and final
+    norm too."""
     legacy_draws_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Draw from numpy's legacy generator with this seed, as the released codes do; None: from the run's own stream."""
+
+    @property
+    def takes_turns(self) -> bool:
+        """Return True for laws under which every block has its turn, and probabilities say nothing."""
+        return self.sampling in ("tour", "descending", "reshuffle")
+
+    def begins_period(self, step: int) -> bool:
+        """Return whether blocks are drawn at an optimizer step."""
+        first = self.first_period_steps or self.interval_steps
+        return step == 0 or (step >= first and (step - first) % self.interval_steps == 0)
 
     @model_validator(mode="after")
     def _consistent(self) -> LayerSamplingSettings:
@@ -80,6 +95,12 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError(f"probability = '{self.probability}' needs tau, the threshold of the outlier ratio")
         if self.state_policy == "drop" and self.returning_step_counter == "keep":
             raise ValueError("state_policy = 'drop' resets the step counter: set returning_step_counter = 'reset'")
+        if self.reset_each_period and self.state_policy != "drop":
+            raise ValueError(
+                f"reset_each_period = true drops all state: set state_policy = 'drop', not '{self.state_policy}'"
+            )
+        if self.first_period_steps == self.interval_steps:
+            raise ValueError("first_period_steps is interval_steps, as it is without: leave it out")
         if self.sampling != "without_replacement" and self.legacy_draws_seed is not None:
             raise ValueError(f"legacy_draws_seed is for draws without replacement, not sampling = '{self.sampling}'")
         others = self.train_embedding or self.train_head or self.train_final_norm

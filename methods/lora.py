@@ -59,6 +59,7 @@ class Lora(TrainedMethod):
 
     Config = LoraConfig
     config: LoraConfig
+    has_adapter = True
     summary = "low-rank adapters beside frozen weights (peft)"
     _wrapped: nn.Module | None = None
 

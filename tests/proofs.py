@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from harness.datasets import load_datasets
 from harness.engine import runner
 from harness.engine.task import RunTask
 from harness.labels import load_labels
@@ -43,6 +44,7 @@ def task_of(label: str, folder: Path, work: Path, **changes: Any) -> RunTask:
         spec=spec,
         uuid="u",
         model=BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=folder),
+        datasets=load_datasets(),
         model_folder=folder,
         rows_folder=None,
         cache_folder=work,

@@ -195,5 +195,11 @@ def _print(table: dict[str, Any]) -> None:
 
 
 def _law(settings: LayerSamplingSettings) -> str:
-    how = {"without_replacement": "without replacement", "bernoulli": "by coin flips", "tour": "in turn"}
+    how = {
+        "without_replacement": "without replacement",
+        "bernoulli": "by coin flips",
+        "tour": "in turn",
+        "descending": "in turn, from the last",
+        "reshuffle": "in turn, in an order of each round",
+    }
     return f"{settings.active_layers} {how[settings.sampling]}"

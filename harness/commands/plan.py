@@ -115,9 +115,10 @@ def parse_memory(text: str) -> int:
 
 def fits(prediction: Prediction, memory: int, context_bytes: int = ASSUMED_CONTEXT_BYTES) -> str:
     """Return ``yes``, ``no``, or ``tight``: the peak fits, what the allocator would like to hold does not."""
-    if prediction.peak_bytes + context_bytes > memory:
+    peak = max(prediction.peak_bytes, prediction.probe_peak_bytes or 0)
+    if peak + context_bytes > memory:
         return "no"
-    return "yes" if (prediction.reserved_bytes or prediction.peak_bytes) + context_bytes <= memory else "tight"
+    return "yes" if max(prediction.reserved_bytes or 0, peak) + context_bytes <= memory else "tight"
 
 
 def _profile(args: argparse.Namespace, device: DeviceSpec | None) -> DeviceProfile | None:
@@ -280,6 +281,9 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     for label, bound in dict.fromkeys((line["label"], line.get("all_active_peak_bytes")) for line in lines):
         if bound is not None:
             notes.append(f"{label}: should its coin flips draw every block at once, {gib(bound)} GiB.")
+    for label, probe in dict.fromkeys((line["label"], line.get("probe_peak_bytes")) for line in lines):
+        if probe is not None:
+            notes.append(f"{label}: its probe before the first step peaks at {gib(probe)} GiB; fits looks at both.")
     if against.memory is not None:
         notes.append(
             f"fits: in {gib(against.memory)} GiB less {gib(against.context_bytes)} GiB for the CUDA context; tight: "

@@ -13,7 +13,7 @@ from harness.engine.data import MicroBatch
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer
-from harness.record import BlockActivity, StepCurve, TrackedPeak, TrainResult
+from harness.record import BlockActivity, ProbeResult, StepCurve, TrackedPeak, TrainResult
 from harness.tensors.decoder import active_blocks, active_others
 
 WARMUP_STEPS = 3
@@ -68,6 +68,7 @@ class RunLog:
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
         self._validation: list[tuple[int, float]] = []
+        self._probe: ProbeResult | None = None
 
     @property
     def activity(self) -> tuple[BlockActivity, ...]:
@@ -131,6 +132,10 @@ class RunLog:
         """Keep the held-out loss after so many steps."""
         self._validation.append((step, loss))
 
+    def note_probe(self, probe: ProbeResult) -> None:
+        """Keep what the probe before the first step was."""
+        self._probe = probe
+
     def result(
         self, num_steps: int, cycle_steps: int | None, tracked_peak: TrackedPeak | None, offloaded: int | None
     ) -> TrainResult:
@@ -164,6 +169,7 @@ class RunLog:
             peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
             tracked_peak=tracked_peak,
             offloaded_checkpoint_bytes=offloaded,
+            probe=self._probe,
             validation_steps=tuple(step for step, _ in self._validation),
             validation_losses=tuple(loss for _, loss in self._validation),
         )
@@ -180,6 +186,7 @@ class RunLog:
             "checkpoint_seconds": self._checkpoint_seconds,
             "resumed_at": self._resumed_at,
             "validation": self._validation,
+            "probe": None if self._probe is None else self._probe.model_dump(mode="json"),
         }
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
@@ -191,3 +198,4 @@ class RunLog:
         self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
         self._resumed_at = [*state["resumed_at"], step]
         self._validation = [(at, loss) for at, loss in state["validation"]]
+        self._probe = None if state["probe"] is None else ProbeResult.model_validate(state["probe"])

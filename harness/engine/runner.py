@@ -183,7 +183,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
-        run.outcome.out_of_memory_at = loop.memory.out_of_memory
+        run.outcome.out_of_memory_at = loop.out_of_memory
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
         loop.note_validation(loss_after)
@@ -250,9 +250,15 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[Mic
     if checkpoints is not None:
         checkpoints.restore()
         run.outcome.notes = tuple(checkpoints.notes)
+    probe = loop.method.probe_needed()
+    if probe is not None and loop.step == 0:
+        run.progress("probing", 0, None)
+        with run.meter.aside("probe"):
+            loop.probe(data.step_batches(), probe)
+    skipped = probe.num_batches if probe is not None and probe.consumes_rows else 0
     run.progress("training", loop.step, total)
     loop.run(
-        data.step_batches(loop.step),
+        data.step_batches(skipped + loop.step),
         lambda done, loss: run.progress(f"training, loss {loss:.3f}", done, total),
         checkpoints.save if checkpoints is not None else None,
         run.task.checkpoint_every,

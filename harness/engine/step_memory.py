@@ -22,8 +22,6 @@ from harness.tensors.optimizer_state import on_every_parameter, storage_bytes
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.storage_tracker import Category, Peak, StorageTracker
 
-PHASE = "train"
-"""The phase whose steps are watched."""
 FIRST_MOMENT = "resample"
 
 
@@ -40,7 +38,13 @@ class StepMemory:
     """Watches the steps of one training loop."""
 
     def __init__(
-        self, model: nn.Module, optimizer: StepOptimizer, tracked_steps: int, laps: PeakLaps | None = None
+        self,
+        model: nn.Module,
+        optimizer: StepOptimizer,
+        tracked_steps: int,
+        laps: PeakLaps | None = None,
+        *,
+        phase: str = "train",
     ) -> None:
         """Take what is trained.
 
@@ -49,7 +53,9 @@ class StepMemory:
             optimizer: Over its parameters.
             tracked_steps: How many of the run's first steps are followed by the tracker.
             laps: Of the phase around the steps; None without CUDA.
+            phase: Its name.
         """
+        self._phase = phase
         self._model = model
         self._optimizer = optimizer
         self._tracked_steps = tracked_steps
@@ -86,7 +92,7 @@ class StepMemory:
             self.step_peak = largest_of(self._peaks)
 
     def moment(self, name: str) -> None:
-        """Say what begins: resample, forward, backward, clip or optimizer."""
+        """Say what begins: resample, forward, backward, observe, clip or optimizer."""
         if self._laps is not None:
             self._end_moment()
         self._moment = name
@@ -160,7 +166,7 @@ class StepMemory:
         else:
             rest = None if tracked is None else tracked.activations_bytes + tracked.other_bytes
         return OutOfMemoryAt(
-            phase=PHASE,
+            phase=self._phase,
             step=step,
             moment=self._moment,
             weights_bytes=known[0],

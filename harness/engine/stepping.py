@@ -15,8 +15,8 @@ note each complete gradient's norm and free it; the second scales each gradient 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 """What of a scheduler's state moves; the rest is made anew from the settings."""
 
 
+OnGradient = Callable[[torch.Tensor], None]
+Norms = dict[torch.Tensor, torch.Tensor]
+
+
 class Diverged(Exception):
     """The loss is not finite; the message says at which step."""
 
@@ -44,7 +48,7 @@ class StepWatch(Protocol):
     """Who is told what goes on inside a step, and when: on a real device as in planning."""
 
     def moment(self, name: str) -> None:
-        """Hear what begins: resample, forward, backward, clip or optimizer."""
+        """Hear what begins: resample, forward, backward, observe, clip or optimizer."""
 
     def using_up(self, parameter: torch.Tensor) -> AbstractContextManager[None]:
         """Watch the inside of the ``with``: the complete gradient of a parameter is used within the backward pass."""
@@ -89,7 +93,7 @@ class Stepping:
             num_warmup_steps=context.train.warmup_steps,
             num_training_steps=context.num_steps,
         )
-        self._on_gradient: Callable[[torch.Tensor], None] | None = None
+        self._on_gradient: OnGradient | None = None
         self._summed_loss = loss_function(model, context)
         keeps = context.train.gradient_checkpointing and context.train.offload_checkpoints
         self._offload = CheckpointOffload(context.decoder.blocks) if keeps else None
@@ -116,10 +120,16 @@ class Stepping:
         rate = float(self.optimizer.param_groups[0]["lr"])
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
         grad_norm = None
+        norms: Norms | None = {} if self.method.observes_gradients else None
         if self._hooks and self.method.config.two_pass_clipping:
-            loss, grad_norm = self._two_passes(step, micro_batches, num_trained)
+            loss, grad_norm = self._two_passes(step, micro_batches, num_trained, norms)
         else:
-            loss = self._pass(step, micro_batches, num_trained, self._update)
+            loss = self._pass(step, micro_batches, num_trained, _noting(norms, self._update))
+        if norms is not None:
+            if not self._hooks:
+                self._watch.moment("observe")
+                norms |= {p: squared_norm(p.grad) for p in self._parameters() if p.grad is not None}
+            self.method.on_gradients(step, norms)
         if not self._hooks:
             max_norm = self.context.train.max_grad_norm
             if max_norm is not None:
@@ -131,6 +141,40 @@ class Stepping:
         self.optimizer.zero_grad(set_to_none=True)
         self._scheduler.step()
         return Taken(loss, grad_norm, rate)
+
+    @contextmanager
+    def probing(self, watch: StepWatch) -> Iterator[None]:
+        """Let every parameter of the optimizer require gradients inside the ``with``, under another watch."""
+        parameters, watch_before = self._parameters(), self._watch
+        trainable = [p.requires_grad for p in parameters]
+        for p in parameters:
+            p.requires_grad_(True)
+        self._watch = watch
+        hooks = [] if self._hooks else self._register_hooks()
+        try:
+            yield
+        finally:
+            self._watch = watch_before
+            for hook in hooks:
+                hook.remove()
+            for p, before in zip(parameters, trainable, strict=True):
+                p.grad = None
+                p.requires_grad_(before)
+
+    def probe(self, index: int, micro_batches: Sequence[MicroBatch]) -> None:
+        """Go forward and backward once and show the method the gradients, each freed as it completes; no update.
+
+        Raises:
+            Diverged: the loss is NaN or infinite.
+        """
+        norms: Norms = {}
+        num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
+        with seeding.seeded_globally(self.context.seed, f"probe/{index}"):
+            loss = self._backward(micro_batches, num_trained, _noting(norms, lambda parameter: None))
+        value = self.context.read_scalar(loss)
+        if not math.isfinite(value):
+            raise Diverged(f"the loss is {value} in pass {index} of the probe")
+        self.method.on_probe(index, norms)
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
@@ -151,7 +195,7 @@ class Stepping:
         step: int,
         micro_batches: Sequence[MicroBatch],
         num_trained: int,
-        on_gradient: Callable[[torch.Tensor], None],
+        on_gradient: OnGradient,
     ) -> float:
         """Go forward and backward over the step's micro-batches from its random stream; return the finite loss."""
         with seeding.seeded_globally(self.context.seed, f"forward/{step}"):
@@ -161,19 +205,21 @@ class Stepping:
             raise Diverged(f"the loss is {value} at step {step}")
         return value
 
-    def _two_passes(self, step: int, micro_batches: Sequence[MicroBatch], num_trained: int) -> tuple[float, float]:
+    def _two_passes(
+        self, step: int, micro_batches: Sequence[MicroBatch], num_trained: int, observed: Norms | None
+    ) -> tuple[float, float]:
         """Measure the global norm in a first pass, update with clipped gradients in a second; return loss and norm."""
         max_norm = self.context.train.max_grad_norm
         assert max_norm is not None
-        norms: dict[torch.Tensor, torch.Tensor] = {}
+        norms: Norms = {}
 
         def measure(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
             norms[parameter] = torch.linalg.vector_norm(parameter.grad)
 
-        value = self._pass(step, micro_batches, num_trained, measure)
+        value = self._pass(step, micro_batches, num_trained, _noting(observed, measure))
         self._watch.moment("clip")
-        in_order = [norms[p] for group in self.optimizer.param_groups for p in group["params"] if p in norms]
+        in_order = [norms[p] for p in self._parameters() if p in norms]
         norm = torch.nn.utils.get_total_norm(in_order, foreach=False)  # each is its own norm
         scale = _clip_scale(norm, max_norm)
 
@@ -193,7 +239,7 @@ class Stepping:
         self,
         micro_batches: Sequence[MicroBatch],
         num_trained: int,
-        on_gradient: Callable[[torch.Tensor], None] | None = None,
+        on_gradient: OnGradient | None = None,
     ) -> torch.Tensor:
         """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete."""
         total = torch.zeros((), dtype=torch.float32, device=self.device)
@@ -209,12 +255,15 @@ class Stepping:
         return total
 
     def _clip(self, max_norm: float) -> float:
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in self._parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
         scale = _clip_scale(norm, max_norm)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
         return self.context.read_scalar(norm)
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _register_hooks(self) -> list[Any]:
         def use_up(parameter: torch.Tensor) -> None:
@@ -224,6 +273,25 @@ class Stepping:
                 parameter.grad = None
 
         return on_every_parameter(self.optimizer, use_up)
+
+
+def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the squared l2 norm of a gradient of any shape and float dtype: (), fp32, on its device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    return norm.square()
+
+
+def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:
+    """Return what notes the norm of a gradient before it is used; where none is asked for, ``then`` itself."""
+    if norms is None:
+        return then
+
+    def both(parameter: torch.Tensor) -> None:
+        assert parameter.grad is not None
+        norms[parameter] = squared_norm(parameter.grad)
+        then(parameter)
+
+    return both
 
 
 def refuse_other_optimizers(method: Method, optimizer: object) -> None:

@@ -17,8 +17,8 @@ from harness.engine.peak_laps import PeakLaps
 from harness.engine.run_log import WARMUP_STEPS, RunLog, StepCost
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Stepping, Taken
-from harness.method import Method, RunContext, StepOptimizer
-from harness.record import TrainResult
+from harness.method import Method, ProbeRequest, RunContext, StepOptimizer
+from harness.record import OutOfMemoryAt, ProbeResult, TrainResult
 
 
 @torch.no_grad()
@@ -65,6 +65,8 @@ class TrainingLoop:
         self.memory = memory or StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS, laps=laps)
         self.stepping = Stepping(model, method, optimizer, context, self.memory)
         self.log = RunLog(model, optimizer, context.decoder)
+        self._laps = laps
+        self._probe_memory: StepMemory | None = None
         self.step = 0
         """Optimizer steps done."""
         self._masked = needs_padding_mask(model)
@@ -113,6 +115,42 @@ class TrainingLoop:
                 save()
                 self.log.note_checkpoint(time.perf_counter() - start)
         self.stepping.close()
+
+    def probe(self, batches: Iterator[list[MicroBatch]], request: ProbeRequest) -> None:
+        """Show the method gradients before the first step; weights, optimizer and schedule stay as they are.
+
+        Raises:
+            Diverged: as :meth:`Stepping.probe`.
+        """
+        assert self.step == 0
+        self.model.train()
+        start, tokens, num_passes = time.perf_counter(), 0, 0
+        watch = self._probe_memory = StepMemory(self.model, self.optimizer, 1, self._laps, phase="probe")
+        with self.stepping.probing(watch):
+            for _, batch in zip(range(request.num_batches), batches, strict=False):
+                placed = [self.placed(micro_batch) for micro_batch in batch]
+                tokens += sum(micro_batch.num_trained_tokens for micro_batch in placed)
+                for one in [[micro_batch] for micro_batch in placed] if request.each_micro_batch else [placed]:
+                    with watch.step(num_passes, (tensor for micro_batch in placed for tensor in micro_batch.tensors)):
+                        self.stepping.probe(num_passes, one)
+                    num_passes += 1
+        self._synchronize()
+        probe = ProbeResult(
+            num_batches=request.num_batches,
+            num_passes=num_passes,
+            each_micro_batch=request.each_micro_batch,
+            consumed_rows=request.consumes_rows,
+            trained_tokens=tokens,
+            seconds=time.perf_counter() - start,
+            tracked_peak=watch.tracked_peak,
+        )
+        self.log.note_probe(probe)
+
+    @property
+    def out_of_memory(self) -> OutOfMemoryAt | None:
+        """Return where memory ran out, once it has."""
+        watches = (self._probe_memory, self.memory)
+        return next((watch.out_of_memory for watch in watches if watch is not None and watch.out_of_memory), None)
 
     def placed(self, batch: MicroBatch) -> MicroBatch:
         """Return a batch on the device of the model, with its mask only where the model needs one."""

@@ -172,14 +172,14 @@ class FakeRun:
         with self._fake:
             self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
             self.optimizer = self.method.build_optimizer(self.model, context)
-            watch = _Watch(self.tracker)
-            self._stepping = Stepping(self.model, self.method, self.optimizer, context, watch)
+            self._watch = _Watch(self.tracker)
+            self._stepping = Stepping(self.model, self.method, self.optimizer, context, self._watch)
         self.at_step = 0
         """The step that is taken next."""
         self.model.train()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self._batch = self._fake_batch()
-        on_every_parameter(self.optimizer, watch.note_gradient)
+        on_every_parameter(self.optimizer, self._watch.note_gradient)
         self._initial = (self.method.state_dict(), self.optimizer.state_dict())
 
     def step(self) -> Span:
@@ -190,6 +190,17 @@ class FakeRun:
         with self._fake, self.tracker, listening_to_flops(self.tracker.count):
             self._stepping.take_step(self.at_step, [self._batch] * count)
         self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
+        return self.tracker.take()
+
+    def probe(self) -> Span | None:
+        """Make a pass of the probe, before anything is drawn; None for a method without one."""
+        request = self.method.probe_needed()
+        if request is None:
+            return None
+        accumulation = 1 if request.each_micro_batch else self.train.gradient_accumulation_steps
+        batch = [self._batch] * min(accumulation, SIMULATED_MICRO_BATCHES)
+        with self._fake, self.tracker, listening_to_flops(self.tracker.count), self._stepping.probing(self._watch):
+            self._stepping.probe(0, batch)
         return self.tracker.take()
 
     def draw(self, step: int) -> None:

@@ -26,7 +26,7 @@ from harness.planning.fake_run import FakeRun
 from harness.record import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
 from harness.tensors.optimizer_state import state_bytes_of
-from harness.tensors.storage_tracker import Span
+from harness.tensors.storage_tracker import Event, Span
 
 CUDNN_FIRST = ("9", "10")
 """Major compute capabilities on which torch asks cuDNN's attention before its own. Source: as ``kernels`` has it."""
@@ -101,14 +101,18 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         block_scores=block_scores,
     )
     assumptions += _assumptions(run, question)
+    before, probe_peak = _probe(run, question)
     horizon = question.horizon
-    if horizon == "run" and question.num_steps is None:
+    if horizon == "run" and run.method.draws_depend_on_training:
+        horizon = "all-visited"
+        assumptions.append("which blocks are drawn depends on the training itself: every block was taken as visited")
+    elif horizon == "run" and question.num_steps is None:
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
     step = _go_to_worst_step(run, horizon, question.num_steps, assumptions)
     trainable = sum(parameter.numel() for parameter in run.active())
     last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
-    steps = _Steps(run, question)
+    steps = _Steps(run, question, before)
     state_before = run.optimizer.state_bytes()["device"]
     taken = [steps.take()]
     if taken[0].state_bytes > state_before and _go_on(run, last):
@@ -128,6 +132,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         peak_step=step,
         at_peak=worst.at_peak,
         reserved_bytes=steps.allocator.peak_reserved if question.device == "cuda" else None,
+        probe_peak_bytes=probe_peak,
         all_active_peak_bytes=_all_active(run, steps),
         trainable_params=trainable,
         flops_per_step=steady.flops,
@@ -141,14 +146,17 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
 class _Steps:
     """Takes steps of a fake run and replays them through the allocator of the device."""
 
-    def __init__(self, run: FakeRun, question: Question) -> None:
+    def __init__(self, run: FakeRun, question: Question, before: Sequence[Event] = ()) -> None:
+        """Take a run, and what happened in it before the tracker's present span."""
         self._run = run
         self._cuda = question.device == "cuda"
         self.allocator = CachingAllocator()
         if self._cuda:
             for number, size in enumerate(question.blas_workspaces, 1):
                 self.allocator.allocate(-number, size)
-        self._settle(run.tracker.take())
+        self.before = (*before, *run.tracker.take().events)
+        """What happened until now."""
+        self._settle(self.before)
 
     def take(self) -> _Taken:
         """Take one step."""
@@ -157,7 +165,7 @@ class _Steps:
         span = self._run.step()
         at_peak = breakdown(span.peak.by_category)
         if self._cuda:
-            extra = self._replay(span) - span.peak.num_bytes
+            extra = self.peak_of(span) - span.peak.num_bytes
             at_peak = at_peak.model_copy(update={"other_bytes": at_peak.other_bytes + extra})
         return _Taken(
             moment=span.peak.moment,
@@ -169,10 +177,14 @@ class _Steps:
             recomputed_flops=tracker.recomputed_flops - before_recomputed,
         )
 
-    def _settle(self, span: Span) -> None:
-        """Allocate what is alive after a span whose own peaks do not count."""
-        freed = {event.storage for event in span.events if event.num_bytes < 0}
-        for event in span.events:
+    def peak_of(self, span: Span) -> int:
+        """Return the peak over a span, in bytes of the device's allocator where it has one."""
+        return self._replay(span) if self._cuda else span.peak.num_bytes
+
+    def _settle(self, events: Sequence[Event]) -> None:
+        """Allocate what is alive after events whose own peaks do not count."""
+        freed = {event.storage for event in events if event.num_bytes < 0}
+        for event in events:
             if event.num_bytes > 0 and event.storage not in freed:
                 self.allocator.allocate(event.storage, event.num_bytes)
 
@@ -185,6 +197,16 @@ class _Steps:
             elif event.num_bytes < 0:  # of a tensor without elements both events are 0, and it takes no block
                 self.allocator.free(event.storage)
         return self.allocator.peak_allocated
+
+
+def _probe(run: FakeRun, question: Question) -> tuple[Sequence[Event], int | None]:
+    """Make a method's probe; return what happened until its end, and its peak. What it reserves is given back."""
+    if run.method.probe_needed() is None:
+        return (), None
+    steps = _Steps(run, question)
+    span = run.probe()
+    assert span is not None
+    return (*steps.before, *span.events), steps.peak_of(span)
 
 
 def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str]) -> int:

@@ -20,7 +20,7 @@ from harness.device_profile import DeviceProfile
 from harness.engine.launch import collect_lines
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
-from harness.method import METHODS, Method
+from harness.method import METHODS
 from harness.models import BaseModelSpec
 from harness.progress import Progress
 from harness.record import LOG_LINES, Horizon, Prediction
@@ -113,7 +113,7 @@ def planned_steps(spec: RunSpec, dataset: DatasetSpec | None) -> int | None:
 
 def samples_blocks(method: str) -> bool:
     """Return whether a method draws blocks."""
-    return METHODS.get(method).visit is not Method.visit
+    return METHODS.get(method).samples_blocks
 
 
 def ask(tasks: Sequence[PlanTask], source_checksum: str, progress: Progress) -> list[PlanAnswer]:

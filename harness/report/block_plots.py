@@ -100,7 +100,9 @@ def draw_probabilities(record: Record) -> list[float] | None:
     method = {} if record.proof is None else record.proof.method
     shares = method.get("probabilities")
     assert record.train is not None
-    if not isinstance(shares, list) or len(shares) != record.train.num_blocks or method.get("sampling") == "tour":
+    if method.get("probability") == "ignored" or "probability_history" in method:  # no one probability of a draw
+        return None
+    if not isinstance(shares, list) or len(shares) != record.train.num_blocks:
         return None
     known = [float(share) for share in shares if isinstance(share, int | float)]
     return known if len(known) == len(shares) and max(known) > 0 else None

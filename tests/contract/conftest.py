@@ -150,11 +150,17 @@ def decoder_of(model: Any) -> Decoder:
     )
 
 
+def method_of(label: str) -> type[Method]:
+    return METHODS.get(LABELS[label].method if label in LABELS else label)
+
+
 def settings_of(label: str, **changes: Any) -> tuple[type[Method], dict[str, Any]]:
-    """Return a label's method and settings, small enough for the tiny models."""
-    entry = LABELS[label]
-    method = METHODS.get(entry.method)
-    values = {key: value for key, value in entry.values().items() if key in method.Config.model_fields}
+    """Return the method and settings of a label, or of a plug-in by its name, small enough for the tiny models."""
+    method = method_of(label)
+    if label in LABELS:
+        values = {key: value for key, value in LABELS[label].values().items() if key in method.Config.model_fields}
+    else:
+        values = method.Config().model_dump()
     values |= {key: value for key, value in SMALL.items() if key in values}
     return method, values | changes
 
@@ -240,13 +246,21 @@ def _one_thread() -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise ``label`` over every named configuration, ``trained`` and ``sampled`` over their share."""
-    labels = list(LABELS)
-    sampled = [label for label in labels if METHODS.get(LABELS[label].method).__name__ in ("Lisa", "Owlore")]
+    """Parametrise over named configurations and plug-ins, each test over those whose methods declare what it needs.
+
+    ``label``: all; ``named``: those of methods.toml; ``trained``: those that train; ``with_adamw``: of these the ones
+    with our AdamW's settings; ``sampled``: those that draw blocks. A plug-in goes by its name, with the defaults of its
+    settings, which it must have all.
+    """
+    shown = {LABELS[label].method for label in LABELS}
+    labels = [*LABELS, *(name for name in METHODS.names() if name not in shown)]
+    trained = [label for label in labels if method_of(label).trains]
     shares = {
         "label": labels,
-        "trained": [label for label in labels if METHODS.get(LABELS[label].method).trains],
-        "sampled": sampled,
+        "named": list(LABELS),
+        "trained": trained,
+        "with_adamw": [label for label in trained if "moment_dtype" in method_of(label).Config.model_fields],
+        "sampled": [label for label in labels if method_of(label).samples_blocks],
         "architecture": list(MODELS),
     }
     for name, values in shares.items():

@@ -21,11 +21,11 @@ NAMED = {
 
 
 def test_every_published_variant_has_a_label():
-    assert set(load_labels()) == NAMED
+    assert set(load_labels()) >= NAMED
 
 
-def test_every_setting_is_explicit_and_has_a_source(label):
-    entry = load_labels()[label]
+def test_every_setting_is_explicit_and_has_a_source(named):
+    entry = load_labels()[named]
     config = METHODS.get(entry.method).Config
     checked = config.model_validate({k: v for k, v in entry.values().items() if k in config.model_fields})
     implicit = set(config.model_fields) - set(entry.values())
@@ -34,9 +34,9 @@ def test_every_setting_is_explicit_and_has_a_source(label):
     assert set(entry.sources().values()) <= {"paper", "code", "ours"}
 
 
-def test_what_we_chose_says_why(label):
-    for key, setting in load_labels()[label].settings.items():
-        assert setting["source"] != "ours" or setting.get("note"), f"{label}.{key}"
+def test_what_we_chose_says_why(named):
+    for key, setting in load_labels()[named].settings.items():
+        assert setting["source"] != "ours" or setting.get("note"), f"{named}.{key}"
 
 
 def test_the_labels_say_what_the_sources_say():
@@ -105,8 +105,8 @@ def test_settings_that_do_not_fit_are_errors(tiny, name, changes, sentence):
         method.Config.model_validate(values)
 
 
-def test_updates_in_the_backward_pass_with_clipping_are_refused(tiny, trained):
-    method, values = tiny.settings_of(trained, update_in_backward=True)
+def test_updates_in_the_backward_pass_with_clipping_are_refused(tiny, with_adamw):
+    method, values = tiny.settings_of(with_adamw, update_in_backward=True)
     config = method.Config.model_validate(values)
     method.check(config, tiny.train_settings())
     with pytest.raises(Refused, match=r"max_grad_norm = 1.0 cannot be applied"):
@@ -114,8 +114,8 @@ def test_updates_in_the_backward_pass_with_clipping_are_refused(tiny, trained):
 
 
 @pytest.mark.parametrize("option", ["master_weights", "stochastic_rounding"])
-def test_remedies_for_bf16_are_refused_for_fp32_weights(tiny, trained, option):
-    method, values = tiny.settings_of(trained, **{option: True})
+def test_remedies_for_bf16_are_refused_for_fp32_weights(tiny, with_adamw, option):
+    method, values = tiny.settings_of(with_adamw, **{option: True})
     config = method.Config.model_validate(values)
     method.check(config, tiny.train_settings(dtype="bf16"))
     with pytest.raises(Refused, match=f"{option} = true has no effect on fp32 weights"):
@@ -150,4 +150,4 @@ print(json.dumps(checked))
 def test_methods_are_listed_and_checked_without_torch():
     done = subprocess.run([sys.executable, "-P", "-c", BLOCKED], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(json.loads(done.stdout)) == NAMED
+    assert set(json.loads(done.stdout)) == set(load_labels())

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from harness.engine import runner
+from harness.method import METHODS
 from harness.proof import Judgement, judge_record
 from harness.record import Record
 from tests.proofs import record_of, task_of
@@ -30,15 +31,15 @@ def whole(record: Record) -> Judgement:
     return judgement
 
 
-def checks_of(label: str, judgement: Judgement) -> None:
-    """Assert that no check is left out that a label must pass."""
-    names = {check.name for check in judgement.checks}
-    wanted = set(COMMON)
-    if label.startswith(("lisa", "owlore", "ows")):
+def checks_of(record: Record) -> None:
+    """Assert that a proof holds, and that no check is left out that the method and its settings call for."""
+    names = {check.name for check in whole(record).checks}
+    wanted, config = set(COMMON), record.spec.config
+    if METHODS.get(record.spec.method).samples_blocks:
         wanted.add("draws")
-    if label in ("galore", "galore-layerwise", "owlore", "owlore-code", "ows-lowrank"):
+    if config.get("update_gap") is not None:
         wanted.add("projectors")
-    if label in ("lora", "lora-fa", "dora"):
+    if "target_modules" in config:
         wanted |= {"adapters", "base weights"}
     assert names == wanted
 
@@ -48,7 +49,7 @@ def test_every_named_configuration_proves_itself(
     trained: str, how: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = record_of(task_of(trained, tiny_llama, tmp_path, **HOW[how]), monkeypatch)
-    checks_of(trained, whole(record))
+    checks_of(record)
 
 
 def test_a_resumed_run_proves_itself(
@@ -66,7 +67,7 @@ def test_a_resumed_run_proves_itself(
         assert record_of(task, patch).status == "interrupted"
     record = record_of(task, monkeypatch)
     assert record.train is not None and record.train.resumed_at_steps == (3,)
-    checks_of(trained, whole(record))
+    checks_of(record)
 
 
 TWO_PASSES = ("owlore", "lora-fa")
@@ -100,6 +101,25 @@ def test_every_option_of_state_draw_projection_and_adapter_proves_itself(
     name: str, changes: dict[str, Any], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole(record_of(task_of(name, tiny_llama, tmp_path, num_steps=12, **changes), monkeypatch))
+
+
+@pytest.mark.parametrize("law", ["tour", "descending", "reshuffle"])
+def test_the_proof_holds_under_laws_that_take_turns(
+    law: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of("lisa", tiny_llama, tmp_path, sampling=law, first_period_steps=3, num_steps=12)
+    whole(record_of(task, monkeypatch))
+
+
+def test_the_proof_holds_where_every_draw_drops_all_state(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every block follows itself here, so that only the reset makes a projector due before its gap."""
+    changes = {"reset_each_period": True, "state_policy": "drop", "returning_step_counter": "reset"}
+    task = task_of(
+        "owlore", tiny_llama, tmp_path, active_layers=4, update_gap=5, project_vocabulary=True, num_steps=12, **changes
+    )
+    whole(record_of(task, monkeypatch))
 
 
 @pytest.mark.parametrize(("name", "changes"), [("full", {}), ("lisa", {}), ("lora", {"target_modules": ["lm_head"]})])

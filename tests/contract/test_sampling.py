@@ -29,7 +29,7 @@ def test_frozen_blocks_do_not_change_and_active_ones_do(tiny, sampled, architect
 def test_exactly_the_asked_number_of_blocks_is_active_without_replacement(tiny, sampled):
     run = tiny.start(sampled, interval_steps=1).steps(0, 8)
     counts = {len(set(blocks)) for _, blocks in draws(run)}
-    assert counts == {2} if sampled != "lisa-paper" else len(counts) > 1
+    assert len(counts) > 1 if run.method.may_activate_every_block() else counts == {2}
 
 
 def test_every_block_can_be_trained_later(tiny, sampled):
@@ -235,7 +235,7 @@ def test_probabilities_from_a_file(tiny, tmp_path):
 
 def test_the_proof_is_json_and_complete(tiny, sampled):
     proof = json.loads(json.dumps(tiny.start(sampled).steps(0, 3).method.proof()))
-    assert proof["sampling"] in ("without_replacement", "bernoulli") and len(proof["draws"]) == 2
+    assert proof["sampling"] and len(proof["draws"]) == 2
     assert sum(proof["probabilities"]) == pytest.approx(1.0)
 
 
