@@ -69,14 +69,6 @@ def judge_record(record: Record) -> Judgement | None:
     return judge(record.train, record.proof or Proof())
 
 
-def fails(record: Record) -> bool:
-    """Return whether a record is unproven, by its status or as it is judged now."""
-    if record.status == "unproven":
-        return True
-    judgement = judge_record(record)
-    return judgement is not None and bool(judgement.failed)
-
-
 def judge(train: TrainResult, proof: Proof) -> Judgement:
     """Return what a proof shows of a training."""
     facts = Facts(train, proof)

@@ -257,6 +257,7 @@ def test_a_method_in_one_file_of_its_own_runs_through_a_suite(folder: Path, tmp_
     assert command("show", record.run_id, cwd=tmp_path).returncode == 0
 
 
+LABELS = '"full", "lisa", "galore"'
 FAULTY = PLUG_IN.replace(
     "class Nudge(Method):",
     """class Nudge(Method):
@@ -274,7 +275,7 @@ def test_a_method_that_moves_what_it_froze_is_unproven_and_fails_the_call(tmp_pa
     (site / "nudge.py").write_text(FAULTY)
     (site / "nudge-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: nudge\nVersion: 1.0\n")
     (site / "nudge-1.0.dist-info" / "entry_points.txt").write_text("[finetune_harness.methods]\nnudge = nudge:Nudge\n")
-    suite = RANDOM[: RANDOM.index("[settings.lisa]")].replace('"full", "lisa", "galore"', '"nudge-hard"')
+    suite = RANDOM[: RANDOM.index("[settings.lisa]")].replace("bf16", "fp32").replace(LABELS, '"nudge-hard"')
     suite += '[methods.nudge-hard]\nmethod = "nudge"\n[methods.nudge-hard.settings]\nstrength = 2.0\n'
     (tmp_path / "plug.toml").write_text(suite)
     environment = {"PYTHONPATH": str(site)}

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from harness import cli
 from harness.declaration import Declaration, DeclaredPart, DeclaredProjection, DeclaredSampling
 from harness.engine.executors import Tally
-from harness.proof import Check, Judgement, fails, judge, judge_record
+from harness.proof import Check, Judgement, judge, judge_record
 from harness.record import OUTCOMES, BlockActivity, Proof, Record, StepCurve, TrainResult
 from harness.report.compare import compare_sides
 from harness.report.sides import Side
+from harness.report.terminal import terminal_table
 from harness.report.write import write_report
 from harness.store import Contents, Store, has_outcome, parse_files
 from tests.records import make_record
@@ -139,6 +142,14 @@ def test_a_fault_in_what_was_observed_is_told(changes: dict[str, Any], check: st
     failed = judge(training(**changes), proof()).failed
     assert check in [found.name for found in failed]
     assert any(sentence in found.sentence for found in failed), failed
+
+
+def test_a_state_that_is_wrong_at_one_step_alone_is_found() -> None:
+    for step in range(STEPS):
+        held = tuple(168 + (index == step) for index in range(STEPS))
+        observed = training(optimizer_state_bytes=held, peak_optimizer_state_bytes=169)
+        (failed,) = judge(observed, proof(optimizer_state_bytes=held[-1])).failed
+        assert failed.sentence == f"after step {step} it takes 169 bytes on the device, declared are 168"
 
 
 @pytest.mark.parametrize(("changes", "check", "sentence"), PROOF_FAULTS)
@@ -359,7 +370,7 @@ def test_records_with_all_facts_are_judged_wholly() -> None:
         assert judgement is not None and judgement.is_whole, judgement
     unproven = judge_record(records["lisa"])
     assert unproven is not None and unproven.sentence() == records["lisa"].reason
-    assert fails(records["lisa"]) and not fails(records["owlore"]) and not fails(records["base"])
+    assert judge_record(records["base"]) is None
 
 
 def spoilt(record: Record) -> Record:
@@ -454,6 +465,16 @@ def test_an_unproven_run_enters_no_mean_and_stands_with_its_reason(tmp_path: Pat
     rows = json.loads(report_of(records, tmp_path, "json"))["labels"]
     (full,) = (row for row in rows if row["label"] == "full")
     assert full["average"]["num_seeds"] == 1
+
+
+def test_the_terminal_marks_a_failing_row_too() -> None:
+    suite = make.make_suite(labels=("base", "full", "lora"), seeds=(1, 2))
+    page = Console(file=io.StringIO(), width=200)
+    terminal_table(suite, Contents((judged("full", proof(**WRONG)), judged("lora", proof()))), page)
+    assert isinstance(page.file, io.StringIO)
+    lines = page.file.getvalue().splitlines()
+    assert [line for line in lines if line.startswith("full §")]
+    assert not [line for line in lines if line.startswith("lora §")]
 
 
 def test_a_report_of_runs_without_any_proof_has_no_section(tmp_path: Path) -> None:
