@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from harness.quantity import NUMBERS, Judged, Quantity, Read, Shown
+from harness.quantity import AS_NUMBERS, Judged, Quantity, Read, Shown
 from harness.readings import (
     live_parts,
     live_peak_bytes,
@@ -222,7 +222,7 @@ HELD_OUT_BEFORE = Quantity(
     title="held-out loss before training",
     unit="nats",
     read=_train(lambda train: train.validation_loss_before),
-    shown=Shown(places=NUMBERS),
+    shown=Shown(places=AS_NUMBERS),
     judged=Judged(better=None),
     definition="the held-out loss of the model as it came.",
 )
@@ -241,7 +241,7 @@ GENERAL_BEFORE = Quantity(
     title="general text loss before training",
     unit="nats",
     read=_train(lambda train: train.general_loss_before),
-    shown=Shown(places=NUMBERS),
+    shown=Shown(places=AS_NUMBERS),
     judged=Judged(better=None),
     definition="the general text loss of the model as it came.",
 )

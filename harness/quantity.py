@@ -15,7 +15,7 @@ OverSeeds = Literal["largest", "mean", "farthest"]
 Place = Literal["table", "terminal", "json", "csv", "show"]
 """``table``: the table of cost in Markdown, LaTeX and HTML."""
 EVERYWHERE: frozenset[Place] = frozenset(get_args(Place))
-NUMBERS: frozenset[Place] = frozenset({"json", "csv"})
+AS_NUMBERS: frozenset[Place] = frozenset({"json", "csv"})
 Read = Callable[[Record], float | None]
 
 

@@ -117,9 +117,9 @@ def step_tokens(record: Record) -> float | None:
 
 
 def tokens_per_second(record: Record) -> float | None:
-    """Return a step's mean tokens over the mean step time; None where no step was timed."""
+    """Return a step's mean tokens over the mean step time; None where no step was timed, or one of no length."""
     tokens, seconds = step_tokens(record), step_seconds(record)
-    return None if tokens is None or seconds is None else tokens / seconds
+    return None if tokens is None or not seconds else tokens / seconds
 
 
 def step_flops(record: Record) -> float | None:
@@ -141,7 +141,7 @@ def model_flops_utilization(record: Record) -> float | None:
     None where the step was not timed, nothing was predicted, or the device's peak is not known.
     """
     flops, seconds, settings = step_flops(record), step_seconds(record), record.spec.train
-    if flops is None or seconds is None or settings is None:
+    if flops is None or not seconds or settings is None:
         return None
     device = _device(record.environment.device_name)
     peak = None if device is None else device.peak_flops(settings.dtype)

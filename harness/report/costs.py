@@ -11,7 +11,7 @@ from harness.readings import is_short
 from harness.report.estimates import over_seeds
 from harness.report.layout import Cell, Entry
 from harness.report.summary import Row, Summary
-from harness.report.units import NOTHING, SCALES, bare, significant
+from harness.report.units import NOTHING, UNITS, bare, significant
 from harness.report.words import NO_CUDA, NO_TRAINING, SHORT_RUN
 
 HEADING_WIDTH = 10
@@ -31,7 +31,7 @@ def shown_quantities(rows: Iterable[Row], place: Place) -> tuple[Quantity, ...]:
 
 def heading(quantity: Quantity) -> str:
     """Return the heading of a table's column."""
-    return quantity.shown.column or f"{quantity.title} ({SCALES[quantity.unit][1]})"
+    return quantity.shown.column or f"{quantity.title} ({UNITS[quantity.unit][1]})"
 
 
 def short_heading(quantity: Quantity) -> str:
@@ -52,7 +52,7 @@ def cost_cell(row: Row, quantity: Quantity, summary: Summary) -> Entry:
     rest: tuple[str, ...] = ()
     text = _text(row, quantity, value)
     if quantity.unit == "parameters":
-        text += f" {SCALES['parameters'][1]}"
+        text += f" {UNITS['parameters'][1]}"
     if quantity.shown.whole is not None:
         whole = next((whole for record in row.records if (whole := quantity.shown.whole(record))), None)
         rest = () if whole is None else (f"({significant(100 * value / whole)}%)",)

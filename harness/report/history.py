@@ -20,7 +20,7 @@ from harness.report.layout import one_line
 from harness.report.measures import SCORE, quantities_by_metric
 from harness.report.statistics import Interval, t_interval
 from harness.report.style import LABEL_LIMIT, common_style, label_styles, save_as
-from harness.report.units import NOTHING, SCALES, scaled, with_unit
+from harness.report.units import NOTHING, UNITS, scaled, with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -190,7 +190,7 @@ def _axis_title(metric: str) -> str:
     quantity = quantities_by_metric().get(metric)
     if quantity is None:
         return "score, mean over tasks" if metric == SCORE else f"score of {metric}"
-    return f"{quantity.title}, {SCALES[quantity.unit][1]}"
+    return f"{quantity.title}, {UNITS[quantity.unit][1]}"
 
 
 def _needed(metric: str) -> str:

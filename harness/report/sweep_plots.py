@@ -15,7 +15,7 @@ from harness.report.statistics import t_interval
 from harness.report.style import LABEL_LIMIT, PAGE_INCHES, LabelStyle, label_styles
 from harness.report.summary import Row, Summary
 from harness.report.sweeps import Sweep, find_sweeps
-from harness.report.units import SCALES, scaled
+from harness.report.units import UNITS, scaled
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -77,7 +77,7 @@ def sweep_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure |
 def _titles(summary: Summary) -> tuple[str, str, str]:
     units = {score.unit for row in summary.rows for run in row.finished for score in run.scores if score.headline}
     unit = "%" if units == {"fraction"} else "/".join(sorted(units))
-    loss, memory = (SCALES[quantity.unit][1] for quantity in (HELD_OUT_LOSS, PEAK_MEMORY))
+    loss, memory = (UNITS[quantity.unit][1] for quantity in (HELD_OUT_LOSS, PEAK_MEMORY))
     average = f"{average_title(summary)}, {unit}"
     return average, f"{HELD_OUT_LOSS.title}, {loss}", f"{PEAK_MEMORY.title} (CUDA), {memory}"
 

@@ -10,7 +10,7 @@ from harness.quantity import Unit
 GIB = 2**30
 NOTHING = "–"
 """Stands for what was not measured."""
-SCALES: Mapping[Unit, tuple[float, str]] = {
+UNITS: Mapping[Unit, tuple[float, str]] = {
     "bytes": (GIB, "GiB"),
     "seconds": (1.0, "s"),
     "nats": (1.0, "nats"),
@@ -50,7 +50,7 @@ def gib(value: float | None) -> str:
 
 def scaled(value: float, unit: Unit) -> float:
     """Return a value as it is drawn and written: in GiB, millions, per cent and so on."""
-    return value / SCALES[unit][0]
+    return value / UNITS[unit][0]
 
 
 def bare(value: float, unit: Unit) -> str:
@@ -64,7 +64,7 @@ def bare(value: float, unit: Unit) -> str:
 
 def with_unit(value: float, unit: Unit) -> str:
     """Return a value that stands alone, with its unit and a digit more."""
-    number, sign = scaled(value, unit), SCALES[unit][1]
+    number, sign = scaled(value, unit), UNITS[unit][1]
     if sign == "%":
         return f"{number:+.2f}%" if unit == "difference" else f"{number:.2f}%"
     return f"{number:.4g} {sign}" if unit == "bytes" else f"{significant(number, 4)} {sign}"

@@ -28,7 +28,7 @@ from harness.report.paper import compare as compare_paper
 from harness.report.summary import Summary, summarize
 from harness.report.tables import cost_table
 from harness.report.tolerances import usual_text
-from harness.report.units import SCALES, bare, with_unit
+from harness.report.units import UNITS, bare, with_unit
 from harness.report.write import terminal_table, write_report
 from harness.store import Contents, Store
 from tests.comparing import NEW, compare, make
@@ -149,7 +149,7 @@ def test_a_value_before_training_is_shown_with_the_one_after() -> None:
     ],
 )
 def test_each_unit_is_written_under_a_heading_and_alone(unit: str, value: float, below: str, alone: str) -> None:
-    assert unit in SCALES
+    assert unit in UNITS
     assert bare(value, unit) == below  # type: ignore[arg-type]
     assert with_unit(value, unit) == alone  # type: ignore[arg-type]
 
@@ -232,7 +232,7 @@ def documented() -> str:
     rows = [
         (
             quantity.title,
-            SCALES[quantity.unit][1],
+            UNITS[quantity.unit][1],
             f"`{quantity.name}`" if "json" in quantity.shown.places else "",
             f"`{quantity.column_of_runs}`",
             f"`{quantity.metric}`",
@@ -362,6 +362,14 @@ def test_the_csv_has_the_peak_of_a_resumed_run_that_the_tables_have(tmp_path: Pa
     value = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert row["train_allocated_peak_bytes"] == str(peak)
     assert value["labels"][0]["cost"]["train_peak_bytes"] == peak
+
+
+def test_a_step_that_took_no_time_has_no_speed() -> None:
+    record = make.make_record("lora", prediction=make.make_prediction("lora"))
+    assert record.train is not None
+    timeless = record.model_copy(update={"train": record.train.model_copy(update={"step_seconds_mean": 0.0})})
+    assert [quantity.read(timeless) for quantity in (quantities.SPEED, quantities.UTILIZATION)] == [None, None]
+    assert not compare([timeless], [timeless.model_copy(update={"uuid": "later"})]).fails
 
 
 def test_a_share_is_of_what_the_quantity_names() -> None:
