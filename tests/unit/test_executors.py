@@ -108,15 +108,12 @@ class StandInRay:
         return SimpleNamespace(say=SimpleNamespace(remote=actor.say), take=SimpleNamespace(remote=actor.take))
 
     def _sent(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        def work() -> Any:
-            self._worker, self._running = threading.get_ident(), future
-            return function(*arguments)
-
         placed = threading.Event()
 
         def start() -> Any:
             placed.wait()
-            return work()
+            self._worker, self._running = threading.get_ident(), future
+            return function(*arguments)
 
         future = self._pool.submit(start)
         placed.set()
