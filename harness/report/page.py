@@ -22,7 +22,8 @@ from harness.report.document import (
     file_stem,
 )
 from harness.report.plots import DRAWN
-from harness.report.proofs import failing_rows, proof_blocks
+from harness.report.proof_blocks import proof_blocks
+from harness.report.proofs import failing_rows
 from harness.report.statistics import LEVEL
 from harness.report.summary import Summary
 from harness.report.tables import (

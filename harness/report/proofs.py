@@ -1,4 +1,4 @@
-"""What the proofs of a report's runs show: which fail, and how many could be judged wholly.
+"""What the proofs of a report's runs show, by row and for machines.
 
 Records are judged as they are read, so that one that was recorded as ok before a check was there is named too.
 """
@@ -9,12 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from harness.proof import Judgement, judge_record
-from harness.record import Proof
-from harness.report.document import Block, Heading, Paragraph, TableBlock
-from harness.report.layout import Column, Table
 from harness.report.summary import Row, Run, Summary
 
-TITLE = "Proofs"
 _KEY = "proofs"
 """Place of a row's judgements among its estimates."""
 
@@ -38,42 +34,15 @@ def failing_rows(summary: Summary) -> list[Row]:
     return [row for row in summary.rows if has_failing_proof(row)]
 
 
-def _all(summary: Summary) -> Iterator[tuple[Run, Judgement]]:
+def all_judgements(summary: Summary) -> Iterator[tuple[Run, Judgement]]:
+    """Yield every run of a summary that trained to its end, with what its proof shows."""
     for row in summary.rows:
         yield from judgements_of(row)
 
 
-def proof_blocks(summary: Summary) -> list[Block]:
-    """Return the section of a page; nothing where no run has a proof at all."""
-    found = list(_all(summary))
-    if all(run.record is None or run.record.proof in (None, Proof()) for run, _ in found):
-        return []
-    blocks: list[Block] = [Heading(2, TITLE)]
-    rows = [
-        (run.model, run.label, str(run.seed), check.name, check.sentence)
-        for run, judgement in found
-        for check in judgement.failed
-    ]
-    if rows:
-        titles = ("model", "label", "seed", "check", "what is wrong")
-        blocks.append(TableBlock(Table(tuple(Column(title, "left") for title in titles), tuple(rows))))
-    return [*blocks, Paragraph(_count(found))]
-
-
-def _count(found: list[tuple[Run, Judgement]]) -> str:
-    failing = sum(bool(judgement.failed) for _, judgement in found)
-    whole = sum(judgement.is_whole for _, judgement in found)
-    partly = len(found) - failing - whole
-    ends = "1 run" if len(found) == 1 else f"{len(found)} runs"
-    return (
-        f"Of {ends} that trained to the end the proof holds in every check of {whole}, holds as far as it could be "
-        f"judged of {partly}, and fails of {failing}."
-    )
-
-
 def proofs_json(summary: Summary) -> dict[str, Any]:
     """Return the same for machines."""
-    found = list(_all(summary))
+    found = list(all_judgements(summary))
     return {
         "num_whole": sum(judgement.is_whole for _, judgement in found),
         "num_partly_judged": sum(not judgement.is_whole and not judgement.failed for _, judgement in found),
