@@ -38,7 +38,7 @@ FLOORS = (
     {"data", "assets", "tensors"},
     {"methods"},
     {"preparing", "evaluation"},
-    {"engine"},
+    {"engine", "bundling"},
     {"planning", "runs"},
     {"calibration", "report"},
     {"commands"},
