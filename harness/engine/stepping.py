@@ -29,7 +29,7 @@ from harness.engine.data import MicroBatch
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
 from harness.engine.step_memory import on_every_parameter
-from harness.errors import HarnessError
+from harness.engine.stepwise import refuse_other_optimizers
 from harness.method import Method, RunContext, StepOptimizer
 
 SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
@@ -292,16 +292,6 @@ def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:
         then(parameter)
 
     return both
-
-
-def refuse_other_optimizers(method: Method, optimizer: object) -> None:
-    """Raise HarnessError where a method built something that cannot step single parameters or tell of its state."""
-    if not isinstance(optimizer, StepOptimizer):
-        raise HarnessError(
-            f"the optimizer of method {type(method).__name__} is a {type(optimizer).__name__}, which lacks what "
-            "harness.method.StepOptimizer declares: wrap an optimizer of torch.optim in "
-            "harness.engine.stepwise.Stepwise"
-        )
 
 
 def _clip_scale(norm: torch.Tensor, max_norm: float) -> torch.Tensor:
