@@ -102,5 +102,5 @@ def refuse_other_optimizers(method: Method, optimizer: object) -> None:
     if not isinstance(optimizer, StepOptimizer):
         raise HarnessError(
             f"the optimizer of method {type(method).__name__} is a {type(optimizer).__name__}, which lacks what "
-            "harness.method.StepOptimizer declares: wrap an optimizer of torch.optim in harness.engine.stepwise.Stepwise"
+            "harness.method.StepOptimizer declares: wrap one of torch.optim in harness.engine.stepwise.Stepwise"
         )
