@@ -4,6 +4,9 @@ Paper: LISA (arXiv 2403.17919), algorithm 1: independent coin flips, state reset
 Reference: OptimalScale/LMFlow@f3597db:src/lmflow/pipeline/utils/lisa_trainer.py: exactly so many blocks, uniform,
 without replacement, state kept for ever. Both are settings.
 
+Deliberate differences from the paper: a block that is drawn twice running, embedding, head and final norm keep their
+state, unless ``reset_each_period`` is set.
+
 Deliberate differences from the reference:
 - every block is in the optimizer from the start (built over what requires gradients, it never updates later blocks);
 - drawn exactly once at step 0 and then at optimizer-step boundaries, accumulation or not;

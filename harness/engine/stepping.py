@@ -27,7 +27,7 @@ from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.data import MicroBatch
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
-from harness.errors import HarnessError
+from harness.engine.stepwise import refuse_other_optimizers
 from harness.method import Method, RunContext, StepOptimizer
 from harness.tensors import seeding
 from harness.tensors.optimizer_state import on_every_parameter
@@ -292,16 +292,6 @@ def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:
         then(parameter)
 
     return both
-
-
-def refuse_other_optimizers(method: Method, optimizer: object) -> None:
-    """Raise HarnessError where a method built something that cannot step single parameters or tell of its state."""
-    if not isinstance(optimizer, StepOptimizer):
-        raise HarnessError(
-            f"the optimizer of method {type(method).__name__} is a {type(optimizer).__name__}, which lacks what "
-            "harness.method.StepOptimizer declares: wrap an optimizer of torch.optim in "
-            "harness.engine.stepwise.Stepwise"
-        )
 
 
 def _clip_scale(norm: torch.Tensor, max_norm: float) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from harness.method import StateBytes
+from harness.errors import HarnessError
+from harness.method import Method, StateBytes, StepOptimizer
 from harness.tensors.optimizer_state import storage_bytes, tensors_in
 
 
@@ -94,3 +95,12 @@ class Stepwise(torch.optim.Optimizer):
             for key, value in saved.items():
                 if isinstance(value, torch.Tensor):
                     own[key] = value.detach().to(own[key].device, copy=True)
+
+
+def refuse_other_optimizers(method: Method, optimizer: object) -> None:
+    """Raise HarnessError where a method built something that cannot step single parameters or tell of its state."""
+    if not isinstance(optimizer, StepOptimizer):
+        raise HarnessError(
+            f"the optimizer of method {type(method).__name__} is a {type(optimizer).__name__}, which lacks what "
+            "harness.method.StepOptimizer declares: wrap one of torch.optim in harness.engine.stepwise.Stepwise"
+        )
