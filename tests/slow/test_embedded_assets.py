@@ -20,7 +20,7 @@ from harness.catalogue import packaged_catalogue
 from harness.engine.conversion import convert_gguf
 from harness.errors import HarnessError
 from harness.models import load_models
-from harness.packaged_tasks import COMMONSENSE_TASKS
+from harness.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow
@@ -54,6 +54,7 @@ def test_all_rows_are_there(rows_folder: Path) -> None:
         repeated = len(found) - len({content_hash(row) for row in found})
         assert repeated == (19 if task == "social_iqa" else 0), "social_iqa's source has 19 rows twice"
     subjects = rows.mmlu_subject_tasks(rows_folder)
+    assert subjects == [f"mmlu/{subject}" for subject in MMLU_SUBJECTS]
     assert len(subjects) == 57
     for split in ("dev", "validation", "test"):
         assert sum(len(rows.read_rows(subject, split)) for subject in subjects) == rows.ROW_COUNTS[f"mmlu/{split}"]
