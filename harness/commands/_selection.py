@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.assets.prepare import resolve_model, source_identities
 from harness.assets.wheels import check_wheel_names
+from harness.commands.requests import SelectionRequest
 from harness.datasets import load_datasets
 from harness.errors import HarnessError, near_miss
 from harness.expansion import expand, load_suite, load_tuned, parse_assignment
@@ -29,42 +29,42 @@ class Selection:
     specs: tuple[RunSpec, ...]
 
 
-def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
-    """Return what the command line asks for.
+def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
+    """Return what is asked for.
 
     Args:
-        args: Parsed.
+        chosen: As the user says it.
         tuned: False: the suite's tuned learning rates do not matter, and their file may be missing.
 
     Raises:
         HarnessError: a suite, model, label, data set or setting is not known or not valid.
     """
-    suite = load_suite(args.suite)
-    models, data, sources = select_models_and_data(suite, args)
+    suite = load_suite(chosen.suite)
+    models, data, sources = select_models_and_data(suite, chosen)
     specs = expand(
         suite,
         models=models,
         sources=sources,
-        labels=args.method,
-        seeds=getattr(args, "seed", None),
-        overrides=_overrides(getattr(args, "overrides", [])),
-        limit=getattr(args, "limit", None),
-        max_steps=getattr(args, "max_steps", None),
-        tuned=load_tuned(args.suite, suite) if tuned else None,
+        labels=chosen.labels or None,
+        seeds=chosen.seeds or None,
+        overrides=_overrides(chosen.overrides),
+        limit=chosen.limit,
+        max_steps=chosen.max_steps,
+        tuned=load_tuned(chosen.suite, suite) if tuned else None,
     )
     return Selection(suite, models, data, tuple(specs))
 
 
 def select_models_and_data(
-    suite: Suite, args: argparse.Namespace
+    suite: Suite, chosen: SelectionRequest
 ) -> tuple[dict[str, BaseModelSpec], dict[str, Path], dict[str, str]]:
-    """Return the models and the local data files that the command line names, and what identifies each data set.
+    """Return the models and the local data files that are named, and what identifies each data set.
 
     Raises:
         HarnessError: one is not known or not there.
     """
-    data = given_data(args.data)
-    return _models(suite, args.model), data, source_identities(data)
+    data = given_data(chosen.data)
+    return _models(suite, chosen.models), data, source_identities(data)
 
 
 def existing(path: str, option: str) -> Path:
@@ -79,7 +79,7 @@ def existing(path: str, option: str) -> Path:
     return found.resolve()
 
 
-def given_wheels(paths: list[str]) -> list[Path]:
+def given_wheels(paths: Sequence[str]) -> list[Path]:
     """Return the files given with ``--wheel``.
 
     Raises:
@@ -90,18 +90,18 @@ def given_wheels(paths: list[str]) -> list[Path]:
     return wheels
 
 
-def _models(suite: Suite, wanted: list[str] | None) -> dict[str, BaseModelSpec]:
+def _models(suite: Suite, wanted: Sequence[str]) -> dict[str, BaseModelSpec]:
     known = load_models()
-    chosen: dict[str, BaseModelSpec] = {}
+    found: dict[str, BaseModelSpec] = {}
     for text in wanted or suite.models:
         name, equals, path = text.partition("=")
         spec = find_model(name, known)
-        found = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
-        chosen[name] = found.with_weights(suite.weights)
-    return chosen
+        resolved = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
+        found[name] = resolved.with_weights(suite.weights)
+    return found
 
 
-def given_data(assignments: list[str]) -> dict[str, Path]:
+def given_data(assignments: Sequence[str]) -> dict[str, Path]:
     """Return the local files and folders given with ``--data``, by data set.
 
     Raises:
@@ -119,7 +119,7 @@ def given_data(assignments: list[str]) -> dict[str, Path]:
     return chosen
 
 
-def _overrides(assignments: list[str]) -> dict[str, Any]:
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for text in assignments:
         key, value = parse_assignment(text)

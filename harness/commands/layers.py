@@ -5,7 +5,6 @@ Scores come from the runs' own cache and go into it: what is printed is what a r
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from harness.assets.training_rows import load_texts
 from harness.commands._assets import convert
 from harness.commands._output import Display, plot_file, print_table
 from harness.commands._selection import Selection, given_wheels, select
+from harness.commands.requests import AssetsRequest, SelectionRequest
 from harness.errors import HarnessError
 from harness.expansion import labels_for, load_suite
 from harness.method import METHODS, BlockScoreRequest
@@ -43,13 +43,15 @@ class _Asked:
     dtype: str
 
 
-def main(args: argparse.Namespace) -> int:
+def show_layers(
+    chosen: SelectionRequest, assets: AssetsRequest, *, in_json: bool = False, plot: str | None = None
+) -> int:
     """Print a line a block: its score, its probability, and how often a period would train it."""
-    plot = None if args.out is None else plot_file("--out", args.out)
-    wheels = given_wheels(args.wheel)
-    asked = _asked(args)
+    file = None if plot is None else plot_file("--out", plot)
+    wheels = given_wheels(assets.wheels)
+    asked = _asked(chosen)
     with Display() as display:
-        scores = _scores(asked, offline=args.offline, wheels=wheels, display=display)
+        scores = _scores(asked, offline=assets.offline, wheels=wheels, display=display)
     settings, num_blocks = asked.settings, len(scores)
     if settings.active_layers > num_blocks:
         raise HarnessError(f"active_layers is {settings.active_layers}, but the model has {num_blocks} blocks")
@@ -57,11 +59,11 @@ def main(args: argparse.Namespace) -> int:
     probabilities = block_probabilities(settings, num_blocks, scores) or uniform
     inclusion = inclusion_probabilities(settings, probabilities)
     table = _table(asked, scores, probabilities, inclusion)
-    if args.json:
+    if in_json:
         print(json.dumps(table, indent=2))
     else:
         _print(table)
-    if plot is not None:
+    if file is not None:
         drawn = LayerScores(
             title=f"Decoder blocks of {asked.spec.model_name}, drawn as {asked.spec.label} draws them",
             score_name=SCORE_NAMES[asked.request.kind],
@@ -70,24 +72,20 @@ def main(args: argparse.Namespace) -> int:
             inclusion=inclusion,
             inclusion_name=f"in a period's draw ({_law(settings)})",
         )
-        write_layer_plot(drawn, plot)
+        write_layer_plot(drawn, file)
     return 0
 
 
-def _asked(args: argparse.Namespace) -> _Asked:
+def _asked(chosen: SelectionRequest) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
-    overrides = [] if args.tau is None else [f"tau={args.tau!r}"]
-    _require_sampling(args.suite, args.method)
-    selection = select(
-        argparse.Namespace(
-            suite=args.suite, model=[args.model], method=[args.method], data=args.data, overrides=overrides
-        )
-    )
+    for label in chosen.labels:
+        _require_sampling(chosen.suite, label)
+    selection = select(chosen)
     suite, first = selection.suite, selection.specs[0]
     if suite.weights == "random":
         raise HarnessError(f"suite '{suite.name}' has random weights, whose blocks' scores mean nothing: name another")
     if any(spec.config != first.config for spec in selection.specs):
-        raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{args.method}'; name another suite")
+        raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{first.label}'; name another suite")
     method = METHODS.get(first.method)
     config = method.Config.model_validate(first.config)
     assert isinstance(config, LayerSamplingSettings) and first.train is not None

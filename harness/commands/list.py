@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
@@ -15,7 +14,7 @@ from harness.models import BaseModelSpec, load_models
 from harness.suite import suite_names
 
 
-def main(args: argparse.Namespace) -> int:
+def list_kind(what: str, *, in_json: bool = False) -> int:
     """Print what there is of one kind."""
     kinds = {
         "methods": _methods,
@@ -24,8 +23,8 @@ def main(args: argparse.Namespace) -> int:
         "benchmarks": _benchmarks,
         "devices": _devices,
     }
-    rows = kinds[args.what]()
-    if args.json:
+    rows = kinds[what]()
+    if in_json:
         print(json.dumps(rows, indent=2))
     else:
         print_table([{key: _plain(value) for key, value in row.items() if key != "settings"} for row in rows])
