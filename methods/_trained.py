@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from pydantic import JsonValue
 
 from harness.errors import Refused
-from harness.method import BlockScoreRequest, Method, MethodConfig, RunContext, StepOptimizer
+from harness.method import BlockLaw, BlockScoreRequest, Method, MethodConfig, RunContext, StepOptimizer
 from harness.methods._settings import (
     PROJECTION_KEYS,
     AdamWSettings,
@@ -150,6 +150,12 @@ class LayerSampledMethod(TrainedMethod):
         if self.config.probability in ("outlier", "outlier_reverse"):
             return BlockScoreRequest("outlier", self.config.tau)
         return BlockScoreRequest("weight_norm") if self.config.probability == "weight_norm" else None
+
+    def block_law(self, num_blocks: int, scores: Sequence[float] | None) -> BlockLaw | None:
+        """Return the law of the settings."""
+        from harness.methods._block_law import block_law
+
+        return block_law(self.config, num_blocks, scores)
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Freeze the blocks, and the other parts as the settings say; nothing is drawn before step 0.

@@ -17,7 +17,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--suite", default="quickstart", metavar="NAME", help="its [calibration] is used (default: quickstart)"
     )
     command.add_argument(
-        "--method", default="owlore", metavar="LABEL", help="whose sampling law is shown (default: owlore)"
+        "--method",
+        metavar="LABEL",
+        help="whose sampling law is shown (default: the first label that draws blocks by scores)",
     )
     command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
     add_data(command, "a local file for a data set; may be repeated")
@@ -33,7 +35,7 @@ def main(args: argparse.Namespace) -> int:
     selection = SelectionRequest(
         suite=args.suite,
         models=(args.model,),
-        labels=(args.method,),
+        labels=() if args.method is None else (args.method,),
         data=tuple(args.data),
         overrides=() if args.tau is None else (f"tau={args.tau!r}",),
     )
