@@ -140,6 +140,23 @@ class BlockScoreRequest:
     """Threshold of the outlier ratio in multiples of the block's mean; None for kinds without one."""
 
 
+@dataclass(frozen=True)
+class BlockLaw:
+    """How a method draws the decoder blocks that it trains, for one model."""
+
+    active_layers: int
+    """Blocks of each period."""
+    sampling: str
+    probability: str
+    """Law and kind of probability, as the settings name them."""
+    words: str
+    """How many are drawn and how, such as ``2 without replacement``."""
+    probabilities: tuple[float, ...]
+    """One a block, summing to 1."""
+    inclusion: tuple[float, ...]
+    """Of each block to be among those of a period."""
+
+
 class RunContext(Protocol):
     """What the engine offers a method during a run."""
 
@@ -243,6 +260,20 @@ class Method(ABC):
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return which block scores :meth:`prepare` will ask for, or None."""
+        return None
+
+    def block_law(self, num_blocks: int, scores: Sequence[float] | None) -> BlockLaw | None:
+        """Return how blocks are drawn, or None for a method that does not sample them; ``harness layers`` tells it.
+
+        Of a method whose draws depend on training it is the law that they begin with.
+
+        Args:
+            num_blocks: Decoder blocks of the model.
+            scores: One a block where :meth:`block_scores_needed` asks for them; others are of no account.
+
+        Raises:
+            Refused: such a model's blocks cannot be drawn so.
+        """
         return None
 
     def cycle_steps(self) -> int | None:

@@ -10,8 +10,8 @@ from pydantic import JsonValue
 
 from harness.declaration import Declaration, DeclaredSampling
 from harness.errors import Refused
-from harness.method import BlockScoreRequest, MethodConfig, RunContext, StepOptimizer
-from harness.methods._settings import AdamWSettings, LayerSamplingSettings
+from harness.method import BlockLaw, BlockScoreRequest, MethodConfig, RunContext, StepOptimizer
+from harness.methods._settings import AdamWSettings, LayerSamplingSettings, refuse_number_of_blocks
 from harness.methods._trained import TrainedMethod
 from harness.settings import TrainSettings
 
@@ -50,6 +50,12 @@ class LayerSampledMethod(TrainedMethod):
         if self.config.probability in ("outlier", "outlier_reverse"):
             return BlockScoreRequest("outlier", self.config.tau)
         return BlockScoreRequest("weight_norm") if self.config.probability == "weight_norm" else None
+
+    def block_law(self, num_blocks: int, scores: Sequence[float] | None) -> BlockLaw | None:
+        """Return the law of the settings."""
+        from harness.methods._block_law import block_law
+
+        return block_law(self.config, num_blocks, scores)
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Freeze the blocks, and the other parts as the settings say; nothing is drawn before step 0.
@@ -145,13 +151,7 @@ class LayerSampledMethod(TrainedMethod):
 
     def _refuse_misfits(self, model: nn.Module, context: RunContext) -> None:
         decoder, config = context.decoder, self.config
-        if config.active_layers > len(decoder.blocks):
-            raise Refused(f"active_layers is {config.active_layers}, but the model has {len(decoder.blocks)} blocks")
-        if config.sampling == "reshuffle" and config.active_layers and len(decoder.blocks) % config.active_layers:
-            raise Refused(
-                f"sampling = 'reshuffle' takes each block once a round, but active_layers = {config.active_layers} "
-                f"does not divide the model's {len(decoder.blocks)} blocks"
-            )
+        refuse_number_of_blocks(config, len(decoder.blocks))
         if decoder.tied_head and config.train_embedding != config.train_head:
             raise Refused(
                 "the model's head is its embedding, one matrix: train_embedding and train_head must be the same"

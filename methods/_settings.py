@@ -164,6 +164,21 @@ class ProjectionSettings(MethodConfig):
         return [*names, *(["project_vocabulary"] if self.project_vocabulary else [])]
 
 
+def refuse_number_of_blocks(settings: LayerSamplingSettings, num_blocks: int) -> None:
+    """Refuse a model from whose blocks the settings cannot draw.
+
+    Raises:
+        Refused: there are too few, or rounds do not come out even.
+    """
+    if settings.active_layers > num_blocks:
+        raise Refused(f"active_layers is {settings.active_layers}, but the model has {num_blocks} blocks")
+    if settings.sampling == "reshuffle" and settings.active_layers and num_blocks % settings.active_layers:
+        raise Refused(
+            f"sampling = 'reshuffle' takes each block once a round, but active_layers = {settings.active_layers} "
+            f"does not divide the model's {num_blocks} blocks"
+        )
+
+
 def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> None:
     """Refuse what no method of ours can do, or what would silently do nothing.
 

@@ -1,1 +1,1 @@
-"""What each command of the CLI does, one command a file; imported when it runs, so that ``--help`` is quick."""
+"""What each command does, one a file, asked in types: it knows no command line, and a program may call it as well."""

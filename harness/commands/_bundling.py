@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -16,6 +16,7 @@ from harness.assets.bundle_source import DISTRIBUTION
 from harness.assets.bundle_target import target_of
 from harness.assets.pip_program import check_pip
 from harness.commands._selection import Selection, existing
+from harness.commands.requests import BundleOptions, SelectionRequest
 from harness.errors import HarnessError, near_miss
 from harness.progress import Progress
 
@@ -23,32 +24,39 @@ LEAST_PART_BYTES = 1 << 20
 _UNITS = {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9, "": 1}
 
 
-def bundle_request(args: argparse.Namespace) -> BundleRequest | None:
-    """Return what the options ask for, None without ``--bundle``; everything that can be checked beforehand is.
+def bundle_request(options: BundleOptions, *, offline: bool) -> BundleRequest | None:
+    """Return what the options ask for, None without a folder; everything that can be checked beforehand is.
 
     Raises:
         HarnessError: an option is of no use, or not valid.
     """
-    if args.bundle is None:
-        for option in ("python", "platform", "without", "extra", "part_size"):
-            if getattr(args, option):
-                raise HarnessError(f"--{option.replace('_', '-')} is of --bundle DIR: give both or neither")
+    if options.folder is None:
+        given = {
+            "--python": options.python,
+            "--platform": options.platform,
+            "--without": options.without,
+            "--extra": options.extras,
+            "--part-size": options.part_size,
+        }
+        for option, value in given.items():
+            if value:
+                raise HarnessError(f"{option} is of --bundle DIR: give both or neither")
         return None
-    if args.offline:
+    if offline:
         raise HarnessError("--bundle fetches wheels, which --offline forbids: leave one of them out")
-    place = Path(args.bundle).expanduser().absolute()
+    place = Path(options.folder).expanduser().absolute()
     check_place(place)
     check_pip()
     return BundleRequest(
         place=place,
-        target=target_of(args.python, args.platform),
-        extras=_extras(args.extra),
-        left_out=dict(map(_left_out, args.without)),
-        part_bytes=None if args.part_size is None else _size(args.part_size),
+        target=target_of(options.python, options.platform),
+        extras=_extras(options.extras),
+        left_out=dict(map(_left_out, options.without)),
+        part_bytes=None if options.part_size is None else _size(options.part_size),
     )
 
 
-def bundle(request: BundleRequest, args: argparse.Namespace, selection: Selection, progress: Progress) -> Bundle:
+def bundle(request: BundleRequest, chosen: SelectionRequest, selection: Selection, progress: Progress) -> Bundle:
     """Make the bundle of a selection whose assets are prepared.
 
     Raises:
@@ -57,15 +65,15 @@ def bundle(request: BundleRequest, args: argparse.Namespace, selection: Selectio
 
     def copy(folder: Path) -> BundledAssets:
         return copy_assets(
-            args.suite,
+            chosen.suite,
             selection.suite,
             selection.specs,
             selection.models.values(),
             datasets=selection.datasets,
             bundle=folder,
-            models_chosen=bool(args.model),
-            labels=args.method or (),
-            catalogue=None if args.catalogue is None else existing(args.catalogue, "--catalogue"),
+            models_chosen=bool(chosen.models),
+            labels=chosen.labels,
+            catalogue=None if chosen.catalogue is None else existing(chosen.catalogue, "--catalogue"),
         )
 
     return make_bundle(request, copy, progress)
@@ -87,7 +95,7 @@ def _left_out(text: str) -> tuple[str, str]:
         raise HarnessError(f"--without {text}: '{version}' is no version; expected such as {found}==2.11.0") from error
 
 
-def _extras(names: list[str]) -> tuple[str, ...]:
+def _extras(names: Sequence[str]) -> tuple[str, ...]:
     known = importlib.metadata.metadata(DISTRIBUTION).get_all("Provides-Extra") or []
     for name in names:
         if name not in known:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from harness.commands._output import warn
+from harness.commands.requests import WhereToRun
 from harness.engine.executor import Executor
 from harness.engine.launch import probe_environment
 from harness.engine.local import Device, LocalMachine
@@ -15,23 +15,23 @@ from harness.errors import HarnessError
 
 
 @contextmanager
-def executor(args: argparse.Namespace) -> Iterator[Executor]:
-    """Give what ``--executor`` names; a cluster that it starts is stopped at the end.
+def executor(where: WhereToRun) -> Iterator[Executor]:
+    """Give the executor that is asked for; a cluster that it starts is stopped at the end.
 
     Raises:
         HarnessError: an option of the other executor, a device that is not there, or no cluster can be had.
     """
-    if args.executor == "local":
-        for option, value in (("--ray-address", args.ray_address), ("--cpus-per-run", args.cpus_per_run)):
+    if where.executor == "local":
+        for option, value in (("--ray-address", where.ray_address), ("--cpus-per-run", where.cpus_per_run)):
             if value is not None:
                 raise HarnessError(f"{option} is of --executor ray")
-        yield LocalMachine(_devices(args.devices, args.busy))
+        yield LocalMachine(_devices(where.devices, where.busy))
         return
-    if args.devices is not None:
+    if where.devices:
         raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")
     from harness.engine.ray_executor import ray_cluster
 
-    with ray_cluster(args.ray_address, args.cpus_per_run or _threads()) as cluster:
+    with ray_cluster(where.ray_address, where.cpus_per_run or _threads()) as cluster:
         yield cluster
 
 
@@ -41,7 +41,7 @@ def _threads() -> int:
     return int(asked) if asked.isdecimal() and int(asked) > 0 else 1
 
 
-def _devices(names: Sequence[str] | None, busy: str) -> list[Device]:
+def _devices(names: Sequence[str], busy: str) -> list[Device]:
     """Return the devices to run on, of one kind, and say which of them others use.
 
     Raises:

@@ -10,13 +10,13 @@ from harness.record import Record
 from harness.store import Store
 
 
-def find_records(results: str, run_id: str) -> list[Record]:
+def find_records(results: Path, run_id: str) -> list[Record]:
     """Return the records of one run, oldest first.
 
     Raises:
         HarnessError: no run, or more than one, has an id that starts so.
     """
-    contents = Store(Path(results)).read()
+    contents = Store(results).read()
     warn(contents.warnings)
     found = [record for record in contents.records if record.run_id.startswith(run_id)] if run_id else []
     ids = sorted({record.run_id for record in found})

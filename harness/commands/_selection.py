@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from harness.assets.prepare import resolve_model, resolved_datasets, source_iden
 from harness.assets.runs import datasets_of, questions_of
 from harness.assets.wheels import check_wheel_names
 from harness.catalogue import Catalogue, load_catalogue
+from harness.commands.requests import SelectionRequest
 from harness.datasets import DatasetSpec, find_dataset
 from harness.errors import HarnessError, near_miss
 from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
@@ -37,7 +37,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Known:
-    """What the names on a command line stand for."""
+    """What the names that a caller gives stand for."""
 
     catalogue: Catalogue
     """The suite's own names among them."""
@@ -48,29 +48,29 @@ class Known:
     """What identifies each data set and each kind of evaluation rows."""
 
 
-def select(args: argparse.Namespace, *, tuned: bool = True) -> Selection:
-    """Return what the command line asks for.
+def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
+    """Return what is asked for.
 
     Args:
-        args: Parsed.
+        chosen: As the user says it.
         tuned: False: the suite's tuned learning rates do not matter, and their file may be missing.
 
     Raises:
         HarnessError: a suite, model, label, data set or setting is not known or not valid.
     """
-    suite = load_suite(args.suite, given_catalogue(args))
-    known = known_names(suite, args)
+    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue))
+    known = known_names(suite, chosen)
     specs = expand(
         suite,
         models=known.models,
         sources=known.sources,
         known=known.catalogue,
-        labels=args.method,
-        seeds=getattr(args, "seed", None),
-        overrides=_overrides(getattr(args, "overrides", [])),
-        limit=getattr(args, "limit", None),
-        max_steps=getattr(args, "max_steps", None),
-        tuned=load_tuned(args.suite, suite) if tuned else None,
+        labels=chosen.labels or None,
+        seeds=chosen.seeds or None,
+        overrides=_overrides(chosen.overrides),
+        limit=chosen.limit,
+        max_steps=chosen.max_steps,
+        tuned=load_tuned(chosen.suite, suite) if tuned else None,
     )
     return checked(Selection(suite, known.models, known.datasets, tuple(specs)))
 
@@ -86,29 +86,28 @@ def checked(selection: Selection) -> Selection:
     return selection
 
 
-def known_names(suite: Suite, args: argparse.Namespace) -> Known:
-    """Return what names stand for: the packaged catalogue, the user's, the suite's own, and what the options replace.
+def known_names(suite: Suite, chosen: SelectionRequest) -> Known:
+    """Return what names stand for: the packaged catalogue, the user's, the suite's own, and what is put in their place.
 
     Raises:
         HarnessError: a model or a data set is not known or not there.
     """
-    catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(args))
-    catalogue = catalogue.with_files(given_data(args.data, catalogue))
+    catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(chosen.catalogue))
+    catalogue = catalogue.with_files(given_data(chosen.data, catalogue))
     datasets = resolved_datasets(catalogue.datasets)
-    return Known(catalogue, _models(suite, args.model, catalogue), datasets, source_identities(datasets))
+    return Known(catalogue, _models(suite, chosen.models, catalogue), datasets, source_identities(datasets))
 
 
-def given_catalogue(args: argparse.Namespace) -> Catalogue:
-    """Return the packaged catalogue with the user's file of ``--catalogue`` on top.
+def given_catalogue(file: Path | None) -> Catalogue:
+    """Return the packaged catalogue with the user's file, that of ``--catalogue``, on top.
 
     Raises:
         HarnessError: the file cannot be read, or is not valid.
     """
-    file = getattr(args, "catalogue", None)
     return load_catalogue(None if file is None else existing(file, "--catalogue"))
 
 
-def existing(path: str, option: str) -> Path:
+def existing(path: str | Path, option: str) -> Path:
     """Return a path that the user gave, absolute.
 
     Raises:
@@ -120,7 +119,7 @@ def existing(path: str, option: str) -> Path:
     return found.resolve()
 
 
-def given_wheels(paths: list[str]) -> list[Path]:
+def given_wheels(paths: Sequence[str]) -> list[Path]:
     """Return the files given with ``--wheel``.
 
     Raises:
@@ -131,17 +130,17 @@ def given_wheels(paths: list[str]) -> list[Path]:
     return wheels
 
 
-def _models(suite: Suite, wanted: list[str] | None, catalogue: Catalogue) -> dict[str, BaseModelSpec]:
-    chosen: dict[str, BaseModelSpec] = {}
+def _models(suite: Suite, wanted: Sequence[str], catalogue: Catalogue) -> dict[str, BaseModelSpec]:
+    found: dict[str, BaseModelSpec] = {}
     for text in wanted or suite.models:
         name, equals, path = text.partition("=")
         spec = catalogue.model(name)
-        found = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
-        chosen[name] = found.with_weights(suite.weights)
-    return chosen
+        resolved = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
+        found[name] = resolved.with_weights(suite.weights)
+    return found
 
 
-def given_data(assignments: list[str], catalogue: Catalogue) -> dict[str, Path]:
+def given_data(assignments: Sequence[str], catalogue: Catalogue) -> dict[str, Path]:
     """Return the local files and folders given with ``--data``, by data set.
 
     Args:
@@ -162,7 +161,7 @@ def given_data(assignments: list[str], catalogue: Catalogue) -> dict[str, Path]:
     return chosen
 
 
-def _overrides(assignments: list[str]) -> dict[str, Any]:
+def _overrides(assignments: Sequence[str]) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     for text in assignments:
         key, value = parse_assignment(text)

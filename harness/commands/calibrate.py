@@ -6,7 +6,6 @@ comes last. What is answered already in this environment is skipped; what failed
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import time
@@ -25,6 +24,7 @@ from harness.calibration_profile import profile_of
 from harness.commands._executor import executor
 from harness.commands._output import Display, console, print_table, say, warn
 from harness.commands._selection import Selection, select
+from harness.commands.requests import HowToRun, SelectionRequest, WhereToRun
 from harness.commands.run import execute_on, plan_tasks
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
 from harness.engine.executor import Executor
@@ -77,38 +77,51 @@ class _Calibration:
         return read_log(self.store.folder).latest(self.sizes, self.environment_id)
 
 
-def main(args: argparse.Namespace) -> int:
+def calibrate(
+    *,
+    results: Path,
+    budget_seconds: float = 480.0,
+    groups: Sequence[Group] | None = None,
+    smoke: bool = False,
+    again: bool = False,
+) -> int:
     """Ask what is not answered yet.
 
     Return 0 when all is answered, 1 when something failed, 3 when the budget ended first.
+
+    Args:
+        results: Folder of the records.
+        budget_seconds: When to stop, the most valuable first.
+        groups: The parts that are asked; None: all.
+        smoke: Tiny shapes, on a CPU too.
+        again: Ask also what is answered already.
     """
     begin = time.monotonic()
     environment = probe_environment()
-    if environment.device_type != "cuda" and not args.smoke:
+    if environment.device_type != "cuda" and not smoke:
         raise HarnessError(
             "torch sees no CUDA device here, which a calibration is of: harness doctor says what is there, and --smoke "
             "tries the machinery on the CPU"
         )
-    store = Store(Path(args.results).resolve())
+    store = Store(results.resolve())
     store.check_writable()
-    wanted: Sequence[Group] = args.part or GROUPS
+    wanted = groups or GROUPS
     run = _Calibration(
-        sizes="smoke" if args.smoke else "full",
+        sizes="smoke" if smoke else "full",
         groups=tuple(group for group in GROUPS if group in wanted),
         store=store,
         environment=environment,
-        stop_at=begin + args.budget_seconds,
-        again=args.again,
+        stop_at=begin + budget_seconds,
+        again=again,
     )
     warn(read_log(store.folder).warnings)
     if environment.device_busy:
         warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off"])
-    args.suite = SUITES[run.sizes]
-    with _alone(run.store), _foretelling(run, args) as foreteller:
+    with _alone(run.store), _foretelling(run) as foreteller:
         for group in run.groups:
             if group == "ladder":
                 assert foreteller is not None
-                _climb(run, args, foreteller)
+                _climb(run, foreteller)
             else:
                 _ask(run, group)
     _conclude(run)
@@ -160,20 +173,24 @@ def _ask(run: _Calibration, group: Group) -> None:
         run.leave(group, part.name)
 
 
-def _foretelling(run: _Calibration, args: argparse.Namespace) -> AbstractContextManager[Foreteller | None]:
+def _foretelling(run: _Calibration) -> AbstractContextManager[Foreteller | None]:
     """Return who predicts the ladder's runs: ahead, beside the checks, where that takes no core from them."""
     if "ladder" not in run.groups:
         return nullcontext()
     ahead = (os.cpu_count() or 1) >= CORES_FOR_TWO
-    return Foreteller(plan_tasks(select(args), run.environment), run.environment.source_checksum, ahead=ahead)
+    return Foreteller(plan_tasks(_ladder(run), run.environment), run.environment.source_checksum, ahead=ahead)
 
 
-def _climb(run: _Calibration, args: argparse.Namespace, foreteller: Foreteller) -> None:
+def _ladder(run: _Calibration) -> Selection:
+    """Return the runs of the ladder, in the order of its rungs."""
+    return select(SelectionRequest(suite=SUITES[run.sizes]))
+
+
+def _climb(run: _Calibration, foreteller: Foreteller) -> None:
     """Do the runs of the ladder that the device holds, one by one, as far as the budget reaches."""
-    selection = select(args)
-    args.repeat = 1 if run.again else None
+    selection = _ladder(run)
     recover(run.store)
-    with executor(args) as chosen:
+    with executor(WhereToRun()) as chosen:
         for spec in selection.specs:
             records = run.store.read(selection.suite.name).records
             if not run.again and has_outcome(records, spec.run_id, run.environment_id, frozenset()):
@@ -184,12 +201,13 @@ def _climb(run: _Calibration, args: argparse.Namespace, foreteller: Foreteller) 
             elif (why := _too_large(run, answer)) is not None:
                 run.not_run.append(("ladder", _title(spec), why))
             else:
-                _do(run, args, chosen, replace(selection, specs=(spec,)))
+                _do(run, chosen, replace(selection, specs=(spec,)))
 
 
-def _do(run: _Calibration, args: argparse.Namespace, chosen: Executor, one: Selection) -> None:
+def _do(run: _Calibration, chosen: Executor, one: Selection) -> None:
     """Do one run of the ladder."""
-    tally, _ = execute_on(chosen, args, lambda: one, run.store, stop_at=run.stop_at)
+    how = HowToRun(repeat=1 if run.again else None)
+    tally, _ = execute_on(chosen, how, lambda: one, run.store, stop_at=run.stop_at, offline=True)
     if tally.interrupted:
         raise KeyboardInterrupt
     if tally.left_by_budget is not None:

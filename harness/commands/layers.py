@@ -5,10 +5,9 @@ Scores come from the runs' own cache and go into it: what is printed is what a r
 
 from __future__ import annotations
 
-import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +17,11 @@ from harness.assets.training_rows import load_texts
 from harness.commands._assets import convert
 from harness.commands._output import Display, plot_file, print_table
 from harness.commands._selection import Selection, given_catalogue, given_wheels, select
-from harness.errors import HarnessError
+from harness.commands.requests import AssetsRequest, SelectionRequest
+from harness.errors import HarnessError, Refused
 from harness.expansion import catalogue_for, load_suite
-from harness.method import METHODS, BlockScoreRequest
-from harness.methods._block_probabilities import block_probabilities
-from harness.methods._inclusion import inclusion_probabilities
-from harness.methods._settings import LayerSamplingSettings
+from harness.labels import LabelEntry
+from harness.method import METHODS, BlockLaw, BlockScoreRequest, Method
 from harness.report.layers import LayerScores, write_layer_plot
 from harness.settings import CalibrationSettings
 from harness.spec import RunSpec
@@ -37,82 +35,95 @@ class _Asked:
 
     selection: Selection
     spec: RunSpec
-    settings: LayerSamplingSettings
+    method: Method
     request: BlockScoreRequest
     calibration: CalibrationSettings
     dtype: str
 
 
-def main(args: argparse.Namespace) -> int:
+def show_layers(
+    chosen: SelectionRequest, assets: AssetsRequest, *, in_json: bool = False, plot: str | None = None
+) -> int:
     """Print a line a block: its score, its probability, and how often a period would train it."""
-    plot = None if args.out is None else plot_file("--out", args.out)
-    wheels = given_wheels(args.wheel)
-    asked = _asked(args)
+    file = None if plot is None else plot_file("--out", plot)
+    wheels = given_wheels(assets.wheels)
+    asked = _asked(chosen)
     with Display() as display:
-        scores = _scores(asked, offline=args.offline, wheels=wheels, display=display)
-    settings, num_blocks = asked.settings, len(scores)
-    if settings.active_layers > num_blocks:
-        raise HarnessError(f"active_layers is {settings.active_layers}, but the model has {num_blocks} blocks")
-    uniform = [1.0 / num_blocks] * num_blocks
-    probabilities = block_probabilities(settings, num_blocks, scores) or uniform
-    inclusion = inclusion_probabilities(settings, probabilities)
-    table = _table(asked, scores, probabilities, inclusion)
-    if args.json:
+        scores = _scores(asked, offline=assets.offline, wheels=wheels, display=display)
+    law = asked.method.block_law(len(scores), scores)
+    assert law is not None
+    table = _table(asked, scores, law)
+    if in_json:
         print(json.dumps(table, indent=2))
     else:
         _print(table)
-    if plot is not None:
+    if file is not None:
         drawn = LayerScores(
             title=f"Decoder blocks of {asked.spec.model_name}, drawn as {asked.spec.label} draws them",
             score_name=SCORE_NAMES[asked.request.kind],
             scores=scores,
-            probabilities=probabilities,
-            inclusion=inclusion,
-            inclusion_name=f"in a period's draw ({_law(settings)})",
+            probabilities=law.probabilities,
+            inclusion=law.inclusion,
+            inclusion_name=f"in a period's draw ({law.words})",
         )
-        write_layer_plot(drawn, plot)
+        write_layer_plot(drawn, file)
     return 0
 
 
-def _asked(args: argparse.Namespace) -> _Asked:
+def _asked(chosen: SelectionRequest) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
-    overrides = [] if args.tau is None else [f"tau={args.tau!r}"]
-    _require_sampling(args)
-    selection = select(
-        argparse.Namespace(
-            suite=args.suite,
-            model=[args.model],
-            method=[args.method],
-            data=args.data,
-            overrides=overrides,
-            catalogue=args.catalogue,
-        )
-    )
-    suite, first = selection.suite, selection.specs[0]
+    catalogue = given_catalogue(chosen.catalogue)
+    suite = load_suite(chosen.suite, catalogue)
     if suite.weights == "random":
         raise HarnessError(f"suite '{suite.name}' has random weights, whose blocks' scores mean nothing: name another")
+    labels = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
+    wanted = chosen.labels or (_first_by_scores(chosen, labels),)
+    for label in wanted:
+        if label in labels and not _samples(labels[label]):
+            raise HarnessError(
+                f"label '{label}' (method {labels[label].method}) trains no sample of blocks: it draws none"
+            )
+    selection = select(replace(chosen, labels=wanted))
+    first = selection.specs[0]
     if any(spec.config != first.config for spec in selection.specs):
-        raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{args.method}'; name another suite")
-    method = METHODS.get(first.method)
-    config = method.Config.model_validate(first.config)
-    assert isinstance(config, LayerSamplingSettings) and first.train is not None
-    request = method(config).block_scores_needed()
+        raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{wanted[0]}'; name another suite")
+    assert first.train is not None
+    method, tau = _method(first), first.config.get("tau")
+    request = method.block_scores_needed()
     if request is None:
-        if config.tau is None:
+        if not isinstance(tau, float):
             raise HarnessError(f"label '{first.label}' draws without scores, so it has no tau: give --tau")
-        request = BlockScoreRequest("outlier", config.tau)
+        request = BlockScoreRequest("outlier", tau)
     if suite.calibration is None:
         raise HarnessError(f"suite '{suite.name}' has no [calibration], which names the data that blocks are scored on")
-    return _Asked(selection, first, config, request, suite.calibration, first.train.dtype)
+    return _Asked(selection, first, method, request, suite.calibration, first.train.dtype)
 
 
-def _require_sampling(args: argparse.Namespace) -> None:
-    """Raise where a label's method draws no blocks; a label that is not known is said to be so later."""
-    label, catalogue = args.method, given_catalogue(args)
-    suite = load_suite(args.suite, catalogue)
-    entry = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels.get(label)
-    if entry is not None and not issubclass(METHODS.get(entry.method).Config, LayerSamplingSettings):
-        raise HarnessError(f"label '{label}' (method {entry.method}) trains no sample of blocks: it draws none")
+def _method(spec: RunSpec) -> Method:
+    method = METHODS.get(spec.method)
+    return method(method.Config.model_validate(spec.config))
+
+
+def _samples(entry: LabelEntry) -> bool:
+    """Return whether a label's method tells a law by which it draws blocks."""
+    return METHODS.get(entry.method).block_law is not Method.block_law
+
+
+def _first_by_scores(chosen: SelectionRequest, labels: Mapping[str, LabelEntry]) -> str:
+    """Return the first label that draws blocks by their scores and that the suite could run.
+
+    Raises:
+        HarnessError: there is none.
+    """
+    for label in filter(lambda label: _samples(labels[label]), labels):
+        asked = SelectionRequest(suite=chosen.suite, labels=(label,), catalogue=chosen.catalogue)
+        try:
+            first = select(asked, tuned=False).specs[0]
+        except Refused:
+            continue
+        if _method(first).block_scores_needed() is not None:
+            return label
+    raise HarnessError(f"suite '{chosen.suite}' may use no label that draws blocks by scores: name one with --method")
 
 
 def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[float]:
@@ -151,10 +162,7 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
     )
 
 
-def _table(
-    asked: _Asked, scores: Sequence[float], probabilities: Sequence[float], inclusion: Sequence[float]
-) -> dict[str, Any]:
-    settings = asked.settings
+def _table(asked: _Asked, scores: Sequence[float], law: BlockLaw) -> dict[str, Any]:
     return {
         "model": asked.spec.model_name,
         "suite": asked.selection.suite.name,
@@ -163,12 +171,12 @@ def _table(
         "tau": asked.request.tau,
         "dtype": asked.dtype,
         "calibration": asked.calibration.model_dump(mode="json"),
-        "sampling": settings.sampling,
-        "probability": settings.probability,
-        "active_layers": settings.active_layers,
+        "sampling": law.sampling,
+        "probability": law.probability,
+        "active_layers": law.active_layers,
         "blocks": [
             {"block": block, "score": score, "sampling_probability": p, "inclusion_probability": chance}
-            for block, (score, p, chance) in enumerate(zip(scores, probabilities, inclusion, strict=True))
+            for block, (score, p, chance) in enumerate(zip(scores, law.probabilities, law.inclusion, strict=True))
         ],
     }
 
@@ -192,14 +200,3 @@ def _print(table: dict[str, Any]) -> None:
         f"sampling = {table['sampling']}, active_layers = {table['active_layers']}; scored on "
         f"{calibration['num_samples']} samples of {calibration['sequence_length']} tokens of {calibration['data']}"
     )
-
-
-def _law(settings: LayerSamplingSettings) -> str:
-    how = {
-        "without_replacement": "without replacement",
-        "bernoulli": "by coin flips",
-        "tour": "in turn",
-        "descending": "in turn, from the last",
-        "reshuffle": "in turn, in an order of each round",
-    }
-    return f"{settings.active_layers} {how[settings.sampling]}"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from harness.catalogue import Catalogue
@@ -16,8 +16,8 @@ from harness.models import BaseModelSpec
 from harness.suite import suite_names
 
 
-def main(args: argparse.Namespace) -> int:
-    """Print what there is of one kind."""
+def list_kind(what: str, *, catalogue: Path | None = None, in_json: bool = False) -> int:
+    """Print what there is of one kind, with what a catalogue adds."""
     kinds = {
         "methods": _methods,
         "models": _models,
@@ -25,8 +25,8 @@ def main(args: argparse.Namespace) -> int:
         "benchmarks": _benchmarks,
         "devices": _devices,
     }
-    rows = kinds[args.what](given_catalogue(args))
-    if args.json:
+    rows = kinds[what](given_catalogue(catalogue))
+    if in_json:
         print(json.dumps(rows, indent=2))
     else:
         print_table([{key: _plain(value) for key, value in row.items() if key != "settings"} for row in rows])

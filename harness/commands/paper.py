@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.commands._output import print_table, warn
 from harness.errors import HarnessError
@@ -19,38 +18,44 @@ from harness.report.summary import Summary, summarize
 from harness.store import Store
 
 
-def main(args: argparse.Namespace) -> int:
+def paper(
+    action: Literal["list", "show", "compare"],
+    name: str | None = None,
+    *,
+    results: Path,
+    style: Literal["text", "csv", "json"] = "text",
+) -> int:
     """Print the tables there are, one of them, or one beside our records; 1 when a records file is damaged."""
-    if args.action == "list":
-        if args.table is not None:
-            raise HarnessError(f"harness paper list takes no table, and '{args.table}' was given")
-        tables = [_summary_of(name) for name in table_names()]
-        _print([table for table in tables if table["numbers"]], args.format)
-        if args.format == "text":
-            absent = [number for name in table_names() for number in read_table(name) if number.value == "absent"]
+    if action == "list":
+        if name is not None:
+            raise HarnessError(f"harness paper list takes no table, and '{name}' was given")
+        tables = [_summary_of(known) for known in table_names()]
+        _print([table for table in tables if table["numbers"]], style)
+        if style == "text":
+            absent = [number for known in table_names() for number in read_table(known) if number.value == "absent"]
             print("\nnot obtained, so absent from the tables:")
             for number in absent:
                 print(f"- {number.paper} ({number.version}), {number.table}, {number.metric}: {number.not_comparable}")
         return 0
-    if args.table is None:
-        raise HarnessError(f"harness paper {args.action} needs the name of a table: {', '.join(table_names())}")
-    table = read_table(args.table)
-    if args.action == "show":
-        _print([_published(number) for number in table], args.format)
+    if name is None:
+        raise HarnessError(f"harness paper {action} needs the name of a table: {', '.join(table_names())}")
+    table = read_table(name)
+    if action == "show":
+        _print([_published(number) for number in table], style)
         return 0
-    store = Store(Path(args.results))
+    store = Store(results)
     summaries: dict[str, Summary] = {}
     damaged = False
-    for name in dict.fromkeys(number.suite for number in table if number.suite is not None):
-        suite = load_suite(name)
+    for known in dict.fromkeys(number.suite for number in table if number.suite is not None):
+        suite = load_suite(known)
         contents = store.read(suite.name)
         warn(contents.warnings)
         damaged |= bool(contents.warnings)
         if contents.records:
-            summaries[name] = summarize(suite, contents)
+            summaries[known] = summarize(suite, contents)
     cells = compare(table, summaries)
-    _print([_cell(cell) for cell in cells], args.format)
-    if args.format == "text":
+    _print([_cell(cell) for cell in cells], style)
+    if style == "text":
         counts = Counter(cell.verdict for cell in cells)
         print("\n" + ", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     return 1 if damaged else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 from collections.abc import Sequence
@@ -12,20 +11,18 @@ from typing import Any, Literal
 from harness.assets.cache import cache_root
 from harness.commands._output import Display, print_table, say, warn
 from harness.commands._selection import Selection, existing, select
+from harness.commands.requests import SelectionRequest
 from harness.datasets import DatasetSpec
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
 from harness.devices import DeviceSpec, find_device, load_devices
 from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
-from harness.record import Prediction
+from harness.record import Horizon, Prediction
 from harness.report.units import NOTHING, gib, significant
 from harness.source import source_checksum
 from harness.spec import RunSpec
 
-DEFAULT_SUITE = "commonsense"
-"""Whose settings a single run is planned with when no suite is named."""
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
-CHECKPOINTING = {"on": True, "off": False}
 COLUMNS = (
     "peak GiB",
     "in",
@@ -40,26 +37,41 @@ COLUMNS = (
 )
 
 
-def main(args: argparse.Namespace) -> int:
-    """Print a line a run; return 0 when every run has a prediction, 1 when one has none."""
-    if args.suite is None and not (args.model and args.method):
-        raise HarnessError("name a suite with --suite, or one run with --model and --method")
-    device = find_device(args.device, load_devices()) if args.device else None
-    profile = _profile(args, device)
-    memory = _memory(args, device, profile)
-    args.suite = args.suite or DEFAULT_SUITE
-    args.overrides = [*args.overrides, *_settings(args)]
-    selection = select(args, tuned=False)
+def plan(
+    chosen: SelectionRequest,
+    *,
+    horizon: Horizon = "run",
+    device_name: str | None = None,
+    device_profile: str | None = None,
+    device_memory: str | None = None,
+    mfu: float | None = None,
+    in_json: bool = False,
+) -> int:
+    """Print a line a run; return 0 when every run has a prediction, 1 when one has none.
+
+    Args:
+        chosen: What would be run.
+        horizon: Which blocks a prediction lets be active.
+        device_name: A device of ``harness list devices``.
+        device_profile: A file with what was measured of a device, instead of what comes with the project.
+        device_memory: A size such as ``24GiB``, instead of the device's.
+        mfu: Share of the device's peak, for times, above 0 and at most 1.
+        in_json: Print JSON.
+    """
+    device = find_device(device_name, load_devices()) if device_name else None
+    profile = _profile(device_profile, device)
+    memory = _memory(device_memory, device, profile)
+    selection = select(chosen, tuned=False)
     specs = [spec for spec in selection.specs if spec.train is not None]
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
     with Display() as display:
-        answers = ask(_tasks(selection, specs, args, device, profile), source_checksum(), display.progress)
-    against = _Against(memory, profile, device, args.mfu)
+        answers = ask(_tasks(selection, specs, horizon, device, profile), source_checksum(), display.progress)
+    against = _Against(memory, profile, device, mfu)
     lines = [
         _line(spec, answer, against, _trained_on(spec, selection)) for spec, answer in zip(specs, answers, strict=True)
     ]
-    if args.json:
+    if in_json:
         print(json.dumps(lines, indent=1))
     else:
         _print(lines, answers, against)
@@ -121,52 +133,38 @@ def fits(prediction: Prediction, memory: int, context_bytes: int = ASSUMED_CONTE
     return "yes" if max(prediction.reserved_bytes or 0, peak) + context_bytes <= memory else "tight"
 
 
-def _profile(args: argparse.Namespace, device: DeviceSpec | None) -> DeviceProfile | None:
+def _profile(given: str | None, device: DeviceSpec | None) -> DeviceProfile | None:
     """Return the profile that is given, or the one that comes with the project for the device."""
-    if args.device_profile is not None:
-        profile = read_profile(existing(args.device_profile, "--device-profile"))
+    if given is not None:
+        profile = read_profile(existing(given, "--device-profile"))
         if profile.device_type != "cuda":
             raise HarnessError(
-                f"--device-profile {args.device_profile}: was measured on {profile.device_name}, which is no CUDA "
+                f"--device-profile {given}: was measured on {profile.device_name}, which is no CUDA "
                 "device; give one of a CUDA device"
             )
         if device is not None and not device.is_called(profile.device_name):
             raise HarnessError(
-                f"--device-profile {args.device_profile}: was measured on {profile.device_name}, which is no "
+                f"--device-profile {given}: was measured on {profile.device_name}, which is no "
                 f"{device.name}: leave --device out, or give its own profile"
             )
         if profile.sizes == "smoke":
-            warn([f"{args.device_profile} was measured with tiny shapes (--smoke), which say little of a device"])
+            warn([f"{given} was measured with tiny shapes (--smoke), which say little of a device"])
         return profile
     return None if device is None else next(filter(None, map(packaged_profile, device.names)), None)
 
 
-def _memory(args: argparse.Namespace, device: DeviceSpec | None, profile: DeviceProfile | None) -> int | None:
-    if args.device_memory is not None:
-        return parse_memory(args.device_memory)
+def _memory(given: str | None, device: DeviceSpec | None, profile: DeviceProfile | None) -> int | None:
+    if given is not None:
+        return parse_memory(given)
     if profile is not None and profile.memory_bytes is not None:
         return profile.memory_bytes
     return device.memory_bytes if device else None
 
 
-def _settings(args: argparse.Namespace) -> list[str]:
-    """Return the short options as assignments of ``--set``."""
-    found = []
-    if args.batch_size is not None:
-        found.append(f"batch_size={args.batch_size}")
-    if args.seq_len is not None:
-        found.append(f"sequence_length={args.seq_len}")
-    if args.dtype is not None:
-        found.append(f"dtype={args.dtype}")
-    if args.checkpointing is not None:
-        found.append(f"gradient_checkpointing={str(CHECKPOINTING[args.checkpointing]).lower()}")
-    return found
-
-
 def _tasks(
     selection: Selection,
     specs: Sequence[RunSpec],
-    args: argparse.Namespace,
+    horizon: Horizon,
     device: DeviceSpec | None,
     profile: DeviceProfile | None,
 ) -> list[PlanTask]:
@@ -179,7 +177,7 @@ def _tasks(
             device_name=profile.device_name if profile else device.names[0] if device else None,
             profile=profile,
             compute_capability=_capability(device, profile),
-            horizon=args.horizon,
+            horizon=horizon,
             cache_folder=cache_root(),
         )
         for spec in specs

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-
 from harness.commands._assets import prepare
 from harness.commands._bundling import bundle, bundle_request
 from harness.commands._output import Display, say, warn
 from harness.commands._selection import given_wheels, select
+from harness.commands.requests import AssetsRequest, BundleOptions, SelectionRequest
 
 
-def main(args: argparse.Namespace) -> int:
+def prepare_suite(chosen: SelectionRequest, assets: AssetsRequest, options: BundleOptions | None = None) -> int:
     """Bring everything the suite needs into the cache, and into a bundle where one is asked for."""
-    request = bundle_request(args)
-    selection = select(args, tuned=False)
-    wheels = given_wheels(args.wheel)
+    request = None if options is None else bundle_request(options, offline=assets.offline)
+    selection = select(chosen, tuned=False)
+    wheels = given_wheels(assets.wheels)
     with Display() as display:
-        prepare(selection, offline=args.offline, wheels=wheels, progress=display.progress)
-        made = None if request is None else bundle(request, args, selection, display.progress)
+        prepare(selection, offline=assets.offline, wheels=wheels, progress=display.progress)
+        made = None if request is None else bundle(request, chosen, selection, display.progress)
     say(f"everything that suite '{selection.suite.name}' needs is there")
     if made is not None and request is not None:
         warn(made.notes)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
-from harness.cli import FORMATS
 from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
+from harness.report.formats import FORMATS
 from harness.report.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
@@ -18,19 +18,24 @@ from harness.suite import Suite
 from harness.tuned import Tuned
 
 
-def main(args: argparse.Namespace) -> int:
+def report(
+    name: str,
+    *,
+    results: Path,
+    out: Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    catalogue: Path | None = None,
+) -> int:
     """Write the report, print its table and name the files."""
-    suite = load_suite(args.suite, given_catalogue(args))
+    suite = load_suite(name, given_catalogue(catalogue))
     with no_collection(keep=True):
-        contents = Store(Path(args.results)).read(suite.name)
+        contents = Store(results).read(suite.name)
     warn(contents.warnings)
-    tuned = _tuned(args.suite, suite)
-    out = Path(args.out if args.out is not None else f"report-{suite.name}")
-    items = items_beside(Path(args.results))
-    calibration = read_log(Path(args.results)) if suite.name in SUITES.values() else Log()
-    files = write_report(
-        suite, contents, out, args.format or FORMATS, tuned, read_items=items.items, calibration=calibration
-    )
+    tuned = _tuned(name, suite)
+    folder = Path(f"report-{suite.name}") if out is None else out
+    items = items_beside(results)
+    calibration = read_log(results) if suite.name in SUITES.values() else Log()
+    files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
     warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned)
     print()

@@ -6,7 +6,6 @@ as by one Ctrl-C; with ``--checkpoint-every`` the next call takes it up at its l
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 import uuid
@@ -20,6 +19,7 @@ from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
+from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
 from harness.engine.executor import Executor, Limits, Runs, Tally
 from harness.engine.settling import WORK, checkpoint_folder, recover, work_folder
@@ -34,36 +34,38 @@ from harness.spec import RunSpec
 from harness.store import Contents, Store, has_outcome
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run what is to be run."""
-    return execute(args, lambda: select(args))
+def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
+    """Run what is to be run, and return as :func:`execute` does."""
+    return execute(lambda: select(chosen), how, assets, results=results)
 
 
-def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
+def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
     """Run what is to be run of a selection, which is chosen again once everything is prepared.
 
     Return 0 when every run has an outcome, 1 when one failed, 3 when the budget ended before all were done (whatever
     else failed), 130 on interrupt.
     """
-    stop_at = None if args.budget_seconds is None else time.monotonic() + args.budget_seconds
-    if stop_at is not None and args.repeat:
+    stop_at = None if how.budget_seconds is None else time.monotonic() + how.budget_seconds
+    if stop_at is not None and how.repeat:
         raise HarnessError(
             "--repeat runs everything again at each call, so no call could go on where --budget-seconds cut the last: "
             "leave one of them out"
         )
-    wheels = given_wheels(args.wheel)
+    wheels = given_wheels(assets.wheels)
     selection = choose()
     check_task_names(selection.suite.evaluation)
-    if args.keep_weights and selection.suite.weights == "random":
+    if how.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
-    store = Store(Path(args.results).resolve())
-    if args.dry_run:
+    store = Store(results.resolve())
+    if how.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
     if recovered := recover(store):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
-    with executor(args) as chosen:
-        tally, num_tasks = execute_on(chosen, args, choose, store, stop_at=stop_at, wheels=wheels)
+    with executor(how.where) as chosen:
+        tally, num_tasks = execute_on(
+            chosen, how, choose, store, stop_at=stop_at, offline=assets.offline, wheels=wheels
+        )
     if num_tasks:
         _close(store, tally, num_tasks)
     return tally.exit_code
@@ -71,11 +73,12 @@ def execute(args: argparse.Namespace, choose: Callable[[], Selection]) -> int:
 
 def execute_on(
     chosen: Executor,
-    args: argparse.Namespace,
+    how: HowToRun,
     choose: Callable[[], Selection],
     store: Store,
     *,
     stop_at: float | None,
+    offline: bool,
     wheels: Sequence[Path] = (),
 ) -> tuple[Tally, int]:
     """Do what is to be done of a selection where the executor has its machines; return how it went, and of how many.
@@ -85,14 +88,14 @@ def execute_on(
     """
     selection = choose()
     environment = chosen.environment()
-    environment_id = None if args.any_environment else environment.environment_id
-    known = _Wanted(store, selection.suite.name, environment_id, frozenset(args.retry))
+    environment_id = None if how.any_environment else environment.environment_id
+    known = _Wanted(store, selection.suite.name, environment_id, frozenset(how.retry))
     warn(known.contents().warnings)
-    wanted = _always if args.repeat else known
+    wanted = _always if how.repeat else known
     to_do = _to_do(selection, wanted)
     if to_do.specs:
         with Display() as display:
-            prepared = prepare(to_do, offline=args.offline, wheels=wheels, progress=display.progress)
+            prepared = prepare(to_do, offline=offline, wheels=wheels, progress=display.progress)
         # A revision that was unknown until now is part of a run's identity.
         to_do = _to_do(choose(), wanted)
     if skipped := len(selection.specs) - len(to_do.specs):
@@ -105,18 +108,19 @@ def execute_on(
     tasks = [
         _task(
             spec,
-            args,
+            how,
             selection=to_do,
             prepared=prepared,
             store=store,
             environment=environment,
             answer=answers.get(spec.run_id, PlanAnswer()),
+            offline=offline,
         )
-        for _ in range(args.repeat or 1)
+        for _ in range(how.repeat or 1)
         for spec in to_do.specs
     ]
     with Display(len(tasks)) as display:
-        limits = Limits(args.timeout, stop_at)
+        limits = Limits(how.timeout_seconds, stop_at)
         tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec)), display)
     return tally, len(tasks)
 
@@ -154,13 +158,14 @@ class _Wanted:
 
 def _task(
     spec: RunSpec,
-    args: argparse.Namespace,
+    how: HowToRun,
     *,
     selection: Selection,
     prepared: Prepared,
     store: Store,
     environment: Environment,
     answer: PlanAnswer,
+    offline: bool,
 ) -> RunTask:
     identifier = uuid.uuid4().hex
     checkpoints = checkpoint_folder(store, spec.run_id, environment.environment_id)
@@ -174,11 +179,11 @@ def _task(
         datasets=selection.datasets_of(spec),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),
-        keep_weights=args.keep_weights,
-        checkpoint_folder=None if args.repeat else checkpoints,
-        checkpoint_every=args.checkpoint_every,
-        claim=None if args.repeat else spec.run_id if args.any_environment else checkpoints.name,
-        offline=args.offline,
+        keep_weights=how.keep_weights,
+        checkpoint_folder=None if how.repeat else checkpoints,
+        checkpoint_every=how.checkpoint_every,
+        claim=None if how.repeat else spec.run_id if how.any_environment else checkpoints.name,
+        offline=offline,
         run_id=spec.run_id,
         prediction=answer.prediction,
         prediction_error=answer.error,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.text import Text
@@ -28,16 +28,16 @@ from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Record
 from harness.report.units import gib, percent, scaled, with_unit
 
 
-def main(args: argparse.Namespace) -> int:
+def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None = None) -> int:
     """Print the newest record of a run, and draw it where that is asked."""
-    plot = None if args.plot is None else plot_file("--plot", args.plot)
-    records = find_records(args.results, args.run_id)
+    file = None if plot is None else plot_file("--plot", plot)
+    records = find_records(results, run_id)
     record = records[-1]
-    if plot is not None:
+    if file is not None:
         from harness.report.timeline import write_timeline
 
-        write_timeline(record, plot)
-    if args.json:
+        write_timeline(record, file)
+    if in_json:
         print(as_json({**json.loads(record.model_dump_json()), "judgement": _judgement(record)}))
         return 0
     print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import islice
@@ -13,6 +12,7 @@ from rich.text import Text
 from harness.commands._assets import prepare
 from harness.commands._output import Display, console
 from harness.commands._selection import given_catalogue, given_wheels, select
+from harness.commands.requests import AssetsRequest, SelectionRequest
 from harness.conversation import find_template
 from harness.errors import HarnessError
 from harness.expansion import load_suite, training_labels
@@ -26,20 +26,22 @@ if TYPE_CHECKING:
 TRAINED_STYLE = "bold green"
 
 
-def main(args: argparse.Namespace) -> int:
+def show_data(chosen: SelectionRequest, assets: AssetsRequest, *, num_examples: int = 3, in_json: bool = False) -> int:
     """Print the first examples of one run in the order of its seed."""
-    catalogue = given_catalogue(args)
-    args.method = args.method or training_labels(load_suite(args.suite, catalogue), catalogue=catalogue)[:1]
-    selection = select(args, tuned=False)
+    catalogue = given_catalogue(chosen.catalogue)
+    suite = load_suite(chosen.suite, catalogue)
+    labels = chosen.labels or tuple(training_labels(suite, catalogue=catalogue)[:1])
+    selection = select(replace(chosen, labels=labels), tuned=False)
     spec = next((spec for spec in selection.specs if spec.train is not None), None)
     if spec is None or spec.train is None:
         raise HarnessError("nothing of what is chosen trains, so there is no training data to show")
     model = selection.models[spec.model_name]
-    chosen = replace(selection, specs=(spec,), models={spec.model_name: model})
+    one = replace(selection, specs=(spec,), models={spec.model_name: model})
     if model.weights == "random":
         raise HarnessError(f"suite '{spec.suite}' trains on random tokens, which have no text to show")
     with Display() as display:
-        prepared = prepare(chosen, offline=args.offline, wheels=given_wheels(args.wheel), progress=display.progress)
+        wheels = given_wheels(assets.wheels)
+        prepared = prepare(one, offline=assets.offline, wheels=wheels, progress=display.progress)
 
     from harness.engine.data import TrainData
     from harness.engine.rows import run_rows
@@ -50,8 +52,8 @@ def main(args: argparse.Namespace) -> int:
     dataset = selection.datasets[spec.train.data]
     rows = run_rows(spec.train, dataset, "train", vocab_size=len(tokenizer), seed=spec.seed)
     data = TrainData(rows, tokenizer, spec.train, spec.seed, conversation)
-    examples = [data.example(index) for index in islice(data.order(), args.n)]
-    if args.json:
+    examples = [data.example(index) for index in islice(data.order(), num_examples)]
+    if in_json:
         print(as_json(_as_json(spec, examples, tokenizer)))
     else:
         _print(spec, examples, tokenizer, len(data))

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
 from harness.commands._output import print_table, warn
 from harness.commands._selection import select
+from harness.commands.requests import SelectionRequest
 from harness.engine.launch import probe_environment
 from harness.record import Record
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome
 
 
-def main(args: argparse.Namespace) -> int:
+def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = False, in_json: bool = False) -> int:
     """Print one row a run."""
-    selection = select(args)
-    contents = Store(Path(args.results)).read(selection.suite.name)
-    environment_id = None if args.any_environment else _environment_id()
+    selection = select(chosen)
+    contents = Store(results).read(selection.suite.name)
+    environment_id = None if any_environment else _environment_id()
     rows = [_row(spec, contents.records, environment_id) for spec in selection.specs]
     warn(contents.warnings)
-    if args.json:
+    if in_json:
         print(json.dumps(rows, indent=2))
         return 1 if contents.warnings else 0
     print_table([{key: str(value) for key, value in row.items()} for row in rows])

@@ -6,12 +6,12 @@ held-out loss of the validation part, never by a scored item.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.commands._output import print_table, warn
 from harness.commands._selection import Selection, checked, given_catalogue, known_names
+from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.commands.run import execute
 from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
@@ -23,18 +23,20 @@ from harness.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_
 from harness.tuning import choices, grid_of, merged, trial_suite
 
 
-def main(args: argparse.Namespace) -> int:
+def tune(
+    chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path, out: Path | None = None
+) -> int:
     """Run the trials and write the choices; return what ``run`` does, and 1 when a label has no choice."""
-    catalogue = given_catalogue(args)
-    suite = load_suite(args.suite, catalogue)
-    trials = trial_suite(suite, args.method, catalogue)
-    file = _file(args, suite)
-    code = execute(args, lambda: _select(args, suite, trials))
-    if args.dry_run or code:
+    catalogue = given_catalogue(chosen.catalogue)
+    suite = load_suite(chosen.suite, catalogue)
+    trials = trial_suite(suite, chosen.labels or None, catalogue)
+    file = tuned_file(chosen.suite, suite.tuned or f"{suite.name}{ENDING}") if out is None else out
+    code = execute(lambda: _select(chosen, suite, trials), how, assets, results=results)
+    if how.dry_run or code:
         return code
-    store = Store(Path(args.results).resolve())
-    environment_id = None if args.any_environment else probe_environment().environment_id
-    selection = _select(args, suite, trials)
+    store = Store(results.resolve())
+    environment_id = None if how.any_environment else probe_environment().environment_id
+    selection = _select(chosen, suite, trials)
     made, missing = choices(suite, trials, selection.specs, store.read(trials.name).records, environment_id)
     tuned = merged(_before(file, suite), suite, made)
     replace_file(file, tuned_text(tuned))
@@ -47,8 +49,8 @@ def main(args: argparse.Namespace) -> int:
     return 1 if missing else 0
 
 
-def _select(args: argparse.Namespace, suite: Suite, trials: Suite) -> Selection:
-    known = known_names(suite, args)
+def _select(chosen: SelectionRequest, suite: Suite, trials: Suite) -> Selection:
+    known = known_names(suite, chosen)
     steps = grid_of(suite).max_steps
     specs = expand(trials, models=known.models, sources=known.sources, known=known.catalogue, max_steps=steps)
     for spec in specs:
@@ -57,12 +59,6 @@ def _select(args: argparse.Namespace, suite: Suite, trials: Suite) -> Selection:
                 f"suite '{suite.name}': label '{spec.label}' has validation_rows = 0: nothing to tune by"
             )
     return checked(Selection(trials, known.models, known.datasets, tuple(specs)))
-
-
-def _file(args: argparse.Namespace, suite: Suite) -> Path:
-    if args.out is not None:
-        return Path(args.out)
-    return tuned_file(args.suite, suite.tuned or f"{suite.name}{ENDING}")
 
 
 def _before(file: Path, suite: Suite) -> Tuned | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from harness.calibration_log import Log
 from harness.errors import HarnessError, near_miss
 from harness.report.comparisons import ReadItems
 from harness.report.files import make_folder, replace_file
+from harness.report.formats import FORMATS, Format
 from harness.report.summary import Summary, summarize
 from harness.report.terminal import terminal_table
 from harness.store import Contents
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Format", "terminal_table", "write_report"]
 
-Format = Literal["md", "latex", "html", "csv", "json"]
 PAGES = {"md", "latex", "html"}
 
 
@@ -50,12 +50,11 @@ def write_report(
     Raises:
         HarnessError: there is no record of the suite, a format is unknown, or a file cannot be written.
     """
-    known = get_args(Format)
     for name in formats:
-        if name not in known:
-            raise HarnessError(f"there is no report format '{name}'{near_miss(name, known)}")
+        if name not in FORMATS:
+            raise HarnessError(f"there is no report format '{name}'{near_miss(name, FORMATS)}")
     if not formats:
-        raise HarnessError(f"a report needs a format: {', '.join(known)}")
+        raise HarnessError(f"a report needs a format: {', '.join(FORMATS)}")
     summary = summarize(suite, contents, tuned)
     make_folder(out)
     written: list[Path] = []

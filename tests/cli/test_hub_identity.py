@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from harness.cli import build_parser
+from harness.cli import main
 from harness.commands import run
 from harness.commands._assets import Prepared
 from harness.engine.executor import Runs, Tally
@@ -45,8 +44,7 @@ def test_what_is_recorded_after_preparing_is_skipped_by_the_next_call(
 
     def call() -> tuple[int, str]:
         words = ["run", "--suite", str(tmp_path / "tiny.toml"), "--results", str(tmp_path / "records")]
-        args: argparse.Namespace = build_parser().parse_args(words)
-        return run.main(args), capsys.readouterr().out
+        return main(words), capsys.readouterr().out
 
     assert call()[0] == 0
     (record,) = Store(tmp_path / "records").read().records

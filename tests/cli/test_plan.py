@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -69,7 +68,7 @@ def selection() -> Any:
 @pytest.mark.parametrize("device", ["rtx-4090", "mi300x", None])
 def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Any) -> None:
     found = load_devices()[device] if device else None
-    tasks = plan._tasks(selection, selection.specs, argparse.Namespace(horizon="run"), found, None)
+    tasks = plan._tasks(selection, selection.specs, "run", found, None)
     assert tasks
     assert {task.compute_capability for task in tasks} == {"8.9" if device == "rtx-4090" else None}
 

@@ -63,6 +63,11 @@ MAY_IMPORT = {
     "engine": {"contracts", "tensors", "methods", "assets", "engine", "evaluation"},
     "evaluation": {"contracts", "tensors", "assets", "evaluation"},
     "report": {"contracts", "report"},
+    "commands": {
+        *("contracts", "tensors", "methods", "assets", "planning", "calibration", "engine", "evaluation", "report"),
+        "commands",
+    },
+    "cli": {"contracts", "report", "commands", "cli"},
 }
 
 
@@ -109,7 +114,7 @@ def test_a_part_imports_only_what_it_may(part: str) -> None:
         assert used <= MAY_IMPORT[part], f"{file.name} imports {used - MAY_IMPORT[part]}"
 
 
-@pytest.mark.parametrize("part", ["contracts", "assets", "report", "commands"])
+@pytest.mark.parametrize("part", ["contracts", "assets", "report", "commands", "cli"])
 def test_no_torch_outside_the_engine(part: str) -> None:
     for file in files(part):
         heavy = {name.split(".")[0] for name in imports(file, top_level_only=True)} & HEAVY
@@ -136,6 +141,7 @@ def test_no_method_is_named_outside_its_own_file() -> None:
         "evaluation",
         "report",
         "commands",
+        "cli",
         "planning",
         "calibration",
     ):
@@ -146,6 +152,49 @@ def test_no_method_is_named_outside_its_own_file() -> None:
                 if isinstance(node, ast.Constant) and isinstance(node.value, str)
             }
             assert not words & names, f"{file.name} branches on {words & names}"
+
+
+def every_file() -> list[Path]:
+    return [file for part in sorted(MAY_IMPORT) for file in files(part)]
+
+
+def test_no_part_but_the_command_line_knows_of_its_arguments() -> None:
+    for file in every_file():
+        if file.parent != PACKAGE / "cli":
+            assert "argparse" not in set(imports(file, top_level_only=False)), file
+            names = {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
+            assert "Namespace" not in names, file
+
+
+def test_parsed_arguments_end_where_they_are_unpacked() -> None:
+    """A door's ``main``, and what stands beside a shared group, read them; nobody writes, guesses or makes them."""
+    takers = set()
+    for file in files("cli"):
+        tree = ast.parse(file.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                annotated = [ast.unparse(arg.annotation) for arg in node.args.args if arg.annotation is not None]
+                if any("Namespace" in annotation for annotation in annotated):
+                    takers.add((file.stem, node.name))
+            elif isinstance(node, ast.Call):
+                assert ast.unparse(node.func) not in ("getattr", "setattr", "hasattr", "vars"), file
+                assert not ast.unparse(node.func).endswith(("Namespace", "set_defaults")), file
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
+                assert isinstance(node.ctx, ast.Load), file
+    groups = {name for stem, name in takers if stem == "_arguments"}
+    assert groups == {"selection_from", "catalogue_from", "assets_from", "results_from", "how_to_run_from"}
+    assert {name for stem, name in takers if stem != "_arguments"} == {"main"}
+
+
+def test_private_modules_are_their_own_folder_s() -> None:
+    for part in sorted(set(MAY_IMPORT) - {"calibration"}):  # which times the arithmetic of methods piece by piece
+        for file in files(part):
+            foreign = {
+                name
+                for name in imports(file, top_level_only=False)
+                if name.split(".")[0] == "harness" and "._" in name and part_of(name) != part
+            }
+            assert not foreign, f"{file} imports {foreign}"
 
 
 PARENT_SIDE = {
@@ -196,8 +245,7 @@ def test_the_parents_side_works_where_torch_is_absent() -> None:
 
 
 def test_one_module_makes_files_durable_renames_them_and_says_why_the_system_refuses() -> None:
-    parts = ("contracts", *sorted(set(MAY_IMPORT) - {"contracts"}), "commands")
-    for file in [PACKAGE / "cli.py", *(file for part in parts for file in files(part))]:
+    for file in every_file():
         if file == PACKAGE / "files.py":
             continue
         for node in ast.walk(ast.parse(file.read_text())):

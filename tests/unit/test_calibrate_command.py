@@ -17,6 +17,7 @@ from harness.calibration.conductor import Order
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
+from harness.commands.requests import HowToRun
 from harness.engine.executor import Tally
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
@@ -46,7 +47,7 @@ class Device:
         self.slowness = 0.0
         monkeypatch.setattr(calibrate, "probe_environment", lambda: CUDA)
         monkeypatch.setattr(calibrate, "conduct", self.conduct)
-        monkeypatch.setattr(calibrate, "executor", lambda args: nullcontext())
+        monkeypatch.setattr(calibrate, "executor", lambda where: nullcontext())
         monkeypatch.setattr(calibrate, "execute_on", self.execute_on)
         monkeypatch.setattr(foretelling, "Predictor", lambda checksum: self)
 
@@ -59,10 +60,13 @@ class Device:
             keep(answer(one, self.outcome if one.name == self.fails else "ok", order.sizes))
         return ()
 
-    def execute_on(self, chosen: Any, args: Any, choose: Any, store: Store, *, stop_at: float) -> tuple[Tally, int]:
+    def execute_on(
+        self, chosen: Any, how: HowToRun, choose: Any, store: Store, *, stop_at: float, offline: bool
+    ) -> tuple[Tally, int]:
+        assert offline
         (spec,) = choose().specs
         self.ran.append(spec)
-        self.repeats.append(args.repeat)
+        self.repeats.append(how.repeat)
         record = make.make_record("full", environment=CUDA, status=self.status, spec=spec.model_dump())
         store.append(record.model_copy(update={"run_id": spec.run_id, "uuid": f"{spec.run_id}-{len(self.ran)}"}))
         return Tally((record,)), 1

@@ -30,7 +30,7 @@ def test_each_device_shows_a_run_itself_alone(capsys: pytest.CaptureFixture[str]
     devices = run._devices(["0", "1"], "use")
     assert [device.variables for device in devices] == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     assert "device 1 is not idle: 5 of 80 bytes in use before the run; peaks" in capsys.readouterr().err
-    assert [device.variables for device in run._devices(None, "use")] == [{}]
+    assert [device.variables for device in run._devices((), "use")] == [{}]
 
 
 def test_a_busy_device_is_left_out_and_said_to_be(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,12 +1,18 @@
-"""The arguments of ``prepare --bundle``."""
+"""The arguments of ``harness prepare``."""
 
 from __future__ import annotations
 
 import argparse
 
+from harness.cli._arguments import add_assets, add_selection, add_suite, assets_from, selection_from
+from harness.commands.requests import BundleOptions
 
-def add_bundle_options(command: argparse.ArgumentParser) -> None:
-    """Add the options."""
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    add_suite(command)
+    add_selection(command)
+    add_assets(command)
     command.add_argument(
         "--bundle", metavar="DIR", help="also put all that a machine without a network needs into this folder"
     )
@@ -25,3 +31,18 @@ def add_bundle_options(command: argparse.ArgumentParser) -> None:
         "--extra", action="append", default=[], metavar="NAME", help="also what an extra needs, such as gpu"
     )
     command.add_argument("--part-size", metavar="SIZE", help="cut the bundle into parts of at most this, as 60MiB")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Hand the arguments on."""
+    from harness.commands.prepare import prepare_suite
+
+    bundle = BundleOptions(
+        folder=args.bundle,
+        python=args.python,
+        platform=args.platform,
+        without=tuple(args.without),
+        extras=tuple(args.extra),
+        part_size=args.part_size,
+    )
+    return prepare_suite(selection_from(args), assets_from(args), bundle)

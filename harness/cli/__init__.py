@@ -1,0 +1,105 @@
+"""The ``harness`` command: parse, call, print. This is the one part that knows a command line.
+
+A module here is a command's door: it declares the command's arguments and hands them on, in types, to the module of the
+same name in ``harness.commands``, which it imports when it is called. Only the named command's door is imported.
+
+Exit codes: 0 done; 1 a run failed or timed out, something became worse (``compare``), or what was read was incomplete;
+2 wrong use, said in one sentence; 3 the budget of ``run --budget-seconds`` ended before all runs were done; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from harness import __version__
+from harness.errors import HarnessError
+from harness.printable import printable
+from harness.redaction import redacted
+
+COMMANDS = {
+    "list": "what there is: methods, models, suites, benchmarks, devices",
+    "prepare": "download and convert what a suite needs",
+    "doctor": "what this machine has and lacks; for reports of bugs too",
+    "layers": "outlier scores of a model's blocks, and how often each would be drawn",
+    "show-data": "the first training examples as the model sees them",
+    "plan": "what runs will need, without a GPU or weights",
+    "run": "run a suite; what has an outcome is skipped",
+    "tune": "try the suite's learning rates for every label; what has an outcome is skipped",
+    "evaluate": "add scores to a run whose weights were kept",
+    "judge": "grade the MT-Bench answers of a suite's runs; no GPU needed",
+    "calibrate": "what this device can do, and whether predictions hold on it; what is answered is skipped",
+    "status": "what of a suite is done, failed, still to do",
+    "paper": "published tables, and our records beside them",
+    "show": "one record, readable",
+    "report": "tables and plots of a suite's records",
+    "compare": "what became worse between two sets of records; exits with 1 when something did",
+    "history": "one metric of a suite over the commits of its records",
+}
+"""What each command does, in the order of the help."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no error
+    words = sys.argv[1:] if arguments is None else arguments
+    # No option that stands before a command takes a value.
+    name = next((word for word in words if not word.startswith("-")), "")
+    try:
+        args = build_parser(name).parse_args(words)
+        code: int = _door(name).main(args)
+        sys.stdout.flush()
+        return code
+    except HarnessError as error:
+        print(printable(redacted(f"harness {name}: error: {error}")), file=sys.stderr)
+        return error.exit_code
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] in ("harness", "__main__"):
+            raise
+        print(
+            f"harness {name}: error: the package '{error.name}' is not installed, which this command needs; "
+            "install it with pip",
+            file=sys.stderr,
+        )
+        return 2
+    except KeyboardInterrupt:
+        print(f"harness {name}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader, head or less, has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """Return the parser that knows the name of every command, and the arguments of the one that is named."""
+    parser = _Parser(
+        prog="harness",
+        description="Compare memory-efficient fine-tuning methods: memory, speed and scores, measured alike.",
+    )
+    parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for command, what in COMMANDS.items():
+        added = commands.add_parser(command, help=what)
+        if command == name:
+            _door(name).add_arguments(added)
+    return parser
+
+
+def _door(name: str) -> Any:
+    return importlib.import_module(f"harness.cli.{name.replace('-', '_')}")

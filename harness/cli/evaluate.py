@@ -1,0 +1,39 @@
+"""The arguments of ``harness evaluate``."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.cli._arguments import (
+    add_assets,
+    add_catalogue,
+    add_results,
+    assets_from,
+    catalogue_from,
+    positive,
+    results_from,
+)
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
+    command.add_argument("--limit", type=positive, metavar="N", help="score the first N items of each task")
+    add_catalogue(command)
+    add_results(command)
+    add_assets(command)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Hand the arguments on."""
+    from harness.commands.evaluate import evaluate
+
+    return evaluate(
+        args.run_id,
+        args.benchmark,
+        assets_from(args),
+        results=results_from(args),
+        limit=args.limit,
+        catalogue=catalogue_from(args),
+    )

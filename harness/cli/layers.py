@@ -1,0 +1,44 @@
+"""The arguments of ``harness layers``."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.cli._arguments import above_zero, add_assets, add_catalogue, add_data, assets_from, catalogue_from
+from harness.commands.requests import SelectionRequest
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    command.add_argument(
+        "--model", required=True, metavar="NAME[=PATH]", help="a base model, from a local folder with =PATH"
+    )
+    command.add_argument(
+        "--suite", default="quickstart", metavar="NAME", help="its [calibration] is used (default: quickstart)"
+    )
+    command.add_argument(
+        "--method",
+        metavar="LABEL",
+        help="whose sampling law is shown (default: the first label that draws blocks by scores)",
+    )
+    command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
+    add_data(command, "a local file for a data set; may be repeated")
+    add_catalogue(command)
+    add_assets(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
+    command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Hand the arguments on."""
+    from harness.commands.layers import show_layers
+
+    selection = SelectionRequest(
+        suite=args.suite,
+        models=(args.model,),
+        labels=() if args.method is None else (args.method,),
+        data=tuple(args.data),
+        catalogue=catalogue_from(args),
+        overrides=() if args.tau is None else (f"tau={args.tau!r}",),
+    )
+    return show_layers(selection, assets_from(args), in_json=args.json, plot=args.out)

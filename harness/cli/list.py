@@ -1,0 +1,21 @@
+"""The arguments of ``harness list``."""
+
+from __future__ import annotations
+
+import argparse
+
+from harness.cli._arguments import add_catalogue, catalogue_from
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
+    add_catalogue(command)
+    command.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """Hand the arguments on."""
+    from harness.commands.list import list_kind
+
+    return list_kind(args.what, catalogue=catalogue_from(args), in_json=args.json)

@@ -1,0 +1,116 @@
+"""What a caller asks of the commands, in types of their own: the command line fills them, and so may a program.
+
+What is given as text, such as ``NAME=PATH``, is read by the command, whose sentences quote it. Nothing heavy is
+imported here, so that the command line can parse without what the commands work with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionRequest:
+    """A suite, and what is chosen from it or changed in it."""
+
+    suite: str
+    """The name of a packaged suite, or the path of a ``.toml`` file."""
+    models: tuple[str, ...] = ()
+    """Base models, each ``NAME`` or ``NAME=PATH``; none: the suite's."""
+    labels: tuple[str, ...] = ()
+    """None: the suite's."""
+    data: tuple[str, ...] = ()
+    """Local files that stand in for data sets, each ``NAME=PATH``."""
+    catalogue: Path | None = None
+    """A ``.toml`` file with base models, data sets and labels of the caller's."""
+    seeds: tuple[int, ...] = ()
+    """None: the suite's."""
+    overrides: tuple[str, ...] = ()
+    """Changed settings, each ``KEY=VALUE``."""
+    limit: int | None = None
+    """Items of each task that are scored."""
+    max_steps: int | None = None
+    """Optimizer steps at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AssetsRequest:
+    """How what a suite needs may be brought into the cache."""
+
+    offline: bool = False
+    """Never touch the network."""
+    wheels: tuple[str, ...] = ()
+    """Files that are used instead of pip's downloads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleOptions:
+    """What is asked of a bundle for a machine without a network, as text; see ``harness prepare --help``."""
+
+    folder: str | None = None
+    """None: no bundle is asked for."""
+    python: str | None = None
+    platform: str | None = None
+    without: tuple[str, ...] = ()
+    extras: tuple[str, ...] = ()
+    part_size: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhereToRun:
+    """Which machine does runs, and what of it."""
+
+    executor: Literal["local", "ray"] = "local"
+    devices: tuple[str, ...] = ()
+    """CUDA devices by number or UUID; none: the first alone. For ``local``."""
+    busy: Literal["use", "skip"] = "use"
+    """What becomes of devices that others use."""
+    ray_address: str | None = None
+    """None: a cluster is started on this machine. For ``ray``."""
+    cpus_per_run: int | None = None
+    """For ``ray``; None: as many threads as the environment asks of OpenMP, else one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HowToRun:
+    """Which runs of a selection are done, and how."""
+
+    retry: tuple[str, ...] = ()
+    """Outcomes of runs that are done again."""
+    any_environment: bool = False
+    """Skip also what was run in another environment."""
+    repeat: int | None = None
+    """Run everything so many times more, done or not."""
+    keep_weights: bool = False
+    checkpoint_every: int | None = None
+    """Steps from one checkpoint to the next."""
+    timeout_seconds: float | None = None
+    """Of one run."""
+    budget_seconds: float | None = None
+    """Of the whole call: no run starts later."""
+    dry_run: bool = False
+    """List the runs and stop."""
+    where: WhereToRun = field(default_factory=WhereToRun)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRequest:
+    """Who judges answers, and how it is asked."""
+
+    judge: str
+    """URL of an OpenAI-compatible endpoint, or a folder with a model."""
+    judge_model: str
+    """As the endpoint knows it."""
+    key_variable: str | None = None
+    """Environment variable with the key; None: the endpoint's usual one, where it is set."""
+    references: str = "gpt-4"
+    """Who gave the reference answers."""
+    repeats: int = 1
+    max_tokens: int = 2048
+    """Of one judgment."""
+    requests_per_minute: float | None = None
+    concurrency: int = 1
+    timeout_seconds: float = 120.0
+    max_retries: int = 8
