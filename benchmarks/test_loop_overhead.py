@@ -28,13 +28,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import IGNORED, MicroBatch
 from harness.engine.context import EngineContext
-from harness.engine.data import IGNORED, MicroBatch
 from harness.engine.run_log import WARMUP_STEPS
 from harness.engine.training import TrainingLoop
-from harness.labels import load_labels
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
 from harness.tensors.decoder import find_decoder
 

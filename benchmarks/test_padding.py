@@ -21,14 +21,14 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import Example, MicroBatch, collate
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.padding import needs_padding_mask
 from harness.engine.run_log import WARMUP_STEPS
 from harness.engine.training import TrainingLoop
-from harness.labels import load_labels
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
 from harness.tensors.decoder import find_decoder
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 
 LABELS = sorted(label for label in load_labels() if label != "base")
 CASES = [("llama2-7b", label) for label in LABELS]
@@ -25,7 +25,7 @@ CASES += [("llama2-70b", label) for label in ("full", "lora", "galore", "lisa", 
 PREDICT = """
 import json, resource, sys
 import peft, torch, transformers
-from harness.models import load_models
+from harness.catalogue.models import load_models
 from harness.planning.predict import Question, predict
 from harness.expansion import expand, load_suite
 model, label = sys.argv[1:]

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from harness.engine import ray_executor
-from harness.engine.executor import Runs
-from harness.engine.ray_worker import Order, pack
-from harness.engine.task import RunTask
-from harness.models import load_models
+from harness.catalogue.models import load_models
 from harness.record import Record
+from harness.runs import ray as ray_executor
+from harness.runs.executor import Runs
+from harness.runs.ray_worker import Order, pack
 from harness.store import Store
+from harness.task import RunTask
 
 ray = pytest.importorskip("ray")
 FACTORY = Path(__file__).parent.parent / "tests" / "unit" / "fixtures_report" / "factory.py"

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from harness.catalogue import Catalogue, named, packaged_catalogue
+from harness.catalogue.labels import LabelEntry
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import check_packaged_rows
+from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
+from harness.catalogue.tuned import Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
-from harness.labels import LabelEntry
 from harness.method import METHODS, Method
-from harness.models import BaseModelSpec
-from harness.packaged_tasks import check_packaged_rows
 from harness.settings import (
     CalibrationSettings,
     EvaluationSettings,
@@ -30,7 +31,6 @@ from harness.settings import (
 from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
 from harness.toml_files import read_toml, validate
-from harness.tuned import Tuned, read_tuned, tuned_file
 
 MODELS_TABLE = re.compile(r"^[ \t]*\[models\.", re.MULTILINE)
 

@@ -9,7 +9,7 @@ from functools import cache
 from statistics import fmean
 from typing import NamedTuple
 
-from harness.devices import DeviceSpec, known_device, load_devices
+from harness.catalogue.devices import DeviceSpec, known_device, load_devices
 from harness.record import MemoryBreakdown, Prediction, Record, TrackedPeak, TrainResult
 
 

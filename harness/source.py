@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from harness.tuned import ENDING
+from harness.catalogue.tuned import ENDING
 
 SOURCES = ("harness", "harness.methods", "harness.suites")
 APART = ("harness.methods", "harness.suites", "harness.published")

@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt, model_validator
 
-from harness.catalogue import Entries
-from harness.models import Weights
+from harness.catalogue.models import Weights
+from harness.catalogue.resolved import Entries
+from harness.catalogue.tuned import ENDING
 from harness.settings import (
     CalibrationSettings,
     EvaluationSettings,
@@ -22,7 +23,6 @@ from harness.settings import (
     TuneSettings,
 )
 from harness.toml_files import packaged_toml_names
-from harness.tuned import ENDING
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
 MOST_RUNS = 10_000

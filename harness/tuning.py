@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from harness.catalogue import Catalogue
+from harness.catalogue.resolved import Catalogue
+from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate
 from harness.errors import HarnessError
 from harness.expansion import training_labels
 from harness.quantities import HELD_OUT_LOSS
@@ -16,7 +17,6 @@ from harness.record import OUTCOMES, Record
 from harness.settings import EvaluationSettings, TuneSettings
 from harness.spec import RunSpec
 from harness.suite import Suite, label_with, sweep_points
-from harness.tuned import Choice, Trial, Tuned, best_rate
 
 RATE = "learning_rate"
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from harness.record import Record, Score
-from harness.report.compare import compare_sides
-from harness.report.compare_cells import Cell, Comparison
-from harness.report.sides import Side
+from harness.report.comparing.cells import Cell, Comparison
+from harness.report.comparing.compare import compare_sides
+from harness.report.reading.sides import Side
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "unit" / "fixtures_report" / "factory.py")))
 NEW = make.CPU.model_copy(update={"packages": {"torch": "2.14.0", "lm-eval": "0.4.13"}, "source_checksum": "f" * 64})

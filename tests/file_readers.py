@@ -11,26 +11,29 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets import bundle, cache, hub, rows, training_rows, wheels
-from harness.assets.data_files import read_data_file
+from harness.assets import cache, hub, wheels
 from harness.assets.downloads import git_blob_checksum
 from harness.assets.mt_bench import load_mt_bench, read_answers
+from harness.bundling import bundle
 from harness.calibration_log import PartResult, append_result, log_file, read_log
-from harness.catalogue import load_catalogue
-from harness.datasets import DatasetSpec, load_datasets
+from harness.catalogue.datasets import DatasetSpec, load_datasets
+from harness.catalogue.devices import load_devices
+from harness.catalogue.models import BaseModelSpec, load_models
+from harness.catalogue.resolved import load_catalogue
+from harness.catalogue.tuned import read_tuned
+from harness.data import packaged as rows
+from harness.data import rows as training_rows
+from harness.data.files import read_data_file
 from harness.device_profile import packaged_profiles, read_profile
-from harness.devices import load_devices
 from harness.errors import HarnessError
 from harness.evaluation.grading import Grading
 from harness.evaluation.judging import JudgeSettings, calls_to_make
 from harness.evaluation.tasks import read_splits
 from harness.expansion import load_suite
 from harness.methods._block_probabilities import read_scores
-from harness.models import BaseModelSpec, load_models
-from harness.report.paper import read_table
-from harness.report.sides import load_side
+from harness.report.comparing.paper import read_table
+from harness.report.reading.sides import load_side
 from harness.store import Store
-from harness.tuned import read_tuned
 from tests.fuzz_calibration import PART, PROFILE
 from tests.fuzz_judging import JUDGMENT
 from tests.fuzz_targets import BENCHMARKS, ITEM, ROW, TUNED
@@ -118,7 +121,7 @@ def _items(folder: Path) -> Path:
 
 def _read_items(file: Path) -> object:
     """Through a side, which warns and goes on without the items."""
-    from harness.report.sides import items_beside
+    from harness.report.reading.sides import items_beside
 
     side = items_beside(file.parent)
     found = side.items(file.name)

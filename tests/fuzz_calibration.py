@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.assets import bundle
+from harness.bundling import bundle
 from harness.calibration_log import log_file, read_log
 from harness.calibration_profile import profile_of
 from harness.device_profile import Rates, profile_text, read_profile
 from harness.errors import HarnessError
-from harness.report.calibration import calibration_lines, calibration_tables
+from harness.report.pages.calibration import calibration_lines, calibration_tables
 from tests.comparing import make
 from tests.fuzzing import JSON_ONLY, TOML_ONLY, Target, as_json, as_toml, documents
 

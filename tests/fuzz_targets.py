@@ -10,27 +10,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.assets.data_files import FIELDS, read_data_file
-from harness.catalogue import load_catalogue
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.devices import load_devices
+from harness.catalogue.models import load_models
+from harness.catalogue.resolved import load_catalogue
+from harness.catalogue.tuned import read_tuned, tuned_text
 from harness.commands.show import _facts
-from harness.datasets import load_datasets
-from harness.devices import load_devices
+from harness.data.files import FIELDS, read_data_file
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
-from harness.models import load_models
 from harness.record import Record
-from harness.report.compare import compare_sides
-from harness.report.compare_page import comparison_json, comparison_markdown
-from harness.report.items import parse_items
-from harness.report.markdown import markdown
-from harness.report.page import report_document
-from harness.report.paper import compare as compare_paper
-from harness.report.paper import read_table
-from harness.report.sides import Side, load_side
-from harness.report.summary import summarize
+from harness.report.comparing.compare import compare_sides
+from harness.report.comparing.page import comparison_json, comparison_markdown
+from harness.report.comparing.paper import compare as compare_paper
+from harness.report.comparing.paper import read_table
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document
+from harness.report.reading.items import parse_items
+from harness.report.reading.sides import Side, load_side
+from harness.report.reading.summary import summarize
 from harness.store import parse_files
 from harness.suite import labels_of
-from harness.tuned import read_tuned, tuned_text
 from tests.comparing import make
 from tests.fuzz_calibration import CALIBRATING
 from tests.fuzz_judging import JUDGING

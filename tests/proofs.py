@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from harness.datasets import load_datasets
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
 from harness.engine import runner
-from harness.engine.task import RunTask
-from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest
-from harness.models import BaseModelSpec
 from harness.record import Record
 from harness.settings import EvaluationSettings, TrainSettings
+from harness.task import RunTask
 from tests.records import ENVIRONMENT, TRAIN, make_spec
 
 SMALL = {"active_layers": 2, "interval_steps": 2, "rank": 4, "update_gap": 3}

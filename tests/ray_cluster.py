@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from harness.engine.ray_executor import LOOPBACK, SETTINGS
+from harness.runs.ray import LOOPBACK, SETTINGS
 from harness.store import Store
 
 

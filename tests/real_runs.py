@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import Example, collate
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, collate
 from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.expansion import expand, load_suite
-from harness.labels import load_labels
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.spec import RunSpec
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import build_model

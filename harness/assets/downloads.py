@@ -9,7 +9,7 @@ import urllib.request
 from pathlib import Path
 
 from harness.assets.cache import build_file, cache_root
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
 from harness.errors import HarnessError
 from harness.files import said_as
 from harness.progress import Progress, silent

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.assets.cache import cache_root, read_table, update_table
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
 from harness.errors import HarnessError
-from harness.models import BaseModelSpec
 from harness.progress import Progress, silent
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "tokenizer*")

@@ -25,8 +25,8 @@ from typing import Any
 
 from harness.calibration.parts import Part
 from harness.calibration_log import PartResult, Sizes
-from harness.engine.launch import collect_lines, enqueue_lines
 from harness.record import LOG_LINES, Environment
+from harness.runs.process import collect_lines, enqueue_lines
 
 LAST_WORDS_SECONDS = 2.0
 """For what a process that died said to come in; what it started may hold its output open for ever."""

@@ -17,14 +17,14 @@ from typing import Any
 import torch
 
 from harness.assets.cache import is_complete
-from harness.assets.prepare import converted_model_place
-from harness.assets.rows import rows_place
 from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.tiny import SHAPE
 from harness.calibration_log import Reading
+from harness.catalogue.models import BaseModelSpec, find_model, load_models
+from harness.data.packaged import rows_place
 from harness.errors import HarnessError
 from harness.evaluation.language_model import HarnessLM
-from harness.models import BaseModelSpec, find_model, load_models
+from harness.preparing.assets import converted_model_place
 from harness.settings import EvaluationSettings
 from harness.tensors.loading import build_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.calibration_log import Group
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 from harness.method import METHODS
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 
 from harness.calibration.bench import Bench, Found, Precision, Skip
 from harness.calibration_log import Reading
-from harness.devices import known_device, load_devices
+from harness.catalogue.devices import known_device, load_devices
 from harness.engine.environment import describe_environment
 from harness.tensors.dtypes import DTYPES
 

@@ -13,14 +13,14 @@ from torch import nn
 
 from harness.calibration.bench import Skip
 from harness.calibration.parts import method_labels
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec, ModelShape
+from harness.data.batches import Example, MicroBatch, collate
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.training import TrainingLoop
-from harness.labels import load_labels
 from harness.method import METHODS, Method, MethodConfig
-from harness.models import BaseModelSpec, ModelShape
 from harness.settings import TrainSettings
 from harness.tensors.decoder import Checksums, checksums, find_decoder
 from harness.tensors.dtypes import DTYPES

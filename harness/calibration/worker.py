@@ -20,9 +20,9 @@ from pydantic import ValidationError
 from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import Outcome, PartResult, Reading
-from harness.engine.child import die_with_parent, end_with_parent
 from harness.engine.environment import default_device, describe_environment
 from harness.errors import HarnessError
+from harness.runs.child import die_with_parent, end_with_parent
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.toml_files import first_fault
 

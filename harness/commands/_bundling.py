@@ -10,11 +10,11 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
-from harness.assets.bundle import Bundle, BundleRequest, check_place, make_bundle
-from harness.assets.bundle_assets import BundledAssets, copy_assets
-from harness.assets.bundle_source import DISTRIBUTION
-from harness.assets.bundle_target import target_of
 from harness.assets.pip_program import check_pip
+from harness.bundling.assets import BundledAssets, copy_assets
+from harness.bundling.bundle import Bundle, BundleRequest, check_place, make_bundle
+from harness.bundling.source import DISTRIBUTION
+from harness.bundling.target import target_of
 from harness.commands._selection import Selection, existing
 from harness.commands.requests import BundleOptions, SelectionRequest
 from harness.errors import HarnessError, near_miss

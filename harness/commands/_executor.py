@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from harness.commands._output import warn
 from harness.commands.requests import WhereToRun
-from harness.engine.executor import Executor
-from harness.engine.launch import probe_environment
-from harness.engine.local import Device, LocalMachine
 from harness.errors import HarnessError
+from harness.runs.executor import Executor
+from harness.runs.local import Device, LocalMachine
+from harness.runs.process import probe_environment
 
 
 @contextmanager
@@ -29,7 +29,7 @@ def executor(where: WhereToRun) -> Iterator[Executor]:
         return
     if where.devices:
         raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")
-    from harness.engine.ray_executor import ray_cluster
+    from harness.runs.ray import ray_cluster
 
     with ray_cluster(where.ray_address, where.cpus_per_run or _threads()) as cluster:
         yield cluster

@@ -14,13 +14,13 @@ from rich.progress import TimeRemainingColumn as _TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.progress import throttled
 from harness.record import Record
 from harness.redaction import redacted
-from harness.report.style import FORMATS
+from harness.report.plots.style import FORMATS
+from harness.task import RunTask
 
 PIPE_WIDTH = 160
 """Columns of a table when the output is no terminal."""

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.assets.prepare import resolve_model, resolved_datasets, source_identities
-from harness.assets.runs import datasets_of, questions_of
 from harness.assets.wheels import check_wheel_names
-from harness.catalogue import Catalogue, load_catalogue
+from harness.catalogue.datasets import DatasetSpec, find_dataset
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.resolved import Catalogue, load_catalogue
 from harness.commands.requests import SelectionRequest
-from harness.datasets import DatasetSpec, find_dataset
 from harness.errors import HarnessError, near_miss
 from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
-from harness.models import BaseModelSpec
+from harness.preparing.assets import resolve_model, resolved_datasets, source_identities
+from harness.preparing.runs import datasets_of, questions_of
 from harness.spec import RunSpec
 from harness.suite import Suite
 

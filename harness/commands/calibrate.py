@@ -27,15 +27,15 @@ from harness.commands._selection import Selection, select
 from harness.commands.requests import HowToRun, SelectionRequest, WhereToRun
 from harness.commands.run import execute_on, plan_tasks
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
-from harness.engine.executor import Executor
-from harness.engine.launch import probe_environment
-from harness.engine.settling import recover
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer
 from harness.record import Environment, Record
-from harness.report.calibration import COLUMNS, calibration_lines, calibration_tables
-from harness.report.layout import Table
+from harness.report.pages.calibration import COLUMNS, calibration_lines, calibration_tables
+from harness.report.table import Table
+from harness.runs.executor import Executor
+from harness.runs.process import probe_environment
+from harness.runs.settling import recover
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome
 

@@ -6,9 +6,9 @@ import sys
 
 from harness.errors import HarnessError
 from harness.printable import printable, printable_json
-from harness.report.compare import compare_sides
-from harness.report.compare_page import comparison_json, comparison_markdown
-from harness.report.sides import load_side
+from harness.report.comparing.compare import compare_sides
+from harness.report.comparing.page import comparison_json, comparison_markdown
+from harness.report.reading.sides import load_side
 from harness.store import no_collection
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from harness import __version__
 from harness.assets.cache import cache_root
-from harness.assets.runs import missing_for
 from harness.commands._doctor_actions import actions
 from harness.commands._doctor_text import as_text, without_home
 from harness.commands._output import say
@@ -18,8 +17,9 @@ from harness.commands._places import place_facts
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
 from harness.diagnosis import Diagnosis, NetworkFacts, SuiteFacts
-from harness.engine.device_probe import ask_nvidia, ask_torch
+from harness.preparing.runs import missing_for
 from harness.printable import as_json
+from harness.runs.device_probe import ask_nvidia, ask_torch
 from harness.source import checkout_state
 
 PACKAGES = (

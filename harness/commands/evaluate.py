@@ -7,23 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.assets.cache import cache_root
-from harness.assets.prepare import prepare_model, prepare_rows, resolve_model
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._output import Display, say
 from harness.commands._selection import given_catalogue, given_wheels
 from harness.commands.requests import AssetsRequest
-from harness.engine.executor import Runs
-from harness.engine.launch import probe_environment
-from harness.engine.local import Device, LocalMachine
-from harness.engine.settling import work_folder
-from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
-from harness.models import BaseModelSpec
-from harness.packaged_tasks import check_packaged_rows
+from harness.preparing.assets import prepare_model, prepare_rows, resolve_model
 from harness.record import Record, within
+from harness.runs.executor import Runs
+from harness.runs.local import Device, LocalMachine
+from harness.runs.process import probe_environment
+from harness.runs.settling import work_folder
 from harness.store import Store
+from harness.task import RunTask
 
 
 def evaluate(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.commands._output import plot_file, print_table, warn
 from harness.errors import HarnessError
-from harness.report.history import history, history_rows, write_history
+from harness.report.comparing.history import history, history_rows, write_history
 from harness.store import Store
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 
 from harness.assets.cache import folder_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
-from harness.assets.prepare import resolve_dataset
-from harness.catalogue import Catalogue
+from harness.catalogue.resolved import Catalogue
 from harness.commands._output import Display, say, warn
 from harness.commands._selection import existing, given_catalogue, given_data, given_wheels
 from harness.commands.requests import AssetsRequest, JudgeRequest
@@ -33,8 +32,9 @@ from harness.evaluation.judging import (
     judgments_file,
 )
 from harness.expansion import catalogue_for, load_suite
+from harness.preparing.assets import resolve_dataset
 from harness.record import Judging, Record, Status, within
-from harness.report.summary import newest_records
+from harness.report.reading.summary import newest_records
 from harness.store import Store
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"

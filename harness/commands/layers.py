@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.assets.cache import cache_root
-from harness.assets.prepare import prepare_dataset, prepare_model
-from harness.assets.training_rows import load_texts
+from harness.catalogue.labels import LabelEntry
 from harness.commands._assets import convert
 from harness.commands._output import Display, plot_file, print_table
 from harness.commands._selection import Selection, given_catalogue, given_wheels, select
 from harness.commands.requests import AssetsRequest, SelectionRequest
+from harness.data.rows import load_texts
 from harness.errors import HarnessError, Refused
 from harness.expansion import catalogue_for, load_suite
-from harness.labels import LabelEntry
 from harness.method import METHODS, BlockLaw, BlockScoreRequest, Method
-from harness.report.layers import LayerScores, write_layer_plot
+from harness.preparing.assets import prepare_dataset, prepare_model
+from harness.report.plots.block_scores import LayerScores, write_layer_plot
 from harness.settings import CalibrationSettings
 from harness.spec import RunSpec
 

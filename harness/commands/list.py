@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from harness.catalogue import Catalogue
+from harness.catalogue.devices import load_devices
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.resolved import Catalogue
 from harness.commands._output import print_table
 from harness.commands._selection import given_catalogue
-from harness.devices import load_devices
 from harness.expansion import load_suite
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.suite import suite_names
 
 

@@ -13,8 +13,8 @@ from harness.commands._output import print_table, warn
 from harness.errors import HarnessError
 from harness.expansion import load_suite
 from harness.printable import as_json, printable
-from harness.report.paper import Cell, Published, compare, read_table, table_names
-from harness.report.summary import Summary, summarize
+from harness.report.comparing.paper import Cell, Published, compare, read_table, table_names
+from harness.report.reading.summary import Summary, summarize
 from harness.store import Store
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.assets.cache import cache_root
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.devices import DeviceSpec, find_device, load_devices
 from harness.commands._output import Display, print_table, say, warn
 from harness.commands._selection import Selection, existing, select
 from harness.commands.requests import SelectionRequest
-from harness.datasets import DatasetSpec
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
-from harness.devices import DeviceSpec, find_device, load_devices
 from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
 from harness.record import Horizon, Prediction

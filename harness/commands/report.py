@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
+from harness.catalogue.tuned import Tuned
 from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
-from harness.report.sides import items_beside
+from harness.report.reading.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
 from harness.suite import Suite
-from harness.tuned import Tuned
 
 
 def report(

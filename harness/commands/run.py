@@ -21,17 +21,17 @@ from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
-from harness.engine.executor import Executor, Limits, Runs, Tally
-from harness.engine.settling import WORK, checkpoint_folder, recover, work_folder
-from harness.engine.task import RunTask
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
 from harness.record import Environment, Prediction
 from harness.report.units import gib
+from harness.runs.executor import Executor, Limits, Runs, Tally
+from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.spec import RunSpec
 from harness.store import Contents, Store, has_outcome
+from harness.task import RunTask
 
 
 def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:

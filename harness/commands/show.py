@@ -34,7 +34,7 @@ def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None 
     records = find_records(results, run_id)
     record = records[-1]
     if file is not None:
-        from harness.report.timeline import write_timeline
+        from harness.report.plots.timeline import write_timeline
 
         write_timeline(record, file)
     if in_json:

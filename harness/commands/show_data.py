@@ -20,8 +20,8 @@ from harness.printable import as_json, printable
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
-    from harness.engine.data import Example
-    from harness.engine.showing import Piece
+    from harness.data.batches import Example
+    from harness.data.showing import Piece
 
 TRAINED_STYLE = "bold green"
 
@@ -43,8 +43,8 @@ def show_data(chosen: SelectionRequest, assets: AssetsRequest, *, num_examples: 
         wheels = given_wheels(assets.wheels)
         prepared = prepare(one, offline=assets.offline, wheels=wheels, progress=display.progress)
 
-    from harness.engine.data import TrainData
-    from harness.engine.rows import run_rows
+    from harness.data.batches import TrainData
+    from harness.data.drawn import run_rows
     from harness.tensors.loading import load_tokenizer
 
     tokenizer = load_tokenizer(prepared.model_folders[spec.model_name])
@@ -61,7 +61,7 @@ def show_data(chosen: SelectionRequest, assets: AssetsRequest, *, num_examples: 
 
 
 def _as_json(spec: RunSpec, examples: Sequence[Example], tokenizer: Any) -> dict[str, Any]:
-    from harness.engine.showing import pieces, trained_flags
+    from harness.data.showing import pieces, trained_flags
 
     return {
         "model": spec.model_name,
@@ -80,7 +80,7 @@ def _as_json(spec: RunSpec, examples: Sequence[Example], tokenizer: Any) -> dict
 
 
 def _print(spec: RunSpec, examples: Sequence[Example], tokenizer: Any, num_examples: int) -> None:
-    from harness.engine.showing import LEGEND, heading, marked, pieces
+    from harness.data.showing import LEGEND, heading, marked, pieces
 
     train = spec.train
     assert train is not None
@@ -102,8 +102,8 @@ def _print(spec: RunSpec, examples: Sequence[Example], tokenizer: Any, num_examp
 
 
 def _styled(parts: Sequence[Piece], example: Example) -> Text:
-    """Return an example as :func:`harness.engine.showing.marked`, trained text by its style."""
-    from harness.engine.showing import NEXT, cut_mark
+    """Return an example as :func:`harness.data.showing.marked`, trained text by its style."""
+    from harness.data.showing import NEXT, cut_mark
 
     text = Text(cut_mark(example.cut_before), style="")
     for part in parts:

@@ -8,8 +8,8 @@ from pathlib import Path
 from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
-from harness.engine.launch import probe_environment
 from harness.record import Record
+from harness.runs.process import probe_environment
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome
 

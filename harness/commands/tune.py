@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.catalogue.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
 from harness.commands._output import print_table, warn
 from harness.commands._selection import Selection, checked, given_catalogue, known_names
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.commands.run import execute
-from harness.engine.launch import probe_environment
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.report.files import replace_file
+from harness.runs.process import probe_environment
 from harness.store import Store
 from harness.suite import Suite
-from harness.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
 from harness.tuning import choices, grid_of, merged, trial_suite
 
 

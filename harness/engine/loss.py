@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from harness.engine.data import IGNORED, MicroBatch
+from harness.data.batches import IGNORED, MicroBatch
 from harness.errors import Refused
 from harness.method import RunContext
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.engine.data import MicroBatch
+from harness.data.batches import MicroBatch
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer

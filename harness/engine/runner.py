@@ -15,17 +15,16 @@ import torch
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
+from harness.data.batches import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
+from harness.data.drawn import run_rows
 from harness.declaration import Declaration
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.memory import PhaseMeter
-from harness.engine.rows import run_rows
 from harness.engine.stepping import Diverged
-from harness.engine.task import RunTask
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -33,6 +32,7 @@ from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
 from harness.settings import TrainSettings
+from harness.task import RunTask
 from harness.tensors import seeding
 from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
@@ -231,7 +231,7 @@ def _conversation(run: _Run) -> ConversationTemplate | None:
 
 
 def _general_text(run: _Run, tokenizer: Any, settings: TrainSettings) -> list[MicroBatch]:
-    from harness.assets.training_rows import load_texts
+    from harness.data.rows import load_texts
 
     general = run.task.spec.general
     if general is None:
@@ -298,7 +298,7 @@ def _proof(
 def _block_scores(
     run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder: Decoder
 ) -> dict[BlockScoreRequest, list[float]]:
-    from harness.assets.training_rows import load_texts
+    from harness.data.rows import load_texts
 
     spec = run.task.spec
     request = method.block_scores_needed()

@@ -23,8 +23,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from harness.data.batches import MicroBatch
 from harness.engine.activation_checkpointing import CheckpointOffload
-from harness.engine.data import MicroBatch
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
 from harness.engine.stepwise import refuse_other_optimizers

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.engine.data import MicroBatch
+from harness.data.batches import MicroBatch
 from harness.engine.loss import loss_function
 from harness.engine.padding import needs_padding_mask
 from harness.engine.peak_laps import PeakLaps

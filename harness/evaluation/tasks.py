@@ -21,11 +21,11 @@ import datasets
 from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
+from harness.catalogue.packaged_tasks import ROWS_OF
 from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.files import said_as
-from harness.packaged_tasks import ROWS_OF
 from harness.settings import EvaluationSettings
 
 SCORED_FILES = {"packaged": "all", "packaged-scored": "scored"}

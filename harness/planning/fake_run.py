@@ -17,17 +17,17 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import Example, MicroBatch, collate
+from harness.data.drawn import rows_may_be_padded
 from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, MicroBatch, collate
 from harness.engine.padding import needs_padding_mask
-from harness.engine.rows import rows_may_be_padded
 from harness.engine.step_memory import using_up
 from harness.engine.stepping import Stepping
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
-from harness.models import BaseModelSpec
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops

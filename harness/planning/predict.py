@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
 from harness.device_profile import DeviceProfile
 from harness.engine.step_memory import breakdown
 from harness.method import BlockScoreRequest
-from harness.models import BaseModelSpec
 from harness.planning.allocator import CachingAllocator
 from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces

@@ -15,15 +15,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
 from harness.device_profile import DeviceProfile
-from harness.engine.launch import collect_lines
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.progress import Progress
 from harness.record import LOG_LINES, Horizon, Prediction
+from harness.runs.process import collect_lines
 from harness.settings import ComputeCapability
 from harness.spec import RunSpec, identity
 

@@ -7,11 +7,11 @@ import os
 import sys
 
 from harness.engine.block_scores import kept_block_scores
-from harness.engine.child import die_with_parent
 from harness.errors import HarnessError, Refused
 from harness.method import BlockScoreRequest
 from harness.planning.predict import Question, predict
 from harness.planning.questions import PlanAnswer, PlanTask
+from harness.runs.child import die_with_parent
 
 
 def main() -> None:

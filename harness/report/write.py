@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.calibration_log import Log
+from harness.catalogue.tuned import Tuned
 from harness.errors import HarnessError, near_miss
-from harness.report.comparisons import ReadItems
 from harness.report.files import make_folder, replace_file
 from harness.report.formats import FORMATS, Format
-from harness.report.summary import Summary, summarize
-from harness.report.terminal import terminal_table
+from harness.report.pages.pairs import ReadItems
+from harness.report.pages.terminal import terminal_table
+from harness.report.reading.summary import Summary, summarize
 from harness.store import Contents
 from harness.suite import Suite
-from harness.tuned import Tuned
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,13 +59,13 @@ def write_report(
     make_folder(out)
     written: list[Path] = []
     if "csv" in formats:
-        from harness.report.frames import run_frame, score_frame
+        from harness.report.numbers.frames import run_frame, score_frame
 
         written.append(replace_file(out / "scores.csv", _csv(score_frame(summary))))
         written.append(replace_file(out / "runs.csv", _csv(run_frame(summary))))
     if "json" in formats:
-        from harness.report.machine import report_json
-        from harness.report.page import all_notes
+        from harness.report.numbers.report_json import report_json
+        from harness.report.pages.page import all_notes
 
         written.append(replace_file(out / "report.json", report_json(summary, all_notes(summary))))
     pages, plots = _write_pages(summary, out, formats, read_items, calibration) if PAGES & set(formats) else ([], [])
@@ -76,24 +76,24 @@ def _write_pages(
     summary: Summary, out: Path, formats: Sequence[str], read_items: ReadItems | None, calibration: Log | None
 ) -> tuple[list[Path], list[Path]]:
     """Write the plots and the pages that show them, from one document, and return the files of both."""
-    from harness.report.page import report_document
-    from harness.report.plots import write_plots
+    from harness.report.pages.page import report_document
+    from harness.report.plots.shown import write_plots
 
     make_folder(out / "plots")
     plots = write_plots(summary, out / "plots")
     document = report_document(summary, plots, read_items, calibration)
     pages: dict[str, str] = {}
     if "md" in formats:
-        from harness.report.markdown import markdown
+        from harness.report.pages.markdown import markdown
 
         pages["report.md"] = markdown(document, out)
     if "latex" in formats:
-        from harness.report.latex import latex
+        from harness.report.pages.latex import latex
 
         make_folder(out / "tables")
         pages |= latex(document, out)
     if "html" in formats:
-        from harness.report.html import html_page
+        from harness.report.pages.html import html_page
 
         pages["report.html"] = html_page(document)
     written = [replace_file(out / name, text) for name, text in pages.items()]

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from harness.catalogue.models import BaseModelSpec
 from harness.errors import HarnessError
 from harness.method import Decoder
-from harness.models import BaseModelSpec
 
 OTHERS = ("embedding", "final_norm", "head")
 HASHING_THREADS = 8

@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from harness.catalogue.models import BaseModelSpec
 from harness.errors import HarnessError
 from harness.files import make_folder, sync_tree
-from harness.models import BaseModelSpec
 from harness.tensors.dtypes import DTYPES
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets.rows import rows_place
+from harness.data.packaged import rows_place
 from tests.conftest import needed
 
 Command = Callable[..., subprocess.CompletedProcess[str]]

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.assets.prepare import converted_model_place
-from harness.assets.rows import rows_place
+from harness.catalogue.models import load_models
 from harness.commands import _doctor_actions, _places, doctor
+from harness.data.packaged import rows_place
 from harness.diagnosis import TorchFacts
-from harness.engine.device_probe import ask_nvidia
-from harness.models import load_models
+from harness.preparing.assets import converted_model_place
+from harness.runs.device_probe import ask_nvidia
 from tests.conftest import needed
 from tests.unit.test_architecture import WITHOUT_TORCH
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from harness.catalogue.models import BaseModelSpec
 from harness.cli import main
 from harness.commands import run
 from harness.commands._assets import Prepared
-from harness.engine.executor import Runs, Tally
-from harness.engine.local import LocalMachine
-from harness.models import BaseModelSpec
+from harness.runs.executor import Runs, Tally
+from harness.runs.local import LocalMachine
 from harness.store import Store
 from tests.cli.conftest import SUITE
 from tests.records import make_record

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from harness.catalogue.devices import load_devices
+from harness.catalogue.models import load_models
 from harness.commands import plan, run
 from harness.commands.plan import fits, parse_memory
 from harness.commands.run import _refusal, _too_large
-from harness.devices import load_devices
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
-from harness.models import load_models
 from harness.planning.questions import PlanAnswer, PlanTask
 from harness.record import MemoryBreakdown, Prediction
 from tests.cli.conftest import command

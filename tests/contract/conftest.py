@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.settings import TrainSettings
 

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 
-from harness.engine.data import MicroBatch, TrainData
+from harness.data.batches import MicroBatch, TrainData
 from harness.engine.training import TrainingLoop
 from tests.records import TRAIN
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from harness.catalogue.labels import load_labels
 from harness.errors import Refused
-from harness.labels import load_labels
 from harness.method import METHODS
 from harness.settings import TrainSettings, later_settings
 
@@ -135,7 +135,7 @@ class Block:
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Block())
 from harness.method import METHODS
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 checked = []
 for label, entry in load_labels().items():
     method = METHODS.get(entry.method)

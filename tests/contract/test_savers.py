@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from harness.data.batches import MicroBatch
 from harness.engine.activation_checkpointing import enable_checkpointing
-from harness.engine.data import MicroBatch
 from harness.engine.training import TrainingLoop
 
 SAVERS = {

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 from harness.method import METHODS
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from harness.assets.data_files import TrainingRow, read_data_file
-from harness.assets.instructions import instruction_of
-from harness.assets.prepare import converted_model_place
+from harness.catalogue.models import load_models
 from harness.conversation import find_template
-from harness.engine.data import Example, encode, pack
-from harness.engine.showing import LEGEND, heading, marked, pieces
-from harness.models import load_models
+from harness.data.batches import Example, encode, pack
+from harness.data.files import TrainingRow, read_data_file
+from harness.data.showing import LEGEND, heading, marked, pieces
+from harness.data.wording import instruction_of
+from harness.preparing.assets import converted_model_place
 from harness.settings import TrainSettings
 from tests.conftest import needed
 from tests.records import TRAIN
@@ -188,7 +188,7 @@ def test_mmlu_rows_are_the_same_out_of_parquet_and_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_the_marks_are_those_of_the_loss(name: str, smollm2: Any, tmp_path: Path) -> None:
-    from harness.engine.data import collate
+    from harness.data.batches import collate
 
     rows, train = CASES[name](tmp_path)
     template = find_template("chatml") if train.prompt == "conversation" else None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets.bundle_target import target_of, wheel_tags
+from harness.bundling.target import target_of, wheel_tags
 from tests.cli.conftest import command
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]

@@ -21,7 +21,7 @@ KILLS = Path(__file__).parents[1] / "kills.py"
 
 @pytest.mark.timeout(7200)
 def test_nothing_is_lost_doubled_or_different_after_200_kills(tmp_path: Path, tiny_llama: Path) -> None:
-    from harness.assets.rows import rows_place
+    from harness.data.packaged import rows_place
 
     needed(rows_place())
     done = subprocess.run(

@@ -49,7 +49,7 @@ def test_ctrl_c_keeps_what_ended_records_what_ran_and_leaves_no_process(folder: 
             found = []
             for process in parent.children(recursive=True):
                 with contextlib.suppress(psutil.Error):  # it has ended
-                    found += [process] * ("harness.engine.child" in process.cmdline())
+                    found += [process] * ("harness.runs.child" in process.cmdline())
             return found
 
         wait_until(lambda: any(child.cpu_times().user > 4 for child in children()), 90)

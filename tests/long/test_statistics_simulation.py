@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 
 from harness.record import Record, Score
-from harness.report.compare import compare_sides
-from harness.report.compare_cells import Comparison
-from harness.report.sides import Side
-from harness.report.statistics import t_interval
-from harness.report.statistics_changes import log_changes
-from harness.report.statistics_family import holm
-from harness.report.statistics_pairs import compare_methods
+from harness.report.comparing.cells import Comparison
+from harness.report.comparing.compare import compare_sides
+from harness.report.reading.sides import Side
+from harness.report.statistics.changes import log_changes
+from harness.report.statistics.family import holm
+from harness.report.statistics.intervals import t_interval
+from harness.report.statistics.pairs import compare_methods
 
 pytestmark = pytest.mark.long
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.assets import prepare, rows
 from harness.assets.cache import spoilt_files
-from harness.assets.instructions import instruction_of, letter_question
-from harness.assets.split import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
-from harness.assets.training_rows import load_rows, load_texts
+from harness.assets.gguf import convert_gguf
 from harness.assets.wheels import SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
-from harness.catalogue import packaged_catalogue
-from harness.engine.conversion import convert_gguf
+from harness.catalogue.models import load_models
+from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS
+from harness.catalogue.resolved import packaged_catalogue
+from harness.data import packaged as rows
+from harness.data.parts import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
+from harness.data.rows import load_rows, load_texts
+from harness.data.wording import instruction_of, letter_question
 from harness.errors import HarnessError
-from harness.models import load_models
-from harness.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS
+from harness.preparing import assets as prepare
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from harness.assets.prepare import converted_model_place
-from harness.assets.rows import rows_place
-from harness.models import load_models
+from harness.catalogue.models import load_models
+from harness.data.packaged import rows_place
+from harness.preparing.assets import converted_model_place
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow

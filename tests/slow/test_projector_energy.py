@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from harness.assets.prepare import converted_model_place
-from harness.assets.rows import rows_place
-from harness.assets.training_rows import load_rows
-from harness.catalogue import packaged_catalogue
-from harness.engine.data import TrainData
+from harness.catalogue.models import load_models
+from harness.catalogue.resolved import packaged_catalogue
+from harness.data.batches import TrainData
+from harness.data.packaged import rows_place
+from harness.data.rows import load_rows
 from harness.methods._projection import Basis, basis_for, captured_energy, exact_projector, randomized_projector
-from harness.models import load_models
+from harness.preparing.assets import converted_model_place
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import load_model, load_tokenizer
 from tests.conftest import needed

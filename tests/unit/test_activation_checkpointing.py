@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import MicroBatch
 from harness.engine.activation_checkpointing import CheckpointOffload, disable_checkpointing, enable_checkpointing
-from harness.engine.data import MicroBatch
 from harness.engine.loss import summed_loss
 from harness.errors import Refused
-from harness.models import BaseModelSpec
 from harness.settings import TrainSettings
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import load_model

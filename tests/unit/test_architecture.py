@@ -14,77 +14,71 @@ import pytest
 import harness
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import architecture as figures  # noqa: E402
+
 PACKAGE = Path(harness.__file__).parent
-CONTRACTS = {
-    "diagnosis",
-    "errors",
-    "files",
-    "calibration_log",
-    "calibration_profile",
-    "device_profile",
-    "printable",
-    "progress",
-    "quantities",
-    "quantity",
-    "readings",
-    "redaction",
-    "source",
-    "registry",
-    "method",
-    "settings",
-    "labels",
-    "models",
-    "suite",
-    "spec",
-    "catalogue",
-    "packaged_tasks",
-    "expansion",
-    "record",
-    "declaration",
-    "proof",
-    "proof_checks",
-    "proof_facts",
-    "store",
-    "datasets",
-    "conversation",
-    "devices",
-    "toml_files",
-    "tuned",
-    "tuning",
-}
 HEAVY = {"torch", "transformers", "peft", "lm_eval", "datasets", "accelerate"}
+GROUND = {"contracts", "catalogue"}
+TENSORS = GROUND | {"methods", "assets", "data", "tensors", "evaluation", "engine"}
 MAY_IMPORT = {
-    "contracts": {"contracts"},
-    "tensors": {"contracts", "tensors"},
-    "methods": {"contracts", "tensors", "methods"},
-    "assets": {"contracts", "assets"},
-    "planning": {"contracts", "tensors", "methods", "assets", "engine", "planning"},
-    "calibration": {"contracts", "tensors", "methods", "assets", "engine", "evaluation", "planning", "calibration"},
-    "engine": {"contracts", "tensors", "methods", "assets", "engine", "evaluation"},
-    "evaluation": {"contracts", "tensors", "assets", "evaluation"},
-    "report": {"contracts", "report"},
-    "commands": {
-        *("contracts", "tensors", "methods", "assets", "planning", "calibration", "engine", "evaluation", "report"),
-        "commands",
-    },
-    "cli": {"contracts", "report", "commands", "cli"},
+    "contracts": GROUND,
+    "catalogue": GROUND,
+    "tensors": GROUND | {"tensors"},
+    "assets": GROUND | {"assets"},
+    "data": GROUND | {"assets", "data", "tensors"},
+    "methods": GROUND | {"methods", "tensors"},
+    "preparing": GROUND | {"assets", "data", "preparing"},
+    "bundling": GROUND | {"assets", "data", "preparing", "bundling"},
+    "evaluation": GROUND | {"assets", "evaluation", "tensors"},
+    "engine": TENSORS,
+    "runs": GROUND | {"assets", "preparing", "runs"},
+    "planning": TENSORS - {"evaluation"} | {"runs", "planning"},
+    "calibration": TENSORS | {"preparing", "runs", "planning", "calibration"},
+    "report": GROUND | {"report"},
+    "commands": TENSORS | {"preparing", "bundling", "runs", "planning", "calibration", "report", "commands"},
+    "cli": GROUND | {"report", "commands", "cli"},
 }
+"""By room, of the project's rooms; what stands at the top of harness/ is a contract."""
+WINGS: dict[str, set[str]] = {
+    "table": set(),
+    "units": set(),
+    "files": set(),
+    "formats": set(),
+    "statistics": set(),
+    "reading": {"statistics", "table", "units"},
+    "plots": {"statistics", "reading", "table", "units", "files"},
+    "pages": {"statistics", "reading", "plots", "table", "units"},
+    "numbers": {"statistics", "reading"},
+    "comparing": {"statistics", "reading", "plots", "table", "units"},
+    "write": {"reading", "plots", "pages", "numbers", "files", "formats"},
+}
+"""The rooms inside report/, each with those that it may import beside itself."""
+WITHOUT_TORCH_ROOMS = (
+    *("contracts", "catalogue", "assets", "data", "preparing", "bundling", "runs", "report", "commands", "cli"),
+)
+LAST_STAGES = {"batches.py", "drawn.py"}
+"""Of the data path: they make tensors."""
+DOORS = {("child.py", "harness.engine.runner")}
+"""Where the parent's side goes over to what loads torch: inside a function, in a process of its own."""
 
 
 def part_of(module: str) -> str:
     names = module.split(".")
-    if len(names) == 1:
-        return "contracts"
-    return "contracts" if names[1] in CONTRACTS else names[1]
+    return names[1] if len(names) > 1 and names[1] in MAY_IMPORT else "contracts"
 
 
 def files(part: str) -> list[Path]:
     if part == "contracts":
-        return [PACKAGE / f"{name}.py" for name in sorted(CONTRACTS) if (PACKAGE / f"{name}.py").exists()]
+        return sorted(PACKAGE.glob("*.py"))
     import importlib
 
     folder = Path(str(importlib.import_module(f"harness.{part}").__file__)).parent
-    return sorted(folder.glob("*.py"))
+    return sorted(folder.rglob("*.py"))
+
+
+def ours(file: Path, *, top_level_only: bool = False) -> set[str]:
+    return {name for name in imports(file, top_level_only=top_level_only) if name.split(".")[0] == "harness"}
 
 
 def imports(file: Path, *, top_level_only: bool) -> Iterator[str]:
@@ -110,13 +104,44 @@ def test_a_part_imports_only_what_it_may(part: str) -> None:
     found = files(part)
     assert found
     for file in found:
-        used = {part_of(name) for name in imports(file, top_level_only=False) if name.split(".")[0] == "harness"}
-        assert used <= MAY_IMPORT[part], f"{file.name} imports {used - MAY_IMPORT[part]}"
+        through_doors = {module for name, module in DOORS if part == "runs" and name == file.name}
+        used = {part_of(name) for name in ours(file) - through_doors}
+        assert used <= MAY_IMPORT[part], f"{file} imports {used - MAY_IMPORT[part]}"
 
 
-@pytest.mark.parametrize("part", ["contracts", "assets", "report", "commands", "cli"])
-def test_no_torch_outside_the_engine(part: str) -> None:
+def test_every_room_has_its_walls() -> None:
+    folders = {folder.name for folder in PACKAGE.iterdir() if (folder / "__init__.py").exists()}
+    assert folders | {"contracts", "methods"} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("wing", sorted(WINGS))
+def test_a_wing_of_the_report_imports_only_what_it_may(wing: str) -> None:
+    flat = PACKAGE / "report" / f"{wing}.py"
+    found = [flat] if flat.exists() else sorted((PACKAGE / "report" / wing).glob("*.py"))
+    assert found
+    for file in found:
+        used = {name.split(".")[2] for name in ours(file) if name.startswith("harness.report.")}
+        assert used <= WINGS[wing] | {wing}, f"{file} imports {used - WINGS[wing]}"
+
+
+def test_every_wing_of_the_report_has_its_walls() -> None:
+    found = {path.stem for path in (PACKAGE / "report").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert found - {"__init__", "__pycache__"} == set(WINGS)
+
+
+def test_there_is_no_cycle_and_no_arrow_up_at_run_time_either() -> None:
+    tree = figures.Tree(ROOT)
+    graph = tree.graph(at_top=False)
+    assert len(graph) > 200 and graph.number_of_edges() > 1000
+    assert figures.cycles(graph) == []
+    assert figures.arrows_up(graph) == []
+
+
+@pytest.mark.parametrize("part", WITHOUT_TORCH_ROOMS)
+def test_no_torch_outside_the_rooms_of_tensors(part: str) -> None:
     for file in files(part):
+        if part == "data" and file.name in LAST_STAGES:
+            continue
         heavy = {name.split(".")[0] for name in imports(file, top_level_only=True)} & HEAVY
         assert not heavy, f"{file.name} imports {heavy}"
         assert "torch" not in {name.split(".")[0] for name in imports(file, top_level_only=False)}, file.name
@@ -133,18 +158,7 @@ def test_no_method_is_named_outside_its_own_file() -> None:
     from harness.method import METHODS
 
     names = set(METHODS.names()) - {"base", "full"}  # these two are ordinary words
-    for part in (
-        "contracts",
-        "assets",
-        "tensors",
-        "engine",
-        "evaluation",
-        "report",
-        "commands",
-        "cli",
-        "planning",
-        "calibration",
-    ):
+    for part in sorted(set(MAY_IMPORT) - {"methods"}):
         for file in files(part):
             words = {
                 node.value
@@ -197,48 +211,27 @@ def test_private_modules_are_their_own_folder_s() -> None:
             assert not foreign, f"{file} imports {foreign}"
 
 
-PARENT_SIDE = {
-    "task",
-    "executor",
-    "queue",
-    "settling",
-    "local",
-    "claims",
-    "launch",
-    "child",
-    "ray_executor",
-    "ray_worker",
-}
-"""What starts runs and takes their records, beside the first lines of a child, which say that it has begun."""
-DOORS = {("child", "harness.engine.runner"), ("ray_worker", "harness.engine.conversion")}
-"""Where the parent's side goes over to what loads torch: inside a function, in a process of its own."""
-
-
-def test_the_parents_side_imports_neither_torch_nor_the_childs_side() -> None:
+def test_the_parents_side_opens_the_childs_at_one_door_alone() -> None:
     doors = set()
-    for name in sorted(PARENT_SIDE):
-        file = PACKAGE / "engine" / f"{name}.py"
-        every, at_top = (set(imports(file, top_level_only=only)) for only in (False, True))
-        assert not {module.split(".")[0] for module in every} & HEAVY, name
-        own = {f"harness.engine.{other}" for other in PARENT_SIDE}
-        ours = {module for module in every if module.split(".")[0] == "harness"}
-        outside = {module for module in ours - own if part_of(module) not in {"contracts", "assets"}}
-        assert not outside & at_top, f"{name} imports {outside & at_top}"
-        doors |= {(name, module) for module in outside}
+    for file in files("runs"):
+        assert not {module.split(".")[0] for module in imports(file, top_level_only=False)} & HEAVY, file
+        outside = {module for module in ours(file) if part_of(module) not in MAY_IMPORT["runs"]}
+        assert not outside & ours(file, top_level_only=True), f"{file} imports {outside} at its top"
+        doors |= {(file.name, module) for module in outside}
     assert doors == DOORS
 
 
-def test_the_childs_side_knows_of_the_parents_only_the_task() -> None:
-    for file in files("engine"):
-        if file.stem not in PARENT_SIDE:
-            used = set(imports(file, top_level_only=False)) & {f"harness.engine.{name}" for name in PARENT_SIDE}
-            assert used <= {"harness.engine.task"}, f"{file.name} imports {used}"
+def test_the_childs_side_knows_nothing_of_the_parents() -> None:
+    for part in ("tensors", "data", "methods", "evaluation", "engine"):
+        for file in files(part):
+            assert not {name for name in ours(file) if part_of(name) == "runs"}, file
 
 
 def test_the_parents_side_works_where_torch_is_absent() -> None:
+    names = sorted(f"harness.runs.{file.stem}" for file in files("runs") if file.stem != "__init__")
+    assert len(names) > 8
     script = WITHOUT_TORCH.partition("from harness.cli")[0] + "import importlib\n"
-    script += f"for name in {sorted(PARENT_SIDE)!r}: importlib.import_module(f'harness.engine.{{name}}')\n"
-    script += "from harness.engine.launch import probe_environment\n"
+    script += f"for name in {names!r}: importlib.import_module(name)\n"
     script += "try: import torch\nexcept ModuleNotFoundError: print('no torch')\n"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.stdout == "no torch\n", done.stderr

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from harness.catalogue.models import ModelShape, load_models
 from harness.errors import HarnessError
-from harness.models import ModelShape, load_models
 
 
 def parameters(shape: ModelShape) -> tuple[int, int, int, int]:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets import training_rows
 from harness.assets.cache import read_table
 from harness.assets.hub import (
     cached_folder,
@@ -22,10 +21,11 @@ from harness.assets.hub import (
     model_asset,
     pinned_revision,
 )
-from harness.assets.prepare import resolve_model
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
+from harness.data import rows as training_rows
 from harness.errors import HarnessError
-from harness.models import BaseModelSpec
+from harness.preparing.assets import resolve_model
 
 COMMIT = "a" * 40
 SHARDED = {

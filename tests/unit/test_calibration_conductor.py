@@ -103,7 +103,7 @@ def test_parts_have_names_of_their_own_and_come_in_the_order_of_their_groups() -
 
 
 def test_every_registered_method_that_trains_takes_steps() -> None:
-    from harness.labels import load_labels
+    from harness.catalogue.labels import load_labels
     from harness.method import METHODS
 
     labels = {part.argument for part in all_parts() if part.where == "methods.steps_of"}

@@ -6,12 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from harness.catalogue import Catalogue, load_catalogue, packaged_catalogue
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import (
+    COMMONSENSE_TASKS,
+    MMLU_GROUPS,
+    MMLU_SUBJECTS,
+    check_packaged_rows,
+    packaged_tasks,
+)
+from harness.catalogue.resolved import Catalogue, load_catalogue, packaged_catalogue
 from harness.errors import HarnessError
 from harness.evaluation.task_names import _mmlu_names
 from harness.expansion import catalogue_for, expand, load_suite
-from harness.models import BaseModelSpec
-from harness.packaged_tasks import COMMONSENSE_TASKS, MMLU_GROUPS, MMLU_SUBJECTS, check_packaged_rows, packaged_tasks
 from harness.settings import EvaluationSettings
 from tests.unit.test_suite import TEXT
 
@@ -177,7 +183,7 @@ def test_the_packaged_tasks_are_those_of_lm_eval() -> None:
 
 
 def test_a_model_of_ones_own_is_identified_as_a_given_folder_is(tmp_path: Path, tiny_llama: Path) -> None:
-    from harness.assets.prepare import resolve_model
+    from harness.preparing.assets import resolve_model
 
     known = load_catalogue(written(tmp_path, OWN.replace("weights", str(tiny_llama))))
     given = BaseModelSpec(name="mine", architecture="LlamaForCausalLM", hub_id="someone/else")

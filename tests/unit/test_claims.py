@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.engine.claims import FOLDER, LEASE_SECONDS, Claims, Lease, kernel_identity
 from harness.errors import HarnessError
+from harness.runs.claims import FOLDER, LEASE_SECONDS, Claims, Lease, kernel_identity
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from harness.engine.claims import Claims
+from harness.runs.claims import Claims
 with Claims(Path(sys.argv[1])) as claims:
     print(claims.take("run", "work"), flush=True)
     time.sleep(600)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.engine.data import IGNORED, TrainData, collate, encode, general_batches, pack, validation_batches
+from harness.data.batches import IGNORED, TrainData, collate, encode, general_batches, pack, validation_batches
 from harness.errors import HarnessError
 from harness.settings import GeneralTextSettings
 from tests.records import TRAIN

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from harness.calibration.attention import Shape, planned_bytes
+from harness.catalogue.datasets import load_datasets
 from harness.commands import plan
-from harness.datasets import load_datasets
 from harness.device_profile import AttentionConstants, DeviceProfile, Rates, SolverConstants
 from harness.planning.cuda import LARGE_WORKSPACE, solver_bytes
 from harness.planning.kernels import backward_workspace

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.devices import find_device, known_device, load_devices
+from harness.catalogue.devices import find_device, known_device, load_devices
 from harness.errors import HarnessError
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from harness.engine.child import RECORD_FILE
-from harness.engine.settling import WORK, recover, settle, work_folder
 from harness.errors import HarnessError
 from harness.record import Record
+from harness.runs.child import RECORD_FILE
+from harness.runs.settling import WORK, recover, settle, work_folder
 from harness.store import Store
 from tests.records import make_record
 

@@ -24,19 +24,20 @@ from typing import Any
 
 import pytest
 
-from harness.engine import launch, ray_executor
-from harness.engine.claims import FOLDER, Claims
-from harness.engine.executor import Executor, Limits, Runs
-from harness.engine.local import Device, LocalMachine
-from harness.engine.ray_executor import RayCluster, ray_cluster
-from harness.engine.ray_worker import Order, pack
-from harness.engine.settling import WORK, work_folder
-from harness.engine.task import RunTask
+from harness.catalogue.models import load_models
 from harness.errors import HarnessError
-from harness.models import load_models
 from harness.record import Record
+from harness.runs import process as launch
+from harness.runs import ray as ray_executor
+from harness.runs.claims import FOLDER, Claims
+from harness.runs.executor import Executor, Limits, Runs
+from harness.runs.local import Device, LocalMachine
+from harness.runs.ray import RayCluster, ray_cluster
+from harness.runs.ray_worker import Order, pack
+from harness.runs.settling import WORK, work_folder
 from harness.source import source_checksum
 from harness.store import Store
+from harness.task import RunTask
 from tests.records import ENVIRONMENT, make_spec
 
 HERE = ENVIRONMENT.model_copy(update={"source_checksum": source_checksum()})

@@ -10,20 +10,20 @@ from pathlib import Path
 import pytest
 
 from harness.assets.mt_bench import load_mt_bench
-from harness.datasets import load_datasets
-from harness.devices import load_devices
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.devices import load_devices
+from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.evaluation.grading import NOT_PARSED, Judged, gradings, mt_bench_scores, parse_score
 from harness.evaluation.judges import ChatEndpoint, JudgeFailed, Reply
 from harness.evaluation.judging import JudgeSettings, judge_answers
 from harness.expansion import load_suite
-from harness.models import load_models
-from harness.report.compare import compare_sides
-from harness.report.compare_page import comparison_json
-from harness.report.items import parse_items
-from harness.report.paper import read_table
-from harness.report.sides import Side, load_side
-from harness.report.subjects import subjects_of_benchmarks
+from harness.report.comparing.compare import compare_sides
+from harness.report.comparing.page import comparison_json
+from harness.report.comparing.paper import read_table
+from harness.report.comparing.subjects import subjects_of_benchmarks
+from harness.report.reading.items import parse_items
+from harness.report.reading.sides import Side, load_side
 from harness.store import parse_files
 from tests.judge import Act, served
 from tests.mt_bench import write_bench

@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import pytest
 from pydantic import ValidationError
 
+from harness.catalogue.models import BaseModelSpec
 from harness.errors import HarnessError
 from harness.expansion import expand
 from harness.method import METHODS, MethodConfig
-from harness.models import BaseModelSpec
 from harness.settings import EvaluationSettings, Later, TrainSettings, later_settings
 from harness.spec import RunSpec
 from harness.store import parse_files

@@ -17,15 +17,15 @@ from typing import Any
 import psutil
 import pytest
 
-from harness.engine import launch
-from harness.engine.executor import Runs, Tally
-from harness.engine.local import Device, LocalMachine
-from harness.engine.settling import work_folder
-from harness.engine.task import RunTask
+from harness.catalogue.models import BaseModelSpec, load_models
 from harness.errors import HarnessError
-from harness.models import BaseModelSpec, load_models
 from harness.record import Record
+from harness.runs import process as launch
+from harness.runs.executor import Runs, Tally
+from harness.runs.local import Device, LocalMachine
+from harness.runs.settling import work_folder
 from harness.store import Store
+from harness.task import RunTask
 from tests.records import ENVIRONMENT, make_spec
 
 POLITE = "import sys, time\nprint('{}', flush=True)\ntry:\n  time.sleep(60)\nexcept KeyboardInterrupt:\n  sys.exit(3)"
@@ -182,7 +182,7 @@ def test_a_run_goes_to_the_device_that_holds_its_peak() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's word to a child is Linux's")
 def test_a_child_within_a_long_call_that_holds_the_interpreter_ends_with_its_parent() -> None:
-    child = "from harness.engine.child import die_with_parent; die_with_parent(); import ctypes, os; "
+    child = "from harness.runs.child import die_with_parent; die_with_parent(); import ctypes, os; "
     child += "print(os.getpid(), flush=True); ctypes.PyDLL(None).sleep(100)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True) as process:

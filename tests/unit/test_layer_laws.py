@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from harness.catalogue.labels import load_labels
 from harness.errors import Refused
-from harness.labels import load_labels
 from harness.method import METHODS
 from harness.methods._inclusion import inclusion_probabilities
 from harness.methods._layer_sampled import LayerSampledConfig

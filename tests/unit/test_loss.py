@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import MicroBatch, collate, encode
 from harness.engine.context import EngineContext
-from harness.engine.data import MicroBatch, collate, encode
 from harness.engine.loss import SlicedCrossEntropy, loss_function, passed_through, sliced_summed_loss, summed_loss
 from harness.engine.training import mean_loss
 from harness.errors import Refused
-from harness.models import BaseModelSpec
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import load_model
 from harness.tensors.storage_tracker import StorageTracker

@@ -10,12 +10,12 @@ import pytest
 
 from harness.assets import mt_bench
 from harness.assets.mt_bench import content_checksum, load_mt_bench, prepare_mt_bench
-from harness.assets.prepare import missing, prepare_dataset, resolve_dataset
-from harness.assets.training_rows import load_rows
 from harness.assets.wheels import MT_BENCH_WHEEL
-from harness.catalogue import packaged_catalogue
+from harness.catalogue.resolved import packaged_catalogue
+from harness.data.rows import load_rows
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
+from harness.preparing.assets import missing, prepare_dataset, resolve_dataset
 from harness.settings import EvaluationSettings, MTBenchSettings
 from harness.toml_files import read_toml
 from tests.mt_bench import CATEGORIES, lines, write_bench
@@ -69,7 +69,7 @@ def test_the_identity_is_the_content_that_is_read(tmp_path: Path) -> None:
 
 
 def test_other_questions_or_another_template_are_another_run(tmp_path: Path) -> None:
-    from harness.models import find_model, load_models
+    from harness.catalogue.models import find_model, load_models
 
     suite = load_suite("mt-bench-small")
     models = {"smollm2-135m": find_model("smollm2-135m", load_models())}
@@ -138,7 +138,7 @@ def test_a_suite_that_misuses_them_is_refused(
 
 
 def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
-    from harness.models import find_model, load_models
+    from harness.catalogue.models import find_model, load_models
 
     models = {"llama2-7b": find_model("llama2-7b", load_models())}
     with pytest.raises(HarnessError, match="names no conversation template for model 'llama2-7b'"):

@@ -9,8 +9,8 @@ import pytest
 
 from harness.expansion import load_suite
 from harness.record import SCHEMA_VERSION
-from harness.report.compare import compare_sides
-from harness.report.sides import load_side
+from harness.report.comparing.compare import compare_sides
+from harness.report.reading.sides import load_side
 from harness.report.write import write_report
 from harness.store import Store, parse_files
 from tests.records import ENVIRONMENT

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
+from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.evaluation.grading import MEAN, TASK
 from harness.expansion import load_suite
-from harness.models import load_models
 from harness.record import Record
-from harness.report.paper import Cell, Published, compare, read_table, table_names
-from harness.report.statistics import t_interval
-from harness.report.summary import summarize
+from harness.report.comparing.paper import Cell, Published, compare, read_table, table_names
+from harness.report.reading.summary import summarize
+from harness.report.statistics.intervals import t_interval
 from harness.store import Contents
 from harness.suite import labels_of
 from tests.unit.fixtures_report.factory import CUDA, make_breakdown, make_record, make_suite, with_memory

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec, ModelShape, load_models
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
-from harness.labels import load_labels
-from harness.models import BaseModelSpec, ModelShape, load_models
 from harness.planning import worker
 from harness.planning.cuda import blas_workspaces
 from harness.planning.predict import Question, predict

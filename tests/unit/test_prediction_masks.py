@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from harness.datasets import load_datasets
-from harness.engine.rows import rows_may_be_padded
-from harness.models import BaseModelSpec, ModelShape
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.models import BaseModelSpec, ModelShape
+from harness.data.drawn import rows_may_be_padded
 from harness.planning.fake_run import PlanTracker
 from harness.planning.kernels import EfficientAttention, FlashAttention, backward_workspace, kept_bias
 from harness.planning.predict import Question, predict

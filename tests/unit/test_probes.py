@@ -9,17 +9,17 @@ import pytest
 import torch
 from scipy.special import softmax
 
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import Example, TrainData, collate
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import Example, TrainData, collate
 from harness.engine.decoder import find_decoder
 from harness.engine.loading import build_model, load_model
 from harness.engine.runner import execute
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS
-from harness.models import BaseModelSpec
 from harness.planning.predict import Question, predict
 from harness.record import Prediction, Record
 from harness.settings import TrainSettings

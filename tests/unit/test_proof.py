@@ -13,13 +13,13 @@ from rich.console import Console
 
 from harness import cli
 from harness.declaration import Declaration, DeclaredPart, DeclaredProjection, DeclaredSampling
-from harness.engine.executor import Tally
 from harness.proof import Check, Judgement, judge, judge_record
 from harness.record import OUTCOMES, BlockActivity, Proof, Record, StepCurve, TrainResult
-from harness.report.compare import compare_sides
-from harness.report.sides import Side
-from harness.report.terminal import terminal_table
+from harness.report.comparing.compare import compare_sides
+from harness.report.pages.terminal import terminal_table
+from harness.report.reading.sides import Side
 from harness.report.write import write_report
+from harness.runs.executor import Tally
 from harness.store import Contents, Store, has_outcome, parse_files
 from tests.records import make_record
 from tests.unit.test_report_tables import make

@@ -14,20 +14,20 @@ from rich.console import Console
 from harness import cli, quantities
 from harness.quantity import Judged, Quantity, Shown
 from harness.record import Record
-from harness.report.compare_cells import Cell
-from harness.report.costs import heading
-from harness.report.estimates import over_seeds
-from harness.report.history import history, history_rows
-from harness.report.html import html_page
-from harness.report.latex import latex
-from harness.report.layout import markdown_table
-from harness.report.markdown import markdown
-from harness.report.page import report_document
-from harness.report.paper import Published
-from harness.report.paper import compare as compare_paper
-from harness.report.summary import Summary, summarize
-from harness.report.tables import cost_table
-from harness.report.tolerances import usual_text
+from harness.report.comparing.cells import Cell
+from harness.report.comparing.history import history, history_rows
+from harness.report.comparing.paper import Published
+from harness.report.comparing.paper import compare as compare_paper
+from harness.report.comparing.tolerances import usual_text
+from harness.report.pages.costs import heading
+from harness.report.pages.html import html_page
+from harness.report.pages.latex import latex
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document
+from harness.report.pages.tables import cost_table
+from harness.report.reading.estimates import over_seeds
+from harness.report.reading.summary import Summary, summarize
+from harness.report.table import markdown_table
 from harness.report.units import UNITS, bare, with_unit
 from harness.report.write import terminal_table, write_report
 from harness.store import Contents, Store

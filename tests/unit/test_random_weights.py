@@ -11,12 +11,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from harness.datasets import load_datasets
-from harness.engine.data import TrainData, validation_batches
-from harness.engine.rows import RandomTokens, run_rows
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.models import BaseModelSpec, ModelShape, load_models
+from harness.data.batches import TrainData, validation_batches
+from harness.data.drawn import RandomTokens, run_rows
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
-from harness.models import BaseModelSpec, ModelShape, load_models
 from harness.spec import RunSpec
 from harness.tensors import seeding
 from harness.tensors.loading import build_model, load_model, model_config

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from harness.assets.runs import Prepared
-from harness.datasets import DatasetSpec
-from harness.engine import ray_worker
-from harness.engine.ray_worker import localize, pack, unpack
-from harness.engine.task import RunTask
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import load_models
 from harness.errors import HarnessError
-from harness.models import load_models
+from harness.preparing.runs import Prepared
+from harness.runs import ray_worker
+from harness.runs.ray_worker import localize, pack, unpack
+from harness.task import RunTask
 from tests.unit.fixtures_report.factory import make_record
 
 

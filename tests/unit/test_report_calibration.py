@@ -10,7 +10,7 @@ from harness.calibration_log import SUITES, Log
 from harness.device_profile import Rates
 from harness.expansion import load_suite
 from harness.record import Record
-from harness.report.calibration import (
+from harness.report.pages.calibration import (
     MOST_BYTES,
     Line,
     calibration_blocks,
@@ -100,7 +100,7 @@ def test_what_failed_and_what_was_not_asked_are_lines() -> None:
 
 
 def test_a_page_of_another_suite_has_no_calibration() -> None:
-    from harness.report.summary import summarize
+    from harness.report.reading.summary import summarize
 
     suite, contents = make.golden()
     assert calibration_blocks(summarize(suite, contents), Log((result("a"),))) == []

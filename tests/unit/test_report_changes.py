@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize, special, stats
 from statsmodels.stats.weightstats import ttest_ind
 
-from harness.report.statistics_changes import inverse_trigamma, log_changes, moderate, p_more_lost_than_won
+from harness.report.statistics.changes import inverse_trigamma, log_changes, moderate, p_more_lost_than_won
 
 
 @pytest.mark.parametrize(("num_old", "num_new"), [(5, 5), (2, 7), (12, 3)])

@@ -10,11 +10,11 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.record import Record
-from harness.report.compare import compare_sides
-from harness.report.compare_cells import Comparison
-from harness.report.compare_page import CHARACTERS, comparison_json, comparison_markdown
-from harness.report.sides import Side
-from harness.report.tolerances import parse_tolerances
+from harness.report.comparing.cells import Comparison
+from harness.report.comparing.compare import compare_sides
+from harness.report.comparing.page import CHARACTERS, comparison_json, comparison_markdown
+from harness.report.comparing.tolerances import parse_tolerances
+from harness.report.reading.sides import Side
 from harness.settings import EvaluationSettings
 from tests.comparing import NEW, NOISE, cell, compare, make, runs
 

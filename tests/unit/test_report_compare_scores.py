@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from harness.record import Record
-from harness.report.compare import compare_sides
-from harness.report.sides import Side
+from harness.report.comparing.compare import compare_sides
+from harness.report.reading.sides import Side
 from tests.comparing import NEW, cell, compare, items_side, scored
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from harness.record import Record, Score
-from harness.report.comparisons import comparison_blocks, pairs_of
-from harness.report.markdown import markdown
-from harness.report.page import report_document
-from harness.report.statistics_family import holm
-from harness.report.statistics_pairs import mcnemar_p_value
-from harness.report.summary import Summary, summarize
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document
+from harness.report.pages.pairs import comparison_blocks, pairs_of
+from harness.report.reading.summary import Summary, summarize
+from harness.report.statistics.family import holm
+from harness.report.statistics.pairs import mcnemar_p_value
 from harness.settings import EvaluationSettings
 from harness.store import Contents
 

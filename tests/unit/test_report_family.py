@@ -10,7 +10,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from harness.report.statistics_family import holm, indistinct_groups, letters_of, smallest_difference
+from harness.report.statistics.family import holm, indistinct_groups, letters_of, smallest_difference
 
 
 def test_holm_gives_a_worked_example() -> None:

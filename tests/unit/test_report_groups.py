@@ -12,11 +12,11 @@ import pytest
 from rich.console import Console
 
 from harness.record import Record, Score, parse_record
-from harness.report.groups import groups_of, subtask_table
-from harness.report.markdown import markdown
-from harness.report.page import report_document
-from harness.report.summary import summarize
-from harness.report.tables import cost_table, score_table
+from harness.report.pages.groups import groups_of, subtask_table
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document
+from harness.report.pages.tables import cost_table, score_table
+from harness.report.reading.summary import summarize
 from harness.report.write import terminal_table, write_report
 from harness.settings import EvaluationSettings
 from harness.store import Contents

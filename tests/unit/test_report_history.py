@@ -13,8 +13,8 @@ import pytest
 from harness.cli import main
 from harness.errors import HarnessError
 from harness.record import Record
-from harness.report.history import history, history_rows
-from harness.report.statistics import t_interval
+from harness.report.comparing.history import history, history_rows
+from harness.report.statistics.intervals import t_interval
 from harness.store import Store
 
 make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))

@@ -15,13 +15,13 @@ import pytest
 
 from harness.calibration_log import SUITES, Log, PartResult
 from harness.record import Judging, Score
-from harness.report.document import Document, Heading
-from harness.report.html import html_page
-from harness.report.latex import latex
-from harness.report.latex_text import escape_latex
-from harness.report.markdown import markdown
-from harness.report.page import report_document
-from harness.report.summary import summarize
+from harness.report.pages.document import Document, Heading
+from harness.report.pages.html import html_page
+from harness.report.pages.latex import latex
+from harness.report.pages.latex_text import escape_latex
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document
+from harness.report.reading.summary import summarize
 from harness.report.write import write_report
 from harness.store import Contents
 from harness.suite import Suite

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from harness.report.document import TableBlock
-from harness.report.html import html_page, sort_key
-from harness.report.layout import Cell, Column, Table
+from harness.report.pages.document import TableBlock
+from harness.report.pages.html import html_page, sort_key
+from harness.report.table import Cell, Column, Table
 from harness.report.write import write_report
 from tests.chromium import CHROMIUM, Page, chromium
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.report.document import Heading, TableBlock
-from harness.report.latex import LINES_A_PAGE, latex, tabular
-from harness.report.layout import Cell, Column, Table
+from harness.report.pages.document import Heading, TableBlock
+from harness.report.pages.latex import LINES_A_PAGE, latex, tabular
+from harness.report.table import Cell, Column, Table
 from harness.report.write import write_report
 from tests.pdflatex import compiled, in_tex
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.report.statistics_pairs import (
+from harness.report.statistics.pairs import (
     cohens_h,
     compare_methods,
     mcnemar_p_value,

@@ -17,20 +17,20 @@ from hypothesis import strategies as st
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from harness.catalogue.tuned import Choice, Trial, Tuned
 from harness.record import BlockActivity, Proof, Record
-from harness.report.block_plots import block_figure
-from harness.report.estimates import average_of_row, score_of_row
-from harness.report.loss_plots import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
-from harness.report.plots import DRAWN
-from harness.report.score_plots import memory_score_figure, pareto_front
-from harness.report.style import FORMATS, HATCHES, label_styles
-from harness.report.summary import Summary, summarize
-from harness.report.sweep_plots import sweep_figure, tuning_figure
-from harness.report.sweeps import find_sweeps
-from harness.report.task_plots import task_figure
+from harness.report.plots.blocks import block_figure
+from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
+from harness.report.plots.memory_score import memory_score_figure, pareto_front
+from harness.report.plots.shown import DRAWN
+from harness.report.plots.style import FORMATS, HATCHES, label_styles
+from harness.report.plots.sweeps import sweep_figure, tuning_figure
+from harness.report.plots.tasks import task_figure
+from harness.report.reading.estimates import average_of_row, score_of_row
+from harness.report.reading.summary import Summary, summarize
+from harness.report.reading.sweeps import find_sweeps
 from harness.store import Contents
 from harness.suite import Suite
-from harness.tuned import Choice, Trial, Tuned
 
 HERE = Path(__file__).parent
 make = SimpleNamespace(**runpy.run_path(str(HERE / "fixtures_report" / "factory.py")))
@@ -322,8 +322,8 @@ def test_tuning_is_drawn_as_the_mean_loss_of_the_trials_with_the_choice_ringed()
 DIGESTS = """
 import hashlib, runpy, sys
 from pathlib import Path
-from harness.report.plots import write_plots
-from harness.report.summary import summarize
+from harness.report.plots.shown import write_plots
+from harness.report.reading.summary import summarize
 from harness.store import Contents
 make = runpy.run_path(sys.argv[1])
 suite = make["make_suite"](labels=("lora",))

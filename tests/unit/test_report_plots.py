@@ -13,12 +13,12 @@ from PIL import Image
 from harness.errors import HarnessError
 from harness.readings import held_out_curve
 from harness.record import BlockActivity, Record
-from harness.report.block_plots import trained_spans
-from harness.report.memory_plots import CATEGORIES, REST, memory_figure
-from harness.report.plots import DRAWN, write_plots
-from harness.report.style import COLORS, common_style, label_styles, save_as
-from harness.report.summary import Summary, summarize
-from harness.report.timeline import write_timeline
+from harness.report.plots.blocks import trained_spans
+from harness.report.plots.memory import CATEGORIES, REST, memory_figure
+from harness.report.plots.shown import DRAWN, write_plots
+from harness.report.plots.style import COLORS, common_style, label_styles, save_as
+from harness.report.plots.timeline import write_timeline
+from harness.report.reading.summary import Summary, summarize
 from harness.store import Contents
 from harness.suite import Suite
 
@@ -27,7 +27,7 @@ make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_re
 
 def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Let these plots alone be drawn."""
-    monkeypatch.setattr("harness.report.plots.DRAWN", {name: DRAWN[name] for name in names})
+    monkeypatch.setattr("harness.report.plots.shown.DRAWN", {name: DRAWN[name] for name in names})
 
 
 def summary_of(suite: Suite, *records: Record) -> Summary:

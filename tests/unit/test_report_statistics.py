@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from harness.record import Score
-from harness.report.statistics import (
+from harness.report.statistics.intervals import (
     estimate_average,
     estimate_score,
     mean_of_accuracies_interval,

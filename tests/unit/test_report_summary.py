@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.record import Record
-from harness.report.summary import Summary, labels_of, summarize
+from harness.report.reading.summary import Summary, labels_of, summarize
 from harness.settings import EvaluationSettings
 from harness.store import Contents
 

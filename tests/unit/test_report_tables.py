@@ -10,13 +10,13 @@ import pytest
 
 from harness.readings import model_flops_utilization, step_flops
 from harness.record import Record
-from harness.report.layout import Column, Table, escape_markdown, markdown_table, one_line
-from harness.report.markdown import markdown
-from harness.report.page import report_document, result_notes
-from harness.report.summary import Summary, summarize
-from harness.report.tables import cost_table, label_table, missing_table, score_table
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import report_document, result_notes
+from harness.report.pages.tables import cost_table, label_table, missing_table, score_table
+from harness.report.reading.summary import Summary, summarize
+from harness.report.reading.words import NOT_SCORED
+from harness.report.table import Column, Table, escape_markdown, markdown_table, one_line
 from harness.report.units import GIB, gib, significant
-from harness.report.words import NOT_SCORED
 from harness.settings import EvaluationSettings
 from harness.store import Contents
 from harness.suite import Suite

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from harness.assets import rows as packaged
 from harness.assets.cache import build_folder, is_complete
-from harness.assets.instructions import instruction_of
-from harness.assets.split import DIVIDED_TASKS, PARTS, SHARES, content_hash, divide, keys_of, normalised
+from harness.data import packaged
+from harness.data.parts import DIVIDED_TASKS, PARTS, SHARES, content_hash, divide, keys_of, normalised
+from harness.data.wording import instruction_of
 from harness.errors import HarnessError
 
 ARC = {"choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"}

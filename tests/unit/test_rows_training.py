@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from harness.assets import training_rows
-from harness.assets.data_files import TrainingRow, read_data_file
-from harness.assets.split import normalised
-from harness.assets.training_rows import held_out, load_rows, load_texts
-from harness.catalogue import packaged_catalogue
+from harness.catalogue.resolved import packaged_catalogue
+from harness.data import rows as training_rows
+from harness.data.files import TrainingRow, read_data_file
+from harness.data.parts import normalised
+from harness.data.rows import held_out, load_rows, load_texts
 from harness.errors import HarnessError
 
 

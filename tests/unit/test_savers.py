@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from harness.catalogue.labels import load_labels
 from harness.engine.stepping import Diverged
 from harness.errors import Refused
-from harness.labels import load_labels
 from harness.method import METHODS
 from harness.methods._optimizers import DTYPES, AdamW, Group
 from harness.methods._settings import AdamWSettings

@@ -12,12 +12,12 @@ import pytest
 
 from harness import cli
 from harness.assets.wheels import extract_members
+from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.expansion import load_suite
-from harness.models import load_models
 from harness.record import within
-from harness.report.paper import read_table
-from harness.report.sides import items_beside
+from harness.report.comparing.paper import read_table
+from harness.report.reading.sides import items_beside
 from harness.store import Store, parse_files
 from tests.mt_bench import add_answers, write_bench
 from tests.records import make_record

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from harness import cli
+from harness.assets.gguf import convert_gguf
 from harness.engine.checkpoint import Checkpoints
-from harness.engine.conversion import convert_gguf
 from harness.errors import HarnessError
 from harness.store import Store
 from harness.tensors.loading import load_model, load_tokenizer

@@ -10,18 +10,18 @@ import pytest
 import torch
 
 import harness.engine.loss
-from harness.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.runner import execute
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepwise import Stepwise
-from harness.engine.task import RunTask
-from harness.labels import load_labels
 from harness.method import METHODS
 from harness.methods._optimizers import AdamW
-from harness.models import BaseModelSpec
 from harness.record import Record
 from harness.settings import EvaluationSettings
+from harness.task import RunTask
 from harness.tensors.storage_tracker import StorageTracker
 from tests.records import TRAIN, make_spec
 from tests.unit.test_peak_laps import FakeAllocator

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.datasets import load_datasets
+from harness.catalogue.datasets import load_datasets
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec, load_models
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, parse_assignment
-from harness.labels import load_labels
-from harness.models import BaseModelSpec, load_models
 from harness.record import parse_record
 from harness.settings import GeneralTextSettings
 from harness.spec import RunSpec

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from harness.labels import load_labels
+from harness.catalogue.labels import load_labels
 from harness.method import METHODS
 from harness.methods._inclusion import inclusion_probabilities
 from harness.methods._layer_sampling import tour_stop

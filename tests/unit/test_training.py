@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
+from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
+from harness.data.batches import MicroBatch, TrainData, collate, encode, validation_batches
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.data import MicroBatch, TrainData, collate, encode, validation_batches
 from harness.engine.loss import summed_loss
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
-from harness.labels import load_labels
 from harness.method import METHODS, BlockScoreRequest
-from harness.models import BaseModelSpec
 from harness.record import TrainResult
 from harness.settings import TrainSettings
 from harness.tensors.decoder import checksums, find_decoder

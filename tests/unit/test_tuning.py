@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
+from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate, read_tuned, tuned_text
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, load_tuned
-from harness.models import BaseModelSpec
 from harness.record import Record, StepCurve, TrainResult
-from harness.report.words import TUNED
+from harness.report.reading.words import TUNED
 from harness.report.write import write_report
 from harness.spec import RunSpec
 from harness.store import Contents
 from harness.suite import Suite
-from harness.tuned import Choice, Trial, Tuned, best_rate, read_tuned, tuned_text
 from harness.tuning import choices, merged, trial_suite
 from tests.records import ENVIRONMENT, make_record
 from tests.unit.test_suite import TEXT

@@ -9,12 +9,12 @@ from __future__ import annotations
 import runpy
 from pathlib import Path
 
-from harness.report.frames import run_frame, score_frame
-from harness.report.latex import latex
-from harness.report.machine import report_json
-from harness.report.markdown import markdown
-from harness.report.page import all_notes, report_document
-from harness.report.summary import summarize
+from harness.report.numbers.frames import run_frame, score_frame
+from harness.report.numbers.report_json import report_json
+from harness.report.pages.latex import latex
+from harness.report.pages.markdown import markdown
+from harness.report.pages.page import all_notes, report_document
+from harness.report.reading.summary import summarize
 
 HERE = Path(__file__).parent
 FOLDER = HERE / "golden"

@@ -1,0 +1,131 @@
+"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type", "instances"}``, Parquet."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from harness.data.wording import letter_question
+from harness.errors import HarnessError
+from harness.files import parse_json, read_text
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "instructions": ("instruction", "output"),
+    "questions": ("question", "answer"),
+    "choices": ("question", "choices", "answer"),
+    "text": ("text",),
+}
+"""Fields that a row of each layout must have; ``input`` may stand beside an instruction."""
+KINDS: dict[tuple[str, str], tuple[type, str]] = {
+    ("choices", "choices"): (list, "a list of texts"),
+    ("choices", "answer"): (int, "the position of the right choice"),
+}
+"""Fields that are not text."""
+HALF = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class TrainingRow:
+    """One training example before tokenisation."""
+
+    instruction: str
+    input: str
+    output: str
+    """The answer; for plain text, all of it."""
+    task: str
+    """Task or data set that it comes from."""
+
+
+def read_data_file(file: Path, layout: str, task: str) -> list[TrainingRow]:
+    """Return the rows of a file, in its order.
+
+    Args:
+        file: JSON list, JSON Lines or LMFlow's layout, UTF-8; or Parquet where its name ends so.
+        layout: A key of ``FIELDS``.
+        task: What the rows say they come from.
+
+    Raises:
+        HarnessError: the file cannot be read, is empty, or a row lacks a field; the sentence names row and field.
+    """
+    if file.suffix == ".parquet":
+        return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(_parquet(file), 1)]
+    values = _values(file, read_text(file))
+    if not values:
+        raise HarnessError(f"{file}: holds no row")
+    return [_row(value, f"{file}: row {number}", layout, task) for number, value in enumerate(values, 1)]
+
+
+def _parquet(file: Path) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        values: list[Any] = pq.read_table(file).to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: text that is not UTF-8
+        reason = str(error).splitlines() or [type(error).__name__]
+        raise HarnessError(f"{file}: cannot be read as Parquet: {reason[0]}") from error
+    if not values:
+        raise HarnessError(f"{file}: holds no row")
+    return values
+
+
+def _values(file: Path, text: str) -> list[Any]:
+    start = text.lstrip()[:1]
+    if start not in ("[", "{"):
+        raise HarnessError(f"{file}: is neither a JSON list nor JSON Lines of objects")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if start == "{" and _is_json(lines[0]) and (len(lines) > 1 or "instances" not in json.loads(lines[0])):
+        return [parse_json(line, f"{file}: row {number}") for number, line in enumerate(lines, 1)]
+    whole = parse_json(text, str(file))
+    if isinstance(whole, list):
+        return whole
+    if isinstance(instances := whole.get("instances"), list):
+        return instances
+    raise HarnessError(f"{file}: is one JSON object; expected a list, JSON Lines, or an object with 'instances'")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
+    expected = " and ".join(FIELDS[layout])
+    if not isinstance(value, dict):
+        raise HarnessError(f"{where}: is {type(value).__name__}, expected an object with {expected}")
+    for field in (*FIELDS[layout], *(("input",) if layout == "instructions" and "input" in value else ())):
+        if field not in value:
+            raise HarnessError(
+                f"{where}: lacks the field '{field}'; the layout '{layout}' needs {expected}, "
+                f"this row has {', '.join(map(str, value)) or 'nothing'}"
+            )
+        kind, wanted = KINDS.get((layout, field), (str, "text"))
+        if not isinstance(value[field], kind) or isinstance(value[field], bool):
+            raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected {wanted}")
+        if kind is str and HALF.search(value[field]):
+            raise HarnessError(f"{where}: field '{field}' holds half a character (a lone surrogate), which is no text")
+    if layout == "choices":
+        return _choices_row(value, where, task)
+    if layout == "instructions":
+        return TrainingRow(value["instruction"], value.get("input", ""), value["output"], task)
+    if layout == "questions":
+        return TrainingRow(value["question"], "", value["answer"], task)
+    return TrainingRow("", "", value["text"], task)
+
+
+def _choices_row(value: dict[str, Any], where: str, task: str) -> TrainingRow:
+    choices, answer = value["choices"], value["answer"]
+    texts = all(isinstance(choice, str) and not HALF.search(choice) for choice in choices)
+    if not texts or not 0 < len(choices) <= len(ascii_uppercase):
+        raise HarnessError(f"{where}: field 'choices' holds {len(choices)} entries, expected 1 to 26 texts")
+    if not 0 <= answer < len(choices):
+        raise HarnessError(f"{where}: field 'answer' is {answer}, expected a position from 0 to {len(choices) - 1}")
+    instruction, output = letter_question(value)
+    return TrainingRow(instruction, "", output, task)

@@ -1,0 +1,1 @@
+"""One set of records against another, over time, and against a paper."""

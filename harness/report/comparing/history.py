@@ -1,0 +1,233 @@
+"""One metric of a suite over the commits that its records were made at: a table and a plot.
+
+Points of one series were asked alike and ran on one device: another version of the suite, protocol or device begins a
+series of its own. Scores are those of the runs themselves, not of later evaluations.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, NamedTuple
+
+from harness.errors import HarnessError, near_miss
+from harness.record import Record
+from harness.report.comparing.measures import SCORE, quantities_by_metric
+from harness.report.plots.style import LABEL_LIMIT, common_style, label_styles, save_as
+from harness.report.statistics.intervals import Interval, t_interval
+from harness.report.table import one_line
+from harness.report.units import NOTHING, UNITS, scaled, with_unit
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_INCHES = (7.6, 3.4)
+
+
+class Series(NamedTuple):
+    """What the points of one line have in common."""
+
+    model: str
+    label: str
+    question: str
+    """Version of the suite and protocol."""
+    device: str
+
+
+@dataclass(frozen=True)
+class Point:
+    """The runs of one series at one commit."""
+
+    commit: str
+    """As far as it is known; uncommitted changes by the checksum of the source."""
+    first: datetime
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Return the mean over seeds and repeats."""
+        return fmean(self.values)
+
+    @property
+    def interval(self) -> Interval | None:
+        """Return Student's interval over the runs; None of a single one."""
+        return t_interval(self.values) if len(self.values) > 1 else None
+
+
+def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]:
+    """Return the series of a metric, each with its points in the order of time.
+
+    Args:
+        records: Of one suite, in the order of time.
+        metric: A measure of ``harness compare``, ``score`` for the mean over tasks, or a task.
+
+    Raises:
+        HarnessError: the metric is unknown, or no record has it.
+    """
+    runs = [record for record in records if record.kind == "run" and record.status == "ok"]
+    tasks = sorted({score.task for record in runs for score in record.scores})
+    known = [*quantities_by_metric(), SCORE, *tasks]
+    if metric not in known:
+        raise HarnessError(f"there is no metric '{metric}'{near_miss(metric, known)}")
+    found: dict[Series, dict[str, list[tuple[datetime, float]]]] = defaultdict(lambda: defaultdict(list))
+    for record in runs:
+        value = _value(record, metric)
+        if value is not None:
+            found[_series(record)][_commit(record)].append((record.started_at, value))
+    if not found:
+        raise HarnessError(f"no run with a result has the metric '{metric}'{_needed(metric)}")
+    return {
+        series: sorted(
+            (
+                Point(commit, min(when for when, _ in runs), tuple(value for _, value in runs))
+                for commit, runs in c.items()
+            ),
+            key=lambda point: point.first,
+        )
+        for series, c in sorted(found.items())
+    }
+
+
+def history_rows(series: dict[Series, list[Point]], metric: str) -> list[dict[str, str]]:
+    """Return a row a point: commit, mean, interval, and the change against the point before."""
+    rows = []
+    for key, points in series.items():
+        before: Point | None = None
+        for point in points:
+            rows.append(
+                {
+                    "model": one_line(key.model),
+                    "label": one_line(key.label),
+                    "suite": key.question,
+                    "device": one_line(key.device, LABEL_LIMIT),
+                    "commit": point.commit,
+                    "first run": f"{point.first:%Y-%m-%d %H:%M}",
+                    "n": str(len(point.values)),
+                    "mean": value_text(point.mean, metric),
+                    "95% interval": NOTHING
+                    if point.interval is None
+                    else " to ".join(value_text(edge, metric) for edge in point.interval),
+                    "change": NOTHING if before is None else _change(before.mean, point.mean, metric),
+                }
+            )
+            before = point
+    return rows
+
+
+def value_text(value: float, metric: str) -> str:
+    """Return a value with its unit."""
+    quantity = quantities_by_metric().get(metric)
+    return f"{value:.4f}" if quantity is None else with_unit(value, quantity.unit)
+
+
+def write_history(series: dict[Series, list[Point]], metric: str, file: Path) -> Path:
+    """Draw the series over the commits, a panel a model, into ``file``, PNG or SVG by its ending, and return it.
+
+    Raises:
+        HarnessError: the file cannot be written.
+    """
+    with common_style():
+        return save_as(history_figure(series, metric), file)
+
+
+def history_figure(series: dict[Series, list[Point]], metric: str) -> Figure:
+    """Return the plot: commits in the order of their first run, means with their intervals."""
+    from matplotlib.figure import Figure
+
+    models = list(dict.fromkeys(key.model for key in series))
+    figure = Figure(figsize=(PANEL_INCHES[0], PANEL_INCHES[1] * len(models)), layout="constrained")
+    panels = figure.subplots(len(models), 1, squeeze=False)
+    for model, axis in zip(models, panels[:, 0], strict=True):
+        axis.set_title(one_line(model, LABEL_LIMIT))
+        _draw(axis, {key: points for key, points in series.items() if key.model == model}, metric)
+    return figure
+
+
+def _draw(axis: Axes, series: dict[Series, list[Point]], metric: str) -> None:
+    firsts: dict[str, datetime] = {}
+    for points in series.values():
+        for point in points:
+            firsts[point.commit] = min(point.first, firsts.get(point.commit, point.first))
+    commits = sorted(firsts, key=firsts.__getitem__)
+    quantity = quantities_by_metric().get(metric)
+
+    def drawn(value: float) -> float:
+        return value if quantity is None else scaled(value, quantity.unit)
+
+    questions, devices = len({key.question for key in series}) > 1, len({key.device for key in series}) > 1
+    names = {
+        key: ", ".join([key.label, *([key.question] if questions else []), *([key.device] if devices else [])])
+        for key in series
+    }
+    styles = label_styles(list(names.values()))
+    for i, (key, points) in enumerate(series.items()):
+        style = styles[names[key]]
+        shift = 0.3 * ((i + 0.5) / len(series) - 0.5)  # so that intervals do not hide each other
+        x = [commits.index(point.commit) + shift for point in points]
+        y = [drawn(point.mean) for point in points]
+        edges = [point.interval or (point.mean, point.mean) for point in points]
+        errors = [
+            [value - drawn(low) for value, (low, _) in zip(y, edges, strict=True)],
+            [drawn(high) - value for value, (_, high) in zip(y, edges, strict=True)],
+        ]
+        axis.errorbar(
+            x, y, yerr=errors, color=style.color, marker=style.marker, linestyle=style.line, capsize=3, label=style.name
+        )
+    axis.set_xticks(
+        range(len(commits)), [commit.replace(" + source ", "+") for commit in commits], rotation=30, ha="right"
+    )
+    axis.set_ylabel(_axis_title(metric))
+    axis.set_xlabel("commit, in the order of the first run")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _axis_title(metric: str) -> str:
+    quantity = quantities_by_metric().get(metric)
+    if quantity is None:
+        return "score, mean over tasks" if metric == SCORE else f"score of {metric}"
+    return f"{quantity.title}, {UNITS[quantity.unit][1]}"
+
+
+def _needed(metric: str) -> str:
+    """Return what a metric needs that no run had."""
+    quantity = quantities_by_metric().get(metric)
+    return ": it is measured on CUDA alone" if quantity is not None and quantity.shown.needs_cuda else ""
+
+
+def _value(record: Record, metric: str) -> float | None:
+    quantity = quantities_by_metric().get(metric)
+    if quantity is not None:
+        return quantity.read(record)
+    scores = [score for score in record.scores if score.headline and metric in (SCORE, score.task)]
+    units = {score.unit for score in scores}
+    return fmean(score.value for score in scores) if len(units) == 1 else None
+
+
+def _series(record: Record) -> Series:
+    spec, where = record.spec, record.environment
+    threads = f", {where.num_threads} threads" if where.device_type == "cpu" else ""
+    cut = f", at most {spec.max_steps} steps" if spec.max_steps is not None else ""
+    limit = f", {spec.evaluation.limit} items" if spec.evaluation.limit is not None else ""
+    question = f"version {spec.suite_version}, {spec.protocol}{cut}{limit}"
+    return Series(spec.model_name, spec.label, question, f"{where.device_name}{threads}")
+
+
+def _commit(record: Record) -> str:
+    where = record.environment
+    if where.commit is None:
+        return f"source {where.source_checksum[:8]}"
+    return where.commit[:12] + (f" + source {where.source_checksum[:8]}" if where.dirty else "")
+
+
+def _change(before: float, after: float, metric: str) -> str:
+    quantity = quantities_by_metric().get(metric)
+    if quantity is None:
+        return f"{after - before:+.4f}"
+    if quantity.unit == "difference":
+        return f"{100 * (after - before):+.2f} pt"
+    return NOTHING if before == 0 else f"{100 * (after / before - 1):+.2f}%"

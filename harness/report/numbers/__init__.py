@@ -1,0 +1,1 @@
+"""What machines read: report.json and CSV."""

@@ -1,0 +1,146 @@
+"""The plot of layer sampling: which blocks were trained at which step, and the probabilities they were drawn with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from math import ceil
+from typing import TYPE_CHECKING
+
+from harness.record import Record, TrainResult
+from harness.report.plots.panels import PANELS_ACROSS, finish, width_of
+from harness.report.plots.style import GREY, LABEL_LIMIT, LabelStyle
+from harness.report.reading.summary import Row, Summary
+from harness.report.reading.words import row_status
+from harness.report.table import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_HEIGHT = 1.55
+RATIOS = (4, 1)
+"""Widths of the steps and of the probabilities beside them."""
+MOST_SPANS = 4000
+"""Rectangles of one panel above which they become pixels in SVG and PDF too, so that the files stay small."""
+MOST_GAPS = 40
+"""Bars above which no space is left between them: it would be less than a pixel."""
+CAPTION = (
+    "Filled: the block was trained at this step. Bars beside it: the probability with which the method drew the block "
+    "in one draw, from its block scores where it uses some; a tour and methods without draws have none. One seed."
+)
+
+
+def block_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure | None:
+    """Return a panel for every label that trains, or None where no run says which blocks it trained."""
+    from matplotlib.figure import Figure
+
+    shown = {(row.model, row.label): record for row in summary.rows if (record := _first_record(row)) is not None}
+    drawn = {model for model, _ in shown}
+    cells = [row for row in summary.rows if row.model in drawn and row.trains is not False]
+    if not shown:
+        return None
+    across = min(PANELS_ACROSS, len(cells))
+    down = ceil(len(cells) / across)
+    figure = Figure(figsize=(width_of(across), PANEL_HEIGHT * down), layout="constrained")
+    grid = figure.add_gridspec(down, 2 * across, width_ratios=RATIOS * across)
+    for i, row in enumerate(cells):
+        name, record = styles[row.label].name, shown.get((row.model, row.label))
+        title = name if len(drawn) == 1 else f"{name}, {one_line(row.model, 24)}"
+        down_at, across_at = i // across, 2 * (i % across)
+        shares = None if record is None else draw_probabilities(record)
+        raster = figure.add_subplot(grid[down_at, across_at : across_at + (2 if shares is None else 1)])
+        raster.set_title(one_line(title, LABEL_LIMIT))
+        if record is None:
+            _say_absent(raster, row)
+            continue
+        _draw_raster(raster, styles[row.label], record)
+        if shares is not None:
+            _draw_shares(figure.add_subplot(grid[down_at, across_at + 1], sharey=raster), styles[row.label], shares)
+        raster.set_ylabel("decoder block" if i % across == 0 else "")
+        raster.set_xlabel("optimizer step" if i + across >= len(cells) else "")
+    finish(figure, f"Decoder blocks trained at each optimizer step{_seed_words(list(shown.values()))}", [])
+    return figure
+
+
+def _first_record(row: Row) -> Record | None:
+    return next((record for record in row.records if record.train and record.train.block_activity), None)
+
+
+def _say_absent(axis: Axes, row: Row) -> None:
+    axis.set_xticks([])
+    axis.set_yticks([])
+    words = row_status(row) or "blocks not recorded"
+    axis.text(0.5, 0.5, words, ha="center", va="center", color=GREY, transform=axis.transAxes)
+
+
+def _draw_raster(axis: Axes, style: LabelStyle, record: Record) -> None:
+    assert record.train is not None
+    draw_spans(axis, record.train, style.color)
+    axis.set_xlim(0, max(1, record.train.num_steps))
+    axis.set_ylim(-0.5, max(1, record.train.num_blocks) - 0.5)
+    axis.grid(visible=False)
+    axis.locator_params(axis="both", integer=True, nbins=6)
+    if not axis.collections[0].get_paths():
+        axis.text(0.5, 0.5, "no block was trained", ha="center", va="center", color=GREY, transform=axis.transAxes)
+
+
+def _draw_shares(axis: Axes, style: LabelStyle, shares: Sequence[float]) -> None:
+    axis.barh(range(len(shares)), shares, 0.8 if len(shares) <= MOST_GAPS else 1.0, color=style.color)
+    axis.set_title("probability", fontsize=6.5)
+    axis.tick_params(labelleft=False, left=False)
+    axis.grid(visible=False, axis="y")
+    most = max(shares)
+    axis.set_xlim(0, 1.1 * most)
+    axis.set_xticks([0, most], ["0", f"{most:.2g}"])
+
+
+def draw_probabilities(record: Record) -> list[float] | None:
+    """Return the probability of one draw by block as the method recorded it; None where it drew from none."""
+    method = {} if record.proof is None else record.proof.method
+    shares = method.get("probabilities")
+    assert record.train is not None
+    if method.get("probability") == "ignored" or "probability_history" in method:  # no one probability of a draw
+        return None
+    if not isinstance(shares, list) or len(shares) != record.train.num_blocks:
+        return None
+    known = [float(share) for share in shares if isinstance(share, int | float)]
+    return known if len(known) == len(shares) and max(known) > 0 else None
+
+
+def draw_spans(axis: Axes, train: TrainResult, color: str, shift: float = 0.0) -> None:
+    """Draw a rectangle for every span in which a block was trained, ``shift`` to the right of its first step."""
+    from matplotlib.collections import PolyCollection
+
+    corners = [
+        [(left, block - 0.5), (left, block + 0.5), (left + length, block + 0.5), (left + length, block - 0.5)]
+        for block, spans in trained_spans(train).items()
+        for left, length in ((start + shift, length) for start, length in spans)
+    ]
+    rectangles = PolyCollection(corners, facecolors=color, edgecolors="none", linewidths=0)
+    if len(corners) > MOST_SPANS:
+        rectangles.set_rasterized(True)
+        rectangles.set_snap(False)  # spans thinner than a pixel are paler, not left out
+    axis.add_collection(rectangles)
+
+
+def trained_spans(train: TrainResult) -> dict[int, list[tuple[int, int]]]:
+    """Return for each block that was ever trained the spans (first step, number of steps) in which it was."""
+    activity = sorted(train.block_activity, key=lambda entry: entry.step)
+    ends = [entry.step for entry in activity[1:]] + [train.num_steps]
+    spans: dict[int, list[tuple[int, int]]] = {}
+    for entry, end in zip(activity, ends, strict=True):
+        if end <= entry.step:
+            continue
+        for block in entry.blocks:
+            known = spans.setdefault(block, [])
+            if known and sum(known[-1]) == entry.step:
+                known[-1] = (known[-1][0], end - known[-1][0])
+            else:
+                known.append((entry.step, end - entry.step))
+    return dict(sorted(spans.items()))
+
+
+def _seed_words(records: Sequence[Record]) -> str:
+    seeds = [seed for seed, _ in groupby(sorted(record.spec.seed for record in records))]
+    return f" (seed {seeds[0]})" if len(seeds) == 1 else " (first seed with a result)"

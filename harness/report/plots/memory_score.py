@@ -1,0 +1,146 @@
+"""The plots of scores: memory against score with its front, and a bar a label for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from harness.quantities import HOST_PEAK, PEAK_MEMORY
+from harness.report.plots.panels import finish, line_entry, panels, set_x_label, shown_models
+from harness.report.plots.style import GREY, LabelStyle
+from harness.report.reading.estimates import average_of_row, average_title
+from harness.report.reading.summary import Row, Summary
+from harness.report.reading.words import NOT_SCORED
+from harness.report.statistics.intervals import Estimate
+from harness.report.units import GIB
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PANEL_HEIGHT = 2.5
+CUDA_AXIS = "peak memory in training (CUDA, allocated), GiB"
+HOST_AXIS = "host peak RSS up to the end of training, GiB\n(resident set of the process: not GPU memory)"
+MEMORY_SCORE_CAPTION = (
+    "Across: the largest peak over the seeds, as in the tables, with a line to the smallest. Up: the average with its "
+    "95% interval. The thin steps are the Pareto front: the best mean that so much memory bought here. It joins point "
+    "estimates and is no test: a label below it may well be as good. What does not train is a level and no point, "
+    "and no part of the front."
+)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One label of one model."""
+
+    label: str
+    peaks: tuple[float, ...]
+    """Bytes, one a seed; empty for a label that does not train."""
+    score: Estimate
+
+
+def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | None:
+    """Return memory against the average score, a panel a model, or None where no label has both."""
+    from matplotlib.lines import Line2D
+
+    cuda = summary.view.environment.device_type == "cuda"
+    averages = {(row.model, row.label): average_of_row(row, summary.columns) for row in summary.rows if row.finished}
+    unit = next((average[1] for average in averages.values() if average is not None), None)
+    points: dict[str, list[Point]] = {}
+    for row in summary.rows:
+        average = averages.get((row.model, row.label))
+        peaks = _peaks(row, cuda=cuda)
+        if average is not None and average[1] == unit and (peaks or row.trains is False):
+            points.setdefault(row.model, []).append(Point(row.label, peaks, average[0]))
+    models = shown_models(summary, (model for model, found in points.items() if any(point.peaks for point in found)))
+    if not models:
+        return None
+    scale = 100 if unit == "fraction" else 1
+    figure, axes = panels(models, PANEL_HEIGHT)
+    for axis, model in zip(axes, models, strict=True):
+        found = points.get(model, [])
+        for point in found:
+            _draw_point(axis, styles[point.label], point, scale)
+        _draw_front(axis, found, scale)
+        drawn = {point.label for point in found}
+        lacking = [row for row in summary.rows_of(model) if row.finished and row.label not in drawn]
+        words = f"{NOT_SCORED}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
+        set_x_label(axis, CUDA_AXIS if cuda else HOST_AXIS, summary.rows_of(model), extra=words)
+        axis.set_ylabel(f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}")
+        axis.margins(x=0.1, y=0.1)
+        if not any(point.peaks for point in found):
+            axis.set_xticks([])  # nothing stands at any place across
+    seen = {point.label: bool(point.peaks) for found in points.values() for point in found}
+    entries: list[tuple[Artist, str]] = [
+        line_entry(style, marker=True)
+        if seen[label]
+        else (Line2D([], [], color=style.color, linestyle="--", linewidth=1.0), f"{style.name} (no training)")
+        for label, style in styles.items()
+        if label in seen
+    ]
+    entries.append((Line2D([], [], color=GREY, linewidth=0.7), "Pareto front"))
+    finish(figure, "Memory against score, with 95% intervals", entries)
+    return figure
+
+
+def _peaks(row: Row, *, cuda: bool) -> tuple[float, ...]:
+    if not row.trains:
+        return ()
+    read = PEAK_MEMORY.read if cuda else HOST_PEAK.read
+    return tuple(peak for record in row.records if (peak := read(record)) is not None)
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the places of the points that no other beats, by rising memory.
+
+    A point is beaten by one with no more memory and no lower score that is better in either; equal points all stay.
+
+    Args:
+        points: Memory and score of each.
+    """
+    front: list[int] = []
+    for place in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
+        if not front or points[place][1] > points[front[-1]][1] or points[place] == points[front[-1]]:
+            front.append(place)
+    return front
+
+
+def _draw_front(axis: Axes, points: Sequence[Point], scale: int) -> None:
+    placed = [(max(point.peaks) / GIB, scale * point.score.mean) for point in points if point.peaks]
+    if not placed:
+        return
+    steps = [placed[i] for i in pareto_front(placed)]
+    x = [memory for memory, _ in steps] + [max(memory for memory, _ in placed)]
+    y = [score for _, score in steps] + [steps[-1][1]]
+    axis.plot(x, y, color=GREY, linewidth=0.7, drawstyle="steps-post", zorder=1, gid="front")
+
+
+def _draw_point(axis: Axes, style: LabelStyle, point: Point, scale: int) -> None:
+    score = point.score
+    if not point.peaks:  # no training: a level to compare with, at no memory of training
+        axis.axhline(scale * score.mean, color=style.color, linestyle="--", linewidth=1.0, zorder=1)
+        return
+    y_errors, x_errors = None, None
+    if score.interval is not None:
+        low, high = score.interval
+        y_errors = [[scale * (score.mean - low)], [scale * (high - score.mean)]]
+    largest, smallest = max(point.peaks), min(point.peaks)
+    if largest > smallest:
+        x_errors = [[(largest - smallest) / GIB], [0.0]]
+    axis.errorbar(
+        largest / GIB,
+        scale * score.mean,
+        xerr=x_errors,
+        yerr=y_errors,
+        color=style.color,
+        marker=style.marker,
+        markersize=5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.6,
+        capsize=2,
+        elinewidth=0.9,
+        linestyle="none",
+        label=style.name,
+    )

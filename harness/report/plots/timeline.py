@@ -1,0 +1,96 @@
+"""The plot of ``harness show``: one run's memory, trainable parameters and active blocks over its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from harness.errors import HarnessError
+from harness.readings import live_peak_place, run_peak_bytes, step_peak
+from harness.record import Record, TrainResult
+from harness.report.plots.blocks import draw_spans
+from harness.report.plots.style import COLORS, common_style, save_as
+from harness.report.table import one_line
+from harness.report.units import GIB, gib
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLACK, BLUE, _, GREEN, VERMILION, _, SKY = COLORS
+
+
+def write_timeline(record: Record, file: Path) -> Path:
+    """Draw one run over its steps into ``file``, PNG, SVG or PDF by its ending, and return it.
+
+    Raises:
+        HarnessError: the run has no step to draw, or the file cannot be written.
+    """
+    if record.train is None or not record.train.curve.optimizer_state_bytes:
+        raise HarnessError(
+            f"run {record.run_id} ({record.spec.label}, {record.status}) has no optimizer step on record: there is "
+            "nothing to draw over steps"
+        )
+    with common_style():
+        return save_as(timeline_figure(record, record.train), file)
+
+
+def timeline_figure(record: Record, train: TrainResult) -> Figure:
+    """Return memory, trainable parameters and active blocks over the steps of a run."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    curve, spec = train.curve, record.spec
+    steps = range(len(curve.optimizer_state_bytes))
+    figure = Figure(figsize=(7.6, 6.4), layout="constrained")
+    memory, params, blocks = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.6))
+    _draw_memory(memory, record, train, steps)
+    params.plot(steps, [count / 1e6 for count in curve.trainable_params], color=BLUE, drawstyle="steps-mid")
+    params.set_ylabel("trainable\nparameters, M")
+    params.set_ylim(bottom=0)
+    draw_spans(blocks, train, BLACK, shift=-0.5)
+    blocks.set_ylim(-0.5, max(1, train.num_blocks) - 0.5)
+    blocks.set_ylabel("decoder\nblocks trained")
+    blocks.grid(visible=False)
+    blocks.set_xlabel("optimizer step, the first is 0")
+    blocks.set_xlim(-0.5, len(steps) - 0.5)
+    for axis in (blocks.xaxis, blocks.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
+    title = f"{spec.model_name}, {spec.label}, seed {spec.seed}: run {record.run_id}"
+    figure.suptitle(one_line(title, 90), x=0.01, ha="left", fontweight="bold")
+    return figure
+
+
+def _draw_memory(axis: Axes, record: Record, train: TrainResult, steps: range) -> None:
+    """Draw what was measured of memory; the largest step is marked with the moment of its peak."""
+    curve = train.curve
+    curves = (
+        ("reserved peak of the step", curve.reserved_peak_bytes, VERMILION, ":"),
+        ("allocated peak of the step", curve.allocated_peak_bytes, BLACK, "-"),
+        ("optimizer state on the device", curve.optimizer_state_bytes, GREEN, "--"),
+        ("optimizer state on the host", curve.optimizer_state_host_bytes, SKY, "-."),
+    )
+    for name, values, color, line in curves:
+        if any(values) and len(values) == len(steps):
+            in_gib = [value / GIB for value in values]
+            axis.plot(steps, in_gib, color=color, linestyle=line, drawstyle="steps-mid", label=name)
+    peak = _peak(record)
+    if peak is not None:
+        step, size, text = peak
+        axis.plot([step], [size / GIB], marker="D", color=BLACK, markersize=6, linestyle="none", label=text)
+    axis.set_ylabel("memory, GiB (2^30 bytes)")
+    axis.set_ylim(bottom=0)
+    axis.margins(y=0.12)
+    axis.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=2)
+
+
+def _peak(record: Record) -> tuple[int, int, str] | None:
+    """Return step, bytes and words of the run's peak: the allocator's, else the tracker's."""
+    if (peak := step_peak(record)) is not None:
+        where = f"in step {peak.at_step}, {peak.during}"
+        return peak.at_step, peak.size, f"largest allocated peak: {gib(peak.size)} GiB {where}"
+    tracked = live_peak_place(record)
+    if tracked is None or run_peak_bytes(record) is not None:
+        return None
+    where = f"in step {tracked.at_step}, {tracked.during}"
+    return tracked.at_step, tracked.size, f"tracked peak: {gib(tracked.size)} GiB {where}"

@@ -1,0 +1,1 @@
+"""Records as rows of a suite: what a report is about, before it is shown."""

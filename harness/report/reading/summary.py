@@ -1,0 +1,352 @@
+"""From the records of one suite to what its report shows: one row a model and label, one run a seed.
+
+Only runs that were asked alike and ran alike share a row or a table: one suite version, protocol, evaluation, bound of
+steps and environment (the view), one set of weights a model, one configuration a label. Everything else is left out and
+counted in a note that says why. What the suite asks for and has no result is there with its status.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from harness.calibration_log import SUITES
+from harness.catalogue.tuned import Choice, Tuned
+from harness.errors import HarnessError
+from harness.record import OUTCOMES, Record, Score
+from harness.report.reading.view import View, choose_view, view_notes
+from harness.settings import TuneSettings
+from harness.store import Contents
+from harness.suite import Suite, labels_of
+
+ABSENT = "absent"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model, label and seed: what the newest record says of it, or nothing yet."""
+
+    model: str
+    label: str
+    seed: int
+    record: Record | None
+    scores: tuple[Score, ...] = ()
+    """The record's own and those added later to its weights."""
+    judgings: tuple[Record, ...] = ()
+    """Of its MT-Bench answers: the newest of each judge."""
+
+    @property
+    def status(self) -> str:
+        """Return the record's status, ``absent`` where there is none."""
+        return ABSENT if self.record is None else self.record.status
+
+    def score(self, column: ScoreColumn) -> Score | None:
+        """Return the score of a task and metric, of a group's over the same tasks, or None."""
+        return self._by_metric.get((column.task, column.metric, column.subtasks))
+
+    @cached_property
+    def _by_metric(self) -> dict[tuple[str, str | None, tuple[str, ...]], Score]:
+        return {_key(score): score for score in self.scores}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One label on one model, over its seeds."""
+
+    model: str
+    label: str
+    runs: tuple[Run, ...]
+    choice: Choice | None = None
+    """Where its learning rate comes from, when harness tune chose it."""
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """Return the records with a result."""
+        return tuple(run.record for run in self.runs if run.record is not None and run.status == "ok")
+
+    @cached_property
+    def estimates(self) -> dict[Hashable, Any]:
+        """Return a place for what is estimated from the scores: every table and plot asks for it again."""
+        return {}
+
+    @cached_property
+    def finished(self) -> tuple[Run, ...]:
+        """Return the runs with a result."""
+        return tuple(run for run in self.runs if run.status == "ok")
+
+    @property
+    def trains(self) -> bool | None:
+        """Return whether the label trains; None while nothing of it was recorded."""
+        spec = next((run.record.spec for run in self.runs if run.record is not None), None)
+        return None if spec is None else spec.train is not None
+
+
+@dataclass(frozen=True)
+class ScoreColumn:
+    """A task and metric of the score table."""
+
+    task: str
+    metric: str | None
+    """None for a task that the suite asks for and nothing has scored yet."""
+    in_average: bool
+    subtasks: tuple[str, ...] = ()
+    """Of a group the tasks that it is over."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the report of one suite shows."""
+
+    suite: Suite
+    view: View
+    rows: tuple[Row, ...]
+    columns: tuple[ScoreColumn, ...]
+    left_out: tuple[Run, ...]
+    """The newest record of each run that is not in the rows."""
+    failed_evaluations: tuple[Record, ...]
+    notes: tuple[str, ...]
+    grid: TuneSettings | None = None
+    """Of the choices in the rows."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the models in the order of the rows."""
+        return tuple(dict.fromkeys(row.model for row in self.rows))
+
+    @property
+    def lone_group(self) -> ScoreColumn | None:
+        """Return the group that is all of the average, whose own column then says it; None: there is no such."""
+        entering = [column for column in self.columns if column.in_average]
+        return entering[0] if len(entering) == 1 and entering[0].subtasks else None
+
+    def has_records(self, model: str) -> bool:
+        """Return whether anything of a model was recorded."""
+        return any(run.record is not None for row in self.rows_of(model) for run in row.runs)
+
+    def rows_of(self, model: str) -> tuple[Row, ...]:
+        """Return the rows of one model."""
+        return tuple(row for row in self.rows if row.model == model)
+
+
+def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> Summary:
+    """Return what the report shows of a suite's records.
+
+    Args:
+        suite: As it is asked for now.
+        contents: The records.
+        tuned: The learning rates that the suite takes from a file.
+
+    Raises:
+        HarnessError: there is no record of the suite.
+    """
+    records = [record for record in contents.records if record.spec.suite == suite.name]
+    newest = newest_records([record for record in records if record.kind == "run"])
+    if not newest:
+        raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
+    view = choose_view(suite, newest)
+    shown, left_out, reasons = _split(view, newest)
+    added, failed_evaluations = _added_scores(view, [r for r in records if r.kind == "evaluation"], shown, reasons)
+    runs = {
+        (record.spec.model_name, record.spec.label, record.spec.seed): _run(record, added.get(record.uuid, ()))
+        for record in shown
+    }
+    rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
+    notes = [
+        f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
+        for reason, count in reasons.items()
+    ]
+    notes += view_notes(suite, view) + _data_notes(shown)
+    superseded = sum(record.kind == "run" for record in records) - len(newest)
+    if superseded:
+        notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
+    notes += list(contents.warnings)
+    left = tuple(_run(record, ()) for record in left_out)
+    return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes), suite.tune)
+
+
+def newest_records(records: Iterable[Record]) -> list[Record]:
+    """Return one record a run and environment: the newest outcome, else the newest, in the order of time."""
+    kept: dict[tuple[str, str], Record] = {}
+    for record in records:
+        key = record.run_id, record.environment_id
+        known = kept.get(key)
+        if known is None or record.status in OUTCOMES or known.status not in OUTCOMES:
+            kept[key] = record
+    return sorted(kept.values(), key=lambda record: (record.started_at, record.uuid))
+
+
+def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Record], Counter[str]]:
+    """Return the records of the view, the others, and the reasons for these."""
+    reasons: Counter[str] = Counter()
+    shown, left_out = [], []
+    weights: dict[str, dict[str, str | None]] = {}
+    configs: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in reversed(records):
+        spec = record.spec
+        differences = view.differences(record)
+        if differences:
+            reason = ", ".join(differences)
+        elif weights.setdefault(spec.model_name, spec.model) != spec.model:
+            reason = f"other weights under the name {spec.model_name} than its newest record"
+        elif configs.setdefault((spec.model_name, spec.label), key := spec.asked() | {"seed": None}) != key:
+            reason = f"other settings of label {spec.label} than its newest record"
+        else:
+            shown.append(record)
+            continue
+        reasons[reason] += 1
+        left_out.append(record)
+    return shown[::-1], left_out[::-1], reasons
+
+
+def _added_scores(
+    view: View, evaluations: Sequence[Record], shown: Sequence[Record], reasons: Counter[str]
+) -> tuple[dict[str, list[Record]], tuple[Record, ...]]:
+    """Return evaluations of shown records, by the record's uuid, and those without a result.
+
+    A judging that failed is none of these once the same judge has done it.
+    """
+    uuids = {record.uuid for record in shown}
+    added: dict[str, list[Record]] = defaultdict(list)
+    failed = []
+    for record in evaluations:
+        differences = view.differences(record)
+        if differences:
+            reasons[", ".join(differences)] += 1
+        elif record.of is None or record.of not in uuids:
+            reasons["an evaluation of weights whose run is not in the tables"] += 1
+        elif record.status != "ok":
+            failed.append(record)
+        else:
+            added[record.of].append(record)
+    done = {_judged(record) for records in added.values() for record in records if record.judging is not None}
+    return added, tuple(record for record in failed if _judged(record) not in done)
+
+
+def _judged(record: Record) -> tuple[str | None, str | None]:
+    """Return whose answers were judged, and by whom."""
+    return record.of, None if record.judging is None else record.judging.judge
+
+
+def _run(record: Record, added: Sequence[Record]) -> Run:
+    later = [score for evaluation in added if evaluation.judging is None for score in evaluation.scores]
+    scores = {_key(score): score for score in (*record.scores, *later)}
+    judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
+    spec = record.spec
+    return Run(spec.model_name, spec.label, spec.seed, record, tuple(scores.values()), tuple(judgings.values()))
+
+
+def _key(score: Score) -> tuple[str, str, tuple[str, ...]]:
+    return score.task, score.metric, score.subtasks
+
+
+def _command(suite: Suite) -> str:
+    """Return what runs a suite."""
+    return "harness calibrate" if suite.name == SUITES["full"] else f"harness run --suite {suite.name}"
+
+
+def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...]:
+    seeds: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for model, label, seed in runs:
+        seeds[model, label].append(seed)
+    rows = []
+    for model in (*suite.models, *sorted({model for model, _ in seeds} - set(suite.models))):
+        asked = labels_of(suite, model)
+        others = sorted(label for m, label in seeds if m == model and label not in asked)
+        in_suite = asked if model in suite.models else tuple(label for label in asked if (model, label) in seeds)
+        for label in (*in_suite, *others):
+            found = seeds.get((model, label), [])
+            wanted = suite.seeds if model in suite.models and label in asked else ()
+            if any((record := runs[model, label, seed].record) and record.spec.train is None for seed in found):
+                wanted = wanted[:1]  # a label without training runs once a model
+            both = dict.fromkeys((*wanted, *sorted(found)))
+            rows.append(
+                Row(
+                    model,
+                    label,
+                    tuple(runs.get((model, label, seed)) or Run(model, label, seed, None) for seed in both),
+                )
+            )
+    return tuple(rows)
+
+
+def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
+    """Return the choice that the recorded runs of a row were made with."""
+    choice = None if tuned is None else tuned.choice(row.model, row.label)
+    trained = [run.record.spec.train for run in row.runs if run.record is not None]
+    rates = {None if train is None else train.learning_rate for train in trained}
+    return choice if choice is not None and rates == {choice.learning_rate} else None
+
+
+def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
+    """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after.
+
+    The same metric through another filter, as GSM8K's flexible match, stands beside it, and a group's categories before
+    it; they enter no average.
+    """
+    filtered: dict[str, dict[str, None]] = defaultdict(dict)
+    groups: dict[tuple[str, str, tuple[str, ...]], None] = {}
+    found: dict[str, dict[tuple[str, tuple[str, ...]], bool]] = defaultdict(dict)
+    for row in rows:
+        for run in row.finished:
+            assert run.record is not None
+            own = {_key(score) for score in run.record.scores}
+            for score in run.scores:
+                if score.headline:
+                    key = score.metric, score.subtasks
+                    found[score.task][key] = found[score.task].get(key, False) or _key(score) in own
+                elif score.subtasks:
+                    groups[_key(score)] = None
+                elif "," in score.metric:
+                    filtered[score.task][score.metric] = None
+    columns: list[ScoreColumn] = []
+    for task in dict.fromkeys((*suite.evaluation.tasks, *found)):
+        asked = task in suite.evaluation.tasks
+        metrics = found.get(task)
+        if not metrics:
+            columns.append(ScoreColumn(task, None, asked))
+            continue
+        asked = asked and not any(metrics.values())
+        for (metric, subtasks), in_run in metrics.items():
+            columns += _categories(groups, metric, subtasks)
+            columns.append(ScoreColumn(task, metric, asked or in_run, subtasks))
+        names = {metric for metric, _ in metrics}
+        columns += [
+            ScoreColumn(task, other, False)
+            for other in filtered[task]
+            if other not in names and other.partition(",")[0] in {name.partition(",")[0] for name in names}
+        ]
+    return tuple(dict.fromkeys(columns))
+
+
+def _categories(
+    groups: Iterable[tuple[str, str, tuple[str, ...]]], metric: str, subtasks: tuple[str, ...]
+) -> list[ScoreColumn]:
+    """Return the categories of a group, each over the most of its tasks that there is a score of."""
+    found: dict[str, tuple[str, ...]] = {}
+    for task, its_metric, members in groups:
+        if its_metric == metric and set(members) <= set(subtasks) and len(members) > len(found.get(task, ())):
+            found[task] = members
+    return [ScoreColumn(task, metric, False, members) for task, members in found.items()]
+
+
+def _data_notes(records: Sequence[Record]) -> list[str]:
+    """Return a note for each data set of which the shown runs saw more than one copy."""
+    copies: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for record in records:
+        names: dict[str, str] = {}
+        if record.spec.evaluation.rows is not None:
+            names["evaluation"] = record.spec.evaluation.rows
+        if record.spec.train is not None:
+            names["train"] = record.spec.train.data
+        for role, name in names.items():
+            copies[f"{role} data {name}"][record.spec.sources.get(role, name)].add(record.spec.label)
+    return [
+        f"Not all labels saw the same {what}: "
+        + "; ".join(f"{source} ({', '.join(sorted(labels))})" for source, labels in sorted(sources.items()))
+        + "."
+        for what, sources in copies.items()
+        if len(sources) > 1
+    ]

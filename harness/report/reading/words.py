@@ -1,0 +1,65 @@
+"""The words of a report: how statuses, labels and estimates are called and marked, wherever they stand."""
+
+from __future__ import annotations
+
+from harness.report.reading.proofs import has_failing_proof
+from harness.report.reading.summary import Row
+from harness.report.statistics.intervals import Estimate
+from harness.report.table import Cell
+from harness.report.units import percent
+
+NO_CUDA = Cell("not measured", rest=("(no CUDA)",))
+NO_TRAINING = "no training"
+NOT_SCORED = "not scored"
+BUSY = "†"
+"""Marks a label of which a run began on a device that was not idle."""
+TUNED = "‡"
+"""Marks a label whose learning rate harness tune chose."""
+UNPROVEN = "§"
+"""Marks a label of which the proof of a run fails."""
+SHORT_RUN = "*"
+"""Marks what was taken over less than one refresh cycle."""
+STATUS_WORDS = {
+    "absent": "not run",
+    "out_of_memory": "out of memory",
+    "timed_out": "timed out",
+}
+
+
+def status_words(status: str) -> str:
+    """Return how a status is called in a table."""
+    return STATUS_WORDS.get(status, status)
+
+
+def row_status(row: Row) -> str:
+    """Return the statuses of a row's runs without a result, in words."""
+    return ", ".join(dict.fromkeys(status_words(run.status) for run in row.runs if run.status != "ok"))
+
+
+def marks(row: Row) -> str:
+    """Return the marks behind a label: of a tuned learning rate, of a proof that fails."""
+    return f" {TUNED}" * (row.choice is not None) + f" {UNPROVEN}" * has_failing_proof(row)
+
+
+def label_text(row: Row) -> str:
+    """Return the label, with the seeds counted where some have no result or there are several."""
+    done, asked = len(row.finished), len(row.runs)
+    label = row.label + marks(row)
+    if done in (0, asked):
+        return label
+    return f"{label} ({done} of {asked} seeds; {row_status(row)})"
+
+
+def is_busy(row: Row) -> bool:
+    """Return whether others used the device when a run of this row began."""
+    return any(record.environment.device_busy for record in row.records)
+
+
+def estimate_cell(estimate: Estimate, unit: str) -> Cell:
+    """Return mean, interval and n of an estimate; fractions in per cent."""
+    write = percent if unit == "fraction" else "{:.2f}".format
+    interval = () if estimate.interval is None else (f"[{write(estimate.interval[0])}, {write(estimate.interval[1])}]",)
+    low, high = estimate.num_items
+    n = f"n={low}" if low == high else f"n={low} to {high}"
+    seeds = f", {estimate.num_seeds} seeds" if estimate.num_seeds > 1 else ""
+    return Cell(write(estimate.mean), estimate.mean, (*interval, f"({n}{seeds})"))

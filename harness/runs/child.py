@@ -1,0 +1,98 @@
+"""A run's child process: ``python -m harness.runs.child`` with one RunTask as a JSON line on standard input.
+
+Standard input stays open as a lifeline: when it closes, the parent is gone and the child ends; on Linux the kernel ends
+it at once, also within a long call that holds the interpreter. Events go out as
+JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record goes to the
+work folder, after the files that it names; the parent alone writes the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from harness.files import write_file
+from harness.progress import throttled
+from harness.record import Record
+from harness.task import RunTask
+
+RECORD_FILE = "record.json"
+PROGRESS_SECONDS = 0.2
+ORPHANED = 17
+"""Exit status of a child whose parent went away."""
+_PR_SET_PDEATHSIG = 1
+"""Of <linux/prctl.h>."""
+
+
+def main() -> None:
+    """Execute the task on standard input."""
+    die_with_parent()
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        os._exit(ORPHANED)
+    task = RunTask.model_validate_json(line)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    send = _event_sender()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ray worker blocks it, and its children inherit that
+    send({"event": "started", "pid": os.getpid()})
+
+    from harness.engine.runner import execute
+
+    def told(what: str, done: int, total: int | None) -> None:
+        send({"event": "progress", "what": what, "done": done, "total": total})
+
+    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
+    write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
+    send({"event": "finished"})
+    # Skip the interpreter's slow teardown: the record is on disk.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def left_record(work: Path) -> Record | None:
+    """Return the record that a child left in its work folder, or None."""
+    try:
+        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends; a parent gone before closes the line."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
+def end_with_parent() -> None:
+    """End this process when standard input, which the parent holds open, is closed."""
+    # Not through sys.stdin: its lock, held by this thread, would abort the interpreter's shutdown after a crash.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os._exit(ORPHANED)
+
+
+def _event_sender() -> Callable[[dict[str, Any]], None]:
+    events = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+
+    def send(event: dict[str, Any]) -> None:
+        try:
+            print(json.dumps(event), file=events, flush=True)
+        except BrokenPipeError:
+            os._exit(ORPHANED)
+
+    return send
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What an executor is: it does runs somewhere, within limits, and tells how they go. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from harness.record import OUTCOMES, Environment, Record
+from harness.store import Store
+from harness.task import RunTask
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long runs may take."""
+
+    timeout_seconds: float | None = None
+    """Of each run; None: as long as it likes."""
+    stop_at: float | None = None
+    """Time of ``time.monotonic()`` after which no run starts and at which those under way are interrupted."""
+
+    @property
+    def over(self) -> bool:
+        """Return whether the time of all runs is up."""
+        return self.stop_at is not None and time.monotonic() >= self.stop_at
+
+
+NO_LIMITS = Limits()
+
+
+def always(task: RunTask) -> bool:
+    """Want every run."""
+    return True
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What an executor is asked to do."""
+
+    tasks: Sequence[RunTask]
+    """In the order in which they start."""
+    store: Store
+    """Where each record goes as soon as it is there."""
+    limits: Limits = NO_LIMITS
+    wanted: Callable[[RunTask], bool] = always
+    """Asked right before a run starts, so that work another process has done meanwhile is not done twice."""
+
+
+class Watcher(Protocol):
+    """What shows the user how a suite goes."""
+
+    def run_begins(self, task: RunTask) -> None:
+        """A run is about to start."""
+
+    def progress(self, what: str, done: int, total: int | None) -> None:
+        """Something went on inside the run under way."""
+
+    def run_ended(self, record: Record) -> None:
+        """A run has its record, appended already."""
+
+    def waits(self, num_runs: int) -> None:
+        """Nothing is left to start but runs that other processes are doing."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How a call of ``harness run`` went."""
+
+    records: tuple[Record, ...]
+    interrupted: bool = False
+    left_by_budget: int | None = None
+    """Runs still to do when the budget ended, the one that it cut among them; None: it did not end first."""
+    num_by_others: int = 0
+    """Runs that other processes did meanwhile."""
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 when every run has an outcome that counts, 1 when one failed, timed out or is unproven.
+
+        3 when the budget ended first, 130 after an interrupt.
+        """
+        if self.interrupted:
+            return 130
+        if self.left_by_budget is not None:
+            return 3
+        return 0 if all(record.status in OUTCOMES - {"unproven"} for record in self.records) else 1
+
+
+class Executor(Protocol):
+    """Does runs somewhere, each under its claim in the results folder."""
+
+    def environment(self) -> Environment:
+        """Return the environment that runs have there.
+
+        Raises:
+            HarnessError: it cannot be told.
+        """
+
+    def run(self, runs: Runs, watcher: Watcher) -> Tally:
+        """Do each run that is wanted and that no other process does, and store its record as it comes.
+
+        A task with a refusal is recorded and starts nothing. An interrupt, and the end of the time, leave a record of
+        what was under way.
+
+        Raises:
+            HarnessError: a record cannot be stored, or a run cannot be started; what ran beside it is interrupted.
+        """

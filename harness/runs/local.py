@@ -1,0 +1,148 @@
+"""Runs on the devices of this machine: one child process at a time on each. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from harness.record import Environment
+from harness.runs.claims import Claims
+from harness.runs.executor import Runs, Tally, Watcher
+from harness.runs.process import Interrupted, Stop, launch
+from harness.runs.queue import RunQueue
+from harness.runs.settling import Ledger
+from harness.task import RunTask
+
+POLL_SECONDS = 1.0
+"""How often runs that other processes have claimed are looked at."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What one run at a time has to itself."""
+
+    environment: Environment
+    """As a run on it sees."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Environment variables that show a run this device and no other."""
+
+    def holds(self, task: RunTask) -> bool:
+        """Return whether a run's predicted peak fits; what is not known does."""
+        memory = self.environment.device_memory_bytes
+        return memory is None or task.prediction is None or task.prediction.peak_bytes <= memory
+
+
+class LocalMachine:
+    """The devices of this machine, of one kind; satisfies :class:`harness.runs.executor.Executor`."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        """Take the devices, at least one.
+
+        A run goes to the first that is free and holds its predicted peak, to any where none does.
+        """
+        assert devices
+        self._devices = tuple(devices)
+
+    def environment(self) -> Environment:
+        """Return the environment of a run on the first device."""
+        return self._devices[0].environment
+
+    def run(self, runs: Runs, watcher: Watcher) -> Tally:
+        """Do runs, one at a time on each device; see :meth:`harness.runs.executor.Executor.run`."""
+        stop = Stop()
+        with Claims(runs.store.folder) as claims, _asked_by_signals(stop):
+            return _Session(self._devices, runs, watcher, RunQueue(runs, claims), stop).do()
+
+
+class _Session:
+    """One call: a thread for each device, which takes runs from one queue."""
+
+    def __init__(self, devices: Sequence[Device], runs: Runs, watcher: Watcher, queue: RunQueue, stop: Stop) -> None:
+        self._devices = devices
+        self._limits = runs.limits
+        self._watcher = watcher
+        self._queue = queue
+        self._stop = stop
+        self._ledger = Ledger(runs, queue, watcher)
+        self._lock = threading.RLock()
+        self._cut_by_budget: list[RunTask] = []
+
+    def do(self) -> Tally:
+        """Do what is to be done, and return how it went."""
+        with ThreadPoolExecutor(len(self._devices)) as pool:
+            for worker in [pool.submit(self._serve, device) for device in self._devices]:
+                worker.result()
+        cut, queue, stopped = self._cut_by_budget, self._queue, self._stop.asked
+        in_time = not cut and not (queue.pending and self._limits.over)
+        left = None if stopped or in_time else queue.num_left(*cut) or None
+        return self._ledger.tally(interrupted=stopped, left_by_budget=left)
+
+    def _serve(self, device: Device) -> None:
+        """Do what suits a device until nothing is left; where that fails, the others are stopped."""
+        whole = waiting = False
+        try:
+            while self._queue.pending and not self._stop.asked and not self._limits.over:
+                task = self._next(device, waiting)
+                waiting = task is None
+                if task is not None:
+                    self._do(task, device)
+                elif self._queue.pending:
+                    time.sleep(POLL_SECONDS)
+            whole = True
+        finally:
+            if not whole:
+                self._stop.ask()
+
+    def _next(self, device: Device, waiting: bool) -> RunTask | None:
+        """Take the next run that suits a device and say that it begins, or once that only others' runs are left."""
+        with self._lock:
+            task = self._queue.next(lambda task: self._suits(task, device))
+            if task is not None:
+                self._watcher.run_begins(task)
+            elif self._queue.pending and not waiting and len(self._devices) == 1:
+                self._watcher.waits(len(self._queue.pending))
+            return task
+
+    def _do(self, task: RunTask, device: Device) -> None:
+        if task.refusal is not None:
+            with self._lock:
+                self._ledger.keep_refusal(task, device.environment)
+            return
+        try:
+            record = launch(
+                task,
+                device.environment,
+                self._watcher.progress,
+                self._limits,
+                stop=self._stop,
+                variables=device.variables,
+            )
+        except Interrupted as cut:
+            record = cut.record
+            if not cut.by_user:
+                self._cut_by_budget.append(task)
+        with self._lock:
+            self._ledger.keep(task, record)
+
+    def _suits(self, task: RunTask, device: Device) -> bool:
+        """Return whether a run may go to a device: it holds the predicted peak, or none does."""
+        return device.holds(task) or not any(other.holds(task) for other in self._devices)
+
+
+@contextlib.contextmanager
+def _asked_by_signals(stop: Stop) -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM ask to stop as long as this lasts: nothing is cut off halfway, no child orphaned."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda *_: stop.ask()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,190 @@
+"""What a Ray worker does with a run: the same child process as on one machine, its files sent back as bytes.
+
+Ray carries JSON text out and bytes back. A node that sees the parent's results folder leaves the files there; any other
+sends them along. A node without the parent's cache prepares its own. Imports neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import tarfile
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from harness.assets.cache import cache_root
+from harness.errors import HarnessError
+from harness.preparing.runs import prepare_runs
+from harness.progress import Progress, silent, throttled
+from harness.record import Environment, Record
+from harness.runs.executor import Limits
+from harness.runs.process import Interrupted, launch, probe_environment
+from harness.source import source_checksum
+from harness.task import RunTask
+
+RECORD, ATTEMPT = "record.json", "attempt"
+EVENT_SECONDS = 1.0
+
+
+def describe_node(threads: int) -> bytes:
+    """Return the environment of a run on this worker, as JSON."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return probe_environment().model_dump_json().encode()
+
+
+class Order(BaseModel):
+    """What a worker needs to know to do one run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: RunTask
+    environment: Environment
+    """What the cluster's probe said, for the record of a child that leaves none."""
+    marker: Path
+    """A file that only a node with the parent's results folder sees."""
+    threads: int
+    timeout_seconds: float | None
+
+
+def run_task(order_json: str, events: Any) -> bytes:
+    """Execute a run and return its record and files, packed.
+
+    Args:
+        order_json: An :class:`Order`.
+        events: Actor with ``say``, told what goes on.
+    """
+    order = Order.model_validate_json(order_json)
+    task, environment = order.task, order.environment
+    os.environ["OMP_NUM_THREADS"] = str(order.threads)
+    node = socket.gethostname()
+    events.say.remote(task.uuid, node, "starting", 0, None)
+    started_at = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="harness-run-") as temporary:
+        shared = order.marker.exists()
+        # Each attempt at a run has a folder of its own: one that Ray gave up may still be writing.
+        attempt = f"attempt-{os.getpid()}-{started_at:%H%M%S%f}"
+        folder = (task.work_folder if shared else Path(temporary)) / attempt
+        try:
+            _check_source(environment, node)
+            here = localize(task.model_copy(update={"work_folder": folder}))
+            record = _launched(here, order, events, node)
+        except HarnessError as error:
+            record = task.record(environment, started_at, "failed", f"on node {node}: {error}")
+        return pack(record, folder, send_files=not shared)
+
+
+def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
+    def progress(what: str, done: int, total: int | None) -> None:
+        events.say.remote(task.uuid, node, what, done, total)
+
+    limits = Limits(timeout_seconds=order.timeout_seconds)
+    try:
+        return launch(task, order.environment, throttled(progress, EVENT_SECONDS, ends=False), limits)
+    except Interrupted as stop:  # the parent cancelled the Ray task
+        return stop.record
+
+
+def _check_source(environment: Environment, node: str) -> None:
+    if (here := source_checksum()) != environment.source_checksum:
+        raise HarnessError(
+            f"its harness has source checksum {here[:12]}, the parent's {environment.source_checksum[:12]}; install "
+            "the same version on every node"
+        )
+
+
+def localize(task: RunTask) -> RunTask:
+    """Return the task with the places of this node: the parent's where they are seen here, else prepared here.
+
+    Raises:
+        HarnessError: something is missing here and cannot be had.
+    """
+    for name, spec in task.datasets.items():
+        if spec.file is not None and not spec.file.exists():
+            raise HarnessError(
+                f"data set '{name}': {spec.file}: the file is not on this node; name one that every node sees"
+            )
+    places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
+    if all(place is None or place.exists() for place in places):
+        return task
+    prepared = prepare_runs(
+        [task.spec],
+        [task.model],
+        task.datasets,
+        convert=_convert,
+        offline=task.offline,
+        wheels=(),
+        progress=silent,
+    )
+    return task.model_copy(
+        update={
+            "cache_folder": cache_root(),
+            "model_folder": prepared.model_folders.get(task.model.name),
+            "rows_folder": prepared.rows_folder,
+            "mt_bench_folder": prepared.mt_bench_folder,
+        }
+    )
+
+
+def _convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:
+    from harness.assets.gguf import convert_gguf  # torch comes with it
+
+    convert_gguf(gguf_file, folder, architecture, progress)
+
+
+def pack(record: Record, folder: Path, *, send_files: bool) -> bytes:
+    """Return a record with the name of its attempt's folder, and the files in it when they are to be sent.
+
+    The folder is removed once its files are packed.
+    """
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as archive:
+        _add(archive, RECORD, record.model_dump_json().encode())
+        _add(archive, ATTEMPT, folder.name.encode())
+        if send_files and folder.is_dir():
+            archive.add(folder, arcname="files")
+    if send_files:
+        shutil.rmtree(folder, ignore_errors=True)
+    return data.getvalue()
+
+
+def unpack(data: bytes, folder: Path) -> tuple[Record, Path]:
+    """Return the record in packed bytes and the folder of its files.
+
+    Args:
+        data: From :func:`pack`.
+        folder: The run's work folder: files that were sent along go there, others lie in the attempt's folder below it.
+
+    Raises:
+        HarnessError: the bytes are none that :func:`pack` made, or a file of them cannot be written.
+    """
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            record = Record.model_validate_json(_member(archive, RECORD))
+            attempt = _member(archive, ATTEMPT).decode()
+            if Path(attempt).name != attempt or attempt in ("", ".."):
+                raise ValueError("it names a folder elsewhere")
+            sent = [member for member in archive.getmembers() if member.name.startswith("files/")]
+            for member in sent:
+                member.name = member.name.removeprefix("files/")
+            archive.extractall(folder, members=sent, filter="data")
+    except (tarfile.TarError, KeyError, ValueError, OSError) as error:
+        raise HarnessError(f"what a node sent of a run cannot be read: {error}") from error
+    return record, folder if sent else folder / attempt
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.size = len(content)
+    archive.addfile(entry, io.BytesIO(content))
+
+
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    stream = archive.extractfile(name)
+    assert stream is not None
+    return stream.read()

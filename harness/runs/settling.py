@@ -1,0 +1,145 @@
+"""From a run's work folder into the results: its files first, then the record that names them. Imports no torch.
+
+The files of a run stay in its work folder until its record is appended; what a parent that was killed before that has
+left there is taken up by the next.
+"""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from harness.files import put, said_as, sync, sync_tree
+from harness.record import OUTCOMES, Environment, Record
+from harness.runs.child import left_record
+from harness.runs.claims import Claims
+from harness.runs.executor import Runs, Tally, Watcher
+from harness.runs.queue import RunQueue
+from harness.store import Store
+from harness.task import RunTask
+
+WORK = ".work"
+
+
+class Ledger:
+    """The records of one call of an executor: each settled, its claim given back and the watcher told as it comes."""
+
+    def __init__(self, runs: Runs, queue: RunQueue, watcher: Watcher) -> None:
+        self._store = runs.store
+        self._queue = queue
+        self._watcher = watcher
+        self._records: list[Record] = []
+
+    def keep(self, task: RunTask, record: Record, work: Path | None = None) -> None:
+        """Take the record of a run that ended.
+
+        Args:
+            task: The run.
+            record: Its record, files not yet moved.
+            work: Where its files lie; None: in its work folder.
+
+        Raises:
+            HarnessError: it cannot be stored.
+        """
+        kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder)
+        shutil.rmtree(task.work_folder, ignore_errors=True)
+        self._queue.release(task)
+        self._records.append(kept)
+        self._watcher.run_ended(kept)
+
+    def keep_refusal(self, task: RunTask, environment: Environment) -> None:
+        """Record that a run cannot be done.
+
+        Raises:
+            HarnessError: it cannot be stored.
+        """
+        self.keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+
+    def tally(self, **how: Any) -> Tally:
+        """Return what there is, with how the call ended."""
+        return Tally(tuple(self._records), num_by_others=self._queue.num_by_others, **how)
+
+
+def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:
+    """Move a run's files beside the records, append its record, and then remove what the run left; return the record.
+
+    In this order a parent may be killed at any moment: the work folder, with the child's record in it, is there until
+    the record is in the store. See ``recover``.
+
+    Raises:
+        HarnessError: the files cannot be moved or the record cannot be stored; the work folder stays.
+    """
+    kept = keep_files(work, record, store.folder)
+    store.append(kept)
+    if checkpoints is not None and kept.status in OUTCOMES:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(work, ignore_errors=True)
+    return kept
+
+
+def recover(store: Store) -> int:
+    """Take up what processes that are gone have left: append the records of their finished runs, remove the rest.
+
+    Return how many records were appended.
+
+    Raises:
+        HarnessError: claims or records cannot be written.
+    """
+    recovered = 0
+    with Claims(store.folder) as claims, claims.abandoned(store.folder / WORK) as folders:
+        for folder in folders:
+            record = left_record(folder)
+            if record is None or not folder.name.endswith(record.uuid):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            if all(record.uuid != known.uuid for known in store.read(record.spec.suite).records):
+                settle(folder, record, store, checkpoint_folder(store, record.run_id, record.environment_id))
+                recovered += 1
+            shutil.rmtree(folder, ignore_errors=True)
+    return recovered
+
+
+def checkpoint_folder(store: Store, run_id: str, environment_id: str) -> Path:
+    """Return where the checkpoints of a run lie, whichever process attempts it."""
+    return store.folder / "checkpoints" / f"{run_id}-{environment_id}"
+
+
+def work_folder(store: Store, run_id: str, uuid: str) -> Path:
+    """Return where a run leaves its files until they are moved beside its record."""
+    return store.folder / WORK / f"{run_id}-{uuid}"
+
+
+def keep_files(work: Path, record: Record, folder: Path) -> Record:
+    """Move a run's items and weights from its work folder into the folder of the records; return the record with them.
+
+    There they are as durable as the record that will name them. What was moved by an earlier call, whose process was
+    killed, stays where it is.
+
+    Raises:
+        HarnessError: they cannot be moved.
+    """
+    stem = f"{record.run_id}-{record.uuid}"
+    moved: dict[str, object] = {}
+    advice = f"they lie in {work}, and the next run takes them up"
+    with said_as(f"{folder}: the files of run {record.run_id} cannot be moved there", advice):
+        if record.items is not None:
+            moved["items"] = items = f"items/{stem}.jsonl.zst"
+            _move(work / record.items, folder / items)
+        if record.mt_bench is not None:
+            answers = f"items/{stem}.answers.jsonl"
+            _move(work / record.mt_bench.file, folder / answers)
+            moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
+        if record.weights is not None:
+            moved["weights"] = weights = f"weights/{stem}"
+            _move(work / record.weights, folder / weights)
+    return record.model_copy(update=moved)
+
+
+def _move(source: Path, target: Path) -> None:
+    if source.exists() or not target.exists():
+        put(source, target)
+    else:  # by a process that was killed, it may be before it had made them durable
+        sync_tree(target)
+        sync(target.parent)

