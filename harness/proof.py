@@ -72,5 +72,7 @@ def judge_record(record: Record) -> Judgement | None:
 def judge(train: TrainResult, proof: Proof) -> Judgement:
     """Return what a proof shows of a training."""
     facts = Facts(train, proof)
-    found = [(name, check(facts)) for name, check in CHECKS.items()]
-    return Judgement(tuple(Check(name, *answer) for name, answer in found if answer is not None))
+    found = {name: answer for name, check in CHECKS.items() if (answer := check(facts)) is not None}
+    if proof == Proof():
+        found = dict.fromkeys(found, ("not judged", "the record holds no proof"))
+    return Judgement(tuple(Check(name, *answer) for name, answer in found.items()))
