@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from harness.catalogue.datasets import load_datasets
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import load_models
 from harness.commands import plan, run
+from harness.commands._selection import Selection
 from harness.commands.plan import fits, parse_memory
 from harness.commands.run import _refusal, _too_large
 from harness.errors import HarnessError
@@ -59,22 +60,24 @@ def test_json_holds_what_is_promised_and_is_answered_from_the_cache(tmp_path: Pa
 
 
 @pytest.fixture
-def selection() -> Any:
+def selection() -> Selection:
     suite = load_suite("quickstart")
     models = {name: load_models()[name] for name in suite.models}
-    return SimpleNamespace(specs=tuple(expand(suite, models=models, sources={}, seeds=[1])), models=models)
+    specs = tuple(expand(suite, models=models, sources={}, seeds=[1]))
+    return Selection(suite, models, load_datasets(), specs)
 
 
 @pytest.mark.parametrize("device", ["rtx-4090", "mi300x", None])
-def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Any) -> None:
+def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Selection) -> None:
     found = load_devices()[device] if device else None
-    tasks = plan._tasks(selection, selection.specs, "run", found, None)
+    trained = [spec for spec in selection.specs if spec.train is not None]
+    tasks = plan._tasks(selection, trained, "run", found, None)
     assert tasks
     assert {task.compute_capability for task in tasks} == {"8.9" if device == "rtx-4090" else None}
 
 
 def test_runs_are_predicted_with_the_compute_capability_of_their_device(
-    selection: Any, monkeypatch: pytest.MonkeyPatch
+    selection: Selection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = ENVIRONMENT.model_copy(
         update={"device_type": "cuda", "device_name": "a GPU of tomorrow", "compute_capability": "8.6"}
