@@ -194,7 +194,7 @@ def _read_repository(file: Path) -> object:
     spec = DatasetSpec(
         **{"name": "d", "layout": "questions", "repository": "o/n", "commit": "c", "path": "good.jsonl"}, git_blob=blob
     )
-    return training_rows._file_rows(spec, offline=True)
+    return training_rows._file_rows(spec)
 
 
 def _lock(folder: Path) -> Path:
