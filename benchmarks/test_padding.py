@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import Example, MicroBatch, collate
+from harness.data.batches import MicroBatch, collate
+from harness.data.examples import Example
 from harness.engine.context import EngineContext
 from harness.engine.padding import needs_padding_mask
 from harness.engine.run_log import WARMUP_STEPS

@@ -11,7 +11,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import Example, collate
+from harness.data.batches import collate
+from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.step_memory import StepMemory

@@ -15,7 +15,8 @@ from harness.calibration.bench import Skip
 from harness.calibration.parts import method_labels
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec, ModelShape
-from harness.data.batches import Example, MicroBatch, collate
+from harness.data.batches import MicroBatch, collate
+from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext

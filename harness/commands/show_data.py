@@ -20,7 +20,7 @@ from harness.printable import as_json, printable
 from harness.spec import RunSpec
 
 if TYPE_CHECKING:
-    from harness.data.batches import Example
+    from harness.data.examples import Example
     from harness.data.showing import Piece
 
 TRAINED_STYLE = "bold green"

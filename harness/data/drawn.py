@@ -8,7 +8,7 @@ from typing import Literal, overload
 import torch
 
 from harness.catalogue.datasets import DatasetSpec
-from harness.data.batches import Example, Row
+from harness.data.examples import Example, Row
 from harness.data.rows import load_rows
 from harness.settings import TrainSettings
 from harness.tensors.seeding import torch_generator

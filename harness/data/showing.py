@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from harness.data.batches import Example
+from harness.data.examples import Example
 
 OPENED, CLOSED, NEXT = "⟦", "⟧", "‖"
 LEGEND = f"{OPENED}trained{CLOSED}  {NEXT} another example begins  ‹n cut› tokens left out"

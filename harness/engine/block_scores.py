@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.data.batches import text_samples
+from harness.data.examples import text_samples
 from harness.engine.environment import describe_environment
 from harness.errors import HarnessError
 from harness.files import read_json, said_as, write_file

@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.data.batches import Example, MicroBatch, Row, TrainData, general_batches, validation_batches
+from harness.data.batches import MicroBatch, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
+from harness.data.examples import Example, Row
 from harness.declaration import Declaration
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores

@@ -19,8 +19,9 @@ from torch.utils.flop_counter import flop_registry
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import Example, MicroBatch, collate
+from harness.data.batches import MicroBatch, collate
 from harness.data.drawn import rows_may_be_padded
+from harness.data.examples import Example
 from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext

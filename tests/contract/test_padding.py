@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.data.batches import Example, MicroBatch, collate
+from harness.data.batches import MicroBatch, collate
+from harness.data.examples import Example
 from harness.engine import training
 from harness.engine.loss import loss_function
 from harness.engine.training import TrainingLoop, mean_loss

@@ -15,7 +15,7 @@ import pytest
 
 from harness.catalogue.models import load_models
 from harness.conversation import find_template
-from harness.data.batches import Example, encode, pack
+from harness.data.examples import Example, encode, pack
 from harness.data.files import TrainingRow, read_data_file
 from harness.data.showing import LEGEND, heading, marked, pieces
 from harness.data.wording import instruction_of

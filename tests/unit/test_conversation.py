@@ -8,7 +8,8 @@ import pytest
 
 from harness import conversation
 from harness.conversation import find_template, training_turn
-from harness.data.batches import TrainData, encode, validation_batches
+from harness.data.batches import TrainData, validation_batches
+from harness.data.examples import encode
 from harness.errors import HarnessError
 from tests.records import TRAIN
 from tests.unit.test_data import Row

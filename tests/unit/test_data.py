@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data.batches import IGNORED, TrainData, collate, encode, general_batches, pack, validation_batches
+from harness.data.batches import IGNORED, TrainData, collate, general_batches, validation_batches
+from harness.data.examples import encode, pack
 from harness.errors import HarnessError
 from harness.settings import GeneralTextSettings
 from tests.records import TRAIN

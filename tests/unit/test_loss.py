@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional
 
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import MicroBatch, collate, encode
+from harness.data.batches import MicroBatch, collate
+from harness.data.examples import encode
 from harness.engine.context import EngineContext
 from harness.engine.loss import SlicedCrossEntropy, loss_function, passed_through, sliced_summed_loss, summed_loss
 from harness.engine.training import mean_loss

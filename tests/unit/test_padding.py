@@ -11,7 +11,8 @@ import transformers
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from harness.data.batches import Example, MicroBatch, collate
+from harness.data.batches import MicroBatch, collate
+from harness.data.examples import Example
 from harness.engine.loss import summed_loss
 from harness.engine.padding import CAUSAL_ARCHITECTURES, needs_padding_mask
 

@@ -10,7 +10,8 @@ import torch
 from scipy.special import softmax
 
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import Example, TrainData, collate
+from harness.data.batches import TrainData, collate
+from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext

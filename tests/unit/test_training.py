@@ -12,7 +12,8 @@ import torch
 
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import MicroBatch, TrainData, collate, encode, validation_batches
+from harness.data.batches import MicroBatch, TrainData, collate, validation_batches
+from harness.data.examples import encode
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
