@@ -47,7 +47,9 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     return write_plots(summary_of(suite, *records), tmp_path_factory.mktemp("plots"))
 
 
-NAMES = ("memory_score", "tasks", "memory", "loss", "loss_tokens", "loss_seconds", "blocks")
+NOT_DRAWN = {"sweeps", "tuning"}
+"""The records here hold neither."""
+NAMES = tuple(name for name in DRAWN if name not in NOT_DRAWN)
 """Plots that any scored and trained records fill."""
 
 
