@@ -109,7 +109,7 @@ def test_the_rank_is_clipped_and_recorded():
     optimizer = optimizer_of({"w": p}, projection=PROJECTION)
     p.grad = gradient(p, 0)
     optimizer.step()
-    assert optimizer.projections() == {"w": {"side": "right", "rank": 2, "num_refreshes": 1}}
+    assert optimizer.projections() == {"w": {"side": "right", "rank": 2, "num_refreshes": 1, "num_updates": 1}}
 
 
 def refresh_steps(counter, active, gap=4):

@@ -189,7 +189,8 @@ def test_a_run_of_tracked_steps_alone_has_no_place_on_the_axis_of_seconds() -> N
 @pytest.mark.parametrize(("sampling", "shown"), [("without_replacement", True), ("bernoulli", True), ("tour", False)])
 def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: bool) -> None:
     shares = [(i + 1) / 78 for i in range(12)]
-    proof = Proof(method={"sampling": sampling, "probability": "outlier", "probabilities": shares, "draws": []})
+    law = "outlier" if shown else "ignored"
+    proof = Proof(method={"sampling": sampling, "probability": law, "probabilities": shares, "draws": []})
     record = make.make_record("owlore").model_copy(update={"proof": proof})
     summary = summary_of(make.make_suite(labels=("owlore", "full")), record, make.make_record("full", minute=1))
     axes = drawn(block_figure(summary, styles_of(summary))).axes
