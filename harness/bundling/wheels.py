@@ -137,10 +137,13 @@ class _Resolver:
         """Return pip's choice; None where a package had to be built first."""
         report, requirements = self._scratch / "report.json", self._scratch / "requirements.txt"
         requirements.write_text("\n".join(self._asked), encoding="utf-8")
+        options = self._target.pip_options()
+        # Before pip 24, another platform was refused without a target, whether anything was to be installed or not.
+        nowhere = ["--target", str(self._scratch / "nowhere")] if options else []
         answer = self._pip.run(
             [
                 *("install", "--dry-run", "--ignore-installed", "--only-binary=:all:"),
-                *self._target.pip_options(),
+                *(*nowhere, *options),
                 *("--find-links", str(self._built), "--report", str(report), "--requirement", str(requirements)),
             ],
             f"choosing wheels for {self._target}",
