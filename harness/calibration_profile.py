@@ -34,7 +34,7 @@ def profile_of(results: Sequence[PartResult]) -> DeviceProfile | None:
         return None
     newest = max(ok.values(), key=lambda result: result.started_at)
     environment = newest.environment
-    if "torch" not in environment.packages:
+    if (torch := environment.version_of("torch")) is None:
         return None
     known: dict[str, Any] = {
         "device_name": environment.device_name,
@@ -42,7 +42,7 @@ def profile_of(results: Sequence[PartResult]) -> DeviceProfile | None:
         "compute_capability": ok["device"].known_facts.compute_capability if "device" in ok else None,
         "memory_bytes": max(0, environment.device_memory_bytes or 0) or None,
         "driver": environment.driver,
-        "torch": environment.packages["torch"],
+        "torch": torch,
         "sizes": newest.sizes,
         "measured_at": newest.started_at,
     }
@@ -58,7 +58,7 @@ def _constants(ok: dict[str, PartResult]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "context" in facts and facts["context"].context_bytes is not None:
         found["context_bytes"] = facts["context"].context_bytes
-    if "cuBLAS workspaces" in ok and ok["cuBLAS workspaces"].environment.device_type == "cuda":
+    if "cuBLAS workspaces" in ok and ok["cuBLAS workspaces"].environment.on_cuda:
         sizes = facts["cuBLAS workspaces"].forward_bytes, facts["cuBLAS workspaces"].backward_bytes
         if all(isinstance(size, int) for size in sizes):
             found["blas_workspace_bytes"] = sizes

@@ -64,7 +64,7 @@ class Judgement:
 
 def judge_record(record: Record) -> Judgement | None:
     """Return the judgement of a run that came to its end, or None where nothing was trained or there is no end."""
-    if record.status not in ("ok", "unproven") or record.train is None:
+    if not (record.is_ok or record.is_unproven) or record.train is None:
         return None
     return judge(record.train, record.proof or Proof())
 

@@ -100,7 +100,7 @@ def _must_move(declared: DeclaredPart, rate: float, share: float = 1.0) -> bool:
 
 def trainable_counts(facts: Facts) -> Answer:
     """Judge that the numbers of trainable parameters and blocks agree with each other and with the declaration."""
-    train, declared, counts = facts.train, facts.declared, facts.train.curve.trainable_params
+    train, declared, counts = facts.train, facts.declared, facts.curve.trainable_params
     if len(counts) != facts.num_steps:
         return "not judged", "the trainable parameters of some steps are missing"
     faults = []
@@ -179,7 +179,7 @@ def _first_difference(said: Sequence[Span], seen: Sequence[Span]) -> tuple[int, 
 
 def optimizer_state(facts: Facts) -> Answer:
     """Judge that the optimizer's state took what is declared after every step, on the device and on the host."""
-    declared, curve = facts.declared, facts.train.curve
+    declared, curve = facts.declared, facts.curve
     if declared is None:
         return UNDECLARED
     readings = {"device": curve.optimizer_state_bytes, "host": curve.optimizer_state_host_bytes}

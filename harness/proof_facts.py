@@ -31,7 +31,8 @@ class Facts:
     def __init__(self, train: TrainResult, proof: Proof) -> None:
         self.train = train
         self.proof = proof
-        self.num_steps = len(train.curve.loss)
+        self.curve = train.curve
+        self.num_steps = len(self.curve.loss)
         """Those of the curve, whatever number the result states."""
 
     @property
@@ -52,7 +53,7 @@ class Facts:
     @cached_property
     def _rates(self) -> list[float]:
         """Return the learning rate of each step whose gradients cannot all have been zero; 0 of the others."""
-        curve = self.train.curve
+        curve = self.curve
         norms: Sequence[float | None] = curve.grad_norm or (None,) * self.num_steps
         return [
             rate if tokens > 0 and norm != 0.0 and math.isfinite(rate) else 0.0

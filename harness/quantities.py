@@ -13,26 +13,24 @@ from harness.readings import (
     live_parts,
     live_peak_bytes,
     model_flops_utilization,
+    predicted_peak_bytes,
     prediction_difference,
     run_peak_bytes,
     step_flops,
     step_seconds,
     tokens_per_second,
+    trained,
 )
-from harness.record import Phase, TrainResult
+from harness.record import Phase
 
 TOO_FEW_STEPS = "too few steps"
-
-
-def _train(read: Callable[[TrainResult], float | None]) -> Read:
-    return lambda record: None if record.train is None else read(record.train)
 
 
 def _phase(name: str, read: Callable[[Phase], float | None]) -> Read:
     return lambda record: None if (phase := record.phase(name)) is None else read(phase)
 
 
-_all_params = _train(lambda train: train.total_params)
+_all_params = trained(lambda train: train.total_params)
 
 PEAK_MEMORY = Quantity(
     name="train_peak_bytes",
@@ -82,7 +80,7 @@ PREDICTED_PEAK = Quantity(
     name="predicted_peak_bytes",
     title="predicted peak",
     unit="bytes",
-    read=lambda record: None if record.prediction is None else record.prediction.peak_bytes,
+    read=predicted_peak_bytes,
     over_seeds="largest",
     of_any_run=True,
     shown=Shown(short="predicted\npeak, GiB"),
@@ -127,7 +125,7 @@ MEDIAN_STEP_TIME = Quantity(
     name="step_seconds_median",
     title="step time, median",
     unit="seconds",
-    read=_train(lambda train: train.step_seconds_median),
+    read=trained(lambda train: train.step_seconds_median),
     shown=Shown(short="step,\nmedian s", absent=TOO_FEW_STEPS, of_cycle=True),
     definition="the median of the same steps, mean over the seeds.",
 )
@@ -135,7 +133,7 @@ UPDATE_TIME = Quantity(
     name="optimizer_seconds_mean",
     title="updates in a step",
     unit="seconds",
-    read=_train(lambda train: train.optimizer_seconds_mean),
+    read=trained(lambda train: train.optimizer_seconds_mean),
     shown=Shown(short="updates,\ns a step", optional=True, of_cycle=True),
     judged=Judged("update_time"),
     definition="seconds of the step time that the updates take, projector refreshes among them, mean over the seeds.",
@@ -144,7 +142,7 @@ REFRESH_TIME = Quantity(
     name="refresh_seconds",
     title="projector refreshes",
     unit="seconds",
-    read=_train(lambda train: train.refresh_seconds),
+    read=trained(lambda train: train.refresh_seconds),
     shown=Shown(short="refreshes,\ns", optional=True, of_cycle=True),
     judged=Judged("refresh_time"),
     definition="seconds of all projector refreshes of a run together, mean over the seeds.",
@@ -183,7 +181,7 @@ STEP_PARAMETERS = Quantity(
     name="trainable_params_mean",
     title="trainable parameters a step",
     unit="parameters",
-    read=_train(lambda train: train.trainable_params_mean),
+    read=trained(lambda train: train.trainable_params_mean),
     shown=Shown("trainable parameters a step", "trained\na step, M", whole=_all_params),
     judged=Judged(better=None),
     definition="parameters that required a gradient, mean over the steps. In brackets the share of all parameters.",
@@ -192,7 +190,7 @@ PARAMETERS_EVER = Quantity(
     name="trainable_params_ever",
     title="trainable parameters ever",
     unit="parameters",
-    read=_train(lambda train: train.trainable_params_ever),
+    read=trained(lambda train: train.trainable_params_ever),
     over_seeds="largest",
     shown=Shown("trainable parameters ever", "trained\never, M", whole=_all_params),
     judged=Judged(better=None),
@@ -202,7 +200,7 @@ OPTIMIZER_STATE = Quantity(
     name="peak_optimizer_state_bytes",
     title="optimizer state, peak",
     unit="bytes",
-    read=_train(lambda train: train.peak_optimizer_state_bytes),
+    read=trained(lambda train: train.peak_optimizer_state_bytes),
     over_seeds="largest",
     shown=Shown(short="optim.\nstate, GiB"),
     judged=Judged("optimizer_state", "1%"),
@@ -221,7 +219,7 @@ HELD_OUT_BEFORE = Quantity(
     name="validation_loss_before",
     title="held-out loss before training",
     unit="nats",
-    read=_train(lambda train: train.validation_loss_before),
+    read=trained(lambda train: train.validation_loss_before),
     shown=Shown(places=AS_NUMBERS),
     judged=Judged(better=None),
     definition="the held-out loss of the model as it came.",
@@ -230,7 +228,7 @@ HELD_OUT_LOSS = Quantity(
     name="validation_loss_after",
     title="held-out loss",
     unit="nats",
-    read=_train(lambda train: train.validation_loss_after),
+    read=trained(lambda train: train.validation_loss_after),
     before=HELD_OUT_BEFORE,
     shown=Shown("held-out loss, before -> after (nats)", "held-out loss,\nbefore -> after", optional=True),
     judged=Judged("loss", "1%", "cpu"),
@@ -240,7 +238,7 @@ GENERAL_BEFORE = Quantity(
     name="general_loss_before",
     title="general text loss before training",
     unit="nats",
-    read=_train(lambda train: train.general_loss_before),
+    read=trained(lambda train: train.general_loss_before),
     shown=Shown(places=AS_NUMBERS),
     judged=Judged(better=None),
     definition="the general text loss of the model as it came.",
@@ -249,7 +247,7 @@ GENERAL_LOSS = Quantity(
     name="general_loss_after",
     title="general text loss",
     unit="nats",
-    read=_train(lambda train: train.general_loss_after),
+    read=trained(lambda train: train.general_loss_after),
     before=GENERAL_BEFORE,
     shown=Shown("general text loss, before -> after (nats)", "general loss,\nbefore -> after", optional=True),
     judged=Judged("general_loss"),

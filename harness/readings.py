@@ -5,12 +5,13 @@ A reader that asks here needs no knowledge of where a record keeps things; what 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from statistics import fmean
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.catalogue.devices import DeviceSpec, known_device, load_devices
-from harness.record import MemoryBreakdown, Prediction, Record, TrackedPeak, TrainResult
+from harness.record import MemoryBreakdown, Prediction, Record, Score, StepCurve, TrackedPeak, TrainResult
 
 
 class PeakPlace(NamedTuple):
@@ -23,12 +24,78 @@ class PeakPlace(NamedTuple):
     """Moment of the step: resample, forward, backward, clip or optimizer."""
 
 
+def run_title(record: Record) -> str:
+    """Return model, label and seed of a run."""
+    return f"{record.model_name} {record.label} seed {record.seed}"
+
+
+def how_it_ended(record: Record, *, timed: bool = False) -> str:
+    """Return how a run ended and why, in words, with the seconds that it took where that is asked."""
+    status, reason = record.ending
+    return status + f" in {seconds_taken(record):.1f} s" * timed + (f": {reason}" if reason else "")
+
+
+def seconds_taken(record: Record) -> float:
+    """Return the seconds from its start to its end."""
+    return (record.finished_at - record.started_at).total_seconds()
+
+
+def is_of_run(record: Record, *starts: str) -> bool:
+    """Return whether the run's id starts like one of these."""
+    return record.run_id.startswith(starts)
+
+
+def source_of(record: Record, role: str) -> str | None:
+    """Return what identifies the data that a run used in a role, as ``train``; None where it used none."""
+    return record.spec.sources.get(role)
+
+
+def ran_on_cuda(record: Record) -> bool:
+    """Return whether the run had a CUDA device."""
+    return record.environment.on_cuda
+
+
+def began_busy(record: Record) -> bool:
+    """Return whether others used the device when the run began."""
+    return record.environment.not_idle() is not None
+
+
+def headline_scores(record: Record) -> list[Score]:
+    """Return the scores that enter an average."""
+    return [score for score in record.scores if score.headline]
+
+
+def values_of(scores: Iterable[Score], task: str, metric: str) -> list[float]:
+    """Return the values of one metric of a task."""
+    return [score.value for score in scores if score.is_of(task, metric)]
+
+
+def question(record: Record) -> dict[str, Any]:
+    """Return what was asked, but for the seed."""
+    return record.spec.asked() | {"seed": None}
+
+
+def trained(read: Callable[[TrainResult], float | None]) -> Callable[[Record], float | None]:
+    """Return the reading of a record that is one of its training; None where nothing was trained."""
+    return lambda record: None if record.train is None else read(record.train)
+
+
+def steps_done(record: Record) -> int:
+    """Return the optimizer steps that were done."""
+    return 0 if record.train is None else record.train.num_steps
+
+
+def step_curve(record: Record) -> StepCurve | None:
+    """Return what was recorded of each step; None where nothing was trained."""
+    return None if record.train is None else record.train.curve
+
+
 def step_peak(record: Record) -> PeakPlace | None:
     """Return the largest peak of allocated CUDA memory over the steps; None without CUDA."""
-    if record.train is None or not (peaks := record.train.curve.allocated_peak_bytes):
+    if (curve := step_curve(record)) is None or not (peaks := curve.allocated_peak_bytes):
         return None
     at = max(range(len(peaks)), key=peaks.__getitem__)
-    return PeakPlace(peaks[at], at, record.train.curve.peak_moments[at])
+    return PeakPlace(peaks[at], at, curve.peak_moments[at])
 
 
 def run_peak_bytes(record: Record) -> int | None:
@@ -78,7 +145,7 @@ def predictable_peak_bytes(record: Record) -> int | None:
     """Return the measured peak that planning predicts: the allocated one on CUDA, the tracked one on a CPU."""
     if record.train is None:
         return None
-    return run_peak_bytes(record) if record.environment.device_type == "cuda" else live_peak_bytes(record)
+    return run_peak_bytes(record) if ran_on_cuda(record) else live_peak_bytes(record)
 
 
 def own_prediction(record: Record) -> Prediction | None:
@@ -91,6 +158,11 @@ def prediction_difference(record: Record) -> float | None:
     """Return by which fraction of the measured peak the predicted one is larger; None where either is missing."""
     prediction, measured = own_prediction(record), predictable_peak_bytes(record)
     return None if prediction is None or not measured else prediction.peak_bytes / measured - 1.0
+
+
+def predicted_peak_bytes(record: Record) -> int | None:
+    """Return the predicted peak, for whatever kind of device it was; None without a prediction."""
+    return None if record.prediction is None else record.prediction.peak_bytes
 
 
 def step_seconds(record: Record) -> float | None:
@@ -113,7 +185,7 @@ def is_short(record: Record) -> bool:
 
 def step_tokens(record: Record) -> float | None:
     """Return the mean tokens of a step, padding left out; None without a step."""
-    return None if record.train is None or not record.train.curve.tokens else fmean(record.train.curve.tokens)
+    return None if (curve := step_curve(record)) is None or not curve.tokens else fmean(curve.tokens)
 
 
 def tokens_per_second(record: Record) -> float | None:
@@ -128,7 +200,7 @@ def step_flops(record: Record) -> float | None:
     What was predicted for rows of full length is scaled by the tokens that there were; of shorter rows that counts a
     little more for attention than there was.
     """
-    prediction, settings, tokens = record.prediction, record.spec.train, step_tokens(record)
+    prediction, settings, tokens = record.prediction, record.train_settings, step_tokens(record)
     if prediction is None or settings is None or tokens is None:
         return None
     planned = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
@@ -140,7 +212,7 @@ def model_flops_utilization(record: Record) -> float | None:
 
     None where the step was not timed, nothing was predicted, or the device's peak is not known.
     """
-    flops, seconds, settings = step_flops(record), step_seconds(record), record.spec.train
+    flops, seconds, settings = step_flops(record), step_seconds(record), record.train_settings
     if flops is None or not seconds or settings is None:
         return None
     device = _device(record.environment.device_name)
@@ -152,3 +224,37 @@ def model_flops_utilization(record: Record) -> float | None:
 def _device(name: str) -> DeviceSpec | None:
     """Return a device of devices.toml, which is read once for all records."""
     return known_device(name, load_devices())
+
+
+def _packages(record: Record) -> str:
+    return "; ".join(f"{name}=={version}" for name, version in sorted(record.environment.packages.items()))
+
+
+IDENTITY: Mapping[str, Callable[[Record], Any]] = {
+    "suite": lambda record: record.suite,
+    "suite_version": lambda record: record.spec.suite_version,
+    "protocol": lambda record: record.spec.protocol,
+    "method": lambda record: record.spec.method,
+    "run_id": lambda record: record.run_id,
+    "environment_id": lambda record: record.environment_id,
+    "uuid": lambda record: record.uuid,
+}
+"""What tells a record from others, by the column of a table of runs or scores."""
+FACTS: Mapping[str, Callable[[Record], Any]] = {
+    "status": lambda record: record.status,
+    "reason": lambda record: record.reason,
+    "started_at": lambda record: record.started_at.isoformat(),
+    "finished_at": lambda record: record.finished_at.isoformat(),
+    "max_steps": lambda record: record.spec.max_steps,
+    "limit": lambda record: record.evaluation_settings.limit,
+    "device_type": lambda record: record.environment.device_type,
+    "device_name": lambda record: record.environment.device_name,
+    "num_threads": lambda record: record.environment.num_threads,
+    "python": lambda record: record.environment.python,
+    "packages": _packages,
+    "commit": lambda record: record.environment.commit,
+    "dirty": lambda record: record.environment.dirty,
+    "device_busy": lambda record: record.environment.device_busy,
+    "prediction_error": lambda record: record.prediction_error,
+}
+"""What happened to a run and where, by the column of a table of runs."""

@@ -1,12 +1,13 @@
 """The record of one run: what was asked, what came out, where, and the proof that the method was on.
 
 Names of measurements end in their unit. What was not measured is None. A record validates without its method, without
-torch, and for ever: a change of layout raises ``SCHEMA_VERSION`` and adds a step to ``UPGRADES``.
+torch, and for ever: a change of layout raises ``SCHEMA_VERSION`` and adds a step to ``harness.record_versions``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection
+from datetime import datetime
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -19,15 +20,13 @@ from pydantic import (
     Field,
     FiniteFloat,
     JsonValue,
-    ValidationError,
 )
 
 from harness.declaration import Declaration
 from harness.errors import HarnessError
 from harness.redaction import redacted
-from harness.settings import ComputeCapability, Name
+from harness.settings import ComputeCapability, EvaluationSettings, Name, TrainSettings
 from harness.spec import RunSpec, identity
-from harness.toml_files import first_fault
 
 SCHEMA_VERSION = 5
 LOG_LINES = 40
@@ -96,13 +95,64 @@ class Environment(_Part):
 
     @property
     def environment_id(self) -> str:
-        """Return the identity of what can move a number.
+        """Return the identity of what can move a number."""
+        rest = {"device_memory_bytes": self.device_memory_bytes, "packages": self.packages}
+        return identity(self.told_by_name() | rest)
+
+    def told_by_name(self) -> dict[str, Any]:
+        """Return what can move a number beside the packages and the size of the memory, as JSON.
 
         The commit is left out, as the source checksum stands for it; so is the compute capability, as the device's name
         does and older records lack it.
         """
-        left_out = {"commit", "dirty", "device_busy", "platform", "compute_capability"}
-        return identity(self.model_dump(mode="json", exclude=left_out))
+        of_another_kind = {"packages", "device_memory_bytes"}
+        moves_none = {"commit", "dirty", "device_busy", "platform", "compute_capability"}
+        return self.model_dump(mode="json", exclude=of_another_kind | moves_none)
+
+    @property
+    def on_cuda(self) -> bool:
+        """Return whether the device is one of CUDA."""
+        return self.device_type == "cuda"
+
+    @property
+    def gpu_name(self) -> str | None:
+        """Return what torch calls the CUDA device; None on a CPU."""
+        return self.device_name if self.on_cuda else None
+
+    @property
+    def device(self) -> str:
+        """Return the device as far as times depend on it: of a CPU with the threads."""
+        return self.device_name + ("" if self.on_cuda else f", {self.num_threads} threads")
+
+    @property
+    def device_text(self) -> str:
+        """Return kind and name of the device."""
+        return f"{self.device_type}: {self.device_name}"
+
+    def has_room_for(self, size: int) -> bool:
+        """Return whether so many bytes fit on the device; where its memory is not known they do."""
+        return self.device_memory_bytes is None or size <= self.device_memory_bytes
+
+    def holds(self, prediction: Prediction) -> bool:
+        """Return whether a predicted peak fits on the device."""
+        return self.has_room_for(prediction.peak_bytes)
+
+    def not_idle(self, what: str = "it") -> str | None:
+        """Return that the device is in use by others, and how much of it; None where nothing was seen."""
+        return f"{what} is not idle: {self.device_busy}" if self.device_busy else None
+
+    def version_of(self, package: str) -> str | None:
+        """Return a package's version; None where it is not installed."""
+        return self.packages.get(package)
+
+    def has_source(self, checksum: str) -> bool:
+        """Return whether its harness is of the same source."""
+        return self.source_checksum == checksum
+
+    @property
+    def source(self) -> str:
+        """Return the first digits of the source checksum, by which sentences tell a source."""
+        return self.source_checksum[:12]
 
 
 class Phase(_Part):
@@ -338,6 +388,30 @@ class Score(_Part):
     subtasks: tuple[str, ...] = ()
     """Of a group's score the tasks that it is over, weighed as lm-eval's group does; empty for a task's own."""
 
+    @property
+    def key(self) -> tuple[str, str, tuple[str, ...]]:
+        """Return what two scores of one thing have in common."""
+        return self.task, self.metric, self.subtasks
+
+    @property
+    def title(self) -> str:
+        """Return what the score is called."""
+        return f"{self.task} {self.metric}"
+
+    @property
+    def text(self) -> str:
+        """Return the value as commands print it."""
+        return f"{self.value:.4f}"
+
+    @property
+    def is_fraction(self) -> bool:
+        """Return whether the value is a share, as an accuracy is."""
+        return self.unit == "fraction"
+
+    def is_of(self, task: str, metric: str | None = None) -> bool:
+        """Return whether it is a score of a task, and where one is named by that metric."""
+        return self.task == task and metric in (None, self.metric)
+
 
 class MTBenchAnswers(_Part):
     """The answers of a run to MT-Bench's questions, which a judge scores later."""
@@ -474,6 +548,89 @@ class Record(_Part):
         """Return the phase called ``name``, or None when the run did not reach it."""
         return next((phase for phase in self.phases if phase.name == name), None)
 
+    @property
+    def is_run(self) -> bool:
+        """Return whether it is of a run, not of scores that were added to one."""
+        return self.kind == "run"
+
+    @property
+    def is_ok(self) -> bool:
+        """Return whether it is a result."""
+        return self.status == "ok"
+
+    @property
+    def is_unproven(self) -> bool:
+        """Return whether the run ended, but not as what was asked for."""
+        return self.status == "unproven"
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Return whether it was cut off from outside, which says nothing of the run."""
+        return self.status == "interrupted"
+
+    def has_outcome(self, retry: Collection[str] = ()) -> bool:
+        """Return whether it answers its run, by a status that is none of those to be retried."""
+        return self.status in OUTCOMES and self.status not in retry
+
+    @property
+    def ending(self) -> tuple[Status, str | None]:
+        """Return how it ended and why."""
+        return self.status, self.reason
+
+    @property
+    def attempted(self) -> tuple[str, str]:
+        """Return run and environment: records that share them are attempts at the same."""
+        return self.run_id, self.environment_id
+
+    def ran_in(self, environment_id: str | None) -> bool:
+        """Return whether it is of an environment; of None all are."""
+        return environment_id in (None, self.environment_id)
+
+    @property
+    def in_time(self) -> tuple[datetime, str]:
+        """Return by what records are put into the order of time."""
+        return self.started_at, self.uuid
+
+    @property
+    def called(self) -> str:
+        """Return what sentences call the run."""
+        return f"run {self.run_id}"
+
+    @property
+    def file_stem(self) -> str:
+        """Return how the names of its files beside the records begin."""
+        return f"{self.run_id}-{self.uuid}"
+
+    @property
+    def suite(self) -> str:
+        """Return the suite that asked for it."""
+        return self.spec.suite
+
+    @property
+    def model_name(self) -> str:
+        """Return the base model's name."""
+        return self.spec.model_name
+
+    @property
+    def label(self) -> str:
+        """Return the label of what was run."""
+        return self.spec.label
+
+    @property
+    def seed(self) -> int:
+        """Return the seed."""
+        return self.spec.seed
+
+    @property
+    def train_settings(self) -> TrainSettings | None:
+        """Return how it was to train; None where it was not to."""
+        return self.spec.train
+
+    @property
+    def evaluation_settings(self) -> EvaluationSettings:
+        """Return how it was to be scored."""
+        return self.spec.evaluation
+
 
 def within(folder: Path, name: str) -> Path:
     """Return the path of what a record names, which no link leads out of the folder of the records either.
@@ -485,56 +642,3 @@ def within(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise HarnessError(f"{path}: a link leads out of the folder of the records; move what it leads to there")
     return path
-
-
-def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:
-    """Lift version 1: ``predicted_peak_bytes``, which was never filled, gave way to ``prediction``."""
-    return {**{key: value for key, value in data.items() if key != "predicted_peak_bytes"}, "schema_version": 2}
-
-
-def _from_2_to_3(data: dict[str, Any]) -> dict[str, Any]:
-    """Lift version 2: ``process`` and ``notes`` were not there."""
-    return {**data, "schema_version": 3}
-
-
-def _from_3_to_4(data: dict[str, Any]) -> dict[str, Any]:
-    """Lift version 3: the seconds of the updates were not there."""
-    return {**data, "schema_version": 4}
-
-
-def _from_4_to_5(data: dict[str, Any]) -> dict[str, Any]:
-    """Lift version 4: methods declared nothing, and nothing was judged."""
-    return {**data, "schema_version": 5}
-
-
-UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: _from_1_to_2,
-    2: _from_2_to_3,
-    3: _from_3_to_4,
-    4: _from_4_to_5,
-}
-"""Version -> the step that lifts a record of that version to the next."""
-
-
-def parse_record(data: Any, where: str) -> Record:
-    """Return a record from its JSON value, lifted to the present schema.
-
-    Raises:
-        HarnessError: it is not a record, or of a newer schema.
-    """
-    if not isinstance(data, dict) or not isinstance(version := data.get("schema_version"), int):
-        raise HarnessError(f"{where}: is not a record: schema_version is missing")
-    if version > SCHEMA_VERSION:
-        raise HarnessError(
-            f"{where}: has schema version {version}, newer than {SCHEMA_VERSION}, the newest that this "
-            "harness reads; upgrade it"
-        )
-    while version < SCHEMA_VERSION:
-        if version not in UPGRADES:
-            raise HarnessError(f"{where}: has schema version {version}, which never existed")
-        data = UPGRADES[version](data)
-        version = data["schema_version"]
-    try:
-        return Record.model_validate(data)
-    except ValidationError as error:
-        raise HarnessError(f"{where}: is not a valid record:{first_fault(Record, error)}") from error

@@ -20,7 +20,8 @@ from pydantic_core import from_json
 
 from harness.errors import HarnessError
 from harness.files import append_line, make_folder, read_bytes_if_there, reason_of
-from harness.record import OUTCOMES, Record, parse_record
+from harness.record import Record
+from harness.record_versions import parse_record
 
 LOCK_SECONDS = 60.0
 _DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else 0 for byte in range(256))
@@ -69,7 +70,7 @@ class Store:
         Raises:
             HarnessError: the line could not be written; nothing of it stays in the file.
         """
-        file = self.file_of(record.spec.suite)
+        file = self.file_of(record.suite)
         try:
             make_folder(self.folder)
             with self._locked(file):
@@ -111,7 +112,7 @@ def parse_files(parts: Iterable[tuple[str, bytes]]) -> Contents:
         for where, data in parts:
             for number, line in enumerate(data.splitlines(keepends=True), start=1):
                 _read_line(line, f"{where} line {number}", records, warnings)
-    records.sort(key=lambda record: (record.started_at, record.uuid))
+    records.sort(key=lambda record: record.in_time)
     return Contents(tuple(records), tuple(warnings))
 
 
@@ -133,20 +134,31 @@ def no_collection(*, keep: bool = False) -> Iterator[None]:
             gc.enable()
 
 
-def has_outcome(records: tuple[Record, ...], run_id: str, environment_id: str | None, retry: frozenset[str]) -> bool:
-    """Return whether a run is answered: an outcome, in this environment (None: in any), of a status not to be retried.
+def runs_of(records: Iterable[Record], run_id: str) -> list[Record]:
+    """Return the records of one run, without later evaluations of it."""
+    return [record for record in records if record.run_id == run_id and record.is_run]
 
-    The newest record of the run decides, so that a success after an out-of-memory is a success.
+
+def newest_outcomes(records: Iterable[Record], environment_id: str | None) -> dict[str, Record]:
+    """Return the newest outcome of each run by its id, in this environment (None: in any).
+
+    The newest decides, so that a success after an out-of-memory is a success.
+
+    Args:
+        records: In the order of time.
+        environment_id: Whose records count.
     """
-    matching = [
-        record
+    return {
+        record.run_id: record
         for record in records
-        if record.kind == "run"
-        and record.run_id == run_id
-        and (environment_id is None or record.environment_id == environment_id)
-        and record.status in OUTCOMES
-    ]
-    return bool(matching) and matching[-1].status not in retry
+        if record.is_run and record.ran_in(environment_id) and record.has_outcome()
+    }
+
+
+def has_outcome(records: Iterable[Record], run_id: str, environment_id: str | None, retry: frozenset[str]) -> bool:
+    """Return whether a run has an outcome in this environment (None: in any), of a status not to be retried."""
+    newest = newest_outcomes(runs_of(records, run_id), environment_id).get(run_id)
+    return newest is not None and newest.has_outcome(retry)
 
 
 def _read_line(line: bytes, where: str, records: list[Record], warnings: list[str]) -> None:

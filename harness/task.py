@@ -66,8 +66,7 @@ class RunTask(BaseModel):
             environment_id=environment.environment_id,
             uuid=self.uuid,
             started_at=started_at,
-            # A clock that was set back meanwhile makes no run end before it began.
-            finished_at=max(started_at, datetime.now(UTC)),
+            finished_at=_now(started_at),
             status=status,
             reason=reason,
             spec=self.spec,
@@ -76,3 +75,28 @@ class RunTask(BaseModel):
             prediction_error=self.prediction_error,
             **parts,
         )
+
+
+def judged_record(
+    run: Record, uuid: str, started_at: datetime, status: Status, reason: str | None, **parts: Any
+) -> Record:
+    """Return the record of a judging of a run's answers, ended now: environment and spec are the run's."""
+    return Record(
+        kind="evaluation",
+        of=run.uuid,
+        run_id=run.run_id,
+        environment_id=run.environment_id,
+        uuid=uuid,
+        started_at=started_at,
+        finished_at=_now(started_at),
+        status=status,
+        reason=reason,
+        spec=run.spec,
+        environment=run.environment,
+        **parts,
+    )
+
+
+def _now(started_at: datetime) -> datetime:
+    """Return the time now; a clock that was set back meanwhile makes nothing end before it began."""
+    return max(started_at, datetime.now(UTC))

@@ -13,9 +13,10 @@ from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate
 from harness.errors import HarnessError
 from harness.expansion import training_labels
 from harness.quantities import HELD_OUT_LOSS
-from harness.record import OUTCOMES, Record
+from harness.record import Record
 from harness.settings import EvaluationSettings, TuneSettings
 from harness.spec import RunSpec
+from harness.store import newest_outcomes
 from harness.suite import Suite, label_with, sweep_points
 
 RATE = "learning_rate"
@@ -76,13 +77,7 @@ def choices(
         environment_id: Whose records count; None: those of any.
     """
     labels = _tuned_labels(suite, trials)
-    newest = {
-        record.run_id: record
-        for record in records
-        if record.kind == "run"
-        and record.status in OUTCOMES
-        and (environment_id is None or record.environment_id == environment_id)
-    }
+    newest = newest_outcomes(records, environment_id)
     groups: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in specs:
         groups.setdefault((spec.model_name, labels[spec.label]), []).append(spec)
@@ -117,7 +112,7 @@ def _tuned_labels(suite: Suite, trials: Suite) -> Mapping[str, str]:
 
 def _trial(spec: RunSpec, record: Record) -> Trial:
     assert spec.train is not None
-    loss = HELD_OUT_LOSS.read(record) if record.status == "ok" else None
+    loss = HELD_OUT_LOSS.read(record) if record.is_ok else None
     return Trial(
         learning_rate=spec.train.learning_rate,
         seed=spec.seed,

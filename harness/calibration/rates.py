@@ -28,7 +28,7 @@ def device(bench: Bench, _: str | None) -> Found:
         expected=None if sheet is None else sheet.memory_bytes,
         expected_by=None if sheet is None else "data sheet",
     )
-    busy = "" if environment.device_busy is None else f"; it is not idle: {environment.device_busy}"
+    busy = "" if (busily := environment.not_idle()) is None else f"; {busily}"
     return Found(
         (reading,),
         f"{where}, CUDA {torch.version.cuda}, driver: {environment.driver or 'not known'}{busy}",

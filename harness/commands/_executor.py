@@ -51,18 +51,18 @@ def _devices(names: Sequence[str], busy: str) -> list[Device]:
     for name in names or [""]:
         variables = {"CUDA_VISIBLE_DEVICES": name} if name else {}
         environment = probe_environment(variables)
-        if name and environment.device_type != "cuda":
+        if name and not environment.on_cuda:
             raise HarnessError(f"--devices: there is no CUDA device '{name}' here")
         what = f"device {name}" if name else "the device"
-        if environment.device_busy and busy == "skip":
-            warn([f"{what} is not idle: {environment.device_busy}; it is left out"])
-            continue
-        if environment.device_busy:
-            warn([f"{what} is not idle: {environment.device_busy}; peaks and times may be off, and reports mark them"])
+        if (busily := environment.not_idle(what)) is not None:
+            if busy == "skip":
+                warn([f"{busily}; it is left out"])
+                continue
+            warn([f"{busily}; peaks and times may be off, and reports mark them"])
         devices[name] = Device(environment, variables)
     if not devices:
         raise HarnessError("every device is in use by others: wait, or run on them with --busy use")
     if len({device.environment.environment_id for device in devices.values()}) > 1:
-        kinds = ", ".join(f"{name}: {device.environment.device_name}" for name, device in devices.items())
+        kinds = ", ".join(f"{name}: {device.environment.device}" for name, device in devices.items())
         raise HarnessError(f"--devices: these are of several kinds ({kinds}): start one harness run for each kind")
     return list(devices.values())

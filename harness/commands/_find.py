@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.commands._output import warn
 from harness.errors import HarnessError
+from harness.readings import is_of_run
 from harness.record import Record
 from harness.store import Store
 
@@ -18,7 +19,7 @@ def find_records(results: Path, run_id: str) -> list[Record]:
     """
     contents = Store(results).read()
     warn(contents.warnings)
-    found = [record for record in contents.records if record.run_id.startswith(run_id)] if run_id else []
+    found = [record for record in contents.records if is_of_run(record, run_id)] if run_id else []
     ids = sorted({record.run_id for record in found})
     if not ids:
         raise HarnessError(f"no record in {results} has a run id that starts with '{run_id}'; see harness status")

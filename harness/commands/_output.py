@@ -17,7 +17,8 @@ from rich.text import Text
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.progress import throttled
-from harness.record import Record
+from harness.readings import how_it_ended, run_title
+from harness.record import Record, Score
 from harness.redaction import redacted
 from harness.report.plots.style import FORMATS
 from harness.task import RunTask
@@ -71,6 +72,23 @@ def plot_file(option: str, text: str) -> Path:
     if not file.parent.is_dir():
         raise HarnessError(f"{option} {text}: there is no folder '{file.parent}'")
     return file
+
+
+def score_row(score: Score) -> dict[str, str]:
+    """Return a score as a row of a table."""
+    return {
+        "task": score.task,
+        "metric": score.metric,
+        "value": score.text,
+        "stderr": "" if score.stderr is None else f"{score.stderr:.4f}",
+        "n": str(score.n),
+        "shots": "" if score.num_fewshot is None else str(score.num_fewshot),
+    }
+
+
+def say_score(score: Score) -> None:
+    """Print a score in a line."""
+    say(f"{score.title}: {score.text} (n = {score.n})")
 
 
 class Display:
@@ -131,9 +149,7 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        seconds = (record.finished_at - record.started_at).total_seconds()
-        reason = f": {record.reason}" if record.reason else ""
-        self._line(f"{self._counter()} {_title(record.spec)}: {record.status} in {seconds:.1f} s{reason}")
+        self._line(f"{self._counter()} {printable(run_title(record))}: {how_it_ended(record, timed=True)}")
         for note in record.notes:
             self._line(f"note: {note}")
         self._done += 1

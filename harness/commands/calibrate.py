@@ -98,7 +98,7 @@ def calibrate(
     """
     begin = time.monotonic()
     environment = probe_environment()
-    if environment.device_type != "cuda" and not smoke:
+    if not environment.on_cuda and not smoke:
         raise HarnessError(
             "torch sees no CUDA device here, which a calibration is of: harness doctor says what is there, and --smoke "
             "tries the machinery on the CPU"
@@ -115,8 +115,8 @@ def calibrate(
         again=again,
     )
     warn(read_log(store.folder).warnings)
-    if environment.device_busy:
-        warn([f"the device is not idle: {environment.device_busy}; peaks and times may be off"])
+    if (busy := environment.not_idle("the device")) is not None:
+        warn([f"{busy}; peaks and times may be off"])
     with _alone(run.store), _foretelling(run) as foreteller:
         for group in run.groups:
             if group == "ladder":
@@ -232,20 +232,20 @@ def _too_large(run: _Calibration, answer: PlanAnswer) -> str | None:
     return f"not run: {prediction.peak_bytes / 1e9:.1f} GB predicted, the device has {memory / 1e9:.1f}"
 
 
-def _records(run: _Calibration) -> dict[str, Record]:
+def _records(run: _Calibration) -> Iterable[Record]:
     """Return the newest record of each run of the ladder in this environment, but of those that were cut off."""
     found = {}
     for record in run.store.read(SUITES[run.sizes]).records:
-        if record.environment_id == run.environment_id and record.kind == "run" and record.status != "interrupted":
-            found[record.run_id] = record
-    return found
+        if record.ran_in(run.environment_id) and record.is_run and not record.was_interrupted:
+            found[record.attempted] = record
+    return found.values()
 
 
 def _conclude(run: _Calibration) -> None:
     """Write the profile and print the table of all that is known of this device, from earlier calls too."""
     results = [result for result in run.latest() if result.group in run.groups]
     profile = profile_of(run.latest())
-    records: Iterable[Record] = _records(run).values() if "ladder" in run.groups else ()
+    records: Iterable[Record] = _records(run) if "ladder" in run.groups else ()
     rates = Rates() if profile is None else profile.rates
     answered = {result.part for result in results}
     not_run = [entry for entry in run.not_run if entry[1] not in answered]

@@ -11,7 +11,7 @@ from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.commands._assets import convert
 from harness.commands._find import find_records
-from harness.commands._output import Display, say
+from harness.commands._output import Display, say_score
 from harness.commands._selection import given_catalogue, given_wheels
 from harness.commands.requests import AssetsRequest
 from harness.errors import HarnessError
@@ -43,31 +43,31 @@ def evaluate(
     record = kept[-1]
     weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():
-        raise HarnessError(f"the weights of run {record.run_id} are no longer in {weights}")
+        raise HarnessError(f"the weights of {record.called} are no longer in {weights}")
     adapter = weights / "adapter"
     if adapter.is_dir():
         _check_adapter(adapter)
-    evaluation = record.spec.evaluation.model_copy(
+    evaluation = record.evaluation_settings.model_copy(
         update={
             "tasks": tuple(tasks),
             "subtasks": None,
-            "limit": limit or record.spec.evaluation.limit,
+            "limit": limit or record.evaluation_settings.limit,
             "mt_bench": None,
         }
     )
     check_task_names(evaluation)
-    check_packaged_rows(evaluation, f"run {record.run_id}")
+    check_packaged_rows(evaluation, record.called)
     store.check_writable()
     wheels = given_wheels(assets.wheels)
     spec = _model(record, catalogue)
     with Display() as display:
         rows = None
-        if record.spec.evaluation.rows is None:
+        if record.evaluation_settings.rows is None:
             raise HarnessError(
-                f"suite '{record.spec.suite}' scores nothing, so it does not say from which rows: set rows in its "
+                f"suite '{record.suite}' scores nothing, so it does not say from which rows: set rows in its "
                 "[evaluation] and run it again"
             )
-        if record.spec.evaluation.rows != "hub":
+        if record.evaluation_settings.rows != "hub":
             rows = prepare_rows(offline=assets.offline, wheels=wheels, progress=display.progress)
         folder = weights
         if adapter.is_dir():
@@ -91,7 +91,7 @@ def evaluate(
         tally = LocalMachine([Device(probe_environment())]).run(Runs([task], store), display)
     for record in tally.records:  # none where it was stopped before it began
         for score in record.scores:
-            say(f"{score.task} {score.metric}: {score.value:.4f} (n = {score.n})")
+            say_score(score)
     return tally.exit_code
 
 
@@ -101,10 +101,10 @@ def _model(record: Record, catalogue: Path | None) -> BaseModelSpec:
     Raises:
         HarnessError: no catalogue that is given holds it.
     """
-    known, name = given_catalogue(catalogue).models, record.spec.model_name
+    known, name = given_catalogue(catalogue).models, record.model_name
     if name not in known:
         raise HarnessError(
-            f"run {record.run_id} is of model '{name}', which is none of the packaged ones: name the file that defines "
+            f"{record.called} is of model '{name}', which is none of the packaged ones: name the file that defines "
             f"it in [base_models.{name}] with --catalogue"
         )
     return known[name]
@@ -128,7 +128,7 @@ def _base_folder(record: Record, spec: BaseModelSpec, wheels: list[Path], displa
     resolved = resolve_model(spec, None)
     if resolved.identity() != record.spec.model:
         raise HarnessError(
-            f"run {record.run_id} trained an adapter on {record.spec.model}, but '{spec.name}' is now "
+            f"{record.called} trained an adapter on {record.spec.model}, but '{spec.name}' is now "
             f"{resolved.identity()}; the merged weights can be evaluated by a suite with --model {spec.name}=PATH"
         )
     return prepare_model(resolved, convert=convert, offline=offline, wheels=wheels, progress=display.progress)

@@ -33,9 +33,9 @@ def show_history(
     records = [
         record
         for record in contents.records
-        if record.spec.suite == suite
-        and (not models or record.spec.model_name in models)
-        and (not labels or record.spec.label in labels)
+        if record.suite == suite
+        and (not models or record.model_name in models)
+        and (not labels or record.label in labels)
     ]
     if not records:
         raise HarnessError(f"there is no such record of suite '{suite}' in {results}")

@@ -33,9 +33,11 @@ from harness.evaluation.judging import (
 )
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
+from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
 from harness.record import Judging, Record, Status, within
 from harness.report.reading.summary import newest_records
 from harness.store import Store
+from harness.task import judged_record
 
 DEFAULT_KEY_VARIABLE = "OPENAI_API_KEY"
 CHARACTERS_A_TOKEN = 4
@@ -57,7 +59,7 @@ class _Job:
     @property
     def file(self) -> Path:
         """Return where the judgments go."""
-        folder = self.results / "judgments" / f"{self.record.run_id}-{self.record.uuid}"
+        folder = self.results / "judgments" / self.record.file_stem
         return judgments_file(folder, self.settings.judge)
 
 
@@ -138,12 +140,12 @@ def judge_suite(
 
 def _answered(records: Sequence[Record], suite: str, run_ids: Sequence[str]) -> list[Record]:
     """Return the newest outcome of each run with answers, of some runs alone where they are given."""
-    newest = newest_records([record for record in records if record.kind == "run" and record.spec.suite == suite])
-    found = [record for record in newest if record.status == "ok" and record.mt_bench is not None]
+    newest = newest_records([record for record in records if record.is_run and record.suite == suite])
+    found = [record for record in newest if record.is_ok and record.mt_bench is not None]
     for wanted in run_ids:
-        if not any(record.run_id.startswith(wanted) for record in found):
+        if not any(is_of_run(record, wanted) for record in found):
             raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers has an id that starts so")
-    return [record for record in found if not run_ids or record.run_id.startswith(tuple(run_ids))]
+    return [record for record in found if not run_ids or is_of_run(record, *run_ids)]
 
 
 def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequest, known: Catalogue) -> _Job:
@@ -167,13 +169,13 @@ def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequ
 
 def _bench(record: Record, assets: AssetsRequest, catalogue: Catalogue) -> MTBench:
     """Return MT-Bench's files, checked to be those whose questions the run answered."""
-    settings = record.spec.evaluation.mt_bench
+    settings = record.evaluation_settings.mt_bench
     assert settings is not None
     dataset = resolve_dataset(catalogue.dataset(settings.data))
     known = dataset.identity()
-    if (answered := record.spec.sources.get("mt_bench")) != known:
+    if (answered := source_of(record, "mt_bench")) != known:
         raise HarnessError(
-            f"run {record.run_id} answered the questions of {answered}, and these are {known}; give the former with "
+            f"{record.called} answered the questions of {answered}, and these are {known}; give the former with "
             f"--data {settings.data}=PATH"
         )
     with Display() as display:
@@ -241,22 +243,8 @@ def _record(job: _Job, outcome: Outcome, judge: Judge, began: datetime) -> Recor
         file=job.file.relative_to(job.results).as_posix(),
     )
     status, reason = _status(outcome)
-    run = job.record
-    return Record(
-        kind="evaluation",
-        of=run.uuid,
-        run_id=run.run_id,
-        environment_id=run.environment_id,
-        uuid=uuid.uuid4().hex,
-        started_at=began,
-        finished_at=datetime.now(UTC),
-        status=status,
-        reason=reason,
-        spec=run.spec,
-        environment=run.environment,
-        scores=mt_bench_scores(outcome.judged, judging.identity) if status == "ok" else (),
-        judging=judging,
-    )
+    scored = mt_bench_scores(outcome.judged, judging.identity) if status == "ok" else ()
+    return judged_record(job.record, uuid.uuid4().hex, began, status, reason, scores=scored, judging=judging)
 
 
 def _status(outcome: Outcome) -> tuple[Status, str | None]:
@@ -284,20 +272,17 @@ def _excerpt(outcome: Outcome) -> str:
 
 
 def _says_the_same(record: Record, other: Record) -> bool:
-    return (other.of, other.judging, other.status, other.reason) == (
-        *(record.of, record.judging, record.status, record.reason),
-    )
+    return (other.of, other.judging, other.ending) == (record.of, record.judging, record.ending)
 
 
 def _print(record: Record, outcome: Outcome) -> None:
-    judging, spec = record.judging, record.spec
+    judging, title = record.judging, run_title(record)
     assert judging is not None
-    title = f"{spec.model_name} {spec.label} seed {spec.seed}"
-    if record.status != "ok":
-        say(f"{title}: {record.status}: {record.reason}")
+    if not record.is_ok:
+        say(f"{title}: {how_it_ended(record)}")
         return
-    mean = next(score for score in record.scores if (score.task, score.metric) == (TASK, MEAN))
-    say(f"{title}: mean {mean.value:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
+    [mean] = values_of(record.scores, TASK, MEAN)
+    say(f"{title}: mean {mean:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
     if outcome.unparsed:
         warn([f"{title}: in {len(outcome.unparsed)} judgments no score could be read; they are in no mean"])
     if judging.num_out_of_range:

@@ -26,7 +26,7 @@ from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
 from harness.record import Environment, Prediction
-from harness.report.units import gib
+from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.spec import RunSpec
@@ -209,9 +209,9 @@ def plan_tasks(selection: Selection, environment: Environment) -> dict[str, Plan
             model=selection.models[spec.model_name],
             dataset=selection.datasets[spec.train.data],
             device=environment.device_type,
-            device_name=environment.device_name if environment.device_type == "cuda" else None,
+            device_name=environment.gpu_name,
             compute_capability=environment.compute_capability,
-            profile=packaged_profile(environment.device_name) if environment.device_type == "cuda" else None,
+            profile=None if environment.gpu_name is None else packaged_profile(environment.gpu_name),
             cache_folder=cache_root(),
         )
         for spec in selection.specs
@@ -221,24 +221,22 @@ def plan_tasks(selection: Selection, environment: Environment) -> dict[str, Plan
 
 def _too_large(answers: Mapping[str, PlanAnswer], environment: Environment) -> list[str]:
     """Return a sentence when runs are told to need more than the device has."""
-    memory = environment.device_memory_bytes
-    peaks = [answer.prediction.peak_bytes for answer in answers.values() if answer.prediction is not None]
-    too_large = [peak for peak in peaks if memory is not None and peak > memory]
-    if not too_large or memory is None:
+    predicted = [answer.prediction for answer in answers.values() if answer.prediction is not None]
+    too_large = [prediction.peak_bytes for prediction in predicted if not environment.holds(prediction)]
+    if not too_large:
         return []
     return [
-        f"{len(too_large)} of {len(peaks)} runs are predicted to need up to {gib(max(too_large))} GiB, more than the "
-        f"{gib(memory)} GiB of {environment.device_name}: see harness plan"
+        f"{len(too_large)} of {len(predicted)} runs are predicted to need up to {gib(max(too_large))} GiB, more than "
+        f"the {memory_text(environment)} of {environment.device_name}: see harness plan"
     ]
 
 
 def _refusal(prediction: Prediction | None, environment: Environment) -> str | None:
     """Return why a run is hopeless: its weights alone do not fit."""
-    memory = environment.device_memory_bytes
-    if prediction is None or memory is None or prediction.weights_bytes <= memory:
+    if prediction is None or environment.has_room_for(prediction.weights_bytes):
         return None
     return (
-        f"the weights alone need {gib(prediction.weights_bytes)} GiB, more than the {gib(memory)} GiB of "
+        f"the weights alone need {gib(prediction.weights_bytes)} GiB, more than the {memory_text(environment)} of "
         f"{environment.device_name}; the predicted peak is {gib(prediction.peak_bytes)} GiB"
     )
 

@@ -11,16 +11,19 @@ from rich.text import Text
 
 from harness import quantities
 from harness.commands._find import find_records
-from harness.commands._output import console, plot_file, print_table
+from harness.commands._output import console, plot_file, print_table, score_row
 from harness.printable import as_json, printable
 from harness.proof import judge_record
 from harness.quantity import Quantity
 from harness.readings import (
     held_out_curve,
+    how_it_ended,
     live_parts,
     live_peak_place,
     predicted_parts,
+    ran_on_cuda,
     run_peak_bytes,
+    seconds_taken,
     step_peak,
     tracked_steps,
 )
@@ -46,19 +49,7 @@ def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None 
         print_table([_phase_row(phase) for phase in record.phases])
     if record.scores:
         print()
-        print_table(
-            [
-                {
-                    "task": score.task,
-                    "metric": score.metric,
-                    "value": f"{score.value:.4f}",
-                    "stderr": "" if score.stderr is None else f"{score.stderr:.4f}",
-                    "n": str(score.n),
-                    "shots": "" if score.num_fewshot is None else str(score.num_fewshot),
-                }
-                for score in record.scores
-            ]
-        )
+        print_table([score_row(score) for score in record.scores])
     if record.log_tail:
         console().print(Text(printable(f"\n{record.log_tail}")))
     return 0
@@ -71,9 +62,9 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         ("suite", f"{spec.suite} version {spec.suite_version}, protocol {spec.protocol}"),
         ("model", ", ".join(f"{key} {value}" for key, value in spec.model.items() if value)),
         ("label", f"{spec.label} (method {spec.method}), seed {spec.seed}"),
-        ("status", record.status + (f": {record.reason}" if record.reason else "")),
+        ("status", how_it_ended(record)),
         ("started", record.started_at.isoformat(timespec="seconds")),
-        ("took", f"{(record.finished_at - record.started_at).total_seconds():.1f} s"),
+        ("took", f"{seconds_taken(record):.1f} s"),
         ("device", f"{environment.device_name}, {environment.num_threads} threads"),
         *([("device not idle", environment.device_busy)] if environment.device_busy else []),
         ("settings", ", ".join(f"{key}={value}" for key, value in spec.config.items())),
@@ -177,7 +168,7 @@ def _place_of_peak(record: Record) -> str:
 
 
 def _measured_peak(record: Record) -> Quantity:
-    return quantities.PEAK_MEMORY if record.environment.device_type == "cuda" else quantities.TRACKED_PEAK
+    return quantities.PEAK_MEMORY if ran_on_cuda(record) else quantities.TRACKED_PEAK
 
 
 def _place_tracked(record: Record) -> str:

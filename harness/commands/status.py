@@ -11,7 +11,7 @@ from harness.commands.requests import SelectionRequest
 from harness.record import Record
 from harness.runs.process import probe_environment
 from harness.spec import RunSpec
-from harness.store import Store, has_outcome
+from harness.store import Store, has_outcome, runs_of
 
 
 def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = False, in_json: bool = False) -> int:
@@ -39,10 +39,11 @@ def _environment_id() -> str | None:
 
 
 def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None) -> dict[str, str]:
-    of_run = [record for record in records if record.run_id == spec.run_id and record.kind == "run"]
-    here = [record for record in of_run if environment_id is None or record.environment_id == environment_id]
+    of_run = runs_of(records, spec.run_id)
+    here = [record for record in of_run if record.ran_in(environment_id)]
     newest = (here or of_run)[-1] if of_run else None
-    state = "not run" if newest is None else str(newest.status)
+    state: str
+    state, reason = ("not run", None) if newest is None else newest.ending
     if of_run and not here:
         state += " in another environment"
     return {
@@ -52,5 +53,5 @@ def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None)
         "seed": str(spec.seed),
         "state": state,
         "to_do": "no" if has_outcome(records, spec.run_id, environment_id, frozenset()) else "yes",
-        "reason": (newest.reason or "") if newest is not None else "",
+        "reason": reason or "",
     }

@@ -145,7 +145,7 @@ def _score_key(
         "dtype": dtype,
         "calibration": calibration.model_dump(mode="json"),
         "data": data,
-        "packages": {name: describe_environment().packages.get(name) for name in ("torch", "transformers")},
+        "packages": {name: describe_environment().version_of(name) for name in ("torch", "transformers")},
         "device": device_type,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 
 from harness.quantity import Unit
+from harness.record import Environment
 
 GIB = 2**30
 NOTHING = "–"
@@ -46,6 +47,11 @@ def signed_percent(value: float | None) -> str:
 def gib(value: float | None) -> str:
     """Return bytes in GiB, without the unit."""
     return NOTHING if value is None else significant(value / GIB)
+
+
+def memory_text(environment: Environment) -> str | None:
+    """Return the memory of a device with its unit; None where it is not known."""
+    return None if (memory := environment.device_memory_bytes) is None else f"{gib(memory)} GiB"
 
 
 def scaled(value: float, unit: Unit) -> float:

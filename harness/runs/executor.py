@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.record import OUTCOMES, Environment, Record
+from harness.record import Environment, Record
 from harness.store import Store
 from harness.task import RunTask
 
@@ -85,7 +85,7 @@ class Tally:
             return 130
         if self.left_by_budget is not None:
             return 3
-        return 0 if all(record.status in OUTCOMES - {"unproven"} for record in self.records) else 1
+        return 0 if all(record.has_outcome() and not record.is_unproven for record in self.records) else 1
 
 
 class Executor(Protocol):

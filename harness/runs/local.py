@@ -33,8 +33,7 @@ class Device:
 
     def holds(self, task: RunTask) -> bool:
         """Return whether a run's predicted peak fits; what is not known does."""
-        memory = self.environment.device_memory_bytes
-        return memory is None or task.prediction is None or task.prediction.peak_bytes <= memory
+        return task.prediction is None or self.environment.holds(task.prediction)
 
 
 class LocalMachine:

@@ -125,7 +125,7 @@ def launch(
     record = left_record(task.work_folder)
     if record is None:
         record = task.record(environment, started_at, cast(Status, status), reason, log_tail=child.log_tail())
-    if end == "out_of_time" and record.status == "interrupted":
+    if end == "out_of_time" and record.was_interrupted:
         record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
     record = record.model_copy(update={"process": child.used(time.monotonic() - began)})
     if status == "interrupted":

@@ -156,9 +156,9 @@ class RayCluster:
             environment = Environment.model_validate_json(self.ray.get(probe.remote(self.threads)))
         except self.ray.exceptions.RayError as error:
             raise HarnessError(f"the cluster's environment cannot be described: {_first_line(error)}") from error
-        if environment.source_checksum != source_checksum():
+        if not environment.has_source(source_checksum()):
             raise HarnessError(
-                f"the cluster's harness has source checksum {environment.source_checksum[:12]}, this one "
+                f"the cluster's harness has source checksum {environment.source}, this one "
                 f"{source_checksum()[:12]}; install the same version on every node"
             )
         return environment
@@ -255,7 +255,7 @@ class _Session:
         except (exceptions.RayError, HarnessError) as error:
             reason = f"the cluster lost the run: {_first_line(error)}"
             record = task.record(self._cluster.environment(), datetime.now(UTC), "failed", reason)
-        if record.status == "interrupted":
+        if record.was_interrupted:
             self._cut.append(task)
         self._ledger.keep(task, record, work)
         del self._pending[reference]

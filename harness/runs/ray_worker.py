@@ -91,9 +91,9 @@ def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
 
 
 def _check_source(environment: Environment, node: str) -> None:
-    if (here := source_checksum()) != environment.source_checksum:
+    if not environment.has_source(here := source_checksum()):
         raise HarnessError(
-            f"its harness has source checksum {here[:12]}, the parent's {environment.source_checksum[:12]}; install "
+            f"its harness has source checksum {here[:12]}, the parent's {environment.source}; install "
             "the same version on every node"
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import OUTCOMES, Environment, Record
+from harness.record import Environment, Record
 from harness.runs.child import left_record
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
@@ -73,7 +73,7 @@ def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -
     """
     kept = keep_files(work, record, store.folder)
     store.append(kept)
-    if checkpoints is not None and kept.status in OUTCOMES:
+    if checkpoints is not None and kept.has_outcome():
         shutil.rmtree(checkpoints, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     return kept
@@ -94,8 +94,8 @@ def recover(store: Store) -> int:
             if record is None or not folder.name.endswith(record.uuid):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-            if all(record.uuid != known.uuid for known in store.read(record.spec.suite).records):
-                settle(folder, record, store, checkpoint_folder(store, record.run_id, record.environment_id))
+            if all(record.uuid != known.uuid for known in store.read(record.suite).records):
+                settle(folder, record, store, checkpoint_folder(store, *record.attempted))
                 recovered += 1
             shutil.rmtree(folder, ignore_errors=True)
     return recovered
@@ -120,10 +120,10 @@ def keep_files(work: Path, record: Record, folder: Path) -> Record:
     Raises:
         HarnessError: they cannot be moved.
     """
-    stem = f"{record.run_id}-{record.uuid}"
+    stem = record.file_stem
     moved: dict[str, object] = {}
     advice = f"they lie in {work}, and the next run takes them up"
-    with said_as(f"{folder}: the files of run {record.run_id} cannot be moved there", advice):
+    with said_as(f"{folder}: the files of {record.called} cannot be moved there", advice):
         if record.items is not None:
             moved["items"] = items = f"items/{stem}.jsonl.zst"
             _move(work / record.items, folder / items)

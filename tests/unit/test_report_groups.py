@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from harness.record import Record, Score, parse_record
+from harness.record import Record, Score
+from harness.record_versions import parse_record
 from harness.report.pages.groups import groups_of, subtask_table
 from harness.report.pages.markdown import markdown
 from harness.report.pages.page import report_document

@@ -163,7 +163,7 @@ def test_scores_added_later_join_their_run_and_stay_out_of_the_average() -> None
     assert (column.task, column.metric, column.in_average) == ("gsm8k", "acc", False)
     assert [c.task for c in summary.columns if c.in_average] == list(make.TASKS)
     assert summary.rows[0].runs[0].score(column) is not None
-    assert summary.failed_evaluations == (failed,)
+    assert [(of, found.record) for of, found in summary.failed_evaluations] == [(run.uuid, failed)]
     assert any("whose run is not in the tables" in note for note in summary.notes)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.record import SCHEMA_VERSION, Record, parse_record
+from harness.record import SCHEMA_VERSION, Record
+from harness.record_versions import parse_record
 from harness.store import Store, has_outcome
 from tests.records import ENVIRONMENT, make_record
 

@@ -12,7 +12,7 @@ from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec, load_models
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, parse_assignment
-from harness.record import parse_record
+from harness.record_versions import parse_record
 from harness.settings import GeneralTextSettings
 from harness.spec import RunSpec
 from harness.suite import Suite, labels_of, suite_names

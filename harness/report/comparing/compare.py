@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from harness.errors import HarnessError
 from harness.report.comparing.cells import RUN, Cell, Comparison, OpenCell, Verdict
-from harness.report.comparing.measures import SCORE
+from harness.report.comparing.measures import SCORE, metric_of, scored_tasks
 from harness.report.comparing.ratios import SINGLE, measured_cells
 from harness.report.comparing.scores import score_change
 from harness.report.comparing.subjects import (
@@ -52,12 +52,11 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
         old = subjects_of_benchmarks(baseline.benchmarks, baseline.name)
         new = subjects_of_benchmarks(candidate.benchmarks, candidate.name)
     else:
-        shared = {record.uuid for record in baseline.records} & {record.uuid for record in candidate.records}
-        old, left_old = subjects_of_records(baseline.records, shared)
-        new, left_new = subjects_of_records(candidate.records, shared)
+        old, left_old = subjects_of_records(baseline.records, candidate.records)
+        new, left_new = subjects_of_records(candidate.records, baseline.records)
         for side, left in ((baseline, left_old), (candidate, left_new)):
             notes += [f"{side.name}: {count} runs left out, {why}." for why, count in left.items()]
-    tasks = sorted({s.score.task for side in (old, new) for x in side.values() for v in x.scores.values() for s in v})
+    tasks = scored_tasks(s.score for side in (old, new) for x in side.values() for v in x.scores.values() for s in v)
     if fail_on is None and not baseline.benchmarks:
         tolerances = usual_tolerances()
     else:
@@ -129,7 +128,7 @@ def _scored(
     for title in dict.fromkeys((*old.scores, *new.scores)):
         before, after = old.scores.get(title, []), new.scores.get(title, [])
         score = (before or after)[0].score
-        tolerance = tolerances.get(score.task) or tolerances.get(SCORE)
+        tolerance = tolerances.get(metric_of(score, tolerances))
         if tolerance is None:
             continue
         cell = Cell(old.key, old.title, SCORE, title, "same", tolerance=tolerance)
@@ -141,7 +140,7 @@ def _scored(
         if unlike:
             yield replace(cell, verdict="not comparable", basis=unlike)
             continue
-        if score.unit == "fraction" and score.higher_is_better:
+        if score.is_fraction and score.higher_is_better:
             averaged.append(title)
         yield from _score_cell(cell, {title: before}, {title: after}, sides)
     if len(averaged) > 1 and (tolerance := tolerances.get(SCORE)) is not None:

@@ -15,10 +15,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import HarnessError, near_miss
-from harness.record import Record
-from harness.report.comparing.measures import SCORE, quantities_by_metric
+from harness.readings import headline_scores
+from harness.record import Environment, Record
+from harness.report.comparing.measures import SCORE, quantities_by_metric, scored_tasks
 from harness.report.plots.style import LABEL_LIMIT, common_style, label_styles, save_as
-from harness.report.statistics.intervals import Interval, t_interval
+from harness.report.reading.view import View, view_of
+from harness.report.statistics.intervals import Interval, mean_value, t_interval
 from harness.report.table import one_line
 from harness.report.units import NOTHING, UNITS, scaled, with_unit
 
@@ -69,8 +71,8 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
     Raises:
         HarnessError: the metric is unknown, or no record has it.
     """
-    runs = [record for record in records if record.kind == "run" and record.status == "ok"]
-    tasks = sorted({score.task for record in runs for score in record.scores})
+    runs = [record for record in records if record.is_run and record.is_ok]
+    tasks = scored_tasks(score for record in runs for score in record.scores)
     known = [*quantities_by_metric(), SCORE, *tasks]
     if metric not in known:
         raise HarnessError(f"there is no metric '{metric}'{near_miss(metric, known)}")
@@ -78,7 +80,8 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
     for record in runs:
         value = _value(record, metric)
         if value is not None:
-            found[_series(record)][_commit(record)].append((record.started_at, value))
+            view = view_of(record)
+            found[_series(record, view)][_commit(view.environment)].append((record.started_at, value))
     if not found:
         raise HarnessError(f"no run with a result has the metric '{metric}'{_needed(metric)}")
     return {
@@ -203,22 +206,19 @@ def _value(record: Record, metric: str) -> float | None:
     quantity = quantities_by_metric().get(metric)
     if quantity is not None:
         return quantity.read(record)
-    scores = [score for score in record.scores if score.headline and metric in (SCORE, score.task)]
+    scores = [score for score in headline_scores(record) if metric == SCORE or score.is_of(metric)]
     units = {score.unit for score in scores}
-    return fmean(score.value for score in scores) if len(units) == 1 else None
+    return mean_value(scores) if len(units) == 1 else None
 
 
-def _series(record: Record) -> Series:
-    spec, where = record.spec, record.environment
-    threads = f", {where.num_threads} threads" if where.device_type == "cpu" else ""
-    cut = f", at most {spec.max_steps} steps" if spec.max_steps is not None else ""
-    limit = f", {spec.evaluation.limit} items" if spec.evaluation.limit is not None else ""
-    question = f"version {spec.suite_version}, {spec.protocol}{cut}{limit}"
-    return Series(spec.model_name, spec.label, question, f"{where.device_name}{threads}")
+def _series(record: Record, view: View) -> Series:
+    cut = f", at most {view.max_steps} steps" if view.max_steps is not None else ""
+    limit = f", {view.evaluation.limit} items" if view.evaluation.limit is not None else ""
+    question = f"version {view.suite_version}, {view.protocol}{cut}{limit}"
+    return Series(record.model_name, record.label, question, view.environment.device)
 
 
-def _commit(record: Record) -> str:
-    where = record.environment
+def _commit(where: Environment) -> str:
     if where.commit is None:
         return f"source {where.source_checksum[:8]}"
     return where.commit[:12] + (f" + source {where.source_checksum[:8]}" if where.dirty else "")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from harness import quantities
 from harness.quantity import Quantity
+from harness.record import Score
 
 SCORE = "score"
 TIME = "time"
@@ -29,3 +30,13 @@ def measures() -> Mapping[str, Quantity]:
     """Return what ``harness compare`` can judge beside scores, by the name that ``--fail-on`` takes."""
     judged = {name: found for name, found in quantities_by_metric().items() if found.judged.better is not None}
     return {**judged, TIME: ROUND_TIME}
+
+
+def scored_tasks(scores: Iterable[Score]) -> list[str]:
+    """Return the tasks of some scores, which may be named like a measure."""
+    return sorted({score.task for score in scores})
+
+
+def metric_of(score: Score, known: Collection[str]) -> str:
+    """Return the name that stands for a score among some: its task's own, else ``score``."""
+    return score.task if score.task in known else SCORE

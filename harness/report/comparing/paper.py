@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import importlib.resources
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,9 +19,10 @@ from pydantic import NonNegativeFloat, field_validator, model_validator
 from harness.errors import HarnessError, near_miss
 from harness.files import read_text
 from harness.quantity import Quantity
-from harness.record import Record, Score
+from harness.readings import ran_on_cuda, values_of
+from harness.record import Record
 from harness.report.comparing.measures import quantities_by_metric
-from harness.report.reading.summary import Row, Run, Summary
+from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import row_status
 from harness.report.statistics.intervals import Interval, t_interval
 from harness.settings import Name, Strict
@@ -186,13 +187,13 @@ def _values(row: Row | None, quantity: str) -> tuple[list[float], str]:
     if known is not None:
         found = [_in_paper_units(known, record) for record in row.records]
     else:
-        asked = tuple(quantity.removeprefix(SCORE).split(":"))
-        if any(len(_scores(_judged(run), asked)) > 1 for run in row.finished):
+        task, metric = quantity.removeprefix(SCORE).split(":")
+        if any(len(values_of(run.judged_scores(), task, metric)) > 1 for run in row.finished):
             return [], "several judges scored it, and their scores do not compare"
-        found = [[None, *_scores((*run.scores, *_judged(run)), asked)][-1] for run in row.finished]
+        found = [[None, *values_of((*run.scores, *run.judged_scores()), task, metric)][-1] for run in row.finished]
     values = [value for value in found if value is not None]
     if not values:
-        on_cpu = all(record.environment.device_type == "cpu" for record in row.records)
+        on_cpu = not any(ran_on_cuda(record) for record in row.records)
         needs_cuda = known is not None and known.shown.needs_cuda
         return [], "no CUDA device" if needs_cuda and on_cpu else "the records do not hold it"
     absent = len(row.runs) - len(values)
@@ -203,13 +204,3 @@ def _in_paper_units(quantity: Quantity, record: Record) -> float | None:
     """Return a value as papers have it: bytes in GB, 10^9 of them."""
     value = quantity.read(record)
     return value / GIGA if value is not None and quantity.unit == "bytes" else value
-
-
-def _judged(run: Run) -> list[Score]:
-    """Return the scores that judges gave to a run's answers."""
-    return [score for record in run.judgings for score in record.scores]
-
-
-def _scores(scores: Iterable[Score], asked: tuple[str, ...]) -> list[float]:
-    """Return the values of a (task, metric)."""
-    return [score.value for score in scores if (score.task, score.metric) == asked]

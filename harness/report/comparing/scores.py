@@ -15,6 +15,7 @@ from harness.report.comparing.subjects import ScoreSample
 from harness.report.reading.items import ItemKey, mean_outcomes, outcomes_of
 from harness.report.reading.sides import Side
 from harness.report.statistics.changes import Change, p_more_lost_than_won
+from harness.report.statistics.intervals import mean_value
 from harness.report.statistics.pairs import Difference, paired_difference, sum_of_variances
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _by_seed_means(means: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _value(samples: Sequence[ScoreSample]) -> float:
-    return samples[0].score.value if len(samples) == 1 else fmean(sample.score.value for sample in samples)
+    return mean_value(sample.score for sample in samples)
 
 
 def _items(tasks: Tasks, seeds: Sequence[int]) -> int:
@@ -178,7 +179,7 @@ def _item_variance(score: Score, value: float) -> float:
 
     Of an accuracy it is taken at (x + 1/2) / (n + 1), so that a task that is all right still has some.
     """
-    if score.unit == "fraction" and 0 <= value <= 1 and score.n > 0:
+    if score.is_fraction and 0 <= value <= 1 and score.n > 0:
         q = (value * score.n + 0.5) / (score.n + 1)
         return q * (1 - q) / score.n
     return math.nan if score.stderr is None else score.stderr**2

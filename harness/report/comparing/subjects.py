@@ -13,7 +13,7 @@ is just what a comparison should catch. Subjects match by suite, model and label
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
 from harness.proof import judge_record
+from harness.readings import headline_scores, question
 from harness.record import Record, Score
 from harness.report.comparing.measures import TIME, measures
 from harness.report.reading.summary import newest_records
@@ -77,7 +78,7 @@ class Subject:
 
 
 def subjects_of_records(
-    records: Sequence[Record], shared: Collection[str] = ()
+    records: Sequence[Record], others: Iterable[Record] = ()
 ) -> tuple[dict[Key, Subject], dict[str, int]]:
     """Return the subjects of some records, and how many runs were left out, by reason.
 
@@ -85,26 +86,27 @@ def subjects_of_records(
 
     Args:
         records: In the order of time.
-        shared: uuids that the other side holds too; they count only for a subject that has no others.
+        others: Those of the other side; what is among them too counts only for a subject that has nothing else.
     """
+    shared = {record.uuid for record in others}
     groups: dict[Key, list[Record]] = defaultdict(list)
     added: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        if record.kind == "run":
-            groups[record.spec.suite, record.spec.model_name, record.spec.label].append(record)
-        elif record.of is not None and record.status == "ok":
+        if record.is_run:
+            groups[record.suite, record.model_name, record.label].append(record)
+        elif record.of is not None and record.is_ok:
             added[record.of].append(record)
     left_out: dict[str, int] = defaultdict(int)
     subjects = {}
     for key, group in groups.items():
         own = [record for record in group if record.uuid not in shared] or group
         newest = newest_records(own)[-1]
-        asked = _question(newest)
+        asked = question(newest)
         kept = []
         for record in own:
-            if record.environment_id != newest.environment_id:
+            if not record.ran_in(newest.environment_id):
                 left_out["of an older environment"] += 1
-            elif record.run_id != newest.run_id and _question(record) != asked:
+            elif record.attempted != newest.attempted and question(record) != asked:
                 left_out["with other settings than the newest of their label"] += 1
             else:
                 kept.append(record)
@@ -112,73 +114,65 @@ def subjects_of_records(
     return subjects, dict(left_out)
 
 
-def _question(record: Record) -> dict[str, Any]:
-    return record.spec.asked() | {"seed": None}
-
-
 def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping[str, Sequence[Record]]) -> Subject:
     conditions, settings = _asked(newest)
     where, environment = _environment(records[-1])
     subject = Subject(key, conditions | where, settings, environment, frozenset(record.uuid for record in records))
-    subject.device_type, subject.trains = newest.environment.device_type, newest.spec.train is not None
+    subject.device_type, subject.trains = newest.environment.device_type, newest.train_settings is not None
     outcomes = {record.uuid: _outcome(record) for record in records}
     for record in newest_records(records):
-        subject.statuses[record.spec.seed] = outcomes[record.uuid]
+        subject.statuses[record.seed] = outcomes[record.uuid]
     for record in records:
         if outcomes[record.uuid][0] != "ok":
             continue
-        seed = record.spec.seed
+        seed = record.seed
         for name, measure in measures().items():
             if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))
-        for score in record.scores:
-            if score.headline:
-                subject.scores[f"{score.task} {score.metric}"].append(ScoreSample(seed, score, record.items))
+        for score in headline_scores(record):
+            subject.scores[score.title].append(ScoreSample(seed, score, record.items))
         for later in added.get(record.uuid, ()):
             judge = "" if later.judging is None else f", judged by {later.judging.identity}"
-            for score in later.scores:
-                if score.headline and later.environment_id == newest.environment_id:
-                    title = f"{score.task} {score.metric}{judge}"
-                    subject.scores[title].append(ScoreSample(seed, score, later.items))
+            for score in headline_scores(later) if later.ran_in(newest.environment_id) else ():
+                subject.scores[score.title + judge].append(ScoreSample(seed, score, later.items))
     return subject
 
 
 def _outcome(record: Record) -> tuple[str, str | None]:
     """Return how a run ended and why; what was recorded as ok is unproven where its proof fails as it is judged now."""
     judgement = judge_record(record)
-    if record.status == "ok" and judgement is not None and judgement.failed:
+    if record.is_ok and judgement is not None and judgement.failed:
         return "unproven", judgement.sentence()
-    return record.status, record.reason
+    return record.ending
 
 
 def _asked(record: Record) -> tuple[dict[str, str], dict[str, str]]:
     """Return what makes the question, and the settings of method and training."""
-    spec = record.spec
-    asked = spec.asked()
-    conditions = {"suite version": str(spec.suite_version), "protocol": spec.protocol}
-    conditions |= _flat("weights", {name: value for name, value in spec.model.items() if name != "name"})
+    asked = question(record)
+    conditions = {"suite version": str(asked["suite_version"]), "protocol": asked["protocol"]}
+    conditions |= _flat("weights", {name: value for name, value in asked["model"].items() if name != "name"})
     for name in ("sources", "evaluation", "calibration", "general"):
         conditions |= _flat(name, asked.get(name) or {})
     conditions |= {name: str(asked[name]) for name in ("max_steps", "conversation") if asked.get(name) is not None}
-    settings = {"method": spec.method} | _flat("config", asked["config"]) | _flat("train", asked["train"] or {})
+    settings = {"method": asked["method"]} | _flat("config", asked["config"]) | _flat("train", asked["train"] or {})
     return conditions, settings
 
 
 def _environment(record: Record) -> tuple[dict[str, str], dict[str, str]]:
     """Return the device, which must be the same, and all else of where a run took place."""
     where = record.environment
-    device = {"device": f"{where.device_type}: {where.device_name}"}
+    device = {"device": where.device_text}
     rest = {
         "driver": where.driver or "none",
         "device memory (bytes)": str(where.device_memory_bytes),
         "platform": where.platform,
         "Python": where.python,
         **where.packages,
-        "source checksum": where.source_checksum[:12],
+        "source checksum": where.source,
         "commit": f"{(where.commit or 'outside a checkout')[:12]}{' with uncommitted changes' if where.dirty else ''}",
         "in use by others at the start": where.device_busy or "nothing seen",
     }
-    (device if where.device_type == "cpu" else rest)["CPU threads"] = str(where.num_threads)
+    (rest if where.on_cuda else device)["CPU threads"] = str(where.num_threads)
     return device, rest
 
 

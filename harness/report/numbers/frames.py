@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import quantities
-from harness.readings import live_parts, live_peak, predicted_parts, step_peak
+from harness.readings import FACTS, IDENTITY, live_parts, live_peak, predicted_parts, step_peak
 from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, Record, TrackedPeak, TrainResult
 from harness.report.reading.summary import Run, Summary
 
 if TYPE_CHECKING:
     import pandas as pd
 
-IDENTITY = (
+COLUMNS_OF_IDENTITY = (
     "suite",
     "suite_version",
     "protocol",
@@ -42,25 +42,8 @@ SCORE_FIELDS = (
     "task_version",
     "num_fewshot",
 )
-SCORE_COLUMNS = (*IDENTITY, *SCORE_FIELDS, "limit", "evaluation_rows", "num_subtasks")
+SCORE_COLUMNS = (*COLUMNS_OF_IDENTITY, *SCORE_FIELDS, "limit", "evaluation_rows", "num_subtasks")
 """``num_subtasks``: of a group's score the tasks that it is over; 0 of a task's own."""
-ABOUT: Mapping[str, Callable[[Record], Any]] = {
-    "status": lambda record: record.status,
-    "reason": lambda record: record.reason,
-    "started_at": lambda record: record.started_at.isoformat(),
-    "finished_at": lambda record: record.finished_at.isoformat(),
-    "max_steps": lambda record: record.spec.max_steps,
-    "limit": lambda record: record.spec.evaluation.limit,
-    "device_type": lambda record: record.environment.device_type,
-    "device_name": lambda record: record.environment.device_name,
-    "num_threads": lambda record: record.environment.num_threads,
-    "python": lambda record: record.environment.python,
-    "packages": lambda record: _packages(record.environment.packages),
-    "commit": lambda record: record.environment.commit,
-    "dirty": lambda record: record.environment.dirty,
-    "device_busy": lambda record: record.environment.device_busy,
-    "prediction_error": lambda record: record.prediction_error,
-}
 
 
 @cache
@@ -99,8 +82,8 @@ def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
             continue
         # Scores of a run that is no result, as an unproven one's, are in no table.
         identity = _identity(summary, run, in_table and run.status == "ok")
-        head = tuple(identity[name] for name in IDENTITY)
-        evaluation = run.record.spec.evaluation
+        head = tuple(identity[name] for name in COLUMNS_OF_IDENTITY)
+        evaluation = run.record.evaluation_settings
         rows += [
             (
                 *head,
@@ -109,14 +92,14 @@ def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
                 evaluation.rows,
                 len(score.subtasks),
             )
-            for score in (*run.scores, *(score for judged in run.judgings for score in judged.scores))
+            for score in (*run.scores, *run.judged_scores())
         ]
     return rows
 
 
 def run_columns() -> tuple[str, ...]:
     """Return the columns of runs.csv: what a run is, what its record holds, and every quantity."""
-    return tuple(dict.fromkeys((*IDENTITY, *ABOUT, *_details(None), *_measured(None))))
+    return tuple(dict.fromkeys((*COLUMNS_OF_IDENTITY, *FACTS, *_details(None), *_measured(None))))
 
 
 def run_rows(summary: Summary) -> list[tuple[Any, ...]]:
@@ -126,7 +109,7 @@ def run_rows(summary: Summary) -> list[tuple[Any, ...]]:
         row = {**_identity(summary, run, in_table), "status": run.status}
         if run.record is not None:
             row |= (
-                {name: read(run.record) for name, read in ABOUT.items()} | _details(run.record) | _measured(run.record)
+                {name: read(run.record) for name, read in FACTS.items()} | _details(run.record) | _measured(run.record)
             )
         rows.append(tuple(row.get(name) for name in columns))
     return rows
@@ -145,21 +128,7 @@ def _identity(summary: Summary, run: Run, in_table: bool) -> dict[str, Any]:
     if run.record is None:
         suite = summary.suite
         return {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol, **own}
-    record, spec = run.record, run.record.spec
-    return {
-        "suite": spec.suite,
-        "suite_version": spec.suite_version,
-        "protocol": spec.protocol,
-        "method": spec.method,
-        "run_id": record.run_id,
-        "environment_id": record.environment_id,
-        "uuid": record.uuid,
-        **own,
-    }
-
-
-def _packages(versions: Mapping[str, str]) -> str:
-    return "; ".join(f"{name}=={version}" for name, version in sorted(versions.items()))
+    return {name: read(run.record) for name, read in IDENTITY.items()} | own
 
 
 def _details(record: Record | None) -> dict[str, Any]:

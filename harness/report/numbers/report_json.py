@@ -42,8 +42,8 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         "labels": [_label(summary, row) for row in summary.rows],
         "proofs": proofs_json(summary),
         "failed_evaluations": [
-            {"uuid": record.uuid, "of": record.of, "status": record.status, "reason": record.reason}
-            for record in summary.failed_evaluations
+            {"uuid": run.uuid, "of": of, "status": run.status, "reason": run.reason}
+            for of, run in summary.failed_evaluations
         ],
     }
     head = json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False).removesuffix("\n}")

@@ -9,7 +9,15 @@ from harness.calibration_log import SUITES, Group, Log, PartResult, Reading
 from harness.calibration_profile import profile_of
 from harness.device_profile import Rates
 from harness.quantities import PEAK_MEMORY, REFRESH_TIME, RESERVED_MEMORY, SPEED, TRACKED_PEAK, UPDATE_TIME, UTILIZATION
-from harness.readings import own_prediction, predictable_peak_bytes, step_seconds
+from harness.readings import (
+    began_busy,
+    own_prediction,
+    predictable_peak_bytes,
+    predicted_peak_bytes,
+    ran_on_cuda,
+    step_seconds,
+    steps_done,
+)
 from harness.record import Record
 from harness.report.pages.document import Block, Heading, Paragraph, Prose, TableBlock
 from harness.report.reading.summary import Summary
@@ -160,15 +168,16 @@ def _reading_line(group: Group, what: str, reading: Reading, notes: str) -> Line
 
 
 def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
-    what = f"{record.spec.model_name} {record.spec.label}"
-    if record.status != "ok":
-        why = ": ".join(text for text in (status_words(record.status), record.reason) if text)
-        yield Line("ladder", what, reached="no" if record.status in ("failed", "unproven") else "", notes=why)
+    what = f"{record.model_name} {record.label}"
+    if not record.is_ok:
+        status, reason = record.ending
+        why = ": ".join(text for text in (status_words(status), reason) if text)
+        yield Line("ladder", what, reached="no" if status in ("failed", "unproven") else "", notes=why)
         return
     prediction = own_prediction(record)
-    peak = PEAK_MEMORY if record.environment.device_type == "cuda" else TRACKED_PEAK
+    peak = PEAK_MEMORY if ran_on_cuda(record) else TRACKED_PEAK
     name = "peak" if peak is PEAK_MEMORY else peak.title
-    predicted = None if prediction is None else prediction.peak_bytes
+    predicted = None if prediction is None else predicted_peak_bytes(record)
     yield _peak_line(f"{what}: {name}", predicted, predictable_peak_bytes(record), record)
     if (reserved := RESERVED_MEMORY.read(record)) is not None:
         yield _bytes_line(f"{what}: reserved", None if prediction is None else prediction.reserved_bytes, reserved)
@@ -182,12 +191,12 @@ def _peak_line(what: str, predicted: float | None, measured: float | None, recor
     if predicted is not None and measured:
         asked.append(f"within {percent(PREDICTED_WITHIN)} %")
         reached.append(abs(predicted / measured - 1.0) <= PREDICTED_WITHIN)
-    most = MOST_BYTES.get((record.spec.model_name, record.spec.label))
+    most = MOST_BYTES.get((record.model_name, record.label))
     if most is not None and measured is not None:
         asked.append(f"at most {quantity(most, 'bytes')}")
         reached.append(measured <= most)
     word = "" if not reached else "yes" if all(reached) else "no"
-    busy = "the device was not idle" if record.environment.device_busy else ""
+    busy = "the device was not idle" if began_busy(record) else ""
     error = "" if record.prediction_error is None else f"no prediction: {record.prediction_error}"
     notes = "; ".join(text for text in (busy, error) if text)
     return Line(line.group, line.what, line.predicted, line.measured, line.difference, ", ".join(asked), word, notes)
@@ -199,12 +208,12 @@ def _bytes_line(what: str, predicted: float | None, measured: float | None) -> L
 
 
 def _time_line(what: str, record: Record, rates: Rates) -> Line:
-    train, settings, prediction = record.train, record.spec.train, own_prediction(record)
+    settings, prediction = record.train_settings, own_prediction(record)
     whole, updates = step_seconds(record), UPDATE_TIME.read(record)
-    assert train is not None and settings is not None and whole is not None
+    assert settings is not None and whole is not None
     seconds, rate = whole - (updates or 0.0), rates.flops(settings.dtype)
     predicted = None
-    if prediction is not None and rate is not None and record.environment.device_type == "cuda":
+    if prediction is not None and rate is not None and ran_on_cuda(record):
         predicted = (prediction.flops_per_step + prediction.recomputed_flops_per_step) / rate
     facts = [] if (tokens := SPEED.read(record)) is None else [f"{significant(tokens)} tokens/s"]
     if (mfu := UTILIZATION.read(record)) is not None:
@@ -212,7 +221,7 @@ def _time_line(what: str, record: Record, rates: Rates) -> Line:
     if updates is not None:
         facts.append(f"whole step {significant(whole)} s, updates {percent(updates / whole)} % of it")
     if refreshes := REFRESH_TIME.read(record):
-        facts.append(f"refreshes {significant(refreshes)} s in {train.num_steps} steps")
+        facts.append(f"refreshes {significant(refreshes)} s in {steps_done(record)} steps")
     difference = None if predicted is None else predicted / seconds - 1.0
     return Line(
         "ladder",

@@ -61,7 +61,7 @@ def cost_cell(row: Row, quantity: Quantity, summary: Summary) -> Entry:
 
 def short_cell(row: Row, quantity: Quantity, summary: Summary) -> str:
     """Return a finished row's value as a terminal has it, without marks and shares."""
-    if quantity.shown.needs_cuda and summary.view.environment.device_type != "cuda":
+    if quantity.shown.needs_cuda and not summary.view.environment.on_cuda:
         return "no CUDA"
     value = over_seeds(row, quantity)
     return NOTHING if value is None else _text(row, quantity, value, marked=False)
@@ -80,6 +80,6 @@ def _text(row: Row, quantity: Quantity, value: float, *, marked: bool = True) ->
 def _why_none(row: Row, quantity: Quantity, summary: Summary) -> Entry:
     if not row.trains:
         return NO_TRAINING
-    if quantity.shown.needs_cuda and summary.view.environment.device_type != "cuda":
+    if quantity.shown.needs_cuda and not summary.view.environment.on_cuda:
         return NO_CUDA
     return quantity.shown.absent or NOTHING

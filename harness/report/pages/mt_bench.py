@@ -30,7 +30,7 @@ DEFINITIONS = (
 def judges_of(summary: Summary) -> tuple[str, ...]:
     """Return the identities of all judges of the shown runs, the one that judged last at the end."""
     judgings = [record for row in summary.rows for run in row.runs for record in run.judgings]
-    judgings.sort(key=lambda record: (record.started_at, record.uuid))
+    judgings.sort(key=lambda record: record.in_time)
     names = [record.judging.identity for record in judgings if record.judging is not None]
     return tuple(reversed(dict.fromkeys(reversed(names))))
 
@@ -111,9 +111,4 @@ def _judgings(row: Row, judge: str) -> list[Judging]:
 
 
 def _scores(row: Row, judge: str) -> list[tuple[Score, ...]]:
-    return [
-        record.scores
-        for run in row.finished
-        for record in run.judgings
-        if record.judging is not None and record.judging.identity == judge
-    ]
+    return [scores for run in row.finished if (scores := run.judged_scores(judge))]

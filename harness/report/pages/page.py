@@ -142,9 +142,9 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append("Each judge has tables of its own: scores of different judges do not compare.")
     if not summary.suite.ranking:
         notes.append("The suite is no ranking: nothing is marked as best.")
-    if summary.view.environment.device_type != "cuda":
+    if not summary.view.environment.on_cuda:
         notes.append("These runs had no CUDA device: no GPU memory was measured, and none is shown.")
-    if any(run.record.spec.model.get("source") == "random" for row in summary.rows for run in row.runs if run.record):
+    if any(row.spec.model.get("source") == "random" for row in summary.rows if row.spec is not None):
         notes.append("The models have random weights: memory and speed are theirs, losses say nothing of a method.")
     if (tuned := tuning_note(summary)) is not None:
         notes.append(tuned)
@@ -193,14 +193,15 @@ def _protocol(summary: Summary) -> list[Block]:
     evaluation = settings_text(asked) if view.evaluation.tasks or bench else "none"
     training = settings_text(common_training(summary))
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
-    sources = dict.fromkeys(f"{role}: {name}" for record in records for role, name in record.spec.sources.items())
+    specs = [row.spec for row in summary.rows if row.spec is not None]
+    sources = dict.fromkeys(f"{role}: {name}" for spec in specs for role, name in spec.sources.items())
     first, last = min(r.started_at for r in records), max(r.finished_at for r in records)
     lines = [
         f"Protocol {view.protocol}; what another protocol measured does not compare with it.",
-        *(f"Model {name}." for name in dict.fromkeys(_model_text(record.spec.model) for record in records)),
+        *(f"Model {name}." for name in dict.fromkeys(_model_text(spec.model) for spec in specs)),
         f"Evaluation: {evaluation}.",
         *dict.fromkeys(
-            f"Conversation template of {record.spec.model_name}, in training and in generation: "
+            f"Conversation template of {record.model_name}, in training and in generation: "
             f"{answers.template} ({answers.template_origin})."
             for record in records
             if (answers := record.mt_bench) is not None

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 from harness.record import Score
@@ -17,7 +16,7 @@ from harness.report.pages.document import Block, Bullets, Heading, Paragraph, Ta
 from harness.report.reading.items import ItemFile, ItemKey, outcomes_of
 from harness.report.reading.summary import Row, ScoreColumn, Summary
 from harness.report.statistics.family import POWER, holm, letters_of
-from harness.report.statistics.intervals import LEVEL
+from harness.report.statistics.intervals import LEVEL, mean_value
 from harness.report.statistics.pairs import PairResult, compare_methods
 from harness.report.table import Cell, Column, Table, counted
 from harness.report.units import NOTHING, percent
@@ -152,7 +151,7 @@ def complete_averages(summary: Summary, model: str, pairs: Sequence[Pair]) -> di
         return None
     columns = [column for column in summary.columns if column.in_average]
     return {
-        row.label: fmean(score.value for run in row.finished for c in columns if (score := run.score(c)) is not None)
+        row.label: mean_value(score for run in row.finished for c in columns if (score := run.score(c)) is not None)
         for row in summary.rows_of(model)
         if row.label in labels
     }

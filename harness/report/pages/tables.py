@@ -15,7 +15,7 @@ from harness.report.reading.estimates import (
     normalised_average_of_row,
     score_of_row,
 )
-from harness.report.reading.summary import ABSENT, Row, Summary
+from harness.report.reading.summary import ABSENT, Row, Run, Summary
 from harness.report.reading.words import (
     BUSY,
     NO_TRAINING,
@@ -28,7 +28,7 @@ from harness.report.reading.words import (
 )
 from harness.report.statistics.intervals import Estimate
 from harness.report.table import Cell, Column, Entry, Table, counted
-from harness.report.units import NOTHING, gib
+from harness.report.units import NOTHING, memory_text
 from harness.spec import RunSpec
 
 NO_RECORD = "no record yet"
@@ -89,13 +89,13 @@ def missing_table(summary: Summary) -> Table | None:
             rows.append((model, "all", "all", status_words(ABSENT), NO_RECORD))
             continue
         rows += [
-            (run.model, run.label, str(run.seed), status_words(run.status), _reason(run.record))
+            (run.model, run.label, str(run.seed), status_words(run.status), _reason(run))
             for run in runs
             if run.status != "ok"
         ]
     rows += [
-        (r.spec.model_name, r.spec.label, str(r.spec.seed), f"evaluation: {status_words(r.status)}", _reason(r))
-        for r in summary.failed_evaluations
+        (run.model, run.label, str(run.seed), f"evaluation: {status_words(run.status)}", _reason(run))
+        for _, run in summary.failed_evaluations
     ]
     if not rows:
         return None
@@ -103,16 +103,16 @@ def missing_table(summary: Summary) -> Table | None:
     return Table(tuple(Column(title, "left") for title in titles), tuple(rows))
 
 
-def _reason(record: Record | None) -> str:
-    if record is None:
+def _reason(run: Run) -> str:
+    if run.record is None:
         return NO_RECORD
-    return record.reason or "no reason recorded"
+    return run.reason or "no reason recorded"
 
 
 def row_reasons(row: Row) -> str | None:
     """Return why runs of a row have no result, in one text; None where all have one."""
     missing = [run for run in row.runs if run.status != "ok"]
-    found = [f"seed {run.seed}: {status_words(run.status)}: {_reason(run.record)}" for run in missing[:MOST_REASONS]]
+    found = [f"seed {run.seed}: {status_words(run.status)}: {_reason(run)}" for run in missing[:MOST_REASONS]]
     more = [f"and {len(missing) - MOST_REASONS} more"] if len(missing) > MOST_REASONS else []
     return "\n".join(found + more) if missing else None
 
@@ -138,9 +138,8 @@ def label_table(summary: Summary) -> Table:
     """Return what each label stands for: its method, its settings, and how its training differs from the others'."""
     specs: dict[str, RunSpec] = {}
     for row in summary.rows:
-        for run in row.runs:
-            if run.record is not None:
-                specs.setdefault(row.label, run.record.spec)
+        if (asked := row.spec) is not None:
+            specs.setdefault(row.label, asked)
     common = common_training(summary)
     rows = []
     for label, spec in specs.items():
@@ -154,10 +153,10 @@ def label_table(summary: Summary) -> Table:
 def common_training(summary: Summary) -> dict[str, object]:
     """Return the train settings that every recorded label shares."""
     found = [
-        run.record.spec.train.model_dump(mode="json")
+        run.record.train_settings.model_dump(mode="json")
         for row in summary.rows
         for run in row.runs
-        if run.record is not None and run.record.spec.train is not None
+        if run.record is not None and run.record.train_settings is not None
     ]
     if not found:
         return {}
@@ -188,10 +187,9 @@ def environment_table(environment: Environment, records: Sequence[Record]) -> Ta
         for record in records
     )
     busy = dict.fromkeys(record.environment.device_busy for record in records if record.environment.device_busy)
-    memory = environment.device_memory_bytes
     rows = [
-        ("device", f"{environment.device_type}: {environment.device_name}"),
-        ("device memory", NOTHING if memory is None else f"{gib(memory)} GiB"),
+        ("device", environment.device_text),
+        ("device memory", memory_text(environment) or NOTHING),
         ("driver", environment.driver or NOTHING),
         ("CPU threads of torch", str(environment.num_threads)),
         ("platform", "; ".join(dict.fromkeys(record.environment.platform for record in records))),

@@ -7,6 +7,7 @@ from itertools import groupby
 from math import ceil
 from typing import TYPE_CHECKING
 
+from harness.readings import steps_done
 from harness.record import Record, TrainResult
 from harness.report.plots.panels import PANELS_ACROSS, finish, width_of
 from harness.report.plots.style import GREY, LABEL_LIMIT, LabelStyle
@@ -75,11 +76,8 @@ def _say_absent(axis: Axes, row: Row) -> None:
 
 
 def _draw_raster(axis: Axes, style: LabelStyle, record: Record) -> None:
-    assert record.train is not None
-    draw_spans(axis, record.train, style.color)
-    axis.set_xlim(0, max(1, record.train.num_steps))
-    axis.set_ylim(-0.5, max(1, record.train.num_blocks) - 0.5)
-    axis.grid(visible=False)
+    draw_spans(axis, record, style.color)
+    axis.set_xlim(0, max(1, steps_done(record)))
     axis.locator_params(axis="both", integer=True, nbins=6)
     if not axis.collections[0].get_paths():
         axis.text(0.5, 0.5, "no block was trained", ha="center", va="center", color=GREY, transform=axis.transAxes)
@@ -108,10 +106,12 @@ def draw_probabilities(record: Record) -> list[float] | None:
     return known if len(known) == len(shares) and max(known) > 0 else None
 
 
-def draw_spans(axis: Axes, train: TrainResult, color: str, shift: float = 0.0) -> None:
+def draw_spans(axis: Axes, record: Record, color: str, shift: float = 0.0) -> None:
     """Draw a rectangle for every span in which a block was trained, ``shift`` to the right of its first step."""
     from matplotlib.collections import PolyCollection
 
+    train = record.train
+    assert train is not None
     corners = [
         [(left, block - 0.5), (left, block + 0.5), (left + length, block + 0.5), (left + length, block - 0.5)]
         for block, spans in trained_spans(train).items()
@@ -122,6 +122,8 @@ def draw_spans(axis: Axes, train: TrainResult, color: str, shift: float = 0.0) -
         rectangles.set_rasterized(True)
         rectangles.set_snap(False)  # spans thinner than a pixel are paler, not left out
     axis.add_collection(rectangles)
+    axis.set_ylim(-0.5, max(1, train.num_blocks) - 0.5)
+    axis.grid(visible=False)
 
 
 def trained_spans(train: TrainResult) -> dict[int, list[tuple[int, int]]]:
@@ -142,5 +144,5 @@ def trained_spans(train: TrainResult) -> dict[int, list[tuple[int, int]]]:
 
 
 def _seed_words(records: Sequence[Record]) -> str:
-    seeds = [seed for seed, _ in groupby(sorted(record.spec.seed for record in records))]
+    seeds = [seed for seed, _ in groupby(sorted(record.seed for record in records))]
     return f" (seed {seeds[0]})" if len(seeds) == 1 else " (first seed with a result)"

@@ -45,7 +45,7 @@ def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figu
     """Return memory against the average score, a panel a model, or None where no label has both."""
     from matplotlib.lines import Line2D
 
-    cuda = summary.view.environment.device_type == "cuda"
+    cuda = summary.view.environment.on_cuda
     averages = {(row.model, row.label): average_of_row(row, summary.columns) for row in summary.rows if row.finished}
     unit = next((average[1] for average in averages.values() if average is not None), None)
     points: dict[str, list[Point]] = {}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
-from harness.readings import live_peak_place, run_peak_bytes, step_peak
-from harness.record import Record, TrainResult
+from harness.readings import live_peak_place, run_peak_bytes, step_curve, step_peak
+from harness.record import Record, StepCurve
 from harness.report.plots.blocks import draw_spans
 from harness.report.plots.style import COLORS, common_style, save_as
 from harness.report.table import one_line
@@ -26,44 +26,41 @@ def write_timeline(record: Record, file: Path) -> Path:
     Raises:
         HarnessError: the run has no step to draw, or the file cannot be written.
     """
-    if record.train is None or not record.train.curve.optimizer_state_bytes:
+    curve = step_curve(record)
+    if curve is None or not curve.optimizer_state_bytes:
         raise HarnessError(
-            f"run {record.run_id} ({record.spec.label}, {record.status}) has no optimizer step on record: there is "
+            f"{record.called} ({record.label}, {record.status}) has no optimizer step on record: there is "
             "nothing to draw over steps"
         )
     with common_style():
-        return save_as(timeline_figure(record, record.train), file)
+        return save_as(timeline_figure(record, curve), file)
 
 
-def timeline_figure(record: Record, train: TrainResult) -> Figure:
+def timeline_figure(record: Record, curve: StepCurve) -> Figure:
     """Return memory, trainable parameters and active blocks over the steps of a run."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    curve, spec = train.curve, record.spec
     steps = range(len(curve.optimizer_state_bytes))
     figure = Figure(figsize=(7.6, 6.4), layout="constrained")
     memory, params, blocks = figure.subplots(3, 1, sharex=True, height_ratios=(3.0, 1.2, 1.6))
-    _draw_memory(memory, record, train, steps)
+    _draw_memory(memory, record, curve, steps)
     params.plot(steps, [count / 1e6 for count in curve.trainable_params], color=BLUE, drawstyle="steps-mid")
     params.set_ylabel("trainable\nparameters, M")
     params.set_ylim(bottom=0)
-    draw_spans(blocks, train, BLACK, shift=-0.5)
-    blocks.set_ylim(-0.5, max(1, train.num_blocks) - 0.5)
+    draw_spans(blocks, record, BLACK, shift=-0.5)
     blocks.set_ylabel("decoder\nblocks trained")
-    blocks.grid(visible=False)
     blocks.set_xlabel("optimizer step, the first is 0")
     blocks.set_xlim(-0.5, len(steps) - 0.5)
     for axis in (blocks.xaxis, blocks.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    title = f"{spec.model_name}, {spec.label}, seed {spec.seed}: run {record.run_id}"
+    title = f"{record.model_name}, {record.label}, seed {record.seed}: {record.called}"
     figure.suptitle(one_line(title, 90), x=0.01, ha="left", fontweight="bold")
     return figure
 
 
-def _draw_memory(axis: Axes, record: Record, train: TrainResult, steps: range) -> None:
+def _draw_memory(axis: Axes, record: Record, curve: StepCurve, steps: range) -> None:
     """Draw what was measured of memory; the largest step is marked with the moment of its peak."""
-    curve = train.curve
     curves = (
         ("reserved peak of the step", curve.reserved_peak_bytes, VERMILION, ":"),
         ("allocated peak of the step", curve.allocated_peak_bytes, BLACK, "-"),

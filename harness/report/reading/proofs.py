@@ -51,7 +51,7 @@ def proofs_json(summary: Summary) -> dict[str, Any]:
                 "model": run.model,
                 "label": run.label,
                 "seed": run.seed,
-                "uuid": None if run.record is None else run.record.uuid,
+                "uuid": run.uuid,
                 "checks": [{"name": check.name, "sentence": check.sentence} for check in judgement.failed],
             }
             for run, judgement in found

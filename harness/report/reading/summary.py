@@ -16,9 +16,11 @@ from typing import Any
 from harness.calibration_log import SUITES
 from harness.catalogue.tuned import Choice, Tuned
 from harness.errors import HarnessError
-from harness.record import OUTCOMES, Record, Score
+from harness.readings import question, source_of
+from harness.record import Record, Score
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
+from harness.spec import RunSpec
 from harness.store import Contents
 from harness.suite import Suite, labels_of
 
@@ -43,13 +45,32 @@ class Run:
         """Return the record's status, ``absent`` where there is none."""
         return ABSENT if self.record is None else self.record.status
 
+    @property
+    def reason(self) -> str | None:
+        """Return why it ended so; None where no reason is recorded, or nothing."""
+        return None if self.record is None else self.record.reason
+
+    @property
+    def uuid(self) -> str | None:
+        """Return the record's own name; None without one."""
+        return None if self.record is None else self.record.uuid
+
+    def judged_scores(self, judge: str | None = None) -> tuple[Score, ...]:
+        """Return what judges gave to its answers, all or one by its identity."""
+        return tuple(
+            score
+            for record in self.judgings
+            if record.judging is not None and judge in (None, record.judging.identity)
+            for score in record.scores
+        )
+
     def score(self, column: ScoreColumn) -> Score | None:
         """Return the score of a task and metric, of a group's over the same tasks, or None."""
         return self._by_metric.get((column.task, column.metric, column.subtasks))
 
     @cached_property
     def _by_metric(self) -> dict[tuple[str, str | None, tuple[str, ...]], Score]:
-        return {_key(score): score for score in self.scores}
+        return {score.key: score for score in self.scores}
 
 
 @dataclass(frozen=True)
@@ -78,10 +99,14 @@ class Row:
         return tuple(run for run in self.runs if run.status == "ok")
 
     @property
+    def spec(self) -> RunSpec | None:
+        """Return what was asked of the label, of all seeds alike; None while nothing of it was recorded."""
+        return next((run.record.spec for run in self.runs if run.record is not None), None)
+
+    @property
     def trains(self) -> bool | None:
         """Return whether the label trains; None while nothing of it was recorded."""
-        spec = next((run.record.spec for run in self.runs if run.record is not None), None)
-        return None if spec is None else spec.train is not None
+        return None if (spec := self.spec) is None else spec.train is not None
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,8 @@ class Summary:
     columns: tuple[ScoreColumn, ...]
     left_out: tuple[Run, ...]
     """The newest record of each run that is not in the rows."""
-    failed_evaluations: tuple[Record, ...]
+    failed_evaluations: tuple[tuple[str, Run], ...]
+    """Of which record, and what came of it."""
     notes: tuple[str, ...]
     grid: TuneSettings | None = None
     """Of the choices in the rows."""
@@ -142,16 +168,15 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     Raises:
         HarnessError: there is no record of the suite.
     """
-    records = [record for record in contents.records if record.spec.suite == suite.name]
-    newest = newest_records([record for record in records if record.kind == "run"])
+    records = [record for record in contents.records if record.suite == suite.name]
+    newest = newest_records([record for record in records if record.is_run])
     if not newest:
         raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
     view = choose_view(suite, newest)
     shown, left_out, reasons = _split(view, newest)
-    added, failed_evaluations = _added_scores(view, [r for r in records if r.kind == "evaluation"], shown, reasons)
+    added, failed = _added_scores(view, [record for record in records if not record.is_run], shown, reasons)
     runs = {
-        (record.spec.model_name, record.spec.label, record.spec.seed): _run(record, added.get(record.uuid, ()))
-        for record in shown
+        (record.model_name, record.label, record.seed): _run(record, added.get(record.uuid, ())) for record in shown
     }
     rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
     notes = [
@@ -159,23 +184,22 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
         for reason, count in reasons.items()
     ]
     notes += view_notes(suite, view) + _data_notes(shown)
-    superseded = sum(record.kind == "run" for record in records) - len(newest)
+    superseded = sum(record.is_run for record in records) - len(newest)
     if superseded:
         notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
     notes += list(contents.warnings)
     left = tuple(_run(record, ()) for record in left_out)
-    return Summary(suite, view, rows, _columns(suite, rows), left, failed_evaluations, tuple(notes), suite.tune)
+    return Summary(suite, view, rows, _columns(suite, rows), left, failed, tuple(notes), suite.tune)
 
 
 def newest_records(records: Iterable[Record]) -> list[Record]:
     """Return one record a run and environment: the newest outcome, else the newest, in the order of time."""
     kept: dict[tuple[str, str], Record] = {}
     for record in records:
-        key = record.run_id, record.environment_id
-        known = kept.get(key)
-        if known is None or record.status in OUTCOMES or known.status not in OUTCOMES:
-            kept[key] = record
-    return sorted(kept.values(), key=lambda record: (record.started_at, record.uuid))
+        known = kept.get(record.attempted)
+        if known is None or record.has_outcome() or not known.has_outcome():
+            kept[record.attempted] = record
+    return sorted(kept.values(), key=lambda record: record.in_time)
 
 
 def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Record], Counter[str]]:
@@ -185,14 +209,14 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
     weights: dict[str, dict[str, str | None]] = {}
     configs: dict[tuple[str, str], dict[str, Any]] = {}
     for record in reversed(records):
-        spec = record.spec
+        model, label = record.model_name, record.label
         differences = view.differences(record)
         if differences:
             reason = ", ".join(differences)
-        elif weights.setdefault(spec.model_name, spec.model) != spec.model:
-            reason = f"other weights under the name {spec.model_name} than its newest record"
-        elif configs.setdefault((spec.model_name, spec.label), key := spec.asked() | {"seed": None}) != key:
-            reason = f"other settings of label {spec.label} than its newest record"
+        elif weights.setdefault(model, record.spec.model) != record.spec.model:
+            reason = f"other weights under the name {model} than its newest record"
+        elif configs.setdefault((model, label), asked := question(record)) != asked:
+            reason = f"other settings of label {label} than its newest record"
         else:
             shown.append(record)
             continue
@@ -203,26 +227,26 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
 
 def _added_scores(
     view: View, evaluations: Sequence[Record], shown: Sequence[Record], reasons: Counter[str]
-) -> tuple[dict[str, list[Record]], tuple[Record, ...]]:
-    """Return evaluations of shown records, by the record's uuid, and those without a result.
+) -> tuple[dict[str, list[Record]], tuple[tuple[str, Run], ...]]:
+    """Return evaluations of shown records, by the record's uuid, and those without a result with it.
 
     A judging that failed is none of these once the same judge has done it.
     """
     uuids = {record.uuid for record in shown}
     added: dict[str, list[Record]] = defaultdict(list)
-    failed = []
+    failed: list[tuple[str, Record]] = []
     for record in evaluations:
         differences = view.differences(record)
         if differences:
             reasons[", ".join(differences)] += 1
         elif record.of is None or record.of not in uuids:
             reasons["an evaluation of weights whose run is not in the tables"] += 1
-        elif record.status != "ok":
-            failed.append(record)
+        elif not record.is_ok:
+            failed.append((record.of, record))
         else:
             added[record.of].append(record)
     done = {_judged(record) for records in added.values() for record in records if record.judging is not None}
-    return added, tuple(record for record in failed if _judged(record) not in done)
+    return added, tuple((of, _run(record, ())) for of, record in failed if _judged(record) not in done)
 
 
 def _judged(record: Record) -> tuple[str | None, str | None]:
@@ -232,14 +256,10 @@ def _judged(record: Record) -> tuple[str | None, str | None]:
 
 def _run(record: Record, added: Sequence[Record]) -> Run:
     later = [score for evaluation in added if evaluation.judging is None for score in evaluation.scores]
-    scores = {_key(score): score for score in (*record.scores, *later)}
+    scores = {score.key: score for score in (*record.scores, *later)}
     judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
-    spec = record.spec
-    return Run(spec.model_name, spec.label, spec.seed, record, tuple(scores.values()), tuple(judgings.values()))
-
-
-def _key(score: Score) -> tuple[str, str, tuple[str, ...]]:
-    return score.task, score.metric, score.subtasks
+    given = tuple(judgings.values())
+    return Run(record.model_name, record.label, record.seed, record, tuple(scores.values()), given)
 
 
 def _command(suite: Suite) -> str:
@@ -259,7 +279,7 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
         for label in (*in_suite, *others):
             found = seeds.get((model, label), [])
             wanted = suite.seeds if model in suite.models and label in asked else ()
-            if any((record := runs[model, label, seed].record) and record.spec.train is None for seed in found):
+            if any((record := runs[model, label, seed].record) and record.train_settings is None for seed in found):
                 wanted = wanted[:1]  # a label without training runs once a model
             both = dict.fromkeys((*wanted, *sorted(found)))
             rows.append(
@@ -275,7 +295,7 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
 def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
     """Return the choice that the recorded runs of a row were made with."""
     choice = None if tuned is None else tuned.choice(row.model, row.label)
-    trained = [run.record.spec.train for run in row.runs if run.record is not None]
+    trained = [run.record.train_settings for run in row.runs if run.record is not None]
     rates = {None if train is None else train.learning_rate for train in trained}
     return choice if choice is not None and rates == {choice.learning_rate} else None
 
@@ -292,15 +312,16 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
     for row in rows:
         for run in row.finished:
             assert run.record is not None
-            own = {_key(score) for score in run.record.scores}
+            own = {score.key for score in run.record.scores}
             for score in run.scores:
+                task, metric, subtasks = score.key
                 if score.headline:
-                    key = score.metric, score.subtasks
-                    found[score.task][key] = found[score.task].get(key, False) or _key(score) in own
-                elif score.subtasks:
-                    groups[_key(score)] = None
-                elif "," in score.metric:
-                    filtered[score.task][score.metric] = None
+                    key = metric, subtasks
+                    found[task][key] = found[task].get(key, False) or score.key in own
+                elif subtasks:
+                    groups[score.key] = None
+                elif "," in metric:
+                    filtered[task][metric] = None
     columns: list[ScoreColumn] = []
     for task in dict.fromkeys((*suite.evaluation.tasks, *found)):
         asked = task in suite.evaluation.tasks
@@ -337,12 +358,12 @@ def _data_notes(records: Sequence[Record]) -> list[str]:
     copies: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
         names: dict[str, str] = {}
-        if record.spec.evaluation.rows is not None:
-            names["evaluation"] = record.spec.evaluation.rows
-        if record.spec.train is not None:
-            names["train"] = record.spec.train.data
+        if record.evaluation_settings.rows is not None:
+            names["evaluation"] = record.evaluation_settings.rows
+        if record.train_settings is not None:
+            names["train"] = record.train_settings.data
         for role, name in names.items():
-            copies[f"{role} data {name}"][record.spec.sources.get(role, name)].add(record.spec.label)
+            copies[f"{role} data {name}"][source_of(record, role) or name].add(record.label)
     return [
         f"Not all labels saw the same {what}: "
         + "; ".join(f"{source} ({', '.join(sorted(labels))})" for source, labels in sorted(sources.items()))

@@ -44,7 +44,7 @@ def find_sweeps(summary: Summary) -> list[Sweep]:
         stems = dict.fromkeys((*summary.suite.labels, *(row.label for row in summary.rows_of(model))))
         groups: dict[tuple[str, str], dict[float, Row]] = {}
         for row in summary.rows_of(model):
-            spec = _spec(row)
+            spec = row.spec
             if spec is None or spec.train is None:
                 continue
             settings = _settings(spec)
@@ -58,10 +58,6 @@ def find_sweeps(summary: Summary) -> list[Sweep]:
                 ordered = tuple(rows[value] for value in values)
                 found.append(Sweep(model, setting, _common_name(ordered, setting, stems), values, ordered))
     return found
-
-
-def _spec(row: Row) -> RunSpec | None:
-    return next((run.record.spec for run in row.runs if run.record is not None), None)
 
 
 def _settings(spec: RunSpec) -> dict[str, Any]:
@@ -85,7 +81,7 @@ def _flat(settings: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, 
 
 def _common_name(rows: Sequence[Row], setting: str, stems: Iterable[str]) -> str:
     """Return the label without the setting, or the method where the labels then still differ."""
-    specs = [spec for row in rows if (spec := _spec(row)) is not None]
+    specs = [spec for row in rows if (spec := row.spec) is not None]
     names = {_without(spec, setting, (*stems, spec.method)) for spec in specs}
     return one_line(names.pop() if len(names) == 1 else specs[0].method)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from harness.record import Environment, Record
-from harness.report.units import gib
+from harness.report.units import memory_text
 from harness.settings import EvaluationSettings
 from harness.suite import Suite
-
-LEFT_ASIDE = {"commit", "dirty", "device_busy", "platform", "packages", "device_memory_bytes", "compute_capability"}
 
 
 @dataclass(frozen=True)
@@ -34,18 +32,26 @@ class View:
         ):
             if ours != theirs:
                 found.append(f"{what} {theirs} instead of {ours}")
-        if record.kind == "run":
+        if record.is_run:
             if spec.evaluation != self.evaluation:
                 found += _changed_fields(self.evaluation.model_dump(), spec.evaluation.model_dump())
             if spec.train is not None and spec.max_steps != self.max_steps:
                 found.append(f"max_steps {_said(spec.max_steps)} instead of {_said(self.max_steps)}")
-        if record.environment_id != self.environment_id:
+        if not record.ran_in(self.environment_id):
             changes = _changed_fields(_flat(self.environment), _flat(record.environment))
             changes = [change for change in changes if not change.startswith("source_checksum ")] or [
                 "other source code"
             ]
             found.append(f"environment {record.environment_id[:8]} ({'; '.join(changes)})")
         return tuple(found)
+
+
+def view_of(record: Record) -> View:
+    """Return the view of what ran like one record, and under its bound of steps."""
+    spec = record.spec
+    return View(
+        spec.suite_version, spec.protocol, spec.evaluation, spec.max_steps, record.environment, record.environment_id
+    )
 
 
 def choose_view(suite: Suite, records: Sequence[Record]) -> View:
@@ -62,17 +68,16 @@ def choose_view(suite: Suite, records: Sequence[Record]) -> View:
         )
 
     best = max(enumerate(records), key=rank)[1]
-    spec = best.spec
+    view, spec = view_of(best), best.spec
     bounds = [
         (record.spec.max_steps is None, position, record.spec.max_steps)
         for position, record in enumerate(records)
-        if record.spec.train is not None
-        and record.environment_id == best.environment_id
+        if record.train_settings is not None
+        and record.ran_in(view.environment_id)
         and (record.spec.suite_version, record.spec.protocol) == (spec.suite_version, spec.protocol)
-        and record.spec.evaluation == spec.evaluation
+        and record.evaluation_settings == view.evaluation
     ]
-    max_steps = max(bounds)[2] if bounds else None
-    return View(spec.suite_version, spec.protocol, spec.evaluation, max_steps, best.environment, best.environment_id)
+    return replace(view, max_steps=max(bounds)[2] if bounds else None)
 
 
 def view_notes(suite: Suite, view: View) -> list[str]:
@@ -93,9 +98,7 @@ def view_notes(suite: Suite, view: View) -> list[str]:
 
 
 def _flat(environment: Environment) -> dict[str, object]:
-    values = environment.model_dump(mode="json", exclude=LEFT_ASIDE)
-    memory = environment.device_memory_bytes
-    return values | {"device_memory": None if memory is None else f"{gib(memory)} GiB"} | environment.packages
+    return environment.told_by_name() | {"device_memory": memory_text(environment)} | environment.packages
 
 
 def _changed_fields(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.readings import began_busy
 from harness.report.reading.proofs import has_failing_proof
 from harness.report.reading.summary import Row
 from harness.report.statistics.intervals import Estimate
@@ -52,7 +53,7 @@ def label_text(row: Row) -> str:
 
 def is_busy(row: Row) -> bool:
     """Return whether others used the device when a run of this row began."""
-    return any(record.environment.device_busy for record in row.records)
+    return any(began_busy(record) for record in row.records)
 
 
 def estimate_cell(estimate: Estimate, unit: str) -> Cell:

@@ -7,7 +7,7 @@ says which one its interval covers. Comparisons between methods are not made her
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -88,6 +88,11 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     return mean - half, mean + half
 
 
+def mean_value(scores: Iterable[Score]) -> float:
+    """Return the unweighted mean of some scores."""
+    return fmean(score.value for score in scores)
+
+
 def estimate_score(scores: Sequence[Score]) -> Estimate:
     """Return the mean of one metric over seeds: one score a seed, all of the same task and metric.
 
@@ -104,11 +109,11 @@ def estimate_average(runs: Sequence[Sequence[Score]]) -> Estimate:
         runs: For each seed the scores that enter the mean, one a task, the same tasks for every seed.
     """
     assert runs and all(len(run) == len(runs[0]) for run in runs)
-    values = [fmean(score.value for score in run) for run in runs]
+    values = [mean_value(run) for run in runs]
     items = [sum(score.n for score in run) for run in runs]
     if len(runs) > 1:
         interval: Interval | None = t_interval(values)
-        if interval is not None and all(score.unit == "fraction" for run in runs for score in run):
+        if interval is not None and all(score.is_fraction for run in runs for score in run):
             interval = max(0.0, interval[0]), min(1.0, interval[1])
         basis: Basis = "seeds"
     else:
@@ -125,14 +130,14 @@ def _items_interval(scores: Sequence[Score]) -> Interval | None:
     errors = [score.stderr for score in scores if score.stderr is not None and math.isfinite(score.stderr)]
     if len(errors) < len(scores):
         return None
-    mean = fmean(score.value for score in scores)
+    mean = mean_value(scores)
     half = _normal_quantile(LEVEL) * math.sqrt(sum(error * error for error in errors)) / len(scores)
     return mean - half, mean + half
 
 
 def _counts(score: Score) -> tuple[int, int] | None:
     """Return right answers and items, or None for a score that is no share of right answers."""
-    if score.unit != "fraction" or score.n < 1 or not 0 <= score.value <= 1:
+    if not score.is_fraction or score.n < 1 or not 0 <= score.value <= 1:
         return None
     successes = round(score.value * score.n)
     if abs(score.value * score.n - successes) > WHOLE * score.n:
