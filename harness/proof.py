@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from harness.proof_checks import CHECKS, Verdict
 from harness.proof_facts import Facts
-from harness.record import Proof, Record, TrainResult
+from harness.record import Proof, Record, Status, TrainResult
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,14 @@ def judge_record(record: Record) -> Judgement | None:
     if not (record.is_ok or record.is_unproven) or record.train is None:
         return None
     return judge(record.train, record.proof or Proof())
+
+
+def ending_of(record: Record) -> tuple[Status, str | None]:
+    """Return how a run ended and why: what was recorded as ok is unproven where its proof fails as it is judged now."""
+    judgement = judge_record(record) if record.is_ok else None
+    if judgement is not None and judgement.failed:
+        return "unproven", judgement.sentence()
+    return record.ending
 
 
 def judge(train: TrainResult, proof: Proof) -> Judgement:

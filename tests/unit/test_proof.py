@@ -16,6 +16,7 @@ from harness.declaration import Declaration, DeclaredPart, DeclaredProjection, D
 from harness.proof import Check, Judgement, judge, judge_record
 from harness.record import OUTCOMES, BlockActivity, Proof, Record, StepCurve, TrainResult
 from harness.report.comparing.compare import compare_sides
+from harness.report.comparing.history import history
 from harness.report.pages.terminal import terminal_table
 from harness.report.reading.sides import Side
 from harness.report.write import write_report
@@ -440,7 +441,7 @@ def test_a_report_marks_failing_rows_and_counts_what_was_judged(tmp_path: Path) 
     ]
     text = report_of(records, tmp_path, "md")
     words = [" ".join(line.split()) for line in text.splitlines()]
-    assert [line for line in words if line.startswith("| full § |")]
+    assert [line for line in words if line.startswith("| full § (1 of 2 seeds; unproven) |")]
     assert [line for line in words if line.startswith("| lora |")]
     assert "§ The proof of a run of these labels fails: full." in text
     assert "| tiny | full | 2 | frozen parts | changed without being trained: block 3 |" in words
@@ -452,6 +453,16 @@ def test_a_report_marks_failing_rows_and_counts_what_was_judged(tmp_path: Path) 
     assert (found["num_whole"], found["num_partly_judged"]) == (2, 1)
     (one,) = found["failing"]
     assert (one["label"], one["seed"], one["checks"][0]["name"]) == ("full", 2, "frozen parts")
+
+
+def test_what_was_recorded_as_ok_enters_no_mean_where_its_proof_fails_now(tmp_path: Path) -> None:
+    records = [judged("full", proof(), seed=1), judged("full", proof(**WRONG), seed=2)]
+    (full,) = (row for row in json.loads(report_of(records, tmp_path, "json"))["labels"] if row["label"] == "full")
+    assert full["average"]["num_seeds"] == 1
+    text = "\n".join(" ".join(line.split()) for line in report_of(records, tmp_path, "md").splitlines())
+    assert "| tiny | full | 2 | unproven | the proof fails in 1 of" in text
+    (points,) = history(records, "step_time").values()
+    assert [len(point.values) for point in points] == [1]
 
 
 def test_an_unproven_run_enters_no_mean_and_stands_with_its_reason(tmp_path: Path) -> None:

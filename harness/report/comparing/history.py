@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import HarnessError, near_miss
+from harness.proof import ending_of
 from harness.readings import headline_scores
 from harness.record import Environment, Record
 from harness.report.comparing.measures import SCORE, quantities_by_metric, scored_tasks
@@ -71,7 +72,7 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
     Raises:
         HarnessError: the metric is unknown, or no record has it.
     """
-    runs = [record for record in records if record.is_run and record.is_ok]
+    runs = [record for record in records if record.is_run and ending_of(record)[0] == "ok"]
     tasks = scored_tasks(score for record in runs for score in record.scores)
     known = [*quantities_by_metric(), SCORE, *tasks]
     if metric not in known:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
-from harness.proof import judge_record
+from harness.proof import ending_of
 from harness.readings import headline_scores, question
 from harness.record import Record, Score
 from harness.report.comparing.measures import TIME, measures
@@ -119,7 +119,7 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     where, environment = _environment(records[-1])
     subject = Subject(key, conditions | where, settings, environment, frozenset(record.uuid for record in records))
     subject.device_type, subject.trains = newest.environment.device_type, newest.train_settings is not None
-    outcomes = {record.uuid: _outcome(record) for record in records}
+    outcomes = {record.uuid: ending_of(record) for record in records}
     for record in newest_records(records):
         subject.statuses[record.seed] = outcomes[record.uuid]
     for record in records:
@@ -136,14 +136,6 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
             for score in headline_scores(later) if later.ran_in(newest.environment_id) else ():
                 subject.scores[score.title + judge].append(ScoreSample(seed, score, later.items))
     return subject
-
-
-def _outcome(record: Record) -> tuple[str, str | None]:
-    """Return how a run ended and why; what was recorded as ok is unproven where its proof fails as it is judged now."""
-    judgement = judge_record(record)
-    if record.is_ok and judgement is not None and judgement.failed:
-        return "unproven", judgement.sentence()
-    return record.ending
 
 
 def _asked(record: Record) -> tuple[dict[str, str], dict[str, str]]:

@@ -16,6 +16,7 @@ from typing import Any
 from harness.calibration_log import SUITES
 from harness.catalogue.tuned import Choice, Tuned
 from harness.errors import HarnessError
+from harness.proof import ending_of
 from harness.readings import question, source_of
 from harness.record import Record, Score
 from harness.report.reading.view import View, choose_view, view_notes
@@ -42,13 +43,17 @@ class Run:
 
     @property
     def status(self) -> str:
-        """Return the record's status, ``absent`` where there is none."""
-        return ABSENT if self.record is None else self.record.status
+        """Return how the run ended, as its proof is judged now; ``absent`` where there is no record."""
+        return self._ending[0]
 
     @property
     def reason(self) -> str | None:
         """Return why it ended so; None where no reason is recorded, or nothing."""
-        return None if self.record is None else self.record.reason
+        return self._ending[1]
+
+    @cached_property
+    def _ending(self) -> tuple[str, str | None]:
+        return (ABSENT, None) if self.record is None else ending_of(self.record)
 
     @property
     def uuid(self) -> str | None:
