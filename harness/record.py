@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,8 +21,8 @@ from pydantic import (
     JsonValue,
 )
 
+from harness.beside import Beside
 from harness.declaration import Declaration
-from harness.errors import HarnessError
 from harness.redaction import redacted
 from harness.settings import ComputeCapability, EvaluationSettings, Name, TrainSettings
 from harness.spec import RunSpec, identity
@@ -42,25 +41,11 @@ OUTCOMES: frozenset[str] = frozenset({"ok", "unproven", "refused", "out_of_memor
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
 
-def _beside(name: str) -> str:
-    """Return the name of a file beside the records, which stays within their folder.
-
-    Raises:
-        ValueError: it does not.
-    """
-    path = PurePosixPath(name)
-    if path.is_absolute() or not path.parts or ".." in path.parts or set(name) & set("\\:\0"):
-        raise ValueError("it leads out of the folder of the records")
-    return name
-
-
 def _shortened(text: object) -> object:
     """Return the end of a text that is too long: the last lines of a log say most."""
     return f"…{text[-LONGEST_TEXT + 1 :]}" if isinstance(text, str) and len(text) > LONGEST_TEXT else text
 
 
-Beside = Annotated[str, AfterValidator(_beside)]
-"""A file or folder, relative to the folder of the records."""
 Sentence = Annotated[str, BeforeValidator(_shortened), AfterValidator(redacted)]
 """What libraries and servers may have had a say in: without keys."""
 
@@ -630,15 +615,3 @@ class Record(_Part):
     def evaluation_settings(self) -> EvaluationSettings:
         """Return how it was to be scored."""
         return self.spec.evaluation
-
-
-def within(folder: Path, name: str) -> Path:
-    """Return the path of what a record names, which no link leads out of the folder of the records either.
-
-    Raises:
-        HarnessError: one does.
-    """
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise HarnessError(f"{path}: a link leads out of the folder of the records; move what it leads to there")
-    return path

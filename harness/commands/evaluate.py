@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.assets.cache import cache_root
+from harness.beside import within
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.commands._assets import convert
@@ -17,7 +18,7 @@ from harness.commands.requests import AssetsRequest
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.preparing.assets import prepare_model, prepare_rows, resolve_model
-from harness.record import Record, within
+from harness.record import Record
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from harness.assets.cache import folder_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
+from harness.beside import within
 from harness.catalogue.resolved import Catalogue
 from harness.commands._output import Display, say, warn
 from harness.commands._selection import existing, given_catalogue, given_data, given_wheels
@@ -34,7 +35,7 @@ from harness.evaluation.judging import (
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
 from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
-from harness.record import Judging, Record, Status, within
+from harness.record import Judging, Record, Status
 from harness.report.reading.summary import newest_records
 from harness.store import Store
 from harness.task import judged_record

@@ -12,10 +12,10 @@ import pytest
 
 from harness import cli
 from harness.assets.wheels import extract_members
+from harness.beside import within
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.expansion import load_suite
-from harness.record import within
 from harness.report.comparing.paper import read_table
 from harness.report.reading.sides import items_beside
 from harness.store import Store, parse_files

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from harness.beside import within
 from harness.errors import HarnessError
 from harness.files import parse_json, read_bytes, read_bytes_if_there
-from harness.record import Record, within
+from harness.record import Record
 from harness.report.reading.items import ItemFile, parse_items
 from harness.store import parse_files
 
