@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import torch
+from pydantic import JsonValue
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
@@ -25,6 +26,7 @@ from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.memory import PhaseMeter
+from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
@@ -168,7 +170,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
-        declared = method.declare(model, context)
+        declared = declaration_of(spec.method, method.declare(model, context), len(decoder.blocks))
     before = model_checksums(decoder)
     loss_before = _loss(run, "validate_before", model, held_out, context)
     if loss_before is not None:
@@ -199,7 +201,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
             "general_tokens": _trained_tokens(general),
         }
     )
-    run.outcome.proof = _proof(loop, method, declared, before, model_checksums(decoder))
+    run.outcome.proof = _proof(loop, report_of(spec.method, method.proof()), declared, before, model_checksums(decoder))
     with meter.phase("finalize"):
         trained = method.finalize(model)
         disable_checkpointing(model, decoder, settings)
@@ -279,7 +281,11 @@ def _trained_tokens(batches: list[MicroBatch]) -> int | None:
 
 
 def _proof(
-    loop: TrainingLoop, method: Method, declared: Declaration | None, before: ModelChecksums, after: ModelChecksums
+    loop: TrainingLoop,
+    reported: dict[str, JsonValue],
+    declared: Declaration | None,
+    before: ModelChecksums,
+    after: ModelChecksums,
 ) -> Proof:
     return Proof(
         block_checksums_before=before.blocks,
@@ -292,7 +298,7 @@ def _proof(
         ever_trainable_blocks=loop.log.ever_trainable_blocks,
         ever_trainable_others=loop.log.ever_trainable_others,
         optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
-        method=method.proof(),
+        method=reported,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from harness.declaration import DeclaredPart
 from harness.engine.training import TrainingLoop
 from harness.methods import _optimizers
 from harness.methods._layer_sampled import LayerSampledMethod
@@ -243,3 +244,42 @@ def test_a_run_with_a_fault_is_unproven_and_says_why(
     assert record.reason.startswith(f"the proof fails in {len(checks)} of ")
     assert sentence in record.reason
     assert record.train is not None and record.train.num_steps == len(record.train.curve.loss)
+
+
+def declared(change: Callable[[Any], Any]) -> Callable[[Patch], None]:
+    """Let a method declare something else than what it declares."""
+
+    def plant(patch: Patch) -> None:
+        wrapped(patch, TrainedMethod, "declare", lambda original, self, *given: change(original(self, *given)))
+
+    return plant
+
+
+def reported(said: Any) -> Callable[[Patch], None]:
+    """Let a method report this as its proof."""
+    return lambda patch: patch.setattr(TrainedMethod, "proof", lambda self: said)
+
+
+NONSENSE: list[tuple[Callable[[Patch], None], str]] = [
+    (declared(lambda said: {"blocks": ()}), "method 'full': declare returned dict, not a Declaration or None"),
+    (declared(lambda said: said.model_copy(update={"others": 3})), "what method 'full' declares is wrong: others is 3"),
+    (declared(lambda said: said.model_copy(update={"blocks": said.blocks[:3]})), "declares 3 blocks of a model with 4"),
+    (
+        declared(lambda said: said.model_copy(update={"blocks": (DeclaredPart(num_params=2**70),) * 4})),
+        "what method 'full' declares is wrong: it holds a number of more than 64 bits",
+    ),
+    (reported(None), "what method 'full' reports as its proof is wrong: method is None"),
+    (reported({"seen": {1}}), "what method 'full' reports as its proof is wrong: method.seen is {1}"),
+    (reported({"seen": 2**70}), "what method 'full' reports as its proof is wrong: it holds a number of more than"),
+]
+
+
+@pytest.mark.parametrize(("fault", "sentence"), NONSENSE)
+def test_a_method_that_says_what_no_record_can_hold_fails_with_a_sentence(
+    fault: Callable[[Patch], None], sentence: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fault(monkeypatch)
+    record = record_of(task_of("full", tiny_llama, tmp_path), monkeypatch)
+    assert (record.status, record.log_tail) == ("failed", None)
+    assert record.reason is not None and sentence in record.reason
+    assert (record.phase("train") is None) == ("declare" in sentence)
