@@ -251,7 +251,8 @@ def test_assets_import_no_torch_and_no_engine() -> None:
         for node in ast.walk(ast.parse(file.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not [name for name in names if name.split(".")[0] in {"torch", "transformers"}], file
+            heavy = {"torch"} if file.name == "gguf.py" else {"torch", "transformers"}  # which rebuilds a tokenizer
+            assert not [name for name in names if name.split(".")[0] in heavy], file
             assert not [name for name in names if name.startswith(("harness.engine", "harness.methods"))], file
 
 
