@@ -24,19 +24,25 @@ SCORES = [4.0, 3.0, 2.0, 1.0]
 
 
 def task_of(label: str, folder: Path, work: Path, **changes: Any) -> RunTask:
-    """Return the task of a label; ``changes`` are settings of the method, of training, or of the task."""
-    entry = load_labels()[label]
-    config = METHODS.get(entry.method).Config
-    values = {key: value for key, value in entry.values().items() if key in config.model_fields}
+    """Return the task of a label, or of a plug-in by its name with the defaults of its settings.
+
+    ``changes`` are settings of the method, of training, or of the task.
+    """
+    entry = load_labels().get(label)
+    name = label if entry is None else entry.method
+    method = METHODS.get(name)
+    config = method.Config
+    given = config().model_dump() if entry is None else entry.values()
+    values = {key: value for key, value in given.items() if key in config.model_fields}
     values |= {key: value for key, value in SMALL.items() if key in values}
     values |= {key: value for key, value in changes.items() if key in config.model_fields}
     train = {"data": "random-tokens", "loss_on": "all", "sequence_length": 16, "num_steps": 8, "learning_rate": 1e-2}
     train |= {key: value for key, value in changes.items() if key in TrainSettings.model_fields}
     spec = make_spec(
         label=label,
-        method=entry.method,
+        method=name,
         config=config.model_validate(values).model_dump(mode="json"),
-        train=TrainSettings(**{**TRAIN.model_dump(), **train}) if METHODS.get(entry.method).trains else None,
+        train=TrainSettings(**{**TRAIN.model_dump(), **train}) if method.trains else None,
         evaluation=EvaluationSettings(tasks=()),
         sources={"train": "random-tokens"},
     )
