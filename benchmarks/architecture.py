@@ -8,8 +8,8 @@ python benchmarks/architecture.py --fields           # and each record field wit
 Definitions. Lines and functions are those of harness/ and methods/. A cycle is a strongly connected set of two or more
 modules, *at the top* by imports outside functions, *at run time* by all imports; what stands under ``TYPE_CHECKING`` is
 neither. An arrow up goes from a room to one on a floor above, by ``FLOORS``. A module names a field of a record where
-mypy finds that it reads the attribute of, or passes the keyword to, a class of harness/record.py, or holds the field's
-name as a string that no other class declares; record.py itself is left out. The files of a task are those listed in
+mypy finds that it reads the attribute of, or passes the keyword to, a class of harness/record*.py, or holds the field's
+name as a string that no other class declares; those files are left out. The files of a task are those listed in
 architecture_tasks.toml, each with a text that it must hold for the task to touch it.
 """
 

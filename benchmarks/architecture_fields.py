@@ -28,15 +28,20 @@ def naming_modules(root: Path) -> dict[str, set[str]]:
         for source, target in (("harness", "harness"), ("methods", "harness/methods"), ("suites", "harness/suites")):
             shutil.copytree(root / source, Path(folder, target))
         typed = build.build(_sources(Path(folder)), _options())
-        fields = _fields(typed.files[RECORD].names)
+        fields = {field for name, file in typed.files.items() if _is_record(name) for field in _fields(file.names)}
         found: dict[str, set[str]] = {f"{owner}.{field}": set() for owner, field in fields}
         for name, file in typed.files.items():
-            if name.startswith("harness") and name != RECORD:
+            if name.startswith("harness") and not _is_record(name):
                 for field in _named(file, typed.types, fields):
                     found[field].add(name)
         for name, field in _as_strings(Path(folder), fields):
             found[field].add(name)
     return found
+
+
+def _is_record(module: str) -> bool:
+    """Return whether a module declares a record's classes: record.py, or record_training.py and the like."""
+    return module == RECORD or module.startswith(f"{RECORD}_")
 
 
 def _sources(folder: Path) -> list[BuildSource]:
@@ -62,7 +67,9 @@ def _fields(names: Any) -> set[tuple[str, str]]:
     return {
         (owner, field)
         for owner, symbol in names.items()
-        if isinstance(symbol.node, TypeInfo) and symbol.node.module_name == RECORD
+        if isinstance(symbol.node, TypeInfo)
+        and _is_record(symbol.node.module_name)
+        and symbol.node.module_name == symbol.node.fullname.rpartition(".")[0]
         for field, inner in symbol.node.names.items()
         if isinstance(inner.node, Var) and not field.startswith("_") and field != "model_config"
         if not inner.node.is_property
@@ -78,7 +85,7 @@ def _named(file: Node, types: Any, fields: set[tuple[str, str]]) -> Iterator[str
                     yield f"{owner}.{node.name}"
         elif isinstance(node, CallExpr) and isinstance(node.callee, RefExpr):
             made = node.callee.node
-            if isinstance(made, TypeInfo) and made.module_name == RECORD:
+            if isinstance(made, TypeInfo) and _is_record(made.module_name):
                 yield from (f"{made.name}.{key}" for key in node.arg_names if key and (made.name, key) in fields)
 
 
@@ -89,7 +96,7 @@ def _classes(found: Any) -> Iterator[str]:
         if isinstance(present, UnionType):
             todo += [get_proper_type(item) for item in present.items]
         elif isinstance(present, Instance):
-            yield from (base.name for base in present.type.mro if base.module_name == RECORD)
+            yield from (base.name for base in present.type.mro if _is_record(base.module_name))
 
 
 def _nodes(root: Node) -> Iterator[Node]:
@@ -126,9 +133,9 @@ def _as_strings(folder: Path, fields: set[tuple[str, str]]) -> Iterator[tuple[st
             for line in owner.body if isinstance(owner, ast.ClassDef) else ():
                 if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
                     declared[line.target.id].add(f"{module}.{owner.name}")
-    own = {field: owner for owner, field in fields if declared[field] == {f"{RECORD}.{owner}"} and "_" in field}
+    own = {field: owner for owner, field in fields if "_" in field and len(declared[field]) == 1}
     for module, tree in trees.items():
-        if module != RECORD:
+        if not _is_record(module):
             for node in ast.walk(tree):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in own:
                     yield module, f"{own[node.value]}.{node.value}"

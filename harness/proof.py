@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from harness.proof_checks import CHECKS, Verdict
 from harness.proof_facts import Facts
-from harness.record import Proof, Record, Status, TrainResult
+from harness.record import Proof, Record, Status
+from harness.record_training import TrainResult
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from harness.declaration import Declaration, DeclaredPart
-from harness.record import Proof, TrainResult
+from harness.record import Proof
+from harness.record_training import TrainResult
 
 
 class Span(NamedTuple):

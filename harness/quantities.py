@@ -21,7 +21,7 @@ from harness.readings import (
     tokens_per_second,
     trained,
 )
-from harness.record import Phase
+from harness.record_training import Phase
 
 TOO_FEW_STEPS = "too few steps"
 

@@ -11,7 +11,8 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.catalogue.devices import DeviceSpec, known_device, load_devices
-from harness.record import MemoryBreakdown, Prediction, Record, Score, StepCurve, TrackedPeak, TrainResult
+from harness.record import Record, Score
+from harness.record_training import MemoryBreakdown, Prediction, StepCurve, TrackedPeak, TrainResult
 
 
 class PeakPlace(NamedTuple):

@@ -10,7 +10,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
-from harness.record import Environment, Prediction, Record, Status
+from harness.record import Record, Status
+from harness.record_environment import Environment
+from harness.record_training import Prediction
 from harness.spec import RunSpec
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.settings import EvaluationSettings, TrainSettings
 from harness.spec import RunSpec
 

@@ -25,7 +25,8 @@ from typing import Any
 
 from harness.calibration.parts import Part
 from harness.calibration_log import PartResult, Sizes
-from harness.record import LOG_LINES, Environment
+from harness.record import LOG_LINES
+from harness.record_environment import Environment
 from harness.runs.process import collect_lines, enqueue_lines
 
 LAST_WORDS_SECONDS = 2.0

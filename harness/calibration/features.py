@@ -15,7 +15,7 @@ from harness.calibration_log import Reading
 from harness.errors import HarnessError
 from harness.methods._projection import basis_for, captured_energy, exact_projector, randomized_projector
 from harness.methods._update_rules import round_stochastically
-from harness.record import OutOfMemoryAt
+from harness.record_training import OutOfMemoryAt
 from harness.tensors.out_of_memory import is_out_of_memory
 
 EXACT = 1e-5

@@ -30,7 +30,8 @@ from harness.device_profile import ASSUMED_CONTEXT_BYTES, Rates, profile_text
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.report.pages.calibration import COLUMNS, calibration_lines, calibration_tables
 from harness.report.table import Table
 from harness.runs.executor import Executor

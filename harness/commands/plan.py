@@ -17,7 +17,7 @@ from harness.commands.requests import SelectionRequest
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
 from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
-from harness.record import Horizon, Prediction
+from harness.record_training import Horizon, Prediction
 from harness.report.units import NOTHING, gib, significant
 from harness.source import source_checksum
 from harness.spec import RunSpec

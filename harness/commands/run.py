@@ -25,7 +25,8 @@ from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
-from harness.record import Environment, Prediction
+from harness.record_environment import Environment
+from harness.record_training import Prediction
 from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder

@@ -27,7 +27,8 @@ from harness.readings import (
     step_peak,
     tracked_steps,
 )
-from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Record
+from harness.record import Record
+from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
 from harness.report.units import gib, percent, scaled, with_unit
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from harness.record import Environment
+from harness.record_environment import Environment
 from harness.source import checkout_state, source_checksum
 
 PACKAGES = (

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from harness.engine.peak_laps import AllocatorCounters, CudaCounters, PeakLaps, Peaks
-from harness.record import Phase
+from harness.record_training import Phase
 
 DEVICE_SAMPLE_SECONDS = 0.05
 

@@ -13,7 +13,7 @@ from harness.data.batches import MicroBatch
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer
-from harness.record import BlockActivity, ProbeResult, StepCurve, TrackedPeak, TrainResult
+from harness.record_training import BlockActivity, ProbeResult, StepCurve, TrackedPeak, TrainResult
 from harness.tensors.decoder import active_blocks, active_others
 
 WARMUP_STEPS = 3

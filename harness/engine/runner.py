@@ -33,7 +33,8 @@ from harness.errors import HarnessError, Refused
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
-from harness.record import LOG_LINES, MTBenchAnswers, OutOfMemoryAt, Proof, Record, Score, Status, TrainResult
+from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
+from harness.record_training import OutOfMemoryAt, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding

@@ -17,7 +17,7 @@ from torch import nn
 
 from harness.engine.peak_laps import PeakLaps, Peaks
 from harness.method import StepOptimizer
-from harness.record import MemoryBreakdown, OutOfMemoryAt, TrackedPeak
+from harness.record_training import MemoryBreakdown, OutOfMemoryAt, TrackedPeak
 from harness.tensors.optimizer_state import on_every_parameter, storage_bytes
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.storage_tracker import Category, Peak, StorageTracker

@@ -18,7 +18,7 @@ from harness.engine.run_log import WARMUP_STEPS, RunLog, StepCost
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Stepping, Taken
 from harness.method import Method, ProbeRequest, RunContext, StepOptimizer
-from harness.record import OutOfMemoryAt, ProbeResult, TrainResult
+from harness.record_training import OutOfMemoryAt, ProbeResult, TrainResult
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from harness.planning.allocator import CachingAllocator
 from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
-from harness.record import Horizon, MemoryBreakdown, Prediction
+from harness.record_training import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
 from harness.tensors.optimizer_state import state_bytes_of
 from harness.tensors.storage_tracker import Event, Span

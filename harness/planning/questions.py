@@ -22,7 +22,8 @@ from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.method import METHODS
 from harness.progress import Progress
-from harness.record import LOG_LINES, Horizon, Prediction
+from harness.record import LOG_LINES
+from harness.record_training import Horizon, Prediction
 from harness.runs.process import collect_lines
 from harness.settings import ComputeCapability
 from harness.spec import RunSpec, identity

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from math import isfinite
 
 from harness.quantity import Unit
-from harness.record import Environment
+from harness.record_environment import Environment
 
 GIB = 2**30
 NOTHING = "–"

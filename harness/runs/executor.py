@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.store import Store
 from harness.task import RunTask
 

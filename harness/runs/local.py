@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from harness.record import Environment
+from harness.record_environment import Environment
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.process import Interrupted, Stop, launch

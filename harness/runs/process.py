@@ -25,7 +25,8 @@ from typing import IO, Literal, cast
 
 from harness.errors import HarnessError
 from harness.progress import Progress
-from harness.record import LOG_LINES, Environment, Record, RunProcess, Status
+from harness.record import LOG_LINES, Record, RunProcess, Status
+from harness.record_environment import Environment
 from harness.runs.child import ORPHANED, left_record
 from harness.runs.executor import NO_LIMITS, Limits
 from harness.task import RunTask

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.record import Environment
+from harness.record_environment import Environment
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.queue import RunQueue

@@ -22,7 +22,8 @@ from harness.assets.cache import cache_root
 from harness.errors import HarnessError
 from harness.preparing.runs import prepare_runs
 from harness.progress import Progress, silent, throttled
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.runs.executor import Limits
 from harness.runs.process import Interrupted, launch, probe_environment
 from harness.source import source_checksum

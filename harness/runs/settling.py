@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.runs.child import left_record
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher

@@ -13,7 +13,8 @@ import pytest
 import zstandard
 
 from harness.cli import main
-from harness.record import Record, Score, StepCurve, TrainResult
+from harness.record import Record, Score
+from harness.record_training import StepCurve, TrainResult
 from harness.store import Store
 from tests.records import ENVIRONMENT, make_record
 from tests.unit.test_architecture import WITHOUT_TORCH

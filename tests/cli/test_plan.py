@@ -18,7 +18,7 @@ from harness.commands.run import _refusal, _too_large
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
-from harness.record import MemoryBreakdown, Prediction
+from harness.record_training import MemoryBreakdown, Prediction
 from tests.cli.conftest import command
 from tests.records import ENVIRONMENT
 

@@ -12,7 +12,7 @@ from harness.calibration_log import Log, PartResult, Reading, append_result, log
 from harness.calibration_profile import profile_of
 from harness.device_profile import DeviceProfile, packaged_profiles, profile_text, read_profile
 from harness.errors import HarnessError
-from harness.record import Environment
+from harness.record_environment import Environment
 from tests.records import ENVIRONMENT
 
 CUDA = ENVIRONMENT.model_copy(update={"device_type": "cuda", "device_name": "a GPU", "device_memory_bytes": 80 * 2**30})

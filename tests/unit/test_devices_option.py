@@ -8,7 +8,7 @@ import pytest
 
 from harness.commands import _executor as run
 from harness.errors import HarnessError
-from harness.record import Environment
+from harness.record_environment import Environment
 from tests.records import ENVIRONMENT
 
 FOUND = {

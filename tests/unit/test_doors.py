@@ -24,7 +24,8 @@ from harness.commands.requests import (
 )
 from harness.commands.run import run
 from harness.commands.status import status
-from harness.record import OUTCOMES, Horizon
+from harness.record import OUTCOMES
+from harness.record_training import Horizon
 from harness.report.formats import FORMATS
 
 SUITE = ["--suite", "s"]

@@ -13,7 +13,7 @@ from harness.engine.memory import PhaseMeter
 from harness.engine.peak_laps import CudaCounters, PeakLaps, Peaks
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepwise import Stepwise
-from harness.record import TrainResult
+from harness.record_training import TrainResult
 from tests.unit.test_training import build
 
 

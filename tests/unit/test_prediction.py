@@ -18,7 +18,7 @@ from harness.planning import worker
 from harness.planning.cuda import blas_workspaces
 from harness.planning.predict import Question, predict
 from harness.planning.questions import PlanTask
-from harness.record import Prediction
+from harness.record_training import Prediction
 from harness.spec import RunSpec
 from harness.tensors.loading import build_model
 from tests.real_runs import SCORES, STEPS, peak_of_real_run, spec_of

@@ -14,7 +14,7 @@ from harness.data.drawn import rows_may_be_padded
 from harness.planning.fake_run import PlanTracker
 from harness.planning.kernels import EfficientAttention, FlashAttention, backward_workspace, kept_bias
 from harness.planning.predict import Question, predict
-from harness.record import Prediction
+from harness.record_training import Prediction
 from harness.spec import RunSpec
 from harness.tensors.storage_tracker import Span
 from tests.real_runs import SCORES, peak_of_real_run, spec_of

@@ -22,7 +22,8 @@ from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS
 from harness.planning.predict import Question, predict
-from harness.record import Prediction, Record
+from harness.record import Record
+from harness.record_training import Prediction
 from harness.settings import TrainSettings
 from tests.records import TRAIN
 from tests.toy_grass import ToyGrass, ToyGrassConfig

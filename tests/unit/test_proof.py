@@ -14,7 +14,8 @@ from rich.console import Console
 from harness import cli
 from harness.declaration import Declaration, DeclaredPart, DeclaredProjection, DeclaredSampling
 from harness.proof import Check, Judgement, judge, judge_record
-from harness.record import OUTCOMES, BlockActivity, Proof, Record, StepCurve, TrainResult
+from harness.record import OUTCOMES, Proof, Record
+from harness.record_training import BlockActivity, StepCurve, TrainResult
 from harness.report.comparing.compare import compare_sides
 from harness.report.comparing.history import history
 from harness.report.pages.terminal import terminal_table

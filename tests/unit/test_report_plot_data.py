@@ -18,7 +18,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from harness.catalogue.tuned import Choice, Trial, Tuned
-from harness.record import BlockActivity, Proof, Record
+from harness.record import Proof, Record
+from harness.record_training import BlockActivity
 from harness.report.plots.blocks import block_figure
 from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots.memory_score import memory_score_figure, pareto_front

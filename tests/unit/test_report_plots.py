@@ -12,7 +12,8 @@ from PIL import Image
 
 from harness.errors import HarnessError
 from harness.readings import held_out_curve
-from harness.record import BlockActivity, Record
+from harness.record import Record
+from harness.record_training import BlockActivity
 from harness.report.plots.blocks import trained_spans
 from harness.report.plots.memory import CATEGORIES, REST, memory_figure
 from harness.report.plots.shown import DRAWN, write_plots

@@ -22,7 +22,7 @@ from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.method import METHODS, BlockScoreRequest
-from harness.record import TrainResult
+from harness.record_training import TrainResult
 from harness.settings import TrainSettings
 from harness.tensors.decoder import checksums, find_decoder
 from harness.tensors.loading import load_model

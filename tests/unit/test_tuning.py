@@ -11,7 +11,8 @@ from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate, read_tuned, tuned_text
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, load_tuned
-from harness.record import Record, StepCurve, TrainResult
+from harness.record import Record
+from harness.record_training import StepCurve, TrainResult
 from harness.report.reading.words import TUNED
 from harness.report.write import write_report
 from harness.spec import RunSpec

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from harness.errors import HarnessError, near_miss
 from harness.proof import ending_of
 from harness.readings import headline_scores
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.report.comparing.measures import SCORE, quantities_by_metric, scored_tasks
 from harness.report.plots.style import LABEL_LIMIT, common_style, label_styles, save_as
 from harness.report.reading.view import View, view_of

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from harness import quantities
 from harness.readings import FACTS, IDENTITY, live_parts, live_peak, predicted_parts, step_peak
-from harness.record import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, Record, TrackedPeak, TrainResult
+from harness.record import Record
+from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, TrackedPeak, TrainResult
 from harness.report.reading.summary import Run, Summary
 
 if TYPE_CHECKING:

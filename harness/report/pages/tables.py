@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.catalogue.tuned import mean_losses
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.report.pages.costs import cost_cell, heading, shown_quantities
 from harness.report.reading.estimates import (
     average_of_row,

@@ -8,7 +8,8 @@ from math import ceil
 from typing import TYPE_CHECKING
 
 from harness.readings import steps_done
-from harness.record import Record, TrainResult
+from harness.record import Record
+from harness.record_training import TrainResult
 from harness.report.plots.panels import PANELS_ACROSS, finish, width_of
 from harness.report.plots.style import GREY, LABEL_LIMIT, LabelStyle
 from harness.report.reading.summary import Row, Summary

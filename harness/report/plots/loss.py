@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.readings import held_out_curve, tracked_steps
-from harness.record import TrainResult
+from harness.record_training import TrainResult
 from harness.report.plots.panels import finish, line_entry, panels, set_x_label, shown_models
 from harness.report.plots.style import GREY, LabelStyle
 from harness.report.reading.summary import Row, Summary

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.quantities import PEAK_MEMORY
 from harness.readings import live_parts, predicted_parts
-from harness.record import MemoryBreakdown
+from harness.record_training import MemoryBreakdown
 from harness.report.plots.panels import CHAR_INCHES, finish
 from harness.report.plots.style import COLORS, GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
 from harness.report.reading.estimates import over_seeds

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.readings import live_peak_place, run_peak_bytes, step_curve, step_peak
-from harness.record import Record, StepCurve
+from harness.record import Record
+from harness.record_training import StepCurve
 from harness.report.plots.blocks import draw_spans
 from harness.report.plots.style import COLORS, common_style, save_as
 from harness.report.table import one_line

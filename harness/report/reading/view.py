@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from harness.record import Environment, Record
+from harness.record import Record
+from harness.record_environment import Environment
 from harness.report.units import memory_text
 from harness.settings import EvaluationSettings
 from harness.suite import Suite

@@ -7,16 +7,14 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from harness.record import (
+from harness.record import Proof, Record, Score
+from harness.record_environment import Environment
+from harness.record_training import (
     BlockActivity,
-    Environment,
     MemoryBreakdown,
     OutOfMemoryAt,
     Phase,
     Prediction,
-    Proof,
-    Record,
-    Score,
     StepCurve,
     TrackedPeak,
     TrainResult,
