@@ -81,8 +81,14 @@ class Facts:
 
     @cached_property
     def changed_base(self) -> frozenset[int] | None:
-        """Return the blocks whose own weights differ, added ones left out; None where that was not asked."""
-        return self.changed(self.proof.base_checksums_before, self.proof.base_checksums_after)
+        """Return the blocks whose own weights differ, added ones left out; None where that was not asked.
+
+        It is not asked where nothing was added to any block: all weights are a block's own then.
+        """
+        before, after = self.proof.base_checksums_before, self.proof.base_checksums_after
+        if not before and not after and self.declared and not any(one.num_params for one in self.declared.blocks):
+            return self.changed_blocks
+        return self.changed(before, after)
 
     @cached_property
     def changed_others(self) -> frozenset[str] | None:

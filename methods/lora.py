@@ -67,9 +67,10 @@ class Lora(TrainedMethod):
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
 
         Raises:
-            Refused: no layer's name ends in one of ``target_modules``.
+            Refused: no layer's name ends in one of ``target_modules``, or LoRA-FA is to adapt an embedding.
         """
         import peft
+        from torch import nn
 
         from harness.tensors.dtypes import DTYPES
 
@@ -85,8 +86,14 @@ class Lora(TrainedMethod):
             task_type="CAUSAL_LM",
         )
         ends = tuple(f".{name}" for name in config.target_modules)
-        if not any(f".{name}".endswith(ends) for name, _ in model.named_modules()):
+        targets = {name: module for name, module in model.named_modules() if f".{name}".endswith(ends)}
+        if not targets:
             raise Refused(f"the model has no layer called {', '.join(config.target_modules)} for target_modules")
+        embeddings = [name for name, module in targets.items() if isinstance(module, nn.Embedding)]
+        if config.lora_fa and embeddings:
+            raise Refused(
+                f"lora_fa corrects gradients by an adapter's input, and {embeddings[0]}, an embedding, has none"
+            )
         with context.seed_globally("lora_init"):
             wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
         dtype = DTYPES[config.adapter_dtype]
@@ -112,16 +119,22 @@ class Lora(TrainedMethod):
     def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained]]:
         """Return the modules that must get an adapter, a target that no module has among them, and what is trained.
 
-        Beside a weight (out, in) stand A (rank, in) and B (out, rank), with DoRA a magnitude for each output.
+        Beside a weight (out, in) stand A (rank, in) and B (out, rank), with DoRA a magnitude for each output. An
+        embedding's outputs are its columns.
         """
+        from torch import nn
+
         from harness.methods._declared import Trained, part_by_id
 
         config, parts = self.config, part_by_id(context.decoder)
         matrices: dict[str, torch.Tensor] = {}
+        embeddings: set[str] = set()
         for path, module in model.named_modules():
             weight: Any = getattr(module, "weight", None)
             if id(weight) in parts and weight.dim() == 2:
-                matrices[_base_name(path.removesuffix(".base_layer"))] = weight
+                name = _base_name(path.removesuffix(".base_layer"))
+                matrices[name] = weight
+                embeddings |= {name} if isinstance(module, nn.Embedding) else set()
         dtype = "float32" if config.adapter_dtype == "fp32" else "bfloat16"
         wanted: dict[str, None] = {}
         trained: list[Trained] = []
@@ -136,7 +149,7 @@ class Lora(TrainedMethod):
             # LoRA-FA holds one fp32 correction (rank, rank) for each B.
             B = Trained(name, part, (rows, config.rank), dtype, extra_bytes=4 * config.rank**2 * config.lora_fa)
             A = Trained(name, part, (config.rank, columns), dtype)
-            magnitude = Trained(name, part, (rows,), dtype)
+            magnitude = Trained(name, part, (columns if name in embeddings else rows,), dtype)
             trained += [B, *([] if config.lora_fa else [A]), *([magnitude] if config.use_dora else [])]
         return list(wanted), trained
 

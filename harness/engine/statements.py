@@ -1,4 +1,4 @@
-"""What a method says of itself, checked where it is said: a plug-in may say anything, and a record must be read again."""
+"""What a method says of itself, checked where it is said: a plug-in may say anything, a record must be read again."""
 
 from __future__ import annotations
 

@@ -90,6 +90,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("full", {"master_weights": True, "moment_dtype": "fp32", "dtype": "bf16", "update_slice_elements": 100}),
     ("lora", {"adapter_dtype": "bf16", "master_weights": True, "dtype": "bf16"}),
     ("lora", {"target_modules": ["q_proj", "lm_head"]}),
+    ("lora", {"target_modules": ["lm_head"]}),
+    ("dora", {"target_modules": ["q_proj", "embed_tokens"]}),
     ("lora", {"use_rslora": True, "weight_decay": 0.1, "rank": 40}),
     ("lora", {"gradient_checkpointing": True, "dtype": "bf16"}),
     *((name, {"update_in_backward": True, "two_pass_clipping": True, "max_grad_norm": 1.0}) for name in TWO_PASSES),
@@ -128,6 +130,13 @@ def test_a_tied_head_counts_as_the_embedding(
 ) -> None:
     judgement = judge_record(record_of(task_of(name, tiny_llama_tied, tmp_path, **changes), monkeypatch))
     assert judgement is not None and not judgement.failed, judgement
+
+
+def test_lora_fa_refuses_an_embedding(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {"target_modules": ["q_proj", "embed_tokens"]}
+    record = record_of(task_of("lora-fa", tiny_llama, tmp_path, **changes), monkeypatch)
+    assert record.status == "refused", record.reason
+    assert record.reason is not None and "model.embed_tokens, an embedding, has none" in record.reason
 
 
 def test_what_trains_nothing_has_nothing_to_prove(
