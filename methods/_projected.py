@@ -74,7 +74,7 @@ class ProjectedMethod(TrainedMethod):
             update_gap_counter=settings.update_gap_counter,
             refresh_on_activation=self.refreshes_on_activation(),
         )
-        return Declaration(blocks=blocks, others=others, projection=projection)
+        return Declaration(blocks=blocks, others=others, projection=projection, damping=self.config.damping)
 
     def proof(self) -> dict[str, JsonValue]:
         """Return which matrices were projected, to which rank and how often anew, and the seconds that took."""
