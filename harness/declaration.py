@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -61,6 +61,8 @@ class DeclaredProjection(_Declared):
     of the run."""
     refresh_on_activation: bool
     """At the first update after a draw that takes the block in, too."""
+    scale: PositiveFloat = 1.0
+    """Factor of the update of a projected matrix."""
 
 
 class Declaration(_Declared):

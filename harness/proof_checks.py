@@ -76,10 +76,11 @@ def trained_parts(facts: Facts) -> Answer:
         nothing = moves and not blocks and not others
         return ("failed", "nothing at all changed") if nothing else UNDECLARED
     rates = facts.largest_rates
+    scale = 1.0 if declared.projection is None else declared.projection.scale
     still = [
         block
         for block in proof.ever_trainable_blocks
-        if block not in blocks and _must_move(part(declared, block), rates.get(block, 0.0))
+        if block not in blocks and _must_move(part(declared, block), rates.get(block, 0.0), scale)
     ]
     names = [_numbered(still)] if still else []
     names += [
@@ -87,13 +88,15 @@ def trained_parts(facts: Facts) -> Answer:
         for role, declared_part in declared.others.items()
         if role in proof.ever_trainable_others
         and role not in others
-        and _must_move(declared_part, facts.largest_rate, SEEN_SHARE if role == "embedding" else 1.0)
+        and _must_move(declared_part, facts.largest_rate, scale, SEEN_SHARE if role == "embedding" else 1.0)
     ]
     return _answer([f"trained without any change: {', '.join(names)}"] if names else [])
 
 
-def _must_move(declared: DeclaredPart, rate: float, share: float = 1.0) -> bool:
-    """Return whether updates at a learning rate cannot all have been rounded away."""
+def _must_move(declared: DeclaredPart, rate: float, scale: float, share: float = 1.0) -> bool:
+    """Return whether updates at a learning rate, those of projected matrices scaled, cannot all be rounded away."""
+    if declared.projected:
+        rate *= min(scale, 1.0)
     if not declared.dtypes or any(dtype not in LEAST_MOVE for dtype in declared.dtypes):
         return False
     matrices = declared.num_params - declared.num_vector_params

@@ -92,6 +92,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"target_modules": ["q_proj", "lm_head"]}),
     ("lora", {"target_modules": ["lm_head"]}),
     ("lora", {"learning_rate": 1e-44}),
+    ("galore", {"dtype": "bf16", "learning_rate": 1e-4, "scale": 1e-6}),
     *((name, {"eps": 1e6}) for name in ("full", "owlore")),
     *((name, {"max_grad_norm": 1e-12, "update_in_backward": False}) for name in ("full", "galore", "lisa")),
     ("dora", {"target_modules": ["q_proj", "embed_tokens"]}),
