@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 Count = Annotated[int, Field(ge=0)]
 
@@ -61,6 +61,8 @@ class DeclaredProjection(_Declared):
     of the run."""
     refresh_on_activation: bool
     """At the first update after a draw that takes the block in, too."""
+    scale: PositiveFloat = 1.0
+    """Factor of the update of a projected matrix."""
 
 
 class Declaration(_Declared):
@@ -76,3 +78,6 @@ class Declaration(_Declared):
     projection: DeclaredProjection | None = None
     adapters: tuple[str, ...] | None = None
     """Base-model names of the modules that get an adapter, whose own weights stay as they are; None: none do."""
+    damping: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Of a gradient whose numbers are smaller on average, updates fall short of the learning rate in proportion: Adam's
+    eps. 0: of none."""

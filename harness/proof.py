@@ -67,7 +67,8 @@ def judge_record(record: Record) -> Judgement | None:
     """Return the judgement of a run that came to its end, or None where nothing was trained or there is no end."""
     if not (record.is_ok or record.is_unproven) or record.train is None:
         return None
-    return judge(record.train, record.proof or Proof())
+    asked = record.train_settings
+    return judge(record.train, record.proof or Proof(), None if asked is None else asked.max_grad_norm)
 
 
 def ending_of(record: Record) -> tuple[Status, str | None]:
@@ -78,9 +79,9 @@ def ending_of(record: Record) -> tuple[Status, str | None]:
     return record.ending
 
 
-def judge(train: TrainResult, proof: Proof) -> Judgement:
-    """Return what a proof shows of a training."""
-    facts = Facts(train, proof)
+def judge(train: TrainResult, proof: Proof, max_grad_norm: float | None = None) -> Judgement:
+    """Return what a proof shows of a training whose gradients were clipped to a norm, or None."""
+    facts = Facts(train, proof, max_grad_norm)
     found = {name: answer for name, check in CHECKS.items() if (answer := check(facts)) is not None}
     if proof == Proof():
         found = dict.fromkeys(found, ("not judged", "the record holds no proof"))

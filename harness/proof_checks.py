@@ -32,6 +32,8 @@ in bf16, and 2^16 times that share in fp32: at these limits some fifty weights m
 """
 SEEN_SHARE = 1e-3
 """Of an embedding's rows only those of tokens that were seen have a gradient: at least so many are taken to be."""
+LEAST_NUMBER = 1e-37
+"""About the smallest number that neither fp32 nor bf16 takes for zero: from that rate on an adapter's zeros move."""
 LEAST_VECTOR_RATE = 1e-6
 """Learning rate from which on a part of vectors alone, whose weights are near 1, must have changed in fp32; in bf16 it
 may stay as it is at any usual rate."""
@@ -69,13 +71,16 @@ def trained_parts(facts: Facts) -> Answer:
         return NO_CHECKSUMS
     proof, declared = facts.proof, facts.declared
     if declared is None:
-        nothing = facts.largest_rate > 0.0 and not blocks and not others
+        least = max(LEAST_MOVE.values())
+        moves = facts.largest_rate * max(facts.train.curve.trainable_params, default=0) >= least
+        nothing = moves and not blocks and not others
         return ("failed", "nothing at all changed") if nothing else UNDECLARED
     rates = facts.largest_rates
+    scale = 1.0 if declared.projection is None else declared.projection.scale
     still = [
         block
         for block in proof.ever_trainable_blocks
-        if block not in blocks and _must_move(part(declared, block), rates.get(block, 0.0))
+        if block not in blocks and _must_move(part(declared, block), rates.get(block, 0.0), scale)
     ]
     names = [_numbered(still)] if still else []
     names += [
@@ -83,13 +88,15 @@ def trained_parts(facts: Facts) -> Answer:
         for role, declared_part in declared.others.items()
         if role in proof.ever_trainable_others
         and role not in others
-        and _must_move(declared_part, facts.largest_rate, SEEN_SHARE if role == "embedding" else 1.0)
+        and _must_move(declared_part, facts.largest_rate, scale, SEEN_SHARE if role == "embedding" else 1.0)
     ]
     return _answer([f"trained without any change: {', '.join(names)}"] if names else [])
 
 
-def _must_move(declared: DeclaredPart, rate: float, share: float = 1.0) -> bool:
-    """Return whether updates at a learning rate cannot all have been rounded away."""
+def _must_move(declared: DeclaredPart, rate: float, scale: float, share: float = 1.0) -> bool:
+    """Return whether updates at a learning rate, those of projected matrices scaled, cannot all be rounded away."""
+    if declared.projected:
+        rate *= min(scale, 1.0)
     if not declared.dtypes or any(dtype not in LEAST_MOVE for dtype in declared.dtypes):
         return False
     matrices = declared.num_params - declared.num_vector_params
@@ -280,7 +287,7 @@ def adapters(facts: Facts) -> Answer:
         return "failed", "the method reports no adapter"
     faults = [f"{name} has no adapter" for name in declared.adapters if name not in found]
     faults += [f"{name} has an adapter that was not declared" for name in sorted(found - set(declared.adapters))]
-    if facts.largest_rate > 0.0:
+    if facts.largest_rate >= LEAST_NUMBER:
         faults += [f"the adapter of {name} did not move" for name in sorted(found - moved)]
     return _answer(faults)
 

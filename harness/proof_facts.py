@@ -16,6 +16,9 @@ from harness.declaration import Declaration, DeclaredPart
 from harness.record import Proof
 from harness.record_training import TrainResult
 
+USUAL_NORM = 1.0
+"""Of all gradients of a step, where it was not taken."""
+
 
 class Span(NamedTuple):
     """Steps over which the same blocks were trainable."""
@@ -29,9 +32,10 @@ class Span(NamedTuple):
 class Facts:
     """What the loop observed and the method declared."""
 
-    def __init__(self, train: TrainResult, proof: Proof) -> None:
+    def __init__(self, train: TrainResult, proof: Proof, max_grad_norm: float | None = None) -> None:
         self.train = train
         self.proof = proof
+        self.max_grad_norm = max_grad_norm
         self.curve = train.curve
         self.num_steps = len(self.curve.loss)
         """Those of the curve, whatever number the result states."""
@@ -53,13 +57,23 @@ class Facts:
 
     @cached_property
     def _rates(self) -> list[float]:
-        """Return the learning rate of each step whose gradients cannot all have been zero; 0 of the others."""
+        """Return the learning rate of each step as far as updates come up to it; 0 where there was no gradient."""
         curve = self.curve
         norms: Sequence[float | None] = curve.grad_norm or (None,) * self.num_steps
+        steps = zip(curve.learning_rate, norms, curve.trained_tokens, curve.trainable_params, strict=False)
         return [
-            rate if tokens > 0 and norm != 0.0 and math.isfinite(rate) else 0.0
-            for rate, norm, tokens in zip(curve.learning_rate, norms, curve.trained_tokens, strict=False)
+            rate * self._share(norm, num_params) if tokens > 0 and norm != 0.0 and math.isfinite(rate) else 0.0
+            for rate, norm, tokens, num_params in steps
         ]
+
+    def _share(self, norm: float | None, num_params: int) -> float:
+        """Return the share of a learning rate by which gradients of a norm, clipped, move weights on average."""
+        damping = 0.0 if self.declared is None else self.declared.damping
+        if not damping or num_params <= 0:
+            return 1.0
+        known = USUAL_NORM if norm is None or not norm > 0.0 else norm
+        clipped = known if self.max_grad_norm is None else min(known, self.max_grad_norm)
+        return min(1.0, clipped / math.sqrt(num_params) / damping)
 
     @cached_property
     def largest_rate(self) -> float:

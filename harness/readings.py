@@ -174,7 +174,7 @@ def step_seconds(record: Record) -> float | None:
 def held_out_curve(train: TrainResult) -> dict[int, float]:
     """Return the held-out loss by steps done; of a record older than the curve its ends, empty where none was taken."""
     if train.validation_steps:
-        return dict(zip(train.validation_steps, train.validation_losses, strict=True))
+        return dict(zip(train.validation_steps, train.validation_losses, strict=False))
     before, after = train.validation_loss_before, train.validation_loss_after
     return {} if before is None or after is None else {0: before, len(train.curve.loss): after}
 

@@ -73,8 +73,9 @@ class ProjectedMethod(TrainedMethod):
             update_gap=settings.update_gap,
             update_gap_counter=settings.update_gap_counter,
             refresh_on_activation=self.refreshes_on_activation(),
+            scale=settings.low_rank().scale,
         )
-        return Declaration(blocks=blocks, others=others, projection=projection)
+        return Declaration(blocks=blocks, others=others, projection=projection, damping=self.config.damping)
 
     def proof(self) -> dict[str, JsonValue]:
         """Return which matrices were projected, to which rank and how often anew, and the seconds that took."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
@@ -34,6 +35,11 @@ class AdamWSettings(MethodConfig):
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
     update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
     """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
+
+    @property
+    def damping(self) -> float:
+        """Return the size of a gradient's numbers below which eps outweighs the first second moments' root."""
+        return self.eps / math.sqrt(1.0 - self.betas[1]) if self.adamw_rule == "transformers" else self.eps
 
     @model_validator(mode="after")
     def _one_remedy_for_lost_updates(self) -> AdamWSettings:

@@ -50,7 +50,7 @@ class TrainedMethod(Method):
         decoder = context.decoder
         trained = trained_of(self.trained_parameters(model, context), decoder, ())
         blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None)
-        return Declaration(blocks=blocks, others=others)
+        return Declaration(blocks=blocks, others=others, damping=self.config.damping)
 
     def optimizer_class(self) -> type[AdamW]:
         """Return the optimizer's class."""

@@ -114,7 +114,7 @@ class Lora(TrainedMethod):
 
         adapters, trained = self._wanted(model, context)
         blocks, others = declared_parts(trained, len(context.decoder.blocks), self.config, None)
-        return Declaration(blocks=blocks, others=others, adapters=tuple(adapters))
+        return Declaration(blocks=blocks, others=others, adapters=tuple(adapters), damping=self.config.damping)
 
     def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained]]:
         """Return the modules that must get an adapter, a target that no module has among them, and what is trained.

@@ -99,10 +99,10 @@ def execute(task: RunTask, progress: Progress) -> Record:
 
 def _proven(run: _Run) -> tuple[Status, str | None]:
     """Return the status of a run that came to its end: what it measured stays, whatever its proof says."""
-    train, proof = run.outcome.train, run.outcome.proof
-    if train is None or proof is None:
+    train, proof, asked = run.outcome.train, run.outcome.proof, run.task.spec.train
+    if train is None or proof is None or asked is None:
         return "ok", None
-    judgement = judge(train, proof)
+    judgement = judge(train, proof, asked.max_grad_norm)
     return ("unproven", judgement.sentence()) if judgement.failed else ("ok", None)
 
 

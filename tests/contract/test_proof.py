@@ -96,6 +96,10 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"adapter_dtype": "bf16", "master_weights": True, "dtype": "bf16"}),
     ("lora", {"target_modules": ["q_proj", "lm_head"]}),
     ("lora", {"target_modules": ["lm_head"]}),
+    ("lora", {"learning_rate": 1e-44}),
+    ("galore", {"dtype": "bf16", "learning_rate": 1e-4, "scale": 1e-6}),
+    *((name, {"eps": 1e6}) for name in ("full", "owlore")),
+    *((name, {"max_grad_norm": 1e-12, "update_in_backward": False}) for name in ("full", "galore", "lisa")),
     ("dora", {"target_modules": ["q_proj", "embed_tokens"]}),
     ("lora", {"use_rslora": True, "weight_decay": 0.1, "rank": 40}),
     ("lora", {"gradient_checkpointing": True, "dtype": "bf16"}),
@@ -141,7 +145,7 @@ def test_lora_fa_refuses_an_embedding(tiny_llama: Path, tmp_path: Path, monkeypa
     changes = {"target_modules": ["q_proj", "embed_tokens"]}
     record = record_of(task_of("lora-fa", tiny_llama, tmp_path, **changes), monkeypatch)
     assert record.status == "refused", record.reason
-    assert record.reason is not None and "model.embed_tokens, an embedding, does not have" in record.reason
+    assert record.reason is not None and "model.embed_tokens, an embedding, has none" in record.reason
 
 
 def test_what_trains_nothing_has_nothing_to_prove(

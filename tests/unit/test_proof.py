@@ -251,6 +251,29 @@ def test_what_had_no_update_need_not_move(idle: dict[str, Any]) -> None:
     assert verdicts(judge(training(**idle), still))["trained parts"] == "passed"
 
 
+@pytest.mark.parametrize(
+    ("damping", "norm", "clip", "must"),
+    [(1e-8, 1.0, None, True), (1e6, 1.0, None, False), (1e6, None, None, False), (1e-8, 1.0, 1e-12, False),
+     (1e-8, 1e-12, None, False), (0.0, 1e-12, 1e-12, True)],
+)  # fmt: skip
+def test_what_gradients_too_small_for_the_damping_moved_need_not_show(
+    damping: float, norm: float | None, clip: float | None, must: bool
+) -> None:
+    still = proof(
+        declared=declaration(damping=damping),
+        other_checksums_after={"embedding": "e", "final_norm": "n", "head": "h"},
+    )
+    found = verdicts(judge(training(grad_norm=(norm,) * STEPS), still, clip))
+    assert found["trained parts"] == ("failed" if must else "passed")
+
+
+def test_of_a_method_that_declares_nothing_all_may_stay_where_updates_round_away() -> None:
+    still = proof(declared=None, block_checksums_after=("a", "b", "c", "d"), other_checksums_after=
+                  {"embedding": "e", "final_norm": "n", "head": "h"})  # fmt: skip
+    found = verdicts(judge(training(learning_rate=(1e-8,) * STEPS), still))
+    assert found["trained parts"] == "not judged"
+
+
 def test_a_block_that_was_trained_only_while_the_rate_was_zero_need_not_move() -> None:
     rates = (0.0, 0.0, 1e-3, 1e-3, 1e-3, 1e-3)
     for after, verdict in (("a", "B", "C", "d"), "passed"), (("A", "B", "c", "d"), "failed"):

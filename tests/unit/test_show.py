@@ -36,6 +36,16 @@ def test_the_tracked_peak_is_shown_with_its_step_moment_and_parts(
     assert "peak memory" not in text
 
 
+def test_a_curve_of_fewer_readings_than_steps_is_shown_as_far_as_it_goes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make.make_record("full")
+    assert record.train is not None
+    cut = {"validation_steps": (0, 2, 4, 6), "validation_losses": (3.0, 2.5, 2.25)}
+    text = said(record.model_copy(update={"train": record.train.model_copy(update=cut)}), tmp_path, capsys)
+    assert "0: 3.0000, 2: 2.5000, 4: 2.2500" in text
+
+
 def test_on_cuda_the_allocated_peak_has_a_step_and_a_moment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     busy = make.CUDA.model_copy(update={"device_busy": "3 of 80 bytes in use before the run"})
     text = said(make.with_memory(make.make_record("full", environment=busy)), tmp_path, capsys)
