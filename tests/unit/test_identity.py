@@ -148,4 +148,5 @@ def test_reading_a_record_needs_neither_suites_nor_methods() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert not loaded & {f"harness.{name}" for name in ("suite", "labels", "tuned", "method", "registry", "datasets")}
-    assert len(loaded) <= 9, loaded
+    others = {name for name in loaded if not name.startswith("harness.record")}  # which stands in four files
+    assert len(others) <= 8, others
