@@ -18,7 +18,7 @@ from harness.commands.requests import AssetsRequest
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.preparing.assets import prepare_model, prepare_rows, resolve_model
-from harness.record import Record
+from harness.record import OUTCOMES, Record, within
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment
@@ -38,9 +38,12 @@ def evaluate(
 ) -> int:
     """Evaluate the newest kept weights of a run, whose base model may be of a catalogue."""
     store = Store(results.resolve())
-    kept = [record for record in find_records(results, run_id) if record.weights is not None]
+    found = find_records(results, run_id)
+    kept = [record for record in found if record.weights is not None]
     if not kept:
-        raise HarnessError(f"the weights of run '{run_id}' were not kept; run it again with --keep-weights --retry ok")
+        newest = found[-1].status
+        how = "--keep-weights" + (f" --retry {newest}" if newest in OUTCOMES else "")
+        raise HarnessError(f"the weights of run '{run_id}' were not kept; run it again with {how}")
     record = kept[-1]
     weights = within(store.folder, str(record.weights))
     if not (weights / "config.json").is_file():

@@ -440,6 +440,18 @@ def test_show_says_the_judgement_and_each_check_that_fails(tmp_path: Path, capsy
     )
 
 
+@pytest.mark.parametrize(
+    ("status", "how"), [("unproven", "--keep-weights --retry unproven"), ("failed", "--keep-weights")]
+)
+def test_how_a_run_is_run_again_for_its_weights_follows_from_its_status(
+    status: str, how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = make_record(status=status)
+    Store(tmp_path).append(record)
+    assert cli.main(["evaluate", record.run_id, "--benchmark", "boolq", "--results", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.endswith(f"were not kept; run it again with {how}\n")
+
+
 def report_of(records: list[Record], folder: Path, kind: str) -> str:
     suite = make.make_suite(labels=("base", "full", "lora"), seeds=(1, 2))
     (file,) = (f for f in write_report(suite, Contents(tuple(records)), folder, [kind]) if f.name.startswith("report"))
