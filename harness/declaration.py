@@ -41,10 +41,20 @@ class DeclaredSampling(_Declared):
     """Steps from the first draw to the second; None: as many as between any other two."""
     num_active: Count | None
     """Blocks of a draw; None where chance decides how many."""
+    in_turn: Literal["ascending", "descending"] | None = None
+    """Blocks take turns from the first on or from the last, and round again; None: chance decides."""
     state_policy: Literal["drop", "keep", "offload"]
     """What becomes of the state of a block that a draw leaves out."""
     resets_each_period: bool = False
     """A draw drops the state of all that is trained, that of the blocks it draws again too."""
+
+    def turn(self, draw: int, num_blocks: int) -> set[int] | None:
+        """Return the blocks of a draw, 0-based, where they take turns; None where chance decides."""
+        if self.in_turn is None or self.num_active is None:
+            return None
+        first = draw * self.num_active
+        ascending = {block % num_blocks for block in range(first, first + self.num_active)}
+        return ascending if self.in_turn == "ascending" else {num_blocks - 1 - block for block in ascending}
 
     def draw_steps(self, num_steps: int) -> list[int]:
         """Return the steps, of so many, at which blocks are drawn."""

@@ -156,6 +156,10 @@ def draws(facts: Facts) -> Answer:
         wrong = [(step, len(set(blocks))) for step, blocks in drawn if len(set(blocks)) != sampling.num_active]
         if sampling.num_active is not None:
             faults += [f"at step {s} {n} blocks were drawn, declared are {sampling.num_active}" for s, n in wrong]
+        for draw, (step, blocks) in enumerate(drawn):
+            turn = sampling.turn(draw, facts.train.num_blocks)
+            if turn is not None and set(blocks) != turn:
+                faults.append(f"at step {step} {sorted(set(blocks))} were drawn, the turn was of {sorted(turn)}")
     return _answer(faults)
 
 

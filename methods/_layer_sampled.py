@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import JsonValue
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from harness.methods._layer_sampling import BlockSampler
+
+
+IN_TURN: Mapping[str, Literal["ascending", "descending"]] = {"tour": "ascending", "descending": "descending"}
+"""Laws of sampling under which the turns are known beforehand."""
 
 
 class LayerSampledConfig(LayerSamplingSettings, AdamWSettings):
@@ -97,6 +101,7 @@ class LayerSampledMethod(TrainedMethod):
             interval_steps=self.config.interval_steps,
             first_period_steps=self.config.first_period_steps,
             num_active=None if self.config.sampling == "bernoulli" else self.config.active_layers,
+            in_turn=IN_TURN.get(self.config.sampling),
             state_policy=self.config.state_policy,
             resets_each_period=self.config.reset_each_period,
         )

@@ -67,7 +67,7 @@ class Lora(TrainedMethod):
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
 
         Raises:
-            Refused: no layer's name ends in one of ``target_modules``, or LoRA-FA is to adapt an embedding.
+            Refused: one of ``target_modules`` is the end of no layer's name, or LoRA-FA is to adapt an embedding.
         """
         import peft
         from torch import nn
@@ -87,8 +87,8 @@ class Lora(TrainedMethod):
         )
         ends = tuple(f".{name}" for name in config.target_modules)
         targets = {name: module for name, module in model.named_modules() if f".{name}".endswith(ends)}
-        if not targets:
-            raise Refused(f"the model has no layer called {', '.join(config.target_modules)} for target_modules")
+        if missing := [end[1:] for end in ends if not any(f".{name}".endswith(end) for name in targets)]:
+            raise Refused(f"the model has no layer called {', '.join(missing)} for target_modules")
         embeddings = [name for name, module in targets.items() if isinstance(module, nn.Embedding)]
         if config.lora_fa and embeddings:
             raise Refused(

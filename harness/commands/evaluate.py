@@ -18,7 +18,7 @@ from harness.commands.requests import AssetsRequest
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.preparing.assets import prepare_model, prepare_rows, resolve_model
-from harness.record import OUTCOMES, Record, within
+from harness.record import OUTCOMES, Record
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment

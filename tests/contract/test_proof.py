@@ -148,6 +148,13 @@ def test_lora_fa_refuses_an_embedding(tiny_llama: Path, tmp_path: Path, monkeypa
     assert record.reason is not None and "model.embed_tokens, an embedding, has none" in record.reason
 
 
+def test_a_target_that_no_layer_has_is_refused_beside_others_too(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = record_of(task_of("lora", tiny_llama, tmp_path, target_modules=["q_proj", "kv_proj"]), monkeypatch)
+    assert (record.status, record.reason) == ("refused", "the model has no layer called kv_proj for target_modules")
+
+
 def test_what_trains_nothing_has_nothing_to_prove(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,6 +159,10 @@ def other_draws_are_reported(patch: Patch) -> None:
     wrapped(patch, BlockSampler, "proof", proof)
 
 
+def the_order_of_turns_is_wrong(patch: Patch) -> None:
+    wrapped(patch, BlockSampler, "_draw", lambda original, self: [(block + 1) % 4 for block in original(self)])
+
+
 def blocks_are_drawn_once(patch: Patch) -> None:
     def begin(original: Any, self: Any, step: int, optimizer: Any) -> None:
         if step == 0:
@@ -215,6 +219,8 @@ FAULTS: list[tuple[Callable[[Patch], None], str, dict[str, Any], set[str], str]]
     (moments_are_fp32, "full", {"dtype": "bf16"}, {"optimizer state"}, "bytes on the device"),
     (nothing_is_projected, "galore", {}, {"optimizer state", "projectors"}, "had None projectors"),
     (other_draws_are_reported, "lisa", {}, {"draws"}, "at step 2 "),
+    (the_order_of_turns_is_wrong, "lisa", {"sampling": "tour"}, {"draws"}, "the turn was of [0, 1]"),
+    (the_order_of_turns_is_wrong, "lisa", {"sampling": "descending"}, {"draws"}, "the turn was of [2, 3]"),
     (blocks_are_drawn_once, "lisa", {}, {"draws"}, "1 draws are reported, due was one each 2 steps"),
     (the_mean_count_lies, "lisa", {}, {"trainable counts"}, "parameters a step are stated"),
     (the_head_is_trained_though_frozen, "lisa", FROZEN, {"trainable counts"}, "were trainable, declared are"),
