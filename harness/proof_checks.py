@@ -72,7 +72,7 @@ def trained_parts(facts: Facts) -> Answer:
     proof, declared = facts.proof, facts.declared
     if declared is None:
         least = max(LEAST_MOVE.values())
-        moves = facts.largest_rate * max(facts.train.curve.trainable_params, default=0) >= least
+        moves = facts.largest_rate * max(facts.curve.trainable_params, default=0) >= least
         nothing = moves and not blocks and not others
         return ("failed", "nothing at all changed") if nothing else UNDECLARED
     rates = facts.largest_rates

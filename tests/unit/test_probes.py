@@ -15,8 +15,6 @@ from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
-from harness.engine.decoder import find_decoder
-from harness.engine.loading import build_model, load_model
 from harness.engine.runner import execute
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop
@@ -25,6 +23,8 @@ from harness.planning.predict import Question, predict
 from harness.record import Record
 from harness.record_training import Prediction
 from harness.settings import TrainSettings
+from harness.tensors.decoder import find_decoder
+from harness.tensors.loading import build_model, load_model
 from tests.records import TRAIN
 from tests.toy_grass import ToyGrass, ToyGrassConfig
 from tests.unit.test_gradients_seen import expected

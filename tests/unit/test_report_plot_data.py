@@ -191,7 +191,7 @@ def test_a_run_of_tracked_steps_alone_has_no_place_on_the_axis_of_seconds() -> N
 def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: bool) -> None:
     shares = [(i + 1) / 78 for i in range(12)]
     law = "outlier" if shown else "ignored"
-    proof = Proof(method={"sampling": sampling, "probability": law, "probabilities": shares, "draws": []})
+    proof = Proof(method={"sampling": sampling, "probability": law, "probabilities": shares})
     record = make.make_record("owlore").model_copy(update={"proof": proof})
     summary = summary_of(make.make_suite(labels=("owlore", "full")), record, make.make_record("full", minute=1))
     axes = drawn(block_figure(summary, styles_of(summary))).axes
