@@ -12,7 +12,7 @@ from rich.console import Console
 
 from harness.commands._output import Display
 from harness.commands.show import show
-from harness.record import Record
+from harness.record import Record, Score
 from harness.record_text import RowFacts, ScoringFacts
 from harness.remarks import KINDS, remarks_of
 from harness.report.write import terminal_table, write_report
@@ -34,6 +34,19 @@ def a_run(label: str, **changes: Any) -> Record:
     return record
 
 
+def score(task: str, shots: int, n: int) -> Score:
+    return Score(
+        task=task,
+        metric="acc",
+        value=0.5,
+        stderr=None,
+        n=n,
+        higher_is_better=True,
+        task_version="1",
+        num_fewshot=shots,
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -42,7 +55,28 @@ def a_run(label: str, **changes: Any) -> Record:
             ("rows cut", "rows were longer than sequence_length = "),
         ),
         ({"rows": RowFacts(num_blank_rows=3)}, ("blank rows", "3 blank rows of the training data were left out")),
-        ({"scoring": ScoringFacts(cut_contexts={"piqa": 7})}, ("contexts cut", "shots among it: piqa 7")),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 5, 9),)},
+            ("contexts cut", "lost their beginning, 5-shot is not true of them: piqa 7 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 0, 9),)},
+            ("contexts cut", "lost their beginning: piqa 7 of 9"),
+        ),
+        ({"scoring": ScoringFacts(long_continuations={"piqa": 7})}, ("choices in pieces", "scored in pieces: piqa 7")),
+        (
+            {"scoring": ScoringFacts(tied_items={"boolq": 2}), "scores": (score("boolq", 0, 9),)},
+            ("tied choices", "the first counts: boolq 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(own_generation={"num_beams": 3, "stop_strings": ["x"]})},
+            ("model's own generation settings", 'as by lm-eval: num_beams = 3, stop_strings = ["x"]'),
+        ),
+        (
+            {"scoring": ScoringFacts(overruled_generation={"max_time": 3.0})},
+            ("generation settings set aside", "without the model's own generation settings: max_time = 3.0"),
+        ),
+        ({"scoring": ScoringFacts(num_short_of_room=4)}, ("short of room", "4 of MT-Bench's turns had less room")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -54,8 +88,14 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"rows": RowFacts(num_blank_rows=0)}, {"scoring": ScoringFacts(cut_contexts={})}, {"train": None}],
-    ids=["no facts", "no blank rows", "no cut contexts", "no training"],
+    [
+        {},
+        {"rows": RowFacts(num_blank_rows=0)},
+        {"scoring": ScoringFacts(cut_contexts={})},
+        {"scoring": ScoringFacts(tied_items={}, own_generation={}, overruled_generation={}, num_short_of_room=0)},
+        {"train": None},
+    ],
+    ids=["no facts", "no blank rows", "no cut contexts", "nothing of the scoring", "no training"],
 )
 def test_where_nothing_happened_nothing_is_said(changes: dict[str, Any]) -> None:
     assert remarks_of(a_run("full", **changes)) == ()
