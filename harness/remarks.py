@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
-from harness.record import Record
+from harness.record import Judging, Record
 
 LONGEST_SETTING = 40
 """Characters of a setting's value that are repeated; suppressed tokens may be thousands."""
@@ -108,6 +108,23 @@ def _short_of_room(record: Record) -> str | None:
     if record.scoring is None or not (short := record.scoring.num_short_of_room):
         return None
     return f"{short} of MT-Bench's turns had less room in the model's length than max_new_tokens asks for"
+
+
+def judging_remarks(judging: Judging) -> tuple[str, ...]:
+    """Return what there is to say of how a judge's verdicts were had and read."""
+    said = []
+    if judging.num_several:
+        said.append(
+            f"{judging.num_several} judgments give several ratings that differ, of which the "
+            f"{judging.verdict or 'first'} counts"
+        )
+    if judging.num_thinking:
+        said.append(f"{judging.num_thinking} judgments begin with thinking, in which no rating is read")
+    if judging.num_cut:
+        said.append(f"{judging.num_cut} judgments ended at {judging.max_tokens} tokens, perhaps before their verdict")
+    if judging.temperature == "default":
+        said.append("the judge was asked at the endpoint's own temperature, and not at 0 as the protocol says")
+    return tuple(said)
 
 
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
