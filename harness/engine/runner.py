@@ -141,8 +141,7 @@ def _train_and_evaluate(run: _Run) -> None:
 
 def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
-    task, train = run.task, run.task.spec.train
-    dtype = train.dtype if train is not None else "fp32"
+    task, dtype = run.task, run.task.spec.dtype
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         return load_model(task.model_folder, dtype, run.device), tokenizer
