@@ -16,7 +16,6 @@ from torch import nn
 from harness.catalogue.models import BaseModelSpec
 from harness.checkpoint_files import check_checkpoint
 from harness.errors import HarnessError
-from harness.files import make_folder, sync_tree
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.fitting import misfit
 
@@ -128,14 +127,6 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, 
     model.eval()
     assert isinstance(model, nn.Module)
     return model
-
-
-def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save what ``from_pretrained`` loads, durably: safetensors, config and tokenizer."""
-    make_folder(folder)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    sync_tree(folder)
 
 
 def _first_line(error: BaseException) -> str:
