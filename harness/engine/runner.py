@@ -25,6 +25,7 @@ from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
+from harness.engine.keeping import keep_merged, keep_trained
 from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
@@ -38,8 +39,9 @@ from harness.record_training import OutOfMemoryAt, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding
+from harness.tensors.adapters import load_adapter
 from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
-from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
+from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 
 
@@ -141,8 +143,7 @@ def _train_and_evaluate(run: _Run) -> None:
 
 def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
-    task, train = run.task, run.task.spec.train
-    dtype = train.dtype if train is not None else "fp32"
+    task, dtype = run.task, run.task.spec.dtype
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         return load_model(task.model_folder, dtype, run.device), tokenizer
@@ -396,10 +397,8 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
 
 def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
     folder = run.task.work_folder / "weights"
-    adapter = method.adapter(model)
-    if adapter is not None:
-        adapter.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
-    save_weights(method.export(model), tokenizer, folder)
+    keep_trained(method, model, tokenizer, folder)
+    keep_merged(method, model, folder)
     run.outcome.weights = folder.name
 
 
@@ -409,7 +408,5 @@ def _evaluate_kept(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         if task.adapter_folder is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, task.adapter_folder)
+            model = load_adapter(model, task.adapter_folder)
     _evaluate(run, model, tokenizer)
