@@ -19,7 +19,18 @@ class RowFacts(Part):
 
 
 class EncodingFacts(Part):
-    """How text became tokens, in training, scoring and generation alike."""
+    """How text became tokens, in training, scoring and generation alike (``harness.encoding``)."""
+
+    beginning: tuple[str, ...] | None = None
+    """Tokens that stand before every text, once; empty: the tokenizer has none."""
+    left_out: tuple[str, ...] | None = None
+    """Tokens that the tokenizer puts behind every text, and that were left out."""
+    end: str | None = None
+    """The token that ends a training example; None too of a tokenizer that has none."""
+    num_rows_begun: int | None = None
+    """Rows trained on whose text began with the beginning already, so that none was put before it."""
+    num_rows_ended: int | None = None
+    """Rows trained on whose text ended with the end already, so that none was put behind it."""
 
 
 class ScoringFacts(Part):

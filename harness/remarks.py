@@ -45,6 +45,24 @@ def _blank_rows(record: Record) -> str | None:
     return f"{blank} blank rows of the training data were left out"
 
 
+def _end_left_out(record: Record) -> str | None:
+    """Return what a tokenizer would have put behind every text."""
+    if record.encoding is None or not (ends := record.encoding.left_out):
+        return None
+    return f"the tokenizer puts {' '.join(ends)} behind every text, which was left out of prompts, contexts and answers"
+
+
+def _special_tokens_once(record: Record) -> str | None:
+    """Return how many rows brought special tokens that would otherwise have been added."""
+    facts = record.encoding
+    if facts is None or not (facts.num_rows_begun or facts.num_rows_ended):
+        return None
+    beginning = " ".join(facts.beginning or ())
+    told = [f"{facts.num_rows_begun} began with {beginning}"] if facts.num_rows_begun else []
+    told += [f"{facts.num_rows_ended} ended as answers end"] if facts.num_rows_ended else []
+    return f"of the rows trained on {' and '.join(told)} in their own text: none was added to these"
+
+
 def _contexts_cut(record: Record) -> str | None:
     """Return of which tasks contexts were longer than the model's length."""
     if record.scoring is None or not (cut := record.scoring.cut_contexts):
@@ -56,6 +74,8 @@ def _contexts_cut(record: Record) -> str | None:
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "blank rows": _blank_rows,
+    "end left out": _end_left_out,
+    "special tokens once": _special_tokens_once,
     "contexts cut": _contexts_cut,
 }
 """Every kind of remark: how it is called, and what it says of a record."""

@@ -11,12 +11,31 @@ import torch
 
 from harness.conversation import ConversationTemplate
 from harness.data.examples import Example, Row, encode, pack, text_samples
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
 from harness.tensors.seeding import torch_generator
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What is to be told of rows, besides their number; counts of several batches add up."""
+
+    cut_tokens: int = 0
+    """Tokens that ``sequence_length`` left out."""
+    cut_answers: int = 0
+    """Rows whose answer lost its end."""
+    begun: int = 0
+    """Rows whose text began with the tokenizer's beginning."""
+    ended: int = 0
+    """Rows whose text ended with the end-of-sequence token."""
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        """Return the counts of both."""
+        return RowCounts(**{name: count + getattr(other, name) for name, count in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -32,6 +51,8 @@ class MicroBatch:
     """Labels that the loss sees: the first token of a row has nothing to be predicted from."""
     num_truncated: int = 0
     """Rows that lost tokens to ``sequence_length``."""
+    told: RowCounts = RowCounts()
+    """What else is to be told of the rows."""
     trained_positions: torch.Tensor | None = None  # (num_trained_tokens,) int64
     """Positions in the flattened input whose next token is trained; None: every position but a row's last."""
 
@@ -71,6 +92,12 @@ def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
         num_tokens=int(mask.sum()),
         num_trained_tokens=int((labels[:, 1:] != IGNORED).sum()),
         num_truncated=sum(example.truncated for example in examples),
+        told=RowCounts(
+            cut_tokens=sum(example.cut_before + example.cut_after for example in examples),
+            cut_answers=sum(example.cut_after > 0 for example in examples),
+            begun=sum(example.begun for example in examples),
+            ended=sum(example.ended for example in examples),
+        ),
         trained_positions=_trained_positions(labels),
     )
 
@@ -101,11 +128,12 @@ class TrainData:
         self._settings = settings
         self._seed = seed
         self._tokenizer = tokenizer
+        self._text = None if tokenizer is None else text_encoder(tokenizer)
         self._conversation = conversation
         self._rows = rows
         self._packed: list[Example] | None = None
         if settings.packing:
-            examples = [encode(row, tokenizer, settings, conversation) for row in rows]
+            examples = [encode(row, self._text, settings, conversation) for row in rows]
             packed = pack(examples, settings.sequence_length)
             self._packed = [example for example in packed if any(example.trained[1:])]
         if not len(self):
@@ -119,7 +147,7 @@ class TrainData:
         """Return one example; unpacked rows are encoded when they are asked for, so that a run starts at once."""
         if self._packed is not None:
             return self._packed[index]
-        return encode(self._rows[index], self._tokenizer, self._settings, self._conversation)
+        return encode(self._rows[index], self._text, self._settings, self._conversation)
 
     def num_steps(self, max_steps: int | None) -> int:
         """Return the optimizer steps of the run."""
@@ -158,7 +186,8 @@ def validation_batches(
 ) -> list[MicroBatch]:
     """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
     unpacked = settings.model_copy(update={"packing": False})
-    examples = [encode(row, tokenizer, unpacked, conversation) for row in rows[: settings.validation_rows]]
+    text = None if tokenizer is None else text_encoder(tokenizer)
+    examples = [encode(row, text, unpacked, conversation) for row in rows[: settings.validation_rows]]
     size = settings.batch_size
     return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
 

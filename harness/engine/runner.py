@@ -16,10 +16,11 @@ from pydantic import JsonValue
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.data.batches import MicroBatch, TrainData, general_batches, validation_batches
+from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
 from harness.data.examples import Example, Row
 from harness.declaration import Declaration
+from harness.encoding import text_encoder
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
@@ -34,6 +35,7 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
+from harness.record_text import EncodingFacts
 from harness.record_training import OutOfMemoryAt, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
@@ -46,6 +48,7 @@ from harness.tensors.out_of_memory import is_out_of_memory
 @dataclass
 class _Outcome:
     train: TrainResult | None = None
+    encoding: EncodingFacts | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
@@ -145,6 +148,7 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     dtype = train.dtype if train is not None else "fp32"
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
+        run.outcome.encoding = text_encoder(tokenizer).facts()
         return load_model(task.model_folder, dtype, run.device), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
@@ -187,6 +191,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
+            _tell_rows(run, loop.log.told)
         run.outcome.out_of_memory_at = loop.out_of_memory
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
@@ -227,6 +232,13 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
     if not settings.validation_rows:
         return data, []
     return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
+
+
+def _tell_rows(run: _Run, told: RowCounts) -> None:
+    """Keep what became of the rows that were trained on."""
+    if run.outcome.encoding is not None:
+        counts = {"num_rows_begun": told.begun, "num_rows_ended": told.ended}
+        run.outcome.encoding = run.outcome.encoding.model_copy(update=counts)
 
 
 def _conversation(run: _Run) -> ConversationTemplate | None:
