@@ -2,18 +2,18 @@
 
 Training, held-out and general text, calibration, scoring and generation all come here.
 
-- *Beginning.* What a tokenizer puts before every text, as a rule its beginning-of-sequence token, stands before it once:
-  a text that begins with it already gets no other. A tokenizer that puts nothing there gets nothing.
+- *Beginning.* What a tokenizer puts before every text, as a rule its beginning-of-sequence token, stands before it
+  once: a text that begins with it already gets no other. A tokenizer that puts nothing there gets nothing.
 - *End.* What a tokenizer puts behind every text, as ``add_eos_token`` has it, is left out: whatever is continued, by an
-  answer, a choice or the model itself, holds no end. A training example has one end-of-sequence token behind its answer,
-  or the one that its text ends with, blanks behind it aside.
+  answer, a choice or the model itself, holds no end. A training example has one end-of-sequence token behind its
+  answer, or the one that its text ends with, blanks behind it aside.
 - *Rendered text.* A tokenizer's own chat template writes all special tokens: nothing is put before its text. A
   conversation template gets the beginning, as FastChat gives it, unless it writes it.
 - *Samples.* Calibration and general text are cut out of the middle of running text: they hold no added token at all.
-- *Splitting.* Prompt and answer are encoded as one text, as generation will read them. The answer is what comes where the
-  encodings of the prompt and of the whole part: a token that holds the end of the prompt and the beginning of the answer
-  is the answer's, and carries loss. Encoded apart, a tokenizer that puts a space before every text would put one before
-  every answer.
+- *Splitting.* Prompt and answer are encoded as one text, as generation will read them. The answer is what comes where
+  the encodings of the prompt and of the whole part: a token that holds the end of the prompt and the beginning of the
+  answer is the answer's, and carries loss. Encoded apart, a tokenizer that puts a space before every text would put one
+  before every answer.
 
 lm-eval's own split of context and continuation stays in scoring: it differs where a token straddles the two, and its
 scores are to be those of HFLM. Of the beginning HFLM has the same rule; of an added end it has none, so that every

@@ -9,7 +9,7 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
 - Batches are made by length under a budget of padded tokens, halved for good when memory runs out.
 - The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
 - An empty continuation is an error with a sentence instead of an ``assert``.
-- What a tokenizer puts behind every text is left out (:mod:`harness.encoding`); under HFLM it is each whole continuation.
+- What a tokenizer puts behind every text is left out (:mod:`harness.encoding`); HFLM scores that alone.
 """
 
 from __future__ import annotations
