@@ -7,9 +7,12 @@ to say, so that records of every age are told about in today's words.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from pydantic import JsonValue
 
 from harness.record import Record
 
@@ -21,6 +24,8 @@ LARGE_SHARE = 0.2
 """Of all rows: above, what was held out is said."""
 REPEATED = 0.01
 """Of the rows to train on: above, repeated ones are said."""
+LONGEST_SETTING = 40
+"""Characters of a setting's value that are repeated; suppressed tokens may be thousands."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +127,62 @@ def _special_tokens_once(record: Record) -> str | None:
 
 
 def _contexts_cut(record: Record) -> str | None:
-    """Return of which tasks contexts were longer than the model's length."""
+    """Return of which tasks contexts were longer than the model's length, and what was asked that they lost."""
     if record.scoring is None or not (cut := record.scoring.cut_contexts):
         return None
-    tasks = ", ".join(f"{task} {count}" for task, count in cut.items())
-    return f"contexts were longer than the model's length and lost their beginning, shots among it: {tasks}"
+    shots = max((score.num_fewshot or 0 for score in record.scores if score.task in cut), default=0)
+    lost = f", {shots}-shot is not true of them" if shots else ""
+    return f"contexts were longer than the model's length and lost their beginning{lost}: {_by_task(record, cut)}"
+
+
+def _by_task(record: Record, counts: Mapping[str, int]) -> str:
+    """Return numbers of items by task, of how many where a score says it."""
+    num_items = {score.task: score.n for score in record.scores}
+    return ", ".join(
+        f"{task} {n} of {num_items[task]}" if task in num_items else f"{task} {n}" for task, n in counts.items()
+    )
+
+
+def _long_continuations(record: Record) -> str | None:
+    """Return of which tasks choices were longer than the model's length."""
+    if record.scoring is None or not (long := record.scoring.long_continuations):
+        return None
+    return f"choices were longer than the model's length and were scored in pieces: {_by_task(record, long)}"
+
+
+def _ties(record: Record) -> str | None:
+    """Return of which tasks the likeliest choices were equally likely."""
+    if record.scoring is None or not (tied := record.scoring.tied_items):
+        return None
+    return f"different choices are equally likely to the last bit, and the first counts: {_by_task(record, tied)}"
+
+
+def _own_generation(record: Record) -> str | None:
+    """Return what the model's own generation settings changed."""
+    if record.scoring is None or not (own := record.scoring.own_generation):
+        return None
+    return (
+        f"tasks that generate were answered under the model's own generation settings, as by lm-eval: {_settings(own)}"
+    )
+
+
+def _overruled_generation(record: Record) -> str | None:
+    """Return which of the model's own generation settings MT-Bench's protocol set aside."""
+    if record.scoring is None or not (own := record.scoring.overruled_generation):
+        return None
+    return f"MT-Bench was answered without the model's own generation settings: {_settings(own)}"
+
+
+def _settings(values: Mapping[str, JsonValue]) -> str:
+    said = {name: json.dumps(value) for name, value in values.items()}
+    return ", ".join(f"{name} = {text if len(text) <= LONGEST_SETTING else '…'}" for name, text in said.items())
+
+
+def _short_of_room(record: Record) -> str | None:
+    """Return how many of MT-Bench's turns had less room than was asked for."""
+    if record.scoring is None or not (short := record.scoring.num_short_of_room):
+        return None
+    return f"{short} of MT-Bench's turns had less room in the model's length than max_new_tokens asks for"
 
 
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
@@ -138,5 +194,10 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
     "contexts cut": _contexts_cut,
+    "choices in pieces": _long_continuations,
+    "tied choices": _ties,
+    "model's own generation settings": _own_generation,
+    "generation settings set aside": _overruled_generation,
+    "short of room": _short_of_room,
 }
 """Every kind of remark: how it is called, and what it says of a record."""

@@ -34,7 +34,7 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
-from harness.record_text import EncodingFacts, RowFacts
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.record_training import OutOfMemoryAt, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
@@ -54,6 +54,7 @@ class _Outcome:
     proof: Proof | None = None
     items: str | None = None
     mt_bench: MTBenchAnswers | None = None
+    scoring: ScoringFacts | None = None
     weights: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
     notes: tuple[str, ...] = ()
@@ -392,6 +393,8 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
+    told = {"overruled_generation": answers.overruled, "num_short_of_room": answers.num_short_of_room}
+    run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 
 def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
@@ -413,6 +416,7 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     file = run.task.work_folder / "items.jsonl.zst"
     write_items(file, evaluation.items)
     run.outcome.scores = evaluation.scores
+    run.outcome.scoring = evaluation.facts
     run.outcome.items = file.name
 
 

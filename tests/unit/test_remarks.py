@@ -12,7 +12,7 @@ from rich.console import Console
 
 from harness.commands._output import Display
 from harness.commands.show import show
-from harness.record import Record
+from harness.record import Record, Score
 from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.remarks import KINDS, remarks_of
 from harness.report.write import terminal_table, write_report
@@ -32,6 +32,19 @@ def a_run(label: str, **changes: Any) -> Record:
     suite = make.make_suite(labels=("full", "lora"), seeds=(1,))
     record: Record = make.make_record(label, suite=suite, train=changes.pop("train", training(())), **changes)
     return record
+
+
+def score(task: str, shots: int, n: int) -> Score:
+    return Score(
+        task=task,
+        metric="acc",
+        value=0.5,
+        stderr=None,
+        n=n,
+        higher_is_better=True,
+        task_version="1",
+        num_fewshot=shots,
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +80,28 @@ def a_run(label: str, **changes: Any) -> Record:
             {"encoding": EncodingFacts(beginning=("<s>",), num_rows_begun=3, num_rows_ended=2)},
             ("special tokens once", "of the rows trained on 3 began with <s> and 2 ended as answers end"),
         ),
-        ({"scoring": ScoringFacts(cut_contexts={"piqa": 7})}, ("contexts cut", "shots among it: piqa 7")),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 5, 9),)},
+            ("contexts cut", "lost their beginning, 5-shot is not true of them: piqa 7 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 0, 9),)},
+            ("contexts cut", "lost their beginning: piqa 7 of 9"),
+        ),
+        ({"scoring": ScoringFacts(long_continuations={"piqa": 7})}, ("choices in pieces", "scored in pieces: piqa 7")),
+        (
+            {"scoring": ScoringFacts(tied_items={"boolq": 2}), "scores": (score("boolq", 0, 9),)},
+            ("tied choices", "the first counts: boolq 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(own_generation={"num_beams": 3, "stop_strings": ["x"]})},
+            ("model's own generation settings", 'as by lm-eval: num_beams = 3, stop_strings = ["x"]'),
+        ),
+        (
+            {"scoring": ScoringFacts(overruled_generation={"max_time": 3.0})},
+            ("generation settings set aside", "without the model's own generation settings: max_time = 3.0"),
+        ),
+        ({"scoring": ScoringFacts(num_short_of_room=4)}, ("short of room", "4 of MT-Bench's turns had less room")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -86,6 +120,7 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
         {"rows": RowFacts(num_rows=10, num_held_out_rows=30, num_held_out_asked=0, num_repeated_rows=0)},
         {"encoding": EncodingFacts(beginning=("<s>",), left_out=(), end="</s>", num_rows_begun=0, num_rows_ended=0)},
         {"scoring": ScoringFacts(cut_contexts={})},
+        {"scoring": ScoringFacts(tied_items={}, own_generation={}, overruled_generation={}, num_short_of_room=0)},
         {"train": None},
     ],
     ids=[
@@ -95,6 +130,7 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
         "parts of its own",
         "nothing added or left out",
         "no cut contexts",
+        "nothing of the scoring",
         "no training",
     ],
 )
