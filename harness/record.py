@@ -21,11 +21,12 @@ from harness.beside import Beside
 from harness.declaration import Declaration
 from harness.record_environment import Environment
 from harness.record_part import Part, Sentence
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.record_training import OutOfMemoryAt, Phase, Prediction, TrainResult
 from harness.settings import EvaluationSettings, Name, TrainSettings
 from harness.spec import RunSpec
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 LOG_LINES = 40
 """How many of the last lines of a process that failed are kept."""
@@ -198,6 +199,9 @@ class Record(Part):
     out_of_memory_at: OutOfMemoryAt | None = None
     """Only with status out_of_memory; None too where the process was killed before it could say."""
     train: TrainResult | None = None
+    rows: RowFacts | None = None
+    encoding: EncodingFacts | None = None
+    scoring: ScoringFacts | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: Beside | None = None

@@ -32,11 +32,17 @@ def _from_4_to_5(data: dict[str, Any]) -> dict[str, Any]:
     return {**data, "schema_version": 5}
 
 
+def _from_5_to_6(data: dict[str, Any]) -> dict[str, Any]:
+    """Lift version 5: what became of rows, text and requests was not told."""
+    return {**data, "schema_version": 6}
+
+
 UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     1: _from_1_to_2,
     2: _from_2_to_3,
     3: _from_3_to_4,
     4: _from_4_to_5,
+    5: _from_5_to_6,
 }
 """Version -> the step that lifts a record of that version to the next."""
 

@@ -20,6 +20,7 @@ from harness.progress import throttled
 from harness.readings import how_it_ended, run_title
 from harness.record import Record, Score
 from harness.redaction import redacted
+from harness.remarks import remarks_of
 from harness.report.plots.style import FORMATS
 from harness.task import RunTask
 
@@ -150,7 +151,7 @@ class Display:
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
         self._line(f"{self._counter()} {printable(run_title(record))}: {how_it_ended(record, timed=True)}")
-        for note in record.notes:
+        for note in (*record.notes, *(remark.sentence for remark in remarks_of(record))):
             self._line(f"note: {note}")
         self._done += 1
         if self._bars is not None and self._outer is not None:

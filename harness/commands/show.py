@@ -29,6 +29,7 @@ from harness.readings import (
 )
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
+from harness.remarks import remarks_of
 from harness.report.units import gib, percent, scaled, with_unit
 
 
@@ -42,7 +43,7 @@ def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None 
 
         write_timeline(record, file)
     if in_json:
-        print(as_json({**json.loads(record.model_dump_json()), "judgement": _judgement(record)}))
+        print(as_json({**json.loads(record.model_dump_json()), **_derived(record)}))
         return 0
     print_table([{"what": what, "value": value} for what, value in _facts(record, len(records))])
     if record.phases:
@@ -76,11 +77,19 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
     if record.train is not None:
         facts += _train_facts(record)
     facts += [*_proof_facts(record), *_quantity_facts(record), *_memory_facts(record)]
+    facts += [("note", note) for note in record.notes]
+    facts += [("note", f"{remark.kind}: {remark.sentence}") for remark in remarks_of(record)]
     facts += _mt_bench_facts(record)
     for name, value in (("items", record.items), ("weights", record.weights)):
         if value is not None:
             facts.append((name, value))
     return facts
+
+
+def _derived(record: Record) -> dict[str, Any]:
+    """Return what follows from a record as it is read now."""
+    remarks = [{"kind": remark.kind, "sentence": remark.sentence} for remark in remarks_of(record)]
+    return {"judgement": _judgement(record), "remarks": remarks}
 
 
 def _judgement(record: Record) -> dict[str, Any] | None:

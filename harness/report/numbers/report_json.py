@@ -16,6 +16,7 @@ from harness.readings import is_short
 from harness.report.numbers.frames import SCORE_COLUMNS, run_columns, run_rows, score_rows
 from harness.report.reading.estimates import average_of_row, normalised_average_of_row, over_seeds, score_of_row
 from harness.report.reading.proofs import proofs_json
+from harness.report.reading.remarks import remarks_json
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import is_busy
 from harness.report.statistics.intervals import LEVEL, Estimate
@@ -41,6 +42,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         "notes": list(notes),
         "labels": [_label(summary, row) for row in summary.rows],
         "proofs": proofs_json(summary),
+        "remarks": remarks_json(summary),
         "failed_evaluations": [
             {"uuid": run.uuid, "of": of, "status": run.status, "reason": run.reason}
             for of, run in summary.failed_evaluations

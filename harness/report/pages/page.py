@@ -36,8 +36,9 @@ from harness.report.pages.tables import (
 )
 from harness.report.plots.shown import DRAWN
 from harness.report.reading.proofs import failing_rows
+from harness.report.reading.remarks import remark_sentences
 from harness.report.reading.summary import Summary
-from harness.report.reading.words import BUSY, TUNED, UNPROVEN, is_busy
+from harness.report.reading.words import BUSY, REMARKED, TUNED, UNPROVEN, is_busy
 from harness.report.statistics.intervals import LEVEL
 from harness.report.units import percent
 
@@ -153,7 +154,7 @@ def result_notes(summary: Summary) -> list[str]:
         notes.append(f"{BUSY} The device was not idle when runs of these labels began: {', '.join(busy)}.")
     if failing := dict.fromkeys(row.label for row in failing_rows(summary)):
         notes.append(f"{UNPROVEN} The proof of a run of these labels fails: {', '.join(failing)}.")
-    return notes
+    return notes + [f"{REMARKED} {sentence}" for sentence in remark_sentences(summary)]
 
 
 def tuning_note(summary: Summary) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from harness.readings import began_busy
 from harness.report.reading.proofs import has_failing_proof
+from harness.report.reading.remarks import remarks_of_row
 from harness.report.reading.summary import Row
 from harness.report.statistics.intervals import Estimate
 from harness.report.table import Cell
@@ -18,6 +19,8 @@ TUNED = "‡"
 """Marks a label whose learning rate harness tune chose."""
 UNPROVEN = "§"
 """Marks a label of which the proof of a run fails."""
+REMARKED = "¶"
+"""Marks a label of which something is to be known beside its figures."""
 SHORT_RUN = "*"
 """Marks what was taken over less than one refresh cycle."""
 STATUS_WORDS = {
@@ -38,8 +41,9 @@ def row_status(row: Row) -> str:
 
 
 def marks(row: Row) -> str:
-    """Return the marks behind a label: of a tuned learning rate, of a proof that fails."""
-    return f" {TUNED}" * (row.choice is not None) + f" {UNPROVEN}" * has_failing_proof(row)
+    """Return the marks behind a label: of a tuned learning rate, of a proof that fails, of remarks."""
+    told = ((TUNED, row.choice is not None), (UNPROVEN, has_failing_proof(row)), (REMARKED, bool(remarks_of_row(row))))
+    return "".join(f" {mark}" for mark, holds in told if holds)
 
 
 def label_text(row: Row) -> str:

@@ -1,0 +1,131 @@
+"""What has to be known of a run beside its figures is said when it ends, in show and in the report."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from harness.commands._output import Display
+from harness.commands.show import show
+from harness.record import Record
+from harness.record_text import RowFacts, ScoringFacts
+from harness.remarks import KINDS, remarks_of
+from harness.report.write import terminal_table, write_report
+from harness.store import Contents, Store
+from tests.records import make_record
+from tests.unit import test_proof as proofs
+
+make = proofs.make
+
+
+def training(truncated: tuple[int, ...]) -> Any:
+    whole = proofs.training()
+    return whole.model_copy(update={"curve": whole.curve.model_copy(update={"truncated_rows": truncated})})
+
+
+def a_run(label: str, **changes: Any) -> Record:
+    suite = make.make_suite(labels=("full", "lora"), seeds=(1,))
+    record: Record = make.make_record(label, suite=suite, train=changes.pop("train", training(())), **changes)
+    return record
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"train": training((2, 0, 1))},
+            ("rows cut", "rows were longer than sequence_length = "),
+        ),
+        ({"rows": RowFacts(num_blank_rows=3)}, ("blank rows", "3 blank rows of the training data were left out")),
+        ({"scoring": ScoringFacts(cut_contexts={"piqa": 7})}, ("contexts cut", "shots among it: piqa 7")),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
+    (remark,) = remarks_of(a_run("full", **changes))
+    assert remark.kind == said[0]
+    assert said[1] in remark.sentence
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rows": RowFacts(num_blank_rows=0)}, {"scoring": ScoringFacts(cut_contexts={})}, {"train": None}],
+    ids=["no facts", "no blank rows", "no cut contexts", "no training"],
+)
+def test_where_nothing_happened_nothing_is_said(changes: dict[str, Any]) -> None:
+    assert remarks_of(a_run("full", **changes)) == ()
+
+
+def test_the_rows_that_were_cut_are_counted_among_those_trained_on() -> None:
+    train = training((2, 0, 1))
+    record = a_run("full", train=train)
+    asked = record.train_settings
+    assert asked is not None
+    rows = train.num_steps * asked.batch_size * asked.gradient_accumulation_steps
+    (remark,) = remarks_of(record)
+    assert remark.sentence.startswith(f"3 of {rows} trained rows ")
+
+
+def test_a_report_marks_the_label_and_says_it_once_for_all_alike(tmp_path: Path) -> None:
+    blank = RowFacts(num_blank_rows=3)
+    suite = make.make_suite(labels=("full", "lora"), seeds=(1,))
+    records = (a_run("full", rows=blank), a_run("lora", rows=blank), a_run("base"))
+    (file, *_) = write_report(suite, Contents(records), tmp_path, ["md"])
+    text = file.read_text()
+    assert "¶ Blank rows: 3 blank rows of the training data were left out (full, lora)." in text
+    assert text.count("3 blank rows") == 1
+    words = [" ".join(line.split()) for line in text.splitlines()]
+    assert [line for line in words if line.startswith("| full ¶ |")]
+    assert not [line for line in words if line.startswith("| base ¶")]
+    (file,) = write_report(suite, Contents(records), tmp_path, ["json"])
+    assert [(one["label"], one["kind"]) for one in json.loads(file.read_text())["remarks"]] == [
+        ("full", "blank rows"),
+        ("lora", "blank rows"),
+    ]
+    page = Console(file=io.StringIO(), width=200)
+    terminal_table(suite, Contents(records), page)
+    assert isinstance(page.file, io.StringIO)
+    assert "¶ Blank rows" in page.file.getvalue()
+
+
+def test_of_many_sentences_of_one_kind_the_first_are_said_and_the_rest_counted(tmp_path: Path) -> None:
+    labels = tuple("abcde")
+    suite = make.make_suite(labels=labels, seeds=(1,))
+    records = tuple(a_run(label, rows=RowFacts(num_blank_rows=n + 1)) for n, label in enumerate(labels))
+    (file, *_) = write_report(suite, Contents(records), tmp_path, ["md"])
+    (line,) = (line for line in file.read_text().splitlines() if "Blank rows" in line)
+    assert line.count("were left out") == 3
+    assert "; and 2 more like it, in harness show" in line
+
+
+def test_a_run_that_ends_says_it_after_what_went_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_record(notes=("the checkpoint of step 2 was passed over",), rows=RowFacts(num_blank_rows=2))
+    with Display(1) as display:
+        display.run_ended(record)
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert notes == [
+        "note: the checkpoint of step 2 was passed over",
+        "note: 2 blank rows of the training data were left out",
+    ]
+
+
+def test_show_says_it_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = make_record(notes=("passed over",), rows=RowFacts(num_blank_rows=2))
+    Store(tmp_path).append(record)
+    show(record.run_id, results=tmp_path)
+    said = capsys.readouterr().out
+    assert "passed over" in said
+    assert "blank rows: 2 blank rows of the training data were left out" in said
+    show(record.run_id, results=tmp_path, in_json=True)
+    assert json.loads(capsys.readouterr().out)["remarks"] == [
+        {"kind": "blank rows", "sentence": "2 blank rows of the training data were left out"}
+    ]
+
+
+def test_every_kind_is_written_as_a_title_may_begin() -> None:
+    assert all(kind == kind.lower() and not kind.endswith(".") for kind in KINDS)
