@@ -3,7 +3,7 @@
 Reference: the peft 0.21.2 distribution, peft/tuners/tuners_utils.py (``check_target_module_exists``), whose rule for a
 list of names is ours. Deliberate differences from the reference:
 - every name must be the end of a layer's name, where peft is content with one that fits;
-- what peft cannot adapt, and DoRA on rows of zeros, are told in one sentence, where peft prints a module or divides by 0;
+- what peft cannot adapt, and DoRA on rows of zeros, are told in a sentence, where peft prints a module or divides by 0;
 - a merge into a matrix that two layers share changes the adapted one alone.
 """
 
