@@ -108,9 +108,19 @@ def _proof_facts(record: Record) -> list[tuple[str, str]]:
         return []
     others = [check for check in judgement.checks if check.verdict != "passed"]
     return [
+        *_adapter_facts(record),
         ("proof", judgement.summary()),
         *((f"proof, {check.name}", f"{check.verdict}: {check.sentence}") for check in others),
     ]
+
+
+def _adapter_facts(record: Record) -> list[tuple[str, str]]:
+    """Return how many layers called what have an adapter, where the record lists it."""
+    adapters = (record.proof.method if record.proof else {}).get("adapters")
+    wrapped = adapters.get("wrapped") if isinstance(adapters, dict) else None
+    if not isinstance(wrapped, dict):
+        return []
+    return [("adapters", ", ".join(f"{number} {name}" for name, number in wrapped.items()))]
 
 
 def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:
