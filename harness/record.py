@@ -306,6 +306,11 @@ class Record(Part):
         return self.spec.seed
 
     @property
+    def scored_dtype(self) -> str:
+        """Return the precision of the weights that were scored: scores of two precisions are of two models."""
+        return self.spec.dtype
+
+    @property
     def train_settings(self) -> TrainSettings | None:
         """Return how it was to train; None where it was not to."""
         return self.spec.train

@@ -18,10 +18,43 @@ class RowFacts(Part):
     """Rows to train on, what is held out or left out not among them."""
     num_blank_rows: int | None = None
     """Rows without a token to train on: left out."""
+    num_source_rows: int | None = None
+    """Rows of the data set, those held out and left out among them."""
+    num_prompts: int | None = None
+    """Different prompts in both parts, without regard to case, punctuation and spacing; None of a data set that comes
+    with parts."""
+    num_held_out_rows: int | None = None
+    """Rows of the validation part, from which the held-out batch takes the first."""
+    num_held_out_prompts: int | None = None
+    num_repeated_rows: int | None = None
+    """Rows to train on that repeat another, prompt and answer."""
+    num_held_out_asked: int | None = None
+    """Of texts that are trained on as a whole, held-out ones that ask what a training text asks: all but the last line
+    is the same."""
+    num_cut_tokens: int | None = None
+    """Tokens that ``sequence_length`` left out of the rows trained on, as often as they were."""
+    num_cut_answers: int | None = None
+    """Rows trained on whose answer lost its end, as often as they were."""
+    num_validated_rows: int | None = None
+    """Rows of the held-out batch."""
+    num_validated_cut_rows: int | None = None
+    """Of these, rows that lost tokens to ``sequence_length``."""
+    num_validated_cut_tokens: int | None = None
 
 
 class EncodingFacts(Part):
-    """How text became tokens, in training, scoring and generation alike."""
+    """How text became tokens, in training, scoring and generation alike (``harness.encoding``)."""
+
+    beginning: tuple[str, ...] | None = None
+    """Tokens that stand before every text, once; empty: the tokenizer has none."""
+    left_out: tuple[str, ...] | None = None
+    """Tokens that the tokenizer puts behind every text, and that were left out."""
+    end: str | None = None
+    """The token that ends a training example; None too of a tokenizer that has none."""
+    num_rows_begun: int | None = None
+    """Rows trained on whose text began with the beginning already, so that none was put before it."""
+    num_rows_ended: int | None = None
+    """Rows trained on whose text ended with the end already, so that none was put behind it."""
 
 
 class ScoringFacts(Part):

@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, Pos
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Dtype = Literal["fp32", "bf16"]
+"""Of weights."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
 """Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
@@ -62,7 +64,7 @@ class TrainSettings(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: PositiveFloat | None = None
     """Global norm to clip to; None: no clipping."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Dtype
     """Of the weights; nothing is cast silently."""
     loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None
     """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""

@@ -11,6 +11,7 @@ from pydantic import JsonValue, PositiveInt, model_validator
 
 from harness.settings import (
     CalibrationSettings,
+    Dtype,
     EvaluationSettings,
     GeneralTextSettings,
     Later,
@@ -57,6 +58,8 @@ class RunSpec(Strict):
     revision."""
     max_steps: PositiveInt | None
     seed: Seed
+    base_dtype: Annotated[Dtype | None, Later(None)] = None
+    """Of the weights of a run that does not train, where it is not fp32."""
     conversation: Annotated[Name | None, Later(None)] = None
     """Template of training prompts and of MT-Bench; None where neither uses one."""
 
@@ -79,6 +82,11 @@ class RunSpec(Strict):
         _leave_out(asked["train"] or {}, later_settings(TrainSettings))
         _leave_out(asked["evaluation"], later_settings(EvaluationSettings))
         return asked
+
+    @property
+    def dtype(self) -> Dtype:
+        """Return the precision in which the weights are loaded, trained and scored."""
+        return self.train.dtype if self.train is not None else self.base_dtype or "fp32"
 
     @property
     def model_name(self) -> str:

@@ -6,25 +6,25 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import JsonValue
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.data.batches import MicroBatch, TrainData, general_batches, validation_batches
+from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
-from harness.data.examples import Example, Row
 from harness.declaration import Declaration
+from harness.encoding import text_encoder
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
+from harness.engine.keeping import keep_merged, keep_trained
 from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
@@ -34,19 +34,22 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
-from harness.record_text import ScoringFacts
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.record_training import OutOfMemoryAt, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding
+from harness.tensors.adapters import load_adapter
 from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
-from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
+from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 
 
 @dataclass
 class _Outcome:
     train: TrainResult | None = None
+    rows: RowFacts | None = None
+    encoding: EncodingFacts | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
@@ -143,10 +146,10 @@ def _train_and_evaluate(run: _Run) -> None:
 
 def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
-    task, train = run.task, run.task.spec.train
-    dtype = train.dtype if train is not None else "fp32"
+    task, dtype = run.task, run.task.spec.dtype
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
+        run.outcome.encoding = text_encoder(tokenizer).facts()
         return load_model(task.model_folder, dtype, run.device), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
@@ -189,6 +192,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
+            _tell_rows(run, loop.log.told)
         run.outcome.out_of_memory_at = loop.out_of_memory
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
@@ -215,20 +219,37 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
 
 
 def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
-    def rows(part: Literal["train", "validation"]) -> Sequence[Row | Example]:
-        return run_rows(
-            settings,
-            run.task.datasets[settings.data],
-            part,
-            vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
-            seed=run.task.spec.seed,
-        )
-
+    rows = run_rows(
+        settings,
+        run.task.datasets[settings.data],
+        vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
+        seed=run.task.spec.seed,
+    )
     conversation = _conversation(run)
-    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed, conversation)
-    if not settings.validation_rows:
-        return data, []
-    return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
+    data = TrainData(rows.train, tokenizer, settings, run.task.spec.seed, conversation)
+    held_out = (
+        validation_batches(rows.validation, tokenizer, settings, conversation) if settings.validation_rows else []
+    )
+    told = sum((batch.told for batch in held_out), RowCounts())
+    counts = {
+        "num_rows": len(rows.train) - data.num_blank,
+        "num_blank_rows": (rows.facts.num_blank_rows or 0) + data.num_blank,
+        "num_validated_rows": sum(len(batch.input_ids) for batch in held_out),
+        "num_validated_cut_rows": sum(batch.num_truncated for batch in held_out),
+        "num_validated_cut_tokens": told.cut_tokens,
+    }
+    run.outcome.rows = rows.facts.model_copy(update=counts)
+    return data, held_out
+
+
+def _tell_rows(run: _Run, told: RowCounts) -> None:
+    """Keep what became of the rows that were trained on."""
+    if run.outcome.rows is not None:
+        cut = {"num_cut_tokens": told.cut_tokens, "num_cut_answers": told.cut_answers}
+        run.outcome.rows = run.outcome.rows.model_copy(update=cut)
+    if run.outcome.encoding is not None:
+        counts = {"num_rows_begun": told.begun, "num_rows_ended": told.ended}
+        run.outcome.encoding = run.outcome.encoding.model_copy(update=counts)
 
 
 def _conversation(run: _Run) -> ConversationTemplate | None:
@@ -401,10 +422,8 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
 
 def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
     folder = run.task.work_folder / "weights"
-    adapter = method.adapter(model)
-    if adapter is not None:
-        adapter.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
-    save_weights(method.export(model), tokenizer, folder)
+    keep_trained(method, model, tokenizer, folder)
+    keep_merged(method, model, folder)
     run.outcome.weights = folder.name
 
 
@@ -414,7 +433,5 @@ def _evaluate_kept(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         if task.adapter_folder is not None:
-            from peft import PeftModel
-
-            model = PeftModel.from_pretrained(model, task.adapter_folder)
+            model = load_adapter(model, task.adapter_folder)
     _evaluate(run, model, tokenizer)

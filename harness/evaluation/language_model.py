@@ -12,6 +12,7 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
   (:mod:`harness.tensors.rotary`), and prompts to which the model's own generation settings apply. HFLM pads them.
 - A model whose outputs depend on what follows is refused; HFLM scores it as if they did not.
 - The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
+- What a tokenizer puts behind every text is left out (:mod:`harness.encoding`); HFLM scores that alone.
 - An empty continuation is an error with a sentence instead of an ``assert``; one that is longer than the model's length
   is scored in pieces, each behind what the model's length holds of the text before it.
 """
@@ -37,6 +38,7 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import DynamicCache
 
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
 from harness.evaluation.generation import acting_fields, num_together
 from harness.evaluation.looking_ahead import refuse_looking_ahead
@@ -131,7 +133,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self.num_out_of_memory = 0
         """How often memory ran out, and the budget was halved."""
         self._device = torch.device(device)
-        self._prefix_text = tokenizer.decode(self.prefix_token_id)
+        self._text = text_encoder(tokenizer)
         self._encode = lru_cache(maxsize=32)(self._encode_afresh)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
@@ -150,7 +152,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of a text; None: the tokenizer's own special tokens, unless the text begins with them."""
+        """Return the tokens of a text; unless False, behind the tokenizer's beginning, which stands once."""
         return self._encode(string, add_special_tokens)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -211,10 +213,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return answers
 
     def _encode_afresh(self, string: str, add_special_tokens: bool | None) -> list[int]:
-        if add_special_tokens is None and string.startswith(self._prefix_text):
-            add_special_tokens = False
-        kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **kwargs))
+        return self._text.bare(string) if add_special_tokens is False else self._text.ids(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any

@@ -33,6 +33,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList,
 
 from harness.assets.mt_bench import NUM_TURNS, Question
 from harness.conversation import ConversationTemplate
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
 from harness.evaluation.generation import acting_fields, end_tokens, num_together, protocol_alone, until_end
 from harness.files import said_as, write_file
@@ -114,6 +115,7 @@ def answer_questions(
         HarnessError: a prompt leaves no room for an answer in the model's length.
     """
     generation = _Generation(model, tokenizer, template, max_new_tokens)
+    encoder = text_encoder(tokenizer)
     turns: dict[int, list[str]] = {question.question_id: [] for question in questions}
     histories: dict[int, list[str]] = {question.question_id: [] for question in questions}
     total, num_cut, num_short = NUM_TURNS * len(questions), 0, 0
@@ -126,7 +128,7 @@ def answer_questions(
                 history = histories[question.question_id]
                 history.append(question.turns[turn])
                 temperature = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
-                ids = list(tokenizer(template.render(history))["input_ids"])
+                ids = encoder.ids(template.render(history))
                 stream = f"generation/mt_bench/{question.question_id}/{turn + 1}"
                 asks.append(_Ask(question, turn, ids, generator(stream), temperature))
             asks.sort(key=lambda ask: len(ask.ids), reverse=True)
