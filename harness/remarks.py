@@ -157,6 +157,21 @@ def _ties(record: Record) -> str | None:
     return f"different choices are equally likely to the last bit, and the first counts: {_by_task(record, tied)}"
 
 
+def _questions_in_shots(record: Record) -> str | None:
+    """Return of which tasks prompts hold the scored question with its answer: their rows hold it twice."""
+    if record.scoring is None or not (shown := record.scoring.questions_in_shots):
+        return None
+    return f"prompts hold the scored question among their few-shot examples: {_by_task(record, shown)}"
+
+
+def _repeated_answers(record: Record) -> str | None:
+    """Return which metrics would be others in another order."""
+    if record.scoring is None or not (repeated := record.scoring.repeated_answers):
+        return None
+    tasks = "; ".join(f"{task}: {', '.join(metrics)}" for task, metrics in repeated.items())
+    return f"lm-eval gives metrics behind exact_match the answer once for each of several targets: {tasks}"
+
+
 def _own_generation(record: Record) -> str | None:
     """Return what the model's own generation settings changed."""
     if record.scoring is None or not (own := record.scoring.own_generation):
@@ -213,6 +228,8 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "contexts cut": _contexts_cut,
     "choices in pieces": _long_continuations,
     "tied choices": _ties,
+    "question among its shots": _questions_in_shots,
+    "metrics by order": _repeated_answers,
     "model's own generation settings": _own_generation,
     "generation settings set aside": _overruled_generation,
     "short of room": _short_of_room,

@@ -94,6 +94,14 @@ def score(task: str, shots: int, n: int) -> Score:
             ("tied choices", "the first counts: boolq 2 of 9"),
         ),
         (
+            {"scoring": ScoringFacts(questions_in_shots={"piqa": 2}), "scores": (score("piqa", 5, 9),)},
+            ("question among its shots", "few-shot examples: piqa 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(repeated_answers={"qa": ("f1", "em")})},
+            ("metrics by order", "once for each of several targets: qa: f1, em"),
+        ),
+        (
             {"scoring": ScoringFacts(own_generation={"num_beams": 3, "stop_strings": ["x"]})},
             ("model's own generation settings", 'as by lm-eval: num_beams = 3, stop_strings = ["x"]'),
         ),
