@@ -75,5 +75,7 @@ class ScoringFacts(Part):
     """Of the model's own settings for generation those that acted on tasks that generate, as they do under lm-eval."""
     overruled_generation: dict[str, JsonValue] | None = None
     """Of the same those that MT-Bench's protocol set aside."""
+    num_empty_answers: int | None = None
+    """MT-Bench's turns to which nothing was answered."""
     num_short_of_room: int | None = None
     """MT-Bench's turns whose prompt left less room in the model's length than ``max_new_tokens``."""

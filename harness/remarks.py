@@ -193,6 +193,13 @@ def _settings(values: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{name} = {text if len(text) <= LONGEST_SETTING else '…'}" for name, text in said.items())
 
 
+def _empty_answers(record: Record) -> str | None:
+    """Return how many of MT-Bench's turns the model said nothing to."""
+    if record.scoring is None or not (empty := record.scoring.num_empty_answers):
+        return None
+    return f"{empty} of MT-Bench's turns have an empty answer, which a judge will grade as it is"
+
+
 def _short_of_room(record: Record) -> str | None:
     """Return how many of MT-Bench's turns had less room than was asked for."""
     if record.scoring is None or not (short := record.scoring.num_short_of_room):
@@ -232,6 +239,7 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "metrics by order": _repeated_answers,
     "model's own generation settings": _own_generation,
     "generation settings set aside": _overruled_generation,
+    "empty answers": _empty_answers,
     "short of room": _short_of_room,
 }
 """Every kind of remark: how it is called, and what it says of a record."""

@@ -393,7 +393,11 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
-    told = {"overruled_generation": answers.overruled, "num_short_of_room": answers.num_short_of_room}
+    told = {
+        "overruled_generation": answers.overruled,
+        "num_empty_answers": answers.num_empty,
+        "num_short_of_room": answers.num_short_of_room,
+    }
     run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 

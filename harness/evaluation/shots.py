@@ -34,6 +34,22 @@ def refuse_leak(name: str, task: Task) -> None:
     )
 
 
+def refuse_too_few(name: str, task: Task) -> None:
+    """Refuse more few-shot examples than there are rows to draw them from.
+
+    Raises:
+        HarnessError: there are fewer; lm-eval ends with an error of ``random``, at the first prompt.
+    """
+    shots = task.get_config("num_fewshot") or 0
+    there = len(list(task.fewshot_docs())) if shots else 0
+    kept = there - (1 if shots and _keeps_out(task) else 0)
+    if kept < shots:
+        raise HarnessError(
+            f"task '{name}' has {there} rows to draw few-shot examples from, too few for num_fewshot = {shots}; take "
+            f"{max(kept, 0)} or less"
+        )
+
+
 def scored_split(task: Task) -> str | None:
     """Return the split that a task scores: lm-eval takes the test split before the validation split."""
     return task.get_config("test_split") or task.get_config("validation_split")

@@ -24,7 +24,7 @@ from lm_eval.tasks import TaskManager
 from harness.catalogue.packaged_tasks import ROWS_OF
 from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
-from harness.evaluation.shots import refuse_leak
+from harness.evaluation.shots import refuse_leak, refuse_too_few
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.files import said_as
 from harness.settings import EvaluationSettings
@@ -62,6 +62,7 @@ def load_tasks(
                 task = _from_rows(manager, name, rows_folder, settings, Path(folder))
             _set_shots(task, settings)
             refuse_leak(name, task)
+            refuse_too_few(name, task)
             tasks[name] = task
         return tasks
 

@@ -109,6 +109,10 @@ def score(task: str, shots: int, n: int) -> Score:
             {"scoring": ScoringFacts(overruled_generation={"max_time": 3.0})},
             ("generation settings set aside", "without the model's own generation settings: max_time = 3.0"),
         ),
+        (
+            {"scoring": ScoringFacts(num_empty_answers=3)},
+            ("empty answers", "3 of MT-Bench's turns have"),
+        ),
         ({"scoring": ScoringFacts(num_short_of_room=4)}, ("short of room", "4 of MT-Bench's turns had less room")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -18,6 +18,7 @@ from harness.evaluation.shots import (
     items_among_their_shots,
     metrics_behind_exact_match,
     refuse_leak,
+    refuse_too_few,
     scored_split,
 )
 from harness.evaluation.tasks import load_tasks
@@ -126,6 +127,24 @@ def test_a_question_that_stands_in_both_splits_is_counted(tmp_path: Path) -> Non
     none = own_task(tmp_path, {"test": qa(1, 2), "train": qa(2, 2)}, 0, test_split="test", training_split="train")
     none.build_all_requests()
     assert items_among_their_shots(none) == set()
+
+
+@pytest.mark.parametrize(
+    ("config", "shots", "most"),
+    [
+        ({"test_split": "test", "training_split": "train"}, 5, 4),
+        ({"test_split": "test", "fewshot_split": "test"}, 4, 3),
+        ({"test_split": "test", "fewshot_config": {"sampler": "first_n", "samples": qa(1, 2)}}, 3, 2),
+    ],
+    ids=["other rows", "the scored rows", "rows of its own"],
+)
+def test_more_shots_than_rows_are_refused(config: dict[str, Any], shots: int, most: int, tmp_path: Path) -> None:
+    task = of_config(tmp_path, config, shots)
+    with pytest.raises(HarnessError, match=f"too few for num_fewshot = {shots}; take {most} or less"):
+        refuse_too_few("own", task)
+    task.set_config(key="num_fewshot", value=most)
+    refuse_too_few("own", task)
+    task.build_all_requests()
 
 
 @pytest.mark.parametrize(
