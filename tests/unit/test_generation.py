@@ -127,6 +127,23 @@ def test_any_of_several_end_tokens_ends_an_answer_and_a_judgment(tiny_llama: Pat
     assert len(greedy(model, prompt_of(tokenizer), set(ends))) < len(judged)
 
 
+def test_padding_is_no_text_that_must_not_be_repeated(tiny_llama: Path, tmp_path: Path) -> None:
+    """A batch is padded with a token that the model would say, and may not where padding counts as text."""
+    model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, no_repeat_ngram_size=1))
+    contexts = ["Question: a longer one, by far?", "Question: b?"]
+    settings = {"until": ["never"], "max_gen_toks": 1, "do_sample": False}
+
+    def written(*texts: str) -> list[str]:
+        requests = [Instance("generate_until", {}, (text, dict(settings)), n) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+        return HarnessLM(model, tokenizer, device="cpu", batch_tokens=4096).generate_until(requests)
+
+    (alone,) = written(contexts[1])
+    (token,) = tokenizer(alone)["input_ids"]
+    assert token not in tokenizer(contexts[1])["input_ids"]
+    tokenizer.pad_token_id = token
+    assert written(*contexts)[1] == alone
+
+
 def test_turns_to_which_nothing_is_said_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
     model, tokenizer = loaded(tiny_llama)
     ids = tokenizer(find_template("chatml").render(["two and two?"]))["input_ids"]
