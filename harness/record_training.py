@@ -15,7 +15,7 @@ class Phase(Part):
 
     name: str
     """load, data, block_scores, prepare, validate_before, general_before, train, probe, validate_during,
-    validate_after, general_after, finalize, evaluate, answer, save. ``probe`` and ``validate_during`` are all that
+    validate_after, general_after, finalize, save, evaluate, answer, merge. ``probe`` and ``validate_during`` are all that
     interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None

@@ -53,9 +53,15 @@ def _contexts_cut(record: Record) -> str | None:
     return f"contexts were longer than the model's length and lost their beginning, shots among it: {tasks}"
 
 
+def _weights_lost(record: Record) -> str | None:
+    """Return why weights that were to be kept are not there."""
+    return record.weights_error
+
+
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "blank rows": _blank_rows,
     "contexts cut": _contexts_cut,
+    "weights lost": _weights_lost,
 }
 """Every kind of remark: how it is called, and what it says of a record."""
