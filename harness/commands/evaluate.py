@@ -151,8 +151,9 @@ def _finishing_task(task: RunTask, record: Record, store: Store, environment: En
             f"{environment.environment_id[:8]}): finish it there, or name tasks with --benchmark, whose scores are "
             "then an evaluation's own"
         )
-    claim = checkpoint_folder(store, record.run_id, environment.environment_id).name
-    return finishing(task, record, store).model_copy(update={"claim": claim})
+    checkpoints = checkpoint_folder(store, record.run_id, environment.environment_id)
+    changes = {"claim": checkpoints.name, "checkpoint_folder": checkpoints}
+    return finishing(task, record, store).model_copy(update=changes)
 
 
 def _with_weights(found: Sequence[Record], store: Store) -> Record:

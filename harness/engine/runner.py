@@ -456,7 +456,7 @@ def _keep(run: _Run, trained: _Trained) -> None:
             return
     if whole:
         run.outcome.weights = folder.name
-        run.leave(run.record("interrupted", run.task.unscored(None), None))
+        run.leave(run.record("interrupted", run.task.unscored("ended before it was scored"), None))
 
 
 def _merge(run: _Run, trained: _Trained, folder: Path) -> None:

@@ -22,7 +22,7 @@ from harness.remarks import remarks_of
 from harness.runs import process
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.executor import Runs
-from harness.runs.settling import Ledger, checkpoint_folder, recover, settle, work_folder
+from harness.runs.settling import Ledger, recover, settle, work_folder
 from harness.settings import EvaluationSettings
 from harness.store import Store
 from harness.task import RunTask
@@ -270,4 +270,3 @@ def test_which_of_a_runs_records_waits_to_be_scored(tmp_path: Path) -> None:
     assert awaiting([of("4", "out_of_memory", "weights/a")], store) is not None
     assert awaiting([of("5", "failed", "weights/gone")], store) is None
     assert awaiting([trained, of("6", "out_of_memory")], store) is None
-    assert checkpoint_folder(store, "a", "b") == tmp_path / "checkpoints" / "a-b"
