@@ -6,11 +6,11 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.data.batches import MicroBatch, TrainData, general_batches, validation_batches
+from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
-from harness.data.examples import Example, Row
 from harness.declaration import Declaration
+from harness.encoding import text_encoder
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
@@ -38,6 +38,7 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, SCORED_OR_USELESS, MTBenchAnswers, Proof, Record, Score, Status
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.record_training import OutOfMemoryAt, Phase, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
@@ -51,10 +52,13 @@ from harness.tensors.out_of_memory import is_out_of_memory
 @dataclass
 class _Outcome:
     train: TrainResult | None = None
+    rows: RowFacts | None = None
+    encoding: EncodingFacts | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
     mt_bench: MTBenchAnswers | None = None
+    scoring: ScoringFacts | None = None
     weights: str | None = None
     weights_held: bool = False
     weights_error: str | None = None
@@ -194,6 +198,7 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     task, dtype = run.task, run.task.spec.dtype
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
+        run.outcome.encoding = text_encoder(tokenizer).facts()
         return load_model(task.model_folder, dtype, run.device), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
@@ -236,6 +241,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
+            _tell_rows(run, loop.log.told)
         run.outcome.out_of_memory_at = loop.out_of_memory
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
@@ -262,20 +268,37 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
 
 
 def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
-    def rows(part: Literal["train", "validation"]) -> Sequence[Row | Example]:
-        return run_rows(
-            settings,
-            run.task.datasets[settings.data],
-            part,
-            vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
-            seed=run.task.spec.seed,
-        )
-
+    rows = run_rows(
+        settings,
+        run.task.datasets[settings.data],
+        vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
+        seed=run.task.spec.seed,
+    )
     conversation = _conversation(run)
-    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed, conversation)
-    if not settings.validation_rows:
-        return data, []
-    return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
+    data = TrainData(rows.train, tokenizer, settings, run.task.spec.seed, conversation)
+    held_out = (
+        validation_batches(rows.validation, tokenizer, settings, conversation) if settings.validation_rows else []
+    )
+    told = sum((batch.told for batch in held_out), RowCounts())
+    counts = {
+        "num_rows": len(rows.train) - data.num_blank,
+        "num_blank_rows": (rows.facts.num_blank_rows or 0) + data.num_blank,
+        "num_validated_rows": sum(len(batch.input_ids) for batch in held_out),
+        "num_validated_cut_rows": sum(batch.num_truncated for batch in held_out),
+        "num_validated_cut_tokens": told.cut_tokens,
+    }
+    run.outcome.rows = rows.facts.model_copy(update=counts)
+    return data, held_out
+
+
+def _tell_rows(run: _Run, told: RowCounts) -> None:
+    """Keep what became of the rows that were trained on."""
+    if run.outcome.rows is not None:
+        cut = {"num_cut_tokens": told.cut_tokens, "num_cut_answers": told.cut_answers}
+        run.outcome.rows = run.outcome.rows.model_copy(update=cut)
+    if run.outcome.encoding is not None:
+        counts = {"num_rows_begun": told.begun, "num_rows_ended": told.ended}
+        run.outcome.encoding = run.outcome.encoding.model_copy(update=counts)
 
 
 def _conversation(run: _Run) -> ConversationTemplate | None:
@@ -419,6 +442,8 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
+    told = {"overruled_generation": answers.overruled, "num_short_of_room": answers.num_short_of_room}
+    run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 
 def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
@@ -440,6 +465,7 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     file = run.task.work_folder / "items.jsonl.zst"
     write_items(file, evaluation.items)
     run.outcome.scores = evaluation.scores
+    run.outcome.scoring = evaluation.facts
     run.outcome.items = file.name
 
 
@@ -504,6 +530,7 @@ def _finish(run: _Run, done: Record) -> None:
     taken = {part.name: getattr(done, part.name) for part in fields(_Outcome)}
     run.outcome = _Outcome(**taken | {"out_of_memory_at": None})
     model, tokenizer = _load_kept(run)
+    run.outcome.encoding = done.encoding or run.outcome.encoding  # what it counted in training
     _evaluate(run, model, tokenizer)
     run.outcome.notes += (f"trained in a run that ended {done.status} on {done.started_at:%Y-%m-%d}, and scored later",)
     run.outcome.weights_held = done.weights_held and not task.keep_weights

@@ -247,7 +247,10 @@ class ChatEndpoint:
 
 
 class LocalJudge:
-    """A model on this machine as judge: greedy, in its tokenizer's chat template."""
+    """A model on this machine as judge: greedy, in its tokenizer's chat template, to the first of its end tokens.
+
+    Of the settings for generation that came with the model only those end tokens are used.
+    """
 
     endpoint = "local"
 
@@ -263,8 +266,11 @@ class LocalJudge:
         Raises:
             HarnessError: there is no chat template.
         """
+        from harness.evaluation.generation import end_tokens
+
         if not tokenizer.chat_template:
             raise HarnessError("the local judge's tokenizer has no chat template, in which it would be asked")
+        self._ends = end_tokens(model, tokenizer)
         self._model = model
         self._tokenizer = tokenizer
         self.known_version = version
@@ -280,20 +286,23 @@ class LocalJudge:
         import torch
         from transformers import GenerationConfig
 
+        from harness.evaluation.generation import protocol_alone, until_end
+
         text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         room = min(self._max_tokens, self._model.config.max_position_embeddings - len(ids))
         if room < 1:
             raise JudgeFailed(f"the local judge takes no prompt of {len(ids)} tokens")
         tokens = torch.tensor([ids], device=next(self._model.parameters()).device)
-        end = self._tokenizer.eos_token_id
-        generation = GenerationConfig(max_new_tokens=room, do_sample=False, eos_token_id=end, pad_token_id=end)
-        with self._lock, torch.no_grad():
+        generation = GenerationConfig(
+            max_new_tokens=room, do_sample=False, eos_token_id=sorted(self._ends), pad_token_id=min(self._ends)
+        )
+        with self._lock, torch.no_grad(), protocol_alone(self._model):
             written = self._model.generate(
                 input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=generation
             )
-        said = self._tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)
-        return Reply(str(said), self.known_version)
+        said, _ = until_end(written[0, len(ids) :].tolist(), self._ends)
+        return Reply(str(self._tokenizer.decode(said, skip_special_tokens=True)), self.known_version)
 
 
 class _TryAgain(Exception):

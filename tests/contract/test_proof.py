@@ -152,7 +152,10 @@ def test_a_target_that_no_layer_has_is_refused_beside_others_too(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = record_of(task_of("lora", tiny_llama, tmp_path, target_modules=["q_proj", "kv_proj"]), monkeypatch)
-    assert (record.status, record.reason) == ("refused", "the model has no layer called kv_proj for target_modules")
+    assert record.status == "refused" and record.reason is not None
+    assert record.reason.startswith(
+        "the model has no layer called kv_proj for target_modules (did you mean 'v_proj'?); "
+    )
 
 
 def test_what_trains_nothing_has_nothing_to_prove(

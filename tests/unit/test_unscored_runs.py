@@ -18,6 +18,7 @@ from harness.errors import HarnessError
 from harness.evaluation.scoring import Evaluation
 from harness.kept import can_be_scored
 from harness.record import Record, Score
+from harness.record_text import ScoringFacts
 from harness.remarks import remarks_of
 from harness.runs import process
 from harness.runs.child import TRAINED_FILE, left_record
@@ -63,7 +64,7 @@ class Scoring:
             self.logits.append(model(input_ids=IDS).logits)
         if self.fails is not None:
             raise self.fails
-        return Evaluation((SCORE,), [{"task": "piqa"}])
+        return Evaluation((SCORE,), [{"task": "piqa"}], ScoringFacts(tied_items={"piqa": 1}))
 
 
 @pytest.fixture
@@ -114,6 +115,11 @@ def test_an_evaluation_that_fails_leaves_weights_that_are_scored_later(
     done = settle(again.work_folder, run(again), store, None)
     assert (done.status, done.kind, done.run_id, done.train) == ("ok", "run", record.run_id, record.train)
     assert done.scores == (SCORE,) and done.items is not None and (store.folder / done.items).is_file()
+    assert (done.encoding, done.rows, done.scoring) == (
+        record.encoding,
+        record.rows,
+        ScoringFacts(tied_items={"piqa": 1}),
+    )
     assert torch.equal(*scoring.logits)
     names = [phase.name for phase in done.phases]
     assert names.count("train") == names.count("evaluate") == names.count("load") == 1
