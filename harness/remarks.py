@@ -224,6 +224,11 @@ def judging_remarks(judging: Judging) -> tuple[str, ...]:
     return tuple(said)
 
 
+def _weights_lost(record: Record) -> str | None:
+    """Return why weights that were to be kept are not there."""
+    return record.weights_error
+
+
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "blank rows": _blank_rows,
@@ -233,6 +238,7 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
     "contexts cut": _contexts_cut,
+    "weights lost": _weights_lost,
     "choices in pieces": _long_continuations,
     "tied choices": _ties,
     "question among its shots": _questions_in_shots,
