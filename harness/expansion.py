@@ -21,6 +21,7 @@ from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
 from harness.catalogue.tuned import Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
 from harness.method import METHODS, Method
+from harness.outside import file_checksums, outside_code
 from harness.settings import (
     CalibrationSettings,
     EvaluationSettings,
@@ -192,7 +193,9 @@ def expand(
             calibration = suite.calibration if needs_scores else None
             general = suite.general if method.trains else None
             conversation = _conversation_of(suite, model.name, train)
-            for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
+            files, code = file_checksums(config), outside_code(entry.method, conversation)
+            # What does not train is one run a suite, whichever seeds are asked for.
+            for seed in (seeds if seeds is not None else suite.seeds) if method.trains else suite.seeds[:1]:
                 runs.append(
                     RunSpec(
                         suite=suite.name,
@@ -211,6 +214,8 @@ def expand(
                         max_steps=max_steps if method.trains else None,
                         seed=seed,
                         conversation=conversation,
+                        files=files,
+                        code=code,
                     )
                 )
     return runs
@@ -277,7 +282,7 @@ def _resolve(
     """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
     entry = known.labels.get(label)
     if entry is None:
-        if label not in METHODS.names():
+        if label not in (*METHODS.names(), *METHODS.broken()):
             raise HarnessError(
                 f"{where}: there is no label '{label}'{near_miss(label, [*known.labels, *METHODS.names()])}"
             )
