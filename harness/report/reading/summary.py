@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.proof import ending_of
 from harness.readings import question, source_of
 from harness.record import Record, Score
+from harness.report.reading.joined import joined, joined_note
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
 from harness.spec import RunSpec
@@ -173,7 +174,8 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     Raises:
         HarnessError: there is no record of the suite.
     """
-    records = [record for record in contents.records if record.suite == suite.name]
+    recorded = [record for record in contents.records if record.suite == suite.name]
+    records = joined(recorded)
     newest = newest_records([record for record in records if record.is_run])
     if not newest:
         raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
@@ -188,7 +190,7 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
     ]
-    notes += view_notes(suite, view) + _data_notes(shown)
+    notes += view_notes(suite, view) + _data_notes(shown) + joined_note(recorded, records)
     superseded = sum(record.is_run for record in records) - len(newest)
     if superseded:
         notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
@@ -285,7 +287,7 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
             found = seeds.get((model, label), [])
             wanted = suite.seeds if model in suite.models and label in asked else ()
             if any((record := runs[model, label, seed].record) and record.train_settings is None for seed in found):
-                wanted = wanted[:1]  # a label without training runs once a model
+                wanted = ()  # a label without training runs once a model, whatever its seed
             both = dict.fromkeys((*wanted, *sorted(found)))
             rows.append(
                 Row(
