@@ -18,7 +18,7 @@ from harness.catalogue.labels import LabelEntry
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
-from harness.catalogue.tuned import Tuned, read_tuned, tuned_file
+from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
 from harness.method import METHODS, Method
 from harness.outside import file_checksums, outside_code
@@ -218,7 +218,19 @@ def expand(
                         code=code,
                     )
                 )
+            if choice is not None and method.trains and "learning_rate" not in changes:
+                _check_tuned(suite, choice, runs[-1])
     return runs
+
+
+def _check_tuned(suite: Suite, choice: Choice, spec: RunSpec) -> None:
+    """Refuse a learning rate that was chosen on something else than the run trains."""
+    assert suite.tune is not None
+    if (what := choice.refusal(spec, suite.tune.max_steps)) is not None:
+        raise HarnessError(
+            f"suite '{suite.name}': the learning rate {choice.learning_rate:g} of label '{choice.label}' on model "
+            f"'{choice.model}' was tuned on {what}: run harness tune again, or give one with --set learning_rate=X"
+        )
 
 
 def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> list[str]:

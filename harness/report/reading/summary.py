@@ -185,7 +185,7 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     runs = {
         (record.model_name, record.label, record.seed): _run(record, added.get(record.uuid, ())) for record in shown
     }
-    rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
+    rows = tuple(replace(row, choice=_choice(row, tuned, suite)) for row in _rows(suite, runs))
     notes = [
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
@@ -299,12 +299,15 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
     return tuple(rows)
 
 
-def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
-    """Return the choice that the recorded runs of a row were made with."""
+def _choice(row: Row, tuned: Tuned | None, suite: Suite) -> Choice | None:
+    """Return the choice that the recorded runs of a row were made with, unless it was made on something else."""
     choice = None if tuned is None else tuned.choice(row.model, row.label)
-    trained = [run.record.train_settings for run in row.runs if run.record is not None]
-    rates = {None if train is None else train.learning_rate for train in trained}
-    return choice if choice is not None and rates == {choice.learning_rate} else None
+    specs = [run.record.spec for run in row.runs if run.record is not None]
+    if choice is None or suite.tune is None:
+        return None
+    if {None if spec.train is None else spec.train.learning_rate for spec in specs} != {choice.learning_rate}:
+        return None
+    return None if any(choice.refusal(spec, suite.tune.max_steps) for spec in specs) else choice
 
 
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
