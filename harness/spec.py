@@ -62,6 +62,11 @@ class RunSpec(Strict):
     """Of the weights of a run that does not train, where it is not fp32."""
     conversation: Annotated[Name | None, Later(None)] = None
     """Template of training prompts and of MT-Bench; None where neither uses one."""
+    files: Annotated[dict[str, str] | None, Later(None)] = None
+    """SHA-256 of the file that a setting of ``config`` names, by setting: in the identity it stands for the path."""
+    code: Annotated[dict[str, str] | None, Later(None)] = None
+    """What runs beside the harness and can be told apart: a method that is a plug-in, a template of FastChat's; each
+    with its distribution, version and a checksum."""
 
     @model_validator(mode="after")
     def _names_its_model(self) -> RunSpec:
@@ -81,6 +86,8 @@ class RunSpec(Strict):
         _leave_out(asked["config"], FIRST_LATER_SETTINGS if self.later is None else self.later)
         _leave_out(asked["train"] or {}, later_settings(TrainSettings))
         _leave_out(asked["evaluation"], later_settings(EvaluationSettings))
+        for name, checksum in asked.pop("files", {}).items():
+            asked["config"][name] = f"sha256:{checksum}"
         return asked
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.settings import Later, TrainSettings
+from harness.settings import Later, NamesFile, TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -64,7 +65,7 @@ class LayerSamplingSettings(MethodConfig):
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
-    probability_file: str | None = None
+    probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
     """Threshold of the outlier ratio, in multiples of the block's mean."""
@@ -87,6 +88,10 @@ class LayerSamplingSettings(MethodConfig):
     def takes_turns(self) -> bool:
         """Return True for laws under which every block has its turn, and probabilities say nothing."""
         return self.sampling in ("tour", "descending", "reshuffle")
+
+    def files_read(self) -> dict[str, Path]:
+        """Return the file of probabilities, unless every block has its turn whatever it says."""
+        return {} if self.takes_turns else super().files_read()
 
     def begins_period(self, step: int) -> bool:
         """Return whether blocks are drawn at an optimizer step."""

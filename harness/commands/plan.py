@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
 from harness.record_training import Horizon, Prediction
 from harness.report.units import NOTHING, gib, significant
-from harness.source import source_checksum
+from harness.source import package_checksum
 from harness.spec import RunSpec
 
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
@@ -66,7 +66,7 @@ def plan(
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
     with Display() as display:
-        answers = ask(_tasks(selection, specs, horizon, device, profile), source_checksum(), display.progress)
+        answers = ask(_tasks(selection, specs, horizon, device, profile), package_checksum(), display.progress)
     against = _Against(memory, profile, device, mfu)
     lines = [
         _line(spec, answer, against, _trained_on(spec, selection)) for spec, answer in zip(specs, answers, strict=True)

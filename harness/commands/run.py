@@ -32,6 +32,7 @@ from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
+from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.store import Contents, Store, has_outcome, runs_of
 from harness.task import RunTask
@@ -209,7 +210,7 @@ def predictions(selection: Selection, environment: Environment, progress: Progre
         HarnessError: the process that predicts cannot be started or ended early.
     """
     tasks = plan_tasks(selection, environment)
-    return dict(zip(tasks, ask(list(tasks.values()), environment.source_checksum, progress), strict=True))
+    return dict(zip(tasks, ask(list(tasks.values()), package_checksum(), progress), strict=True))
 
 
 def plan_tasks(selection: Selection, environment: Environment) -> dict[str, PlanTask]:

@@ -24,6 +24,7 @@ from harness.proof import ending_of
 from harness.readings import headline_scores, question
 from harness.record import Record, Score
 from harness.report.comparing.measures import TIME, measures
+from harness.report.reading.joined import joined, seed_of
 from harness.report.reading.summary import newest_records
 from harness.toml_files import validate
 
@@ -91,7 +92,7 @@ def subjects_of_records(
     shared = {record.uuid for record in others}
     groups: dict[Key, list[Record]] = defaultdict(list)
     added: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in joined(records):
         if record.is_run:
             groups[record.suite, record.model_name, record.label].append(record)
         elif record.of is not None and record.is_ok:
@@ -121,11 +122,11 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     subject.device_type, subject.trains = newest.environment.device_type, newest.train_settings is not None
     outcomes = {record.uuid: ending_of(record) for record in records}
     for record in newest_records(records):
-        subject.statuses[record.seed] = outcomes[record.uuid]
+        subject.statuses[seed_of(record) or 0] = outcomes[record.uuid]
     for record in records:
         if outcomes[record.uuid][0] != "ok":
             continue
-        seed = record.seed
+        seed = seed_of(record) or 0
         for name, measure in measures().items():
             if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))

@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.proof import ending_of
 from harness.readings import question, source_of
 from harness.record import Record, Score
+from harness.report.reading.joined import joined, joined_note
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
 from harness.spec import RunSpec
@@ -173,7 +174,8 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     Raises:
         HarnessError: there is no record of the suite.
     """
-    records = [record for record in contents.records if record.suite == suite.name]
+    recorded = [record for record in contents.records if record.suite == suite.name]
+    records = joined(recorded)
     newest = newest_records([record for record in records if record.is_run])
     if not newest:
         raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
@@ -183,12 +185,12 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     runs = {
         (record.model_name, record.label, record.seed): _run(record, added.get(record.uuid, ())) for record in shown
     }
-    rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
+    rows = tuple(replace(row, choice=_choice(row, tuned, suite)) for row in _rows(suite, runs))
     notes = [
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
     ]
-    notes += view_notes(suite, view) + _data_notes(shown)
+    notes += view_notes(suite, view) + _data_notes(shown) + joined_note(recorded, records)
     superseded = sum(record.is_run for record in records) - len(newest)
     if superseded:
         notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
@@ -300,7 +302,7 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
             found = seeds.get((model, label), [])
             wanted = suite.seeds if model in suite.models and label in asked else ()
             if any((record := runs[model, label, seed].record) and record.train_settings is None for seed in found):
-                wanted = wanted[:1]  # a label without training runs once a model
+                wanted = ()  # a label without training runs once a model, whatever its seed
             both = dict.fromkeys((*wanted, *sorted(found)))
             rows.append(
                 Row(
@@ -312,12 +314,15 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
     return tuple(rows)
 
 
-def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
-    """Return the choice that the recorded runs of a row were made with."""
+def _choice(row: Row, tuned: Tuned | None, suite: Suite) -> Choice | None:
+    """Return the choice that the recorded runs of a row were made with, unless it was made on something else."""
     choice = None if tuned is None else tuned.choice(row.model, row.label)
-    trained = [run.record.train_settings for run in row.runs if run.record is not None]
-    rates = {None if train is None else train.learning_rate for train in trained}
-    return choice if choice is not None and rates == {choice.learning_rate} else None
+    specs = [run.record.spec for run in row.runs if run.record is not None]
+    if choice is None or suite.tune is None:
+        return None
+    if {None if spec.train is None else spec.train.learning_rate for spec in specs} != {choice.learning_rate}:
+        return None
+    return None if any(choice.refusal(spec, suite.tune.max_steps) for spec in specs) else choice
 
 
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
