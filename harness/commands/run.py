@@ -19,6 +19,7 @@ from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
 from harness.commands._finishing import awaiting, finishing
 from harness.commands._output import Display, print_table, warn
+from harness.commands._readiness import unready
 from harness.commands._selection import Selection, given_wheels, select
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
@@ -125,10 +126,29 @@ def execute_on(
     ]
     if not how.repeat and isinstance(chosen, LocalMachine):  # kept weights lie on this machine
         tasks = [known.finished(task, environment) for task in tasks]
+    tasks = _that_can_be_scored(tasks)
     with Display(len(tasks)) as display:
         limits = Limits(how.timeout_seconds, stop_at)
         tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec)), display)
     return tally, len(tasks)
+
+
+def _that_can_be_scored(tasks: Sequence[RunTask]) -> list[RunTask]:
+    """Return the tasks that can be scored once they are trained, and the first of those that cannot for each reason."""
+    with Display() as display:
+        faults = unready(tasks, display.progress)
+    kept, said = [], set()
+    for task in tasks:
+        fault = faults.get(task.uuid)
+        if fault is None:
+            kept.append(task)
+        elif fault not in said:
+            said.add(fault)
+            kept.append(task.model_copy(update={"unready": fault}))
+    if left := len(tasks) - len(kept):
+        runs = "1 more run" if left == 1 else f"{left} more runs"
+        warn([f"{runs} could not be scored for the same reason: not begun"])
+    return kept
 
 
 def _to_do(selection: Selection, wanted: Callable[[RunSpec], bool]) -> Selection:

@@ -102,8 +102,8 @@ class Executor(Protocol):
     def run(self, runs: Runs, watcher: Watcher) -> Tally:
         """Do each run that is wanted and that no other process does, and store its record as it comes.
 
-        A task with a refusal is recorded and starts nothing. An interrupt, and the end of the time, leave a record of
-        what was under way.
+        A task that cannot begin is recorded and starts nothing. An interrupt, and the end of the time, leave a record
+        of what was under way.
 
         Raises:
             HarnessError: a record cannot be stored, or a run cannot be started; what ran beside it is interrupted.

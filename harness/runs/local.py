@@ -108,7 +108,7 @@ class _Session:
             return task
 
     def _do(self, task: RunTask, device: Device) -> None:
-        if task.refusal is not None:
+        if task.cannot_begin:
             with self._lock:
                 self._ledger.keep_refusal(task, device.environment)
             return

@@ -232,7 +232,7 @@ class _Session:
         return True
 
     def _begin(self, task: RunTask) -> None:
-        if task.refusal is not None:
+        if task.cannot_begin:
             self._ledger.keep_refusal(task, self._cluster.environment())
             return
         order = Order(

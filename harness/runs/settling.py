@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import Record
+from harness.record import Record, Status
 from harness.record_environment import Environment
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
@@ -59,12 +59,15 @@ class Ledger:
             shutil.rmtree(within(self._store.folder, before.weights), ignore_errors=True)
 
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
-        """Record that a run cannot be done.
+        """Record that a run cannot be done, for good or until what is missing is there.
 
         Raises:
             HarnessError: it cannot be stored.
         """
-        self.keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+        ending: tuple[Status, str | None] = ("failed", task.unready)
+        if task.refusal is not None:
+            ending = ("refused", task.refusal)
+        self.keep(task, task.record(environment, datetime.now(UTC), *ending))
 
     def tally(self, **how: Any) -> Tally:
         """Return what there is, with how the call ended."""

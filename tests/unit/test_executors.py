@@ -309,6 +309,15 @@ def test_a_refusal_is_recorded_and_starts_nothing(place: Place, store: Store) ->
     assert nothing_is_left(store)
 
 
+def test_a_run_that_could_not_be_scored_is_recorded_as_failed_and_starts_nothing(place: Place, store: Store) -> None:
+    tasks, watcher = make_tasks(store, 1, unready="there are no rows"), Watcher(store)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store), watcher)
+    assert [(record.status, record.reason) for record in watcher.ended] == [("failed", "there are no rows")]
+    assert tally.exit_code == 1
+    assert nothing_is_left(store)
+
+
 def test_what_is_not_wanted_any_more_is_not_done(place: Place, store: Store) -> None:
     tasks = make_tasks(store, 1, 2)
     place.do("works", tasks)
