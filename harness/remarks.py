@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from harness.record import Record
+from harness.silent_settings import SILENT, Asked
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,24 @@ def _contexts_cut(record: Record) -> str | None:
     return f"contexts were longer than the model's length and lost their beginning, shots among it: {tasks}"
 
 
+def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
+    """Return what says of a run that trained which of its settings did nothing."""
+
+    def said(record: Record) -> str | None:
+        train, asked = record.train, record.train_settings
+        if train is None or asked is None:
+            return None
+        declared = None if record.proof is None else record.proof.declared
+        full_rank = () if declared is None else declared.full_rank
+        return say(Asked(record.spec.config, asked, train.num_steps, full_rank))
+
+    return said
+
+
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "blank rows": _blank_rows,
     "contexts cut": _contexts_cut,
+    **{kind: _silent(say) for kind, say in SILENT.items()},
 }
 """Every kind of remark: how it is called, and what it says of a record."""
