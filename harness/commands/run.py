@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.answers import answer
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
+from harness.commands._kept import from_kept, way_of, ways_sentences
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
@@ -32,7 +34,7 @@ from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
-from harness.store import Contents, Store, has_outcome
+from harness.store import Contents, Store
 from harness.task import RunTask
 
 
@@ -102,6 +104,9 @@ def execute_on(
         to_do = _to_do(choose(), wanted)
     if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
+    if not how.repeat:
+        for sentence in ways_sentences(known.contents().records, to_do.specs, environment):
+            print(sentence)
     if not to_do.specs:
         return Tally(()), 0
     with Display() as display:
@@ -121,6 +126,8 @@ def execute_on(
         for _ in range(how.repeat or 1)
         for spec in to_do.specs
     ]
+    if not how.repeat:
+        tasks = [from_kept(task, store, known.contents().records, environment) for task in tasks]
     with Display(len(tasks)) as display:
         limits = Limits(how.timeout_seconds, stop_at)
         tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec)), display)
@@ -155,7 +162,7 @@ class _Wanted:
         return self._contents
 
     def __call__(self, spec: RunSpec) -> bool:
-        return not has_outcome(self.contents().records, spec.run_id, self._environment_id, self._retry)
+        return answer(self.contents().records, spec, self._environment_id, self._retry) is None
 
 
 def _task(
@@ -248,14 +255,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
     warn(contents.warnings)
     rows = []
     for spec in selection.specs:
-        known = has_outcome(contents.records, spec.run_id, None, frozenset())
+        known = answer(contents.records, spec, None)
         rows.append(
             {
                 "run_id": spec.run_id,
                 "model": spec.model_name,
                 "label": spec.label,
                 "seed": str(spec.seed),
-                "recorded": "yes" if known else "no",
+                "recorded": "yes" if known is not None else "no",
+                "what is done": "nothing" if known is not None else way_of(contents.records, spec, None),
             }
         )
     print_table(rows)
