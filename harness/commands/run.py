@@ -14,10 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.answers import answer
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
 from harness.commands._finishing import awaiting, finishing
+from harness.commands._kept import from_kept, way_of, ways_sentences
 from harness.commands._output import Display, print_table, warn
 from harness.commands._readiness import unready
 from harness.commands._selection import Selection, given_wheels, select
@@ -35,7 +37,7 @@ from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
-from harness.store import Contents, Store, has_outcome, runs_of
+from harness.store import Contents, Store, runs_of
 from harness.task import RunTask
 
 
@@ -105,6 +107,9 @@ def execute_on(
         to_do = _to_do(choose(), wanted)
     if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
+    if not how.repeat:
+        for sentence in ways_sentences(known.contents().records, to_do.specs, environment):
+            print(sentence)
     if not to_do.specs:
         return Tally(()), 0
     with Display() as display:
@@ -125,7 +130,7 @@ def execute_on(
         for spec in to_do.specs
     ]
     if not how.repeat and isinstance(chosen, LocalMachine):  # kept weights lie on this machine
-        tasks = [known.finished(task, environment) for task in tasks]
+        tasks = [known.begun(task, environment) for task in tasks]
     tasks = _that_can_be_scored(tasks)
     with Display(len(tasks)) as display:
         limits = Limits(how.timeout_seconds, stop_at)
@@ -178,14 +183,17 @@ class _Wanted:
             self._contents, self._size = self._store.read(self._suite), size
         return self._contents
 
-    def finished(self, task: RunTask, environment: Environment) -> RunTask:
-        """Return a task as one that scores what an earlier attempt at it had trained, where there is such."""
-        runs = runs_of(self.contents().records, task.run_id)
-        trained = awaiting((record for record in runs if record.ran_in(environment.environment_id)), self._store)
-        return task if trained is None else finishing(task, trained, self._store)
+    def begun(self, task: RunTask, environment: Environment) -> RunTask:
+        """Return a task as one that scores what is trained already, by an earlier attempt at it or by a run alike."""
+        records = self.contents().records
+        own = [record for record in runs_of(records, task.run_id) if record.ran_in(environment.environment_id)]
+        trained = awaiting(own, self._store)
+        if trained is not None:
+            return finishing(task, trained, self._store)
+        return from_kept(task, self._store, records, environment)
 
     def __call__(self, spec: RunSpec) -> bool:
-        return not has_outcome(self.contents().records, spec.run_id, self._environment_id, self._retry)
+        return answer(self.contents().records, spec, self._environment_id, self._retry) is None
 
 
 def _task(
@@ -278,14 +286,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
     warn(contents.warnings)
     rows = []
     for spec in selection.specs:
-        known = has_outcome(contents.records, spec.run_id, None, frozenset())
+        known = answer(contents.records, spec, None)
         rows.append(
             {
                 "run_id": spec.run_id,
                 "model": spec.model_name,
                 "label": spec.label,
                 "seed": str(spec.seed),
-                "recorded": "yes" if known else "no",
+                "recorded": "yes" if known is not None else "no",
+                "what is done": "nothing" if known is not None else way_of(contents.records, spec, None),
             }
         )
     print_table(rows)

@@ -1,9 +1,10 @@
-"""Records that say one run: what does not train is the same whatever seed it was asked for with."""
+"""Records that say one run: what does not train is the same whatever seed it was asked for with, and a training whose
+kept weights were scored by another evaluation is a run under that evaluation."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from harness.readings import question
 from harness.record import Record
@@ -33,6 +34,46 @@ def joined(records: Sequence[Record]) -> list[Record]:
         for record in records
         if record.uuid not in stays
     ]
+
+
+def scored_anew(records: Sequence[Record], evaluations: Collection[str]) -> dict[str, Record]:
+    """Return runs as they are under another evaluation that scored their kept weights, by the evaluation's uuid.
+
+    Such a run holds the training of the one and the scores of the other, and took place where its scores did: what
+    trains is the same there. It keeps its uuid, so that what was added to it stays its own.
+
+    Args:
+        records: In the order of time.
+        evaluations: Identities of the evaluations that whole runs were asked for with. Others, of a few tasks or items
+            that somebody added, make no run.
+    """
+    runs = {record.uuid: record for record in records if record.is_run}
+    found = {}
+    for record in records:
+        run = runs.get(record.of or "")
+        if run is None or record.is_run or record.judging is not None or not record.is_ok:
+            continue
+        same = record.spec.evaluation_id == run.spec.evaluation_id and record.ran_in(run.environment_id)
+        if same or record.spec.evaluation_id not in evaluations:
+            continue
+        found[record.uuid] = run.model_copy(
+            update={
+                "run_id": record.spec.run_id,
+                "spec": record.spec,
+                "environment_id": record.environment_id,
+                "environment": record.environment,
+                "scores": record.scores,
+                "items": record.items,
+                "scoring": record.scoring,
+            }
+        )
+    return found
+
+
+def with_scored_anew(records: Sequence[Record], anew: Mapping[str, Record]) -> list[Record]:
+    """Return records with runs that were scored anew in the place of what they were, and without the evaluations."""
+    replaced = {run.uuid: run for run in anew.values()}
+    return [replaced.get(record.uuid, record) for record in records if record.uuid not in anew]
 
 
 def seed_of(record: Record) -> int | None:

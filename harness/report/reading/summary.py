@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.proof import ending_of
 from harness.readings import question, source_of
 from harness.record import Record, Score
-from harness.report.reading.joined import joined, joined_note
+from harness.report.reading.joined import joined, joined_note, scored_anew, with_scored_anew
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
 from harness.spec import RunSpec
@@ -177,6 +177,10 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     recorded = [record for record in contents.records if record.suite == suite.name]
     records = joined(recorded)
     newest = newest_records([record for record in records if record.is_run])
+    anew = _scored_anew(suite, newest, records)
+    if anew:
+        records = with_scored_anew(records, anew)
+        newest = newest_records([record for record in records if record.is_run])
     if not newest:
         raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
     view = choose_view(suite, newest)
@@ -197,6 +201,17 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     notes += list(contents.warnings)
     left = tuple(_run(record, ()) for record in left_out)
     return Summary(suite, view, rows, _columns(suite, rows), left, failed, tuple(notes), suite.tune)
+
+
+def _scored_anew(suite: Suite, newest: Sequence[Record], records: Sequence[Record]) -> dict[str, Record]:
+    """Return the runs whose kept weights were scored as the table shows them; none where it shows what they were."""
+    if not newest:
+        return {}
+    asked = {record.spec.evaluation_id for record in newest}
+    asked |= {record.spec.evaluation_id for record in records if record.evaluation_settings == suite.evaluation}
+    anew = scored_anew(records, asked)
+    view = choose_view(suite, sorted([*newest, *anew.values()], key=lambda record: record.in_time))
+    return {uuid: run for uuid, run in anew.items() if not view.differences(run)}
 
 
 def newest_records(records: Iterable[Record]) -> list[Record]:
@@ -228,7 +243,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
                 f"label {label} scored in {record.scored_dtype}, where what was trained from {model} is scored in "
                 f"{' and '.join(sorted(precisions[model]))}"
             )
-        elif configs.setdefault((model, label), asked := question(record)) != asked:
+        elif configs.setdefault((model, label), asked := _trained(record)) != asked:
             reason = f"other settings of label {label} than its newest record"
         else:
             shown.append(record)
@@ -245,6 +260,11 @@ def _trained_precisions(view: View, records: Sequence[Record]) -> dict[str, set[
         if record.train_settings is not None and not view.differences(record):
             found[record.model_name].add(record.scored_dtype)
     return dict(found)
+
+
+def _trained(record: Record) -> dict[str, Any]:
+    """Return what was asked, but for the seed and the evaluation, which the view has looked at."""
+    return {name: value for name, value in question(record).items() if name != "evaluation"}
 
 
 def _added_scores(
