@@ -9,6 +9,7 @@ from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
 from harness.record import Record
+from harness.runs.failing import Endings
 from harness.runs.process import probe_environment
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome, runs_of
@@ -19,7 +20,8 @@ def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = F
     selection = select(chosen)
     contents = Store(results).read(selection.suite.name)
     environment_id = None if any_environment else _environment_id()
-    rows = [_row(spec, contents.records, environment_id) for spec in selection.specs]
+    endings = Endings.recorded(contents.records, environment_id, ())
+    rows = [_row(spec, contents.records, environment_id, endings.of(spec)) for spec in selection.specs]
     warn(contents.warnings)
     if in_json:
         print(json.dumps(rows, indent=2))
@@ -38,7 +40,17 @@ def _environment_id() -> str | None:
         return None
 
 
-def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None) -> dict[str, str]:
+def _row(
+    spec: RunSpec, records: tuple[Record, ...], environment_id: str | None, ending: Record | None
+) -> dict[str, str]:
+    """Return what is known of a run.
+
+    Args:
+        spec: The run.
+        records: Of its suite.
+        environment_id: Whose records count; None: any.
+        ending: Of another seed, as which this one would end.
+    """
     of_run = runs_of(records, spec.run_id)
     here = [record for record in of_run if record.ran_in(environment_id)]
     newest = (here or of_run)[-1] if of_run else None
@@ -46,12 +58,16 @@ def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None)
     state, reason = ("not run", None) if newest is None else newest.ending
     if of_run and not here:
         state += " in another environment"
+    done = has_outcome(records, spec.run_id, environment_id, frozenset())
+    if ending is not None and not done:
+        status, why = ending.ending
+        reason = f"would end as seed {ending.spec.seed} did ({status}: {why})"
     return {
         "run_id": spec.run_id,
         "model": spec.model_name,
         "label": spec.label,
         "seed": str(spec.seed),
         "state": state,
-        "to_do": "no" if has_outcome(records, spec.run_id, environment_id, frozenset()) else "yes",
+        "to_do": "no" if done or ending is not None else "yes",
         "reason": reason or "",
     }

@@ -48,6 +48,7 @@ class Ledger:
         shutil.rmtree(task.work_folder, ignore_errors=True)
         self._queue.release(task)
         self._records.append(kept)
+        self._queue.note(kept)
         self._watcher.run_ended(kept)
 
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
@@ -60,7 +61,10 @@ class Ledger:
 
     def tally(self, **how: Any) -> Tally:
         """Return what there is, with how the call ended."""
-        return Tally(tuple(self._records), num_by_others=self._queue.num_by_others, **how)
+        queue = self._queue
+        others, spared = queue.num_by_others, tuple(queue.not_started)
+        left = queue.num_left() or None if queue.closed and not how.get("left_by_budget") else None
+        return Tally(tuple(self._records), num_by_others=others, left_by_failures=left, not_started=spared, **how)
 
 
 def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:
