@@ -38,6 +38,10 @@ OUTCOMES: frozenset[str] = frozenset({"ok", "unproven", "refused", "out_of_memor
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
 
+SCORED_OR_USELESS: frozenset[str] = frozenset({"ok", "unproven", "refused", "diverged"})
+"""Statuses of runs whose kept weights no evaluation is missing of, or gives anything."""
+
+
 class Score(Part):
     """One metric of one task, or of a group of tasks."""
 
@@ -225,6 +229,10 @@ class Record(Part):
     """Only of an evaluation by a judge."""
     weights: Beside | None = None
     """Folder of the kept weights, relative to the folder of the records."""
+    weights_held: bool = False
+    """Nobody asked for them: they wait for an evaluation that failed, and go when it is done."""
+    weights_error: Sentence | None = None
+    """Why weights that were to be kept are not there, or not merged."""
     log_tail: Sentence | None = None
     """The last ``LOG_LINES`` of a failed child's error output."""
 
@@ -246,6 +254,11 @@ class Record(Part):
     def is_unproven(self) -> bool:
         """Return whether the run ended, but not as what was asked for."""
         return self.status == "unproven"
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Return whether it trained and its evaluation did not end, so that its weights can still be scored."""
+        return self.is_run and self.weights is not None and self.status not in SCORED_OR_USELESS
 
     @property
     def was_interrupted(self) -> bool:

@@ -43,6 +43,20 @@ class Later:
     """What leaves a run as it was before there was the setting; at it, the setting is no part of the identity."""
 
 
+class NamesFile:
+    """Marks a setting that is a file's path, as ``Annotated[str, NamesFile()]``: its content enters the identity."""
+
+
+@cache
+def file_settings(settings: type[BaseModel]) -> tuple[str, ...]:
+    """Return the settings of a class that name files."""
+    return tuple(
+        name
+        for name, field in settings.model_fields.items()
+        if any(isinstance(mark, NamesFile) for mark in field.metadata)
+    )
+
+
 @cache
 def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     """Return the later settings of a class, each at the value at which it is left out of a run's identity."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.assets.cache import folder_checksum
+from harness.assets.cache import weights_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
 from harness.beside import within
 from harness.catalogue.resolved import Catalogue
@@ -228,7 +228,7 @@ def _local_judge(folder: Path, max_tokens: int) -> LocalJudge:
     device = default_device()
     dtype = "bf16" if device.type == "cuda" else "fp32"
     with Display() as display:
-        version = f"weights {folder_checksum(folder, display.progress)[:PROMPT_DIGITS]}, {dtype} on {device.type}"
+        version = f"weights {weights_checksum(folder, display.progress)[:PROMPT_DIGITS]}, {dtype} on {device.type}"
         model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
     return LocalJudge(model, tokenizer, version=version, max_tokens=max_tokens)
 
