@@ -18,9 +18,10 @@ from harness.catalogue.labels import LabelEntry
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
-from harness.catalogue.tuned import Tuned, read_tuned, tuned_file
+from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
 from harness.method import METHODS, Method
+from harness.outside import file_checksums, outside_code
 from harness.settings import (
     CalibrationSettings,
     Dtype,
@@ -193,7 +194,9 @@ def expand(
             calibration = suite.calibration if needs_scores else None
             general = suite.general if method.trains else None
             conversation = _conversation_of(suite, model.name, train)
-            for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
+            files, code = file_checksums(config), outside_code(entry.method, conversation)
+            # What does not train is one run a suite, whichever seeds are asked for.
+            for seed in (seeds if seeds is not None else suite.seeds) if method.trains else suite.seeds[:1]:
                 runs.append(
                     RunSpec(
                         suite=suite.name,
@@ -213,9 +216,23 @@ def expand(
                         seed=seed,
                         base_dtype=dtype,
                         conversation=conversation,
+                        files=files,
+                        code=code,
                     )
                 )
+            if choice is not None and method.trains and "learning_rate" not in changes:
+                _check_tuned(suite, choice, runs[-1])
     return runs
+
+
+def _check_tuned(suite: Suite, choice: Choice, spec: RunSpec) -> None:
+    """Refuse a learning rate that was chosen on something else than the run trains."""
+    assert suite.tune is not None
+    if (what := choice.refusal(spec, suite.tune.max_steps)) is not None:
+        raise HarnessError(
+            f"suite '{suite.name}': the learning rate {choice.learning_rate:g} of label '{choice.label}' on model "
+            f"'{choice.model}' was tuned on {what}: run harness tune again, or give one with --set learning_rate=X"
+        )
 
 
 def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> list[str]:
@@ -282,7 +299,7 @@ def _resolve(
     """
     entry = known.labels.get(label)
     if entry is None:
-        if label not in METHODS.names():
+        if label not in (*METHODS.names(), *METHODS.broken()):
             raise HarnessError(
                 f"{where}: there is no label '{label}'{near_miss(label, [*known.labels, *METHODS.names()])}"
             )

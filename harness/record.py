@@ -127,6 +127,18 @@ class Judging(Part):
     """Judgments that could not be had."""
     num_out_of_range: int
     """Parsed scores outside 1 to 10; in the means, as FastChat has them."""
+    num_several: int | None = None
+    """Judgments with several ratings that differ; None: of a record older than the count."""
+    num_thinking: int | None = None
+    """Judgments that began with thinking, which was left out before a rating was read."""
+    num_cut: int | None = None
+    """Judgments that ended at ``max_tokens``."""
+    verdict: Literal["last"] | None = None
+    """Which of several ratings counts; None: the first, as FastChat has it."""
+    temperature: Literal["default"] | None = None
+    """``default``: the endpoint's own, for all judgments or some; None: 0, as FastChat has it."""
+    sent: tuple[dict[str, JsonValue], ...] = ()
+    """What the requests held beside model and messages, where they were sent to an endpoint."""
     repeat_means: tuple[float, ...] = ()
     """Mean of each repeat, in order."""
     file: Beside
@@ -136,9 +148,11 @@ class Judging(Part):
     def identity(self) -> str:
         """Return what tells this judge from any other: scores of two never share a table."""
         version = self.judge_version or "version not reported"
+        others = ", the endpoint's own temperature" if self.temperature == "default" else ""
+        others += ", the last rating of several" if self.verdict == "last" else ""
         return (
             f"{self.judge} ({version}), prompts {self.prompt_version}, references {self.references}, "
-            f"at most {self.max_tokens} tokens"
+            f"at most {self.max_tokens} tokens{others}"
         )
 
 

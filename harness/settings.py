@@ -8,7 +8,16 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -32,6 +41,20 @@ class Later:
 
     value: JsonValue
     """What leaves a run as it was before there was the setting; at it, the setting is no part of the identity."""
+
+
+class NamesFile:
+    """Marks a setting that is a file's path, as ``Annotated[str, NamesFile()]``: its content enters the identity."""
+
+
+@cache
+def file_settings(settings: type[BaseModel]) -> tuple[str, ...]:
+    """Return the settings of a class that name files."""
+    return tuple(
+        name
+        for name, field in settings.model_fields.items()
+        if any(isinstance(mark, NamesFile) for mark in field.metadata)
+    )
 
 
 @cache
@@ -158,10 +181,18 @@ class EvaluationSettings(Strict):
     """None: what each task says."""
     fewshot_seed: Seed = 1234
     limit: PositiveInt | None = None
-    """First items of each task, first questions of each category of MT-Bench; None: all."""
+    """First items of each task, first questions of each category of MT-Bench; None: all. A whole number: lm-eval reads
+    1.0 as one item, and many a reader as all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _counts_items(cls, value: object) -> object:
+        if isinstance(value, float | bool | str):
+            raise ValueError(f"a limit counts items, and {value!r} is no number of them; leave it out for all")
+        return value
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.settings import Later, TrainSettings
+from harness.settings import Later, NamesFile, TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -28,13 +29,16 @@ class AdamWSettings(MethodConfig):
     weight_decay: NonNegativeFloat
     """Applied to every trained parameter, norms and embeddings included."""
     moment_dtype: Dtype
-    """Of both moments; Adam's arithmetic runs in it."""
+    """Of both moments; Adam's arithmetic runs in it, unless they are rounded at random."""
     master_weights: bool
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
     update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
     """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
+    moment_rounding: Annotated[Literal["nearest", "stochastic"], Later("nearest")] = "nearest"
+    """``stochastic``: Adam's arithmetic runs in fp32, and bf16 moments are stored rounded up or down at random, without
+    bias; it costs fp32 temporaries of what is updated at once, and no state."""
 
     @property
     def damping(self) -> float:
@@ -48,6 +52,11 @@ class AdamWSettings(MethodConfig):
         if self.update_slice_elements is not None and self.stochastic_rounding:
             raise ValueError(
                 "update_slice_elements and stochastic_rounding exclude each other: slices would draw other numbers"
+            )
+        if self.moment_rounding == "stochastic" and self.moment_dtype != "bf16":
+            raise ValueError(
+                f"moment_rounding = 'stochastic' is for moment_dtype = 'bf16': {self.moment_dtype} moments lose too "
+                "little for it"
             )
         return self
 
@@ -64,7 +73,7 @@ class LayerSamplingSettings(MethodConfig):
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
-    probability_file: str | None = None
+    probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
     """Threshold of the outlier ratio, in multiples of the block's mean."""
@@ -87,6 +96,10 @@ class LayerSamplingSettings(MethodConfig):
     def takes_turns(self) -> bool:
         """Return True for laws under which every block has its turn, and probabilities say nothing."""
         return self.sampling in ("tour", "descending", "reshuffle")
+
+    def files_read(self) -> dict[str, Path]:
+        """Return the file of probabilities, unless every block has its turn whatever it says."""
+        return {} if self.takes_turns else super().files_read()
 
     def begins_period(self, step: int) -> bool:
         """Return whether blocks are drawn at an optimizer step."""

@@ -33,6 +33,7 @@ from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
+from harness.engine.unchanged import check_unchanged
 from harness.errors import HarnessError, Refused
 from harness.files import remove
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -171,6 +172,7 @@ def _status_of(error: Exception, run: _Run) -> tuple[Status, str]:
 
 def _train_and_evaluate(run: _Run) -> None:
     task, spec, meter = run.task, run.task.spec, run.meter
+    check_unchanged(task)
     method_class = METHODS.get(spec.method)
     config = method_class.Config.model_validate(spec.config)
     method_class.check(config, spec.train)
@@ -461,7 +463,11 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
-    told = {"overruled_generation": answers.overruled, "num_short_of_room": answers.num_short_of_room}
+    told = {
+        "overruled_generation": answers.overruled,
+        "num_empty_answers": answers.num_empty,
+        "num_short_of_room": answers.num_short_of_room,
+    }
     run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 

@@ -50,6 +50,7 @@ class Ledger:
         self._let_go(task.finishes, kept)
         self._queue.release(task)
         self._records.append(kept)
+        self._queue.note(kept)
         self._watcher.run_ended(kept)
 
     def _let_go(self, before: Record | None, kept: Record) -> None:
@@ -71,7 +72,10 @@ class Ledger:
 
     def tally(self, **how: Any) -> Tally:
         """Return what there is, with how the call ended."""
-        return Tally(tuple(self._records), num_by_others=self._queue.num_by_others, **how)
+        queue = self._queue
+        others, spared = queue.num_by_others, tuple(queue.not_started)
+        left = queue.num_left() or None if queue.closed and not how.get("left_by_budget") else None
+        return Tally(tuple(self._records), num_by_others=others, left_by_failures=left, not_started=spared, **how)
 
 
 def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:

@@ -330,3 +330,12 @@ def test_lisas_memory_table_is_a_part_of_the_memory_suite() -> None:
         assert spec.train is not None
         assert other.train is not None
         assert spec.train.model_copy(update={"lr_scheduler": "linear"}) == other.train
+
+
+@pytest.mark.parametrize("seeds", [None, [1], [2], [3], [2, 1], [7, 8]])
+def test_what_does_not_train_is_one_run_whichever_seeds_are_asked_for(tmp_path: Path, seeds: list[int] | None) -> None:
+    suite = read(tmp_path)
+    found = runs(suite, labels=["base", "full"], seeds=seeds)
+    (base,) = (spec for spec in found if spec.label == "base")
+    assert base.run_id == runs(suite)[0].run_id
+    assert [spec.seed for spec in found if spec.label == "full"] == (seeds or [1, 2])
