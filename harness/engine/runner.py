@@ -5,6 +5,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -342,6 +343,24 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[Mic
         run.task.checkpoint_every,
         validate if held_out else None,
     )
+    if checkpoints is not None and run.task.checkpoint_every is not None and not run.task.keep_weights:
+        _keep_end(run, loop, checkpoints)
+
+
+def _keep_end(run: _Run, loop: TrainingLoop, checkpoints: Checkpoints) -> None:
+    """Write a checkpoint of the last step, so that a process that is killed while it scores has nothing to train again.
+
+    Weights that are kept are enough for that; a checkpoint that cannot be written costs nothing that is there.
+    """
+    evaluation = run.task.spec.evaluation
+    if not evaluation.tasks and evaluation.mt_bench is None:
+        return
+    start = time.perf_counter()
+    try:
+        checkpoints.save()
+    except HarnessError as error:
+        run.outcome.notes += (str(error),)
+    loop.log.note_checkpoint(time.perf_counter() - start)
 
 
 def _loss(run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext) -> float | None:

@@ -253,6 +253,34 @@ def test_a_process_that_is_killed_while_it_scores_leaves_what_it_had_kept(
     assert awaiting([record], store) == record
 
 
+class Killed(BaseException):
+    """Stands in for SIGKILL: nothing catches it."""
+
+
+@pytest.mark.parametrize("label", ["full", "lora", "galore"])
+def test_with_checkpoints_a_killed_evaluation_is_done_again_and_no_step(
+    label: str, tiny_llama: Path, tmp_path: Path, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, folder = Store(tmp_path / "results"), tmp_path / "checkpoints" / "run"
+    scoring.fails = Killed()
+    with pytest.raises(Killed):
+        runner.execute(
+            make_task(label, tiny_llama, store, checkpoint_folder=folder, checkpoint_every=3), lambda *_: None
+        )
+    assert sorted(path.name for path in folder.iterdir()) == ["step-6", "step-8"]
+    scoring.fails = None
+
+    def trains(*_: Any) -> None:
+        raise AssertionError("it trains again")
+
+    monkeypatch.setattr("harness.engine.training.TrainingLoop.train_step", trains)
+    again = make_task(label, tiny_llama, store, uuid="v", checkpoint_folder=folder, checkpoint_every=3)
+    record = run(again)
+    assert (record.status, record.scores) == ("ok", (SCORE,)), record.reason
+    assert record.train is not None and record.train.resumed_at_steps == (8,) and len(record.train.curve.loss) == 8
+    assert torch.equal(*scoring.logits)
+
+
 def test_a_process_that_is_killed_while_it_saves_leaves_no_weights(tmp_path: Path) -> None:
     store = Store(tmp_path)
     folder = work_folder(store, "run", "u") / "weights"
