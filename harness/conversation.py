@@ -143,6 +143,8 @@ class TrainingTurn:
     """Prompt, answer and what closes it, up to the end of the turn; nothing of a turn after it."""
     closed: bool
     """Whether ``whole`` ends with a text that ends an answer; else the end-of-sequence token must follow."""
+    ended: bool = False
+    """Whether the answer itself ended with such a text, so that what the template closes it with is left out."""
 
 
 def training_turn(template: ConversationTemplate, question: str, answer: str, eos_token: str) -> TrainingTurn:
@@ -154,16 +156,41 @@ def training_turn(template: ConversationTemplate, question: str, answer: str, eo
     prompt = template.render([question])
     if not answer:
         return TrainingTurn(prompt, prompt, closed=False)
-    whole = template.render([question, answer])
-    start = whole.rfind(answer)
-    if start < 0 or not whole.startswith(prompt):
+    stops = (eos_token, *template.stop_tokens, *template.stop_strings)
+    turn = _cut_turn(prompt, template.render([question, answer]), answer, stops)
+    if turn is None:
         raise HarnessError(f"conversation template '{template.name}' rewrites answers, so it cannot be trained on")
+    return turn
+
+
+def chat_turn(tokenizer: Any, question: str, answer: str) -> TrainingTurn:
+    """Return question and answer in a tokenizer's own chat template, cut behind its end-of-sequence token.
+
+    A template that rewrites answers, or whose prompt for generation is not how its answers begin, is used for the
+    prompt alone: the answer follows it as it is.
+    """
+    asked = [{"role": "user", "content": question}]
+    prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    if not answer:
+        return TrainingTurn(prompt, prompt, closed=False)
+    told = [*asked, {"role": "assistant", "content": answer}]
+    whole = str(tokenizer.apply_chat_template(told, tokenize=False))
+    turn = _cut_turn(prompt, whole, answer, (str(tokenizer.eos_token),))
+    return TrainingTurn(prompt, f"{prompt}{answer}", closed=False) if turn is None else turn
+
+
+def _cut_turn(prompt: str, whole: str, answer: str, stops: Sequence[str]) -> TrainingTurn | None:
+    """Return a rendered exchange up to the first text behind the answer that ends one; None: it is not as asked."""
+    if not whole.startswith(prompt):
+        return None
+    # From the prompt's end on: short answers stand in other places too, as "end" does in the text that closes a turn.
+    start = whole.find(answer, len(prompt))
+    if start < 0:
+        return None
+    if (bare := answer.rstrip()).endswith(tuple(stops)):
+        return TrainingTurn(prompt, whole[: start + len(bare)], closed=True, ended=True)
     body, closing = whole[: start + len(answer)], whole[start + len(answer) :]
-    ends = [
-        (closing.find(stop), len(stop))
-        for stop in (eos_token, *template.stop_tokens, *template.stop_strings)
-        if stop in closing
-    ]
+    ends = [(closing.find(stop), len(stop)) for stop in stops if stop in closing]
     if not ends:
         return TrainingTurn(prompt, body + closing.rstrip(), closed=False)
     position, length = min(ends)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
 from harness.catalogue.labels import LabelEntry
 from harness.catalogue.models import BaseModelSpec
@@ -24,6 +24,7 @@ from harness.method import METHODS, Method
 from harness.outside import file_checksums, outside_code
 from harness.settings import (
     CalibrationSettings,
+    Dtype,
     EvaluationSettings,
     GeneralTextSettings,
     TrainSettings,
@@ -174,7 +175,7 @@ def expand(
             changes = {**point, **(overrides or {})}
             choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
             rate = {} if choice is None else {"learning_rate": choice.learning_rate}
-            method, entry, config, train = _resolve(suite, label, known, changes, where, tuned=rate)
+            method, entry, config, train, dtype = _resolve(suite, label, known, changes, where, tuned=rate)
             if tuned is not None and method.trains and not rate and "learning_rate" not in changes:
                 raise HarnessError(
                     f"suite '{suite.name}': no learning rate was tuned for label '{label_with(label, point)}' on "
@@ -213,6 +214,7 @@ def expand(
                         sources=_sources_of(train, evaluation, calibration, general, sources),
                         max_steps=max_steps if method.trains else None,
                         seed=seed,
+                        base_dtype=dtype,
                         conversation=conversation,
                         files=files,
                         code=code,
@@ -290,8 +292,11 @@ def _resolve(
     where: str,
     *,
     tuned: Mapping[str, Any] = MappingProxyType({}),
-) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None]:
-    """Return the method, its entry, its checked config and the train settings of one label at one sweep point."""
+) -> tuple[type[Method], LabelEntry, Any, TrainSettings | None, Dtype | None]:
+    """Return the method, its entry, its checked config and the train settings of one label at one sweep point.
+
+    Of one that does not train the last is the precision that [train] says, where it is not fp32.
+    """
     entry = known.labels.get(label)
     if entry is None:
         if label not in (*METHODS.names(), *METHODS.broken()):
@@ -312,16 +317,17 @@ def _resolve(
         (f"tuned = '{suite.tuned}'", tuned),
         ("the sweep or --set", changes),
     )
-    method_keys, train_keys = set(method.Config.model_fields), set(TrainSettings.model_fields)
+    method_keys = set(method.Config.model_fields)
+    train_keys = set(TrainSettings.model_fields) if method.trains else {"dtype"}
     for origin, values in layers:
         for key, value in values.items():
             if key in method_keys:
                 config[key] = value
-            elif key in train_keys and method.trains:
+            elif key in train_keys:
                 train[key] = value
                 _keep_one_length(train, key)
             else:
-                settable = method_keys | (train_keys if method.trains else set())
+                settable = method_keys | train_keys
                 raise HarnessError(
                     f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
                     f"{near_miss(key, settable)}"
@@ -329,8 +335,22 @@ def _resolve(
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
     _check_data(suite, settings, known, f"{where}: label '{label}'")
+    if settings is not None and settings.sequence_length < 2:
+        raise HarnessError(f"{where}: label '{label}': sequence_length = 1 leaves nothing to predict: give 2 or more")
     method.check(checked, settings)
-    return method, entry, checked, settings
+    return method, entry, checked, settings, None if method.trains else _base_dtype(train, where)
+
+
+def _base_dtype(train: Mapping[str, Any], where: str) -> Dtype | None:
+    """Return in which precision weights that are not trained are scored: as those that are; None: fp32.
+
+    Raises:
+        HarnessError: it is none.
+    """
+    dtype = train.get("dtype", "fp32")
+    if dtype not in get_args(Dtype):
+        raise HarnessError(f"{where}: [train]: dtype is {dtype!r}, expected one of {', '.join(get_args(Dtype))}")
+    return None if dtype == "fp32" else dtype
 
 
 def _check_data(suite: Suite, train: TrainSettings | None, known: Catalogue, where: str) -> None:

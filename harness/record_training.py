@@ -15,8 +15,8 @@ class Phase(Part):
 
     name: str
     """load, data, block_scores, prepare, validate_before, general_before, train, probe, validate_during,
-    validate_after, general_after, finalize, evaluate, answer, save. ``probe`` and ``validate_during`` are all that
-    interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
+    validate_after, general_after, finalize, save, evaluate, answer, merge. ``probe`` and ``validate_during`` are all
+    that interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None
     """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""

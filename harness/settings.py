@@ -8,11 +8,22 @@ from functools import cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Dtype = Literal["fp32", "bf16"]
+"""Of weights."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
 """Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
@@ -76,7 +87,7 @@ class TrainSettings(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     max_grad_norm: PositiveFloat | None = None
     """Global norm to clip to; None: no clipping."""
-    dtype: Literal["fp32", "bf16"]
+    dtype: Dtype
     """Of the weights; nothing is cast silently."""
     loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None
     """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""
@@ -170,10 +181,18 @@ class EvaluationSettings(Strict):
     """None: what each task says."""
     fewshot_seed: Seed = 1234
     limit: PositiveInt | None = None
-    """First items of each task, first questions of each category of MT-Bench; None: all."""
+    """First items of each task, first questions of each category of MT-Bench; None: all. A whole number: lm-eval reads
+    1.0 as one item, and many a reader as all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _counts_items(cls, value: object) -> object:
+        if isinstance(value, float | bool | str):
+            raise ValueError(f"a limit counts items, and {value!r} is no number of them; leave it out for all")
+        return value
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

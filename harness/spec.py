@@ -11,6 +11,7 @@ from pydantic import JsonValue, PositiveInt, model_validator
 
 from harness.settings import (
     CalibrationSettings,
+    Dtype,
     EvaluationSettings,
     GeneralTextSettings,
     Later,
@@ -61,6 +62,8 @@ class RunSpec(Strict):
     revision."""
     max_steps: PositiveInt | None
     seed: Seed
+    base_dtype: Annotated[Dtype | None, Later(None)] = None
+    """Of the weights of a run that does not train, where it is not fp32."""
     conversation: Annotated[Name | None, Later(None)] = None
     """Template of training prompts and of MT-Bench; None where neither uses one."""
     files: Annotated[dict[str, str] | None, Later(None)] = None
@@ -115,6 +118,11 @@ class RunSpec(Strict):
         for name, checksum in asked.pop("files", {}).items():
             asked["config"][name] = f"sha256:{checksum}"
         return asked
+
+    @property
+    def dtype(self) -> Dtype:
+        """Return the precision in which the weights are loaded, trained and scored."""
+        return self.train.dtype if self.train is not None else self.base_dtype or "fp32"
 
     @property
     def model_name(self) -> str:

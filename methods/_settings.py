@@ -29,13 +29,16 @@ class AdamWSettings(MethodConfig):
     weight_decay: NonNegativeFloat
     """Applied to every trained parameter, norms and embeddings included."""
     moment_dtype: Dtype
-    """Of both moments; Adam's arithmetic runs in it."""
+    """Of both moments; Adam's arithmetic runs in it, unless they are rounded at random."""
     master_weights: bool
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
     update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
     """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
+    moment_rounding: Annotated[Literal["nearest", "stochastic"], Later("nearest")] = "nearest"
+    """``stochastic``: Adam's arithmetic runs in fp32, and bf16 moments are stored rounded up or down at random, without
+    bias; it costs fp32 temporaries of what is updated at once, and no state."""
 
     @property
     def damping(self) -> float:
@@ -49,6 +52,11 @@ class AdamWSettings(MethodConfig):
         if self.update_slice_elements is not None and self.stochastic_rounding:
             raise ValueError(
                 "update_slice_elements and stochastic_rounding exclude each other: slices would draw other numbers"
+            )
+        if self.moment_rounding == "stochastic" and self.moment_dtype != "bf16":
+            raise ValueError(
+                f"moment_rounding = 'stochastic' is for moment_dtype = 'bf16': {self.moment_dtype} moments lose too "
+                "little for it"
             )
         return self
 

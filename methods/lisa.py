@@ -4,8 +4,8 @@ Paper: LISA (arXiv 2403.17919), algorithm 1: independent coin flips, state reset
 Reference: OptimalScale/LMFlow@f3597db:src/lmflow/pipeline/utils/lisa_trainer.py: exactly so many blocks, uniform,
 without replacement, state kept for ever. Both are settings.
 
-Deliberate differences from the paper: a block that is drawn twice running, embedding, head and final norm keep their
-state, unless ``reset_each_period`` is set.
+No deliberate difference from the paper under the label ``lisa-paper``. Without ``reset_each_period`` a block that is
+drawn twice running, embedding, head and final norm keep their state.
 
 Deliberate differences from the reference:
 - every block is in the optimizer from the start (built over what requires gradients, it never updates later blocks);

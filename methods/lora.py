@@ -67,11 +67,13 @@ class Lora(TrainedMethod):
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
 
         Raises:
-            Refused: one of ``target_modules`` is the end of no layer's name, or LoRA-FA is to adapt an embedding.
+            Refused: one of ``target_modules`` is the end of no layer's name or of that of a module which takes no
+                adapter, LoRA-FA is to adapt an embedding, or DoRA a weight with a row of zeros.
         """
         import peft
         from torch import nn
 
+        from harness.methods._targets import refuse_rows_of_zeros, target_layers
         from harness.tensors.dtypes import DTYPES
 
         config = self.config
@@ -85,10 +87,7 @@ class Lora(TrainedMethod):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        ends = tuple(f".{name}" for name in config.target_modules)
-        targets = {name: module for name, module in model.named_modules() if f".{name}".endswith(ends)}
-        if missing := [end[1:] for end in ends if not any(f".{name}".endswith(end) for name in targets)]:
-            raise Refused(f"the model has no layer called {', '.join(missing)} for target_modules")
+        targets = target_layers(model, config.target_modules)
         embeddings = [name for name, module in targets.items() if isinstance(module, nn.Embedding)]
         if config.lora_fa and embeddings:
             raise Refused(
@@ -96,6 +95,7 @@ class Lora(TrainedMethod):
             )
         with context.seed_globally("lora_init"):
             wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        refuse_rows_of_zeros(wrapped)
         dtype = DTYPES[config.adapter_dtype]
         for name, p in wrapped.named_parameters():
             if p.requires_grad:
@@ -120,21 +120,22 @@ class Lora(TrainedMethod):
         """Return the modules that must get an adapter, a target that no module has among them, and what is trained.
 
         Beside a weight (out, in) stand A (rank, in) and B (out, rank), with DoRA a magnitude for each output. An
-        embedding's outputs are its columns.
+        embedding's outputs are its columns, and so are those of the transposed layers of GPT-2.
         """
         from torch import nn
+        from transformers.pytorch_utils import Conv1D
 
         from harness.methods._declared import Trained, part_by_id
 
         config, parts = self.config, part_by_id(context.decoder)
         matrices: dict[str, torch.Tensor] = {}
-        embeddings: set[str] = set()
+        by_columns: set[str] = set()
         for path, module in model.named_modules():
             weight: Any = getattr(module, "weight", None)
             if id(weight) in parts and weight.dim() == 2:
                 name = _base_name(path.removesuffix(".base_layer"))
                 matrices[name] = weight
-                embeddings |= {name} if isinstance(module, nn.Embedding) else set()
+                by_columns |= {name} if isinstance(module, (nn.Embedding, Conv1D)) else set()
         dtype = "float32" if config.adapter_dtype == "fp32" else "bfloat16"
         wanted: dict[str, None] = {}
         trained: list[Trained] = []
@@ -146,26 +147,32 @@ class Lora(TrainedMethod):
                 continue
             part = parts[id(matrices[name])]
             rows, columns = matrices[name].shape
+            outputs, inputs = (columns, rows) if name in by_columns else (rows, columns)
             # LoRA-FA holds one fp32 correction (rank, rank) for each B.
-            B = Trained(name, part, (rows, config.rank), dtype, extra_bytes=4 * config.rank**2 * config.lora_fa)
-            A = Trained(name, part, (config.rank, columns), dtype)
-            magnitude = Trained(name, part, (columns if name in embeddings else rows,), dtype)
+            B = Trained(name, part, (outputs, config.rank), dtype, extra_bytes=4 * config.rank**2 * config.lora_fa)
+            A = Trained(name, part, (config.rank, inputs), dtype)
+            magnitude = Trained(name, part, (outputs,), dtype)
             trained += [B, *([] if config.lora_fa else [A]), *([magnitude] if config.use_dora else [])]
         return list(wanted), trained
 
     def proof(self) -> dict[str, JsonValue]:
-        """Return the modules with an adapter, and those where it moved: B begins at zero, beside an embedding A."""
+        """Return the modules with an adapter, how many are called what, and where it moved.
+
+        B begins at zero, beside an embedding A.
+        """
         if self._wrapped is None:
             return {}
-        found: list[JsonValue] = []
-        moved: list[JsonValue] = []
+        from harness.methods._targets import kinds
+
+        found: list[str] = []
+        moved: list[str] = []
         for path, module in self._wrapped.named_modules():
             matrices: Any = getattr(module, "lora_B", None) or getattr(module, "lora_embedding_A", None)
             if matrices:
                 name = _base_name(path)
                 found.append(name)
                 moved += [name] if any(bool(p.any()) for p in matrices.parameters()) else []
-        return {"adapters": {"found": found, "moved": moved}}
+        return {"adapters": {"found": [*found], "moved": [*moved], "wrapped": {**kinds(found)}}}
 
     def optimizer_class(self) -> type[AdamW]:
         """Return AdamW, for LoRA-FA the one that corrects gradients."""
@@ -190,8 +197,11 @@ class Lora(TrainedMethod):
         return model
 
     def export(self, model: nn.Module) -> nn.Module:
-        """Merge the adapters and return the base model's own class."""
+        """Merge the adapters and return the base model's own class; a head that was its embedding no longer is it."""
+        from harness.methods._targets import untie_targets
+
         merged: Any = model
+        untie_targets(merged)
         exported: nn.Module = merged.merge_and_unload()
         return exported
 

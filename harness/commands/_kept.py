@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.answers import kept_training, trained_alike
 from harness.beside import within
+from harness.kept import ADAPTER, can_be_scored
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.spec import RunSpec
@@ -59,11 +60,11 @@ def ways_sentences(records: Sequence[Record], specs: Iterable[RunSpec], environm
 def from_kept(task: RunTask, store: Store, records: Sequence[Record], environment: Environment) -> RunTask:
     """Return the task that scores the kept weights of a run's training, or the task as it is where there are none."""
     record = kept_training(records, task.spec, environment)
-    if record is None or task.refusal is not None:
+    if record is None or task.refusal is not None or task.finishes is not None:
         return task
     weights = within(store.folder, str(record.weights))
-    adapter = weights / "adapter"
-    if not (weights / "config.json").is_file() or not _is_adapter(adapter):
+    adapter = weights / ADAPTER
+    if not can_be_scored(weights) or not _is_adapter(adapter):
         return task
     return task.model_copy(
         update={

@@ -18,6 +18,7 @@ from harness.answers import answer
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
+from harness.commands._finishing import awaiting, finishing
 from harness.commands._kept import from_kept, way_of, ways_sentences
 from harness.commands._output import Display, print_table, warn
 from harness.commands._selection import Selection, given_wheels, select
@@ -31,10 +32,11 @@ from harness.record_environment import Environment
 from harness.record_training import Prediction
 from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
+from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
-from harness.store import Contents, Store
+from harness.store import Contents, Store, runs_of
 from harness.task import RunTask
 
 
@@ -126,7 +128,8 @@ def execute_on(
         for _ in range(how.repeat or 1)
         for spec in to_do.specs
     ]
-    if not how.repeat:
+    if not how.repeat and isinstance(chosen, LocalMachine):  # kept weights lie on this machine
+        tasks = [known.finished(task, environment) for task in tasks]
         tasks = [from_kept(task, store, known.contents().records, environment) for task in tasks]
     with Display(len(tasks)) as display:
         limits = Limits(how.timeout_seconds, stop_at)
@@ -160,6 +163,12 @@ class _Wanted:
         if size != self._size:
             self._contents, self._size = self._store.read(self._suite), size
         return self._contents
+
+    def finished(self, task: RunTask, environment: Environment) -> RunTask:
+        """Return a task as one that scores what an earlier attempt at it had trained, where there is such."""
+        runs = runs_of(self.contents().records, task.run_id)
+        trained = awaiting((record for record in runs if record.ran_in(environment.environment_id)), self._store)
+        return task if trained is None else finishing(task, trained, self._store)
 
     def __call__(self, spec: RunSpec) -> bool:
         return answer(self.contents().records, spec, self._environment_id, self._retry) is None

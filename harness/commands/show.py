@@ -29,7 +29,7 @@ from harness.readings import (
 )
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
-from harness.remarks import remarks_of
+from harness.remarks import judging_remarks, remarks_of
 from harness.report.units import gib, percent, scaled, with_unit
 
 
@@ -75,7 +75,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         train = spec.train.model_dump(exclude_none=True)
         facts.append(("training", ", ".join(f"{key}={value}" for key, value in train.items())))
     if record.train is not None:
-        facts += _train_facts(record)
+        facts += [*_train_facts(record), *_row_facts(record)]
     facts += [*_proof_facts(record), *_quantity_facts(record), *_memory_facts(record)]
     facts += [("note", note) for note in record.notes]
     facts += [("note", f"{remark.kind}: {remark.sentence}") for remark in remarks_of(record)]
@@ -108,9 +108,19 @@ def _proof_facts(record: Record) -> list[tuple[str, str]]:
         return []
     others = [check for check in judgement.checks if check.verdict != "passed"]
     return [
+        *_adapter_facts(record),
         ("proof", judgement.summary()),
         *((f"proof, {check.name}", f"{check.verdict}: {check.sentence}") for check in others),
     ]
+
+
+def _adapter_facts(record: Record) -> list[tuple[str, str]]:
+    """Return how many layers called what have an adapter, where the record lists it."""
+    adapters = (record.proof.method if record.proof else {}).get("adapters")
+    wrapped = adapters.get("wrapped") if isinstance(adapters, dict) else None
+    if not isinstance(wrapped, dict):
+        return []
+    return [("adapters", ", ".join(f"{number} {name}" for name, number in wrapped.items()))]
 
 
 def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:
@@ -129,6 +139,9 @@ def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:
                 f"{judging.num_asked}: {judging.file}",
             )
         )
+        facts += [("judging", sentence) for sentence in judging_remarks(judging)]
+        if judging.sent:
+            facts.append(("asked with", "; ".join(json.dumps(fields) for fields in judging.sent)))
         if judging.repeats > 1:
             facts.append(("mean of each repeat", ", ".join(f"{mean:.3f}" for mean in judging.repeat_means)))
     return facts
@@ -147,6 +160,20 @@ def _train_facts(record: Record) -> list[tuple[str, str]]:
     if len(curve := held_out_curve(train)) > 2:
         facts.append(("held-out loss by steps", ", ".join(f"{step}: {value:.4f}" for step, value in curve.items())))
     return facts
+
+
+def _row_facts(record: Record) -> list[tuple[str, str]]:
+    """Return what became of the rows of the training data."""
+    rows = record.rows
+    if rows is None or rows.num_rows is None:
+        return []
+    told = [f"{rows.num_rows} to train on"]
+    if rows.num_held_out_rows:
+        prompts = f" (of {rows.num_held_out_prompts} of {rows.num_prompts} prompts)" if rows.num_prompts else ""
+        told.append(f"{rows.num_held_out_rows} held out{prompts}")
+    told += [f"{rows.num_blank_rows} blank"] * bool(rows.num_blank_rows)
+    told += [f"{rows.num_repeated_rows} that repeat another"] * bool(rows.num_repeated_rows)
+    return [("rows", ", ".join(told))]
 
 
 def _quantity_facts(record: Record) -> list[tuple[str, str]]:

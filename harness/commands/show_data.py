@@ -50,8 +50,8 @@ def show_data(chosen: SelectionRequest, assets: AssetsRequest, *, num_examples: 
     tokenizer = load_tokenizer(prepared.model_folders[spec.model_name])
     conversation = None if spec.conversation is None else find_template(spec.conversation)
     dataset = selection.datasets[spec.train.data]
-    rows = run_rows(spec.train, dataset, "train", vocab_size=len(tokenizer), seed=spec.seed)
-    data = TrainData(rows, tokenizer, spec.train, spec.seed, conversation)
+    rows = run_rows(spec.train, dataset, vocab_size=len(tokenizer), seed=spec.seed)
+    data = TrainData(rows.train, tokenizer, spec.train, spec.seed, conversation)
     examples = [data.example(index) for index in islice(data.order(), num_examples)]
     if in_json:
         print(as_json(_as_json(spec, examples, tokenizer)))

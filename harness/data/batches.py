@@ -11,12 +11,33 @@ import torch
 
 from harness.conversation import ConversationTemplate
 from harness.data.examples import Example, Row, encode, pack, text_samples
+from harness.encoding import TextEncoder, text_encoder
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
 from harness.tensors.seeding import torch_generator
 
 IGNORED = -100
 """Label of a token without loss, as in torch's cross-entropy."""
+
+NOTHING_PREDICTED = "sequence_length = 1 leaves no token that another could predict: give 2 or more"
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """What is to be told of rows, besides their number; counts of several batches add up."""
+
+    cut_tokens: int = 0
+    """Tokens that ``sequence_length`` left out."""
+    cut_answers: int = 0
+    """Rows whose answer lost its end."""
+    begun: int = 0
+    """Rows whose text began with the tokenizer's beginning."""
+    ended: int = 0
+    """Rows whose text ended with the end-of-sequence token."""
+
+    def __add__(self, other: RowCounts) -> RowCounts:
+        """Return the counts of both."""
+        return RowCounts(**{name: count + getattr(other, name) for name, count in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,8 @@ class MicroBatch:
     """Labels that the loss sees: the first token of a row has nothing to be predicted from."""
     num_truncated: int = 0
     """Rows that lost tokens to ``sequence_length``."""
+    told: RowCounts = RowCounts()
+    """What else is to be told of the rows."""
     trained_positions: torch.Tensor | None = None  # (num_trained_tokens,) int64
     """Positions in the flattened input whose next token is trained; None: every position but a row's last."""
 
@@ -71,6 +94,12 @@ def collate(examples: Sequence[Example], pad_id: int) -> MicroBatch:
         num_tokens=int(mask.sum()),
         num_trained_tokens=int((labels[:, 1:] != IGNORED).sum()),
         num_truncated=sum(example.truncated for example in examples),
+        told=RowCounts(
+            cut_tokens=sum(example.cut_before + example.cut_after for example in examples),
+            cut_answers=sum(example.cut_after > 0 for example in examples),
+            begun=sum(example.begun for example in examples),
+            ended=sum(example.ended for example in examples),
+        ),
         trained_positions=_trained_positions(labels),
     )
 
@@ -93,19 +122,26 @@ class TrainData:
         seed: int,
         conversation: ConversationTemplate | None = None,
     ) -> None:
-        """Take the rows; packed ones are encoded here. Examples need no tokenizer: it may be None.
+        """Take the rows, blank ones left out; packed ones are encoded here.
+
+        Examples need no tokenizer: it may be None.
 
         Raises:
             HarnessError: there is nothing to train on.
         """
+        if settings.sequence_length < 2:
+            raise HarnessError(NOTHING_PREDICTED)
         self._settings = settings
         self._seed = seed
         self._tokenizer = tokenizer
+        self._text = None if tokenizer is None else text_encoder(tokenizer)
         self._conversation = conversation
-        self._rows = rows
+        self._rows = _not_blank(rows, self._text)
+        self.num_blank = len(rows) - len(self._rows)
+        """Rows that hold nothing but special tokens, and were left out."""
         self._packed: list[Example] | None = None
         if settings.packing:
-            examples = [encode(row, tokenizer, settings, conversation) for row in rows]
+            examples = [encode(row, self._text, settings, conversation) for row in self._rows]
             packed = pack(examples, settings.sequence_length)
             self._packed = [example for example in packed if any(example.trained[1:])]
         if not len(self):
@@ -119,7 +155,7 @@ class TrainData:
         """Return one example; unpacked rows are encoded when they are asked for, so that a run starts at once."""
         if self._packed is not None:
             return self._packed[index]
-        return encode(self._rows[index], self._tokenizer, self._settings, self._conversation)
+        return encode(self._rows[index], self._text, self._settings, self._conversation)
 
     def num_steps(self, max_steps: int | None) -> int:
         """Return the optimizer steps of the run."""
@@ -138,7 +174,13 @@ class TrainData:
         order = self.order(first_step * size * accumulation)
         fill = pad_id(self._tokenizer)
         while True:
-            yield [collate([self.example(next(order)) for _ in range(size)], fill) for _ in range(accumulation)]
+            batches = [collate([self.example(next(order)) for _ in range(size)], fill) for _ in range(accumulation)]
+            if not any(batch.num_trained_tokens for batch in batches):
+                raise HarnessError(
+                    f"data set '{self._settings.data}': the {size * accumulation} rows of a step hold no token to "
+                    "train on; look at them with harness show-data"
+                )
+            yield batches
 
     def order(self, position: int = 0) -> Iterator[int]:
         """Yield the index of the example at a position of the run, of the next, and so on, for ever."""
@@ -156,11 +198,26 @@ def validation_batches(
     settings: TrainSettings,
     conversation: ConversationTemplate | None = None,
 ) -> list[MicroBatch]:
-    """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed."""
+    """Return the fixed held-out batch of a run: the first ``validation_rows`` rows, in micro-batches, never packed.
+
+    Raises:
+        HarnessError: they hold no token that is predicted.
+    """
     unpacked = settings.model_copy(update={"packing": False})
-    examples = [encode(row, tokenizer, unpacked, conversation) for row in rows[: settings.validation_rows]]
+    text = None if tokenizer is None else text_encoder(tokenizer)
+    examples = [encode(row, text, unpacked, conversation) for row in _not_blank(rows, text)[: settings.validation_rows]]
     size = settings.batch_size
-    return [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
+    batches = [collate(examples[i : i + size], pad_id(tokenizer)) for i in range(0, len(examples), size)]
+    if not any(batch.num_trained_tokens for batch in batches):
+        raise HarnessError(f"data set '{settings.data}': its held-out rows hold no token to take a loss of")
+    return batches
+
+
+def _not_blank(rows: Sequence[Row | Example], text: TextEncoder | None) -> Sequence[Row | Example]:
+    """Return the rows without those that hold nothing but special tokens; examples are taken as they are."""
+    if text is None:
+        return rows
+    return [row for row in rows if isinstance(row, Example) or not text.is_blank(row.output)]
 
 
 def general_batches(
@@ -171,6 +228,8 @@ def general_batches(
     Raises:
         HarnessError: as :func:`text_samples`.
     """
+    if settings.sequence_length < 2:
+        raise HarnessError(f"[general]: {NOTHING_PREDICTED}")
     samples = text_samples(texts, tokenizer, settings, "general")
     examples = [Example(tuple(ids), (True,) * len(ids)) for ids in samples]
     size = max(1, train.batch_size * train.sequence_length // settings.sequence_length)

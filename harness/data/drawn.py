@@ -3,42 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, overload
+from dataclasses import dataclass
+from typing import overload
 
 import torch
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.data.examples import Example, Row
-from harness.data.rows import load_rows
+from harness.data.rows import load_parts
+from harness.record_text import RowFacts
 from harness.settings import TrainSettings
 from harness.tensors.seeding import torch_generator
 
 
-def run_rows(
-    settings: TrainSettings,
-    dataset: DatasetSpec,
-    part: Literal["train", "validation"],
-    *,
-    vocab_size: int,
-    seed: int,
-) -> Sequence[Row | Example]:
-    """Return the rows of one part of a run's data; the parts share none.
+@dataclass(frozen=True)
+class RunRows:
+    """The rows of a run: those it trains on and those held out, which share none."""
+
+    train: Sequence[Row | Example]
+    validation: Sequence[Row | Example]
+    facts: RowFacts
+
+
+def run_rows(settings: TrainSettings, dataset: DatasetSpec, *, vocab_size: int, seed: int) -> RunRows:
+    """Return the rows of a run's data, and what is told of them.
 
     Args:
         settings: Say the length of the rows, and how many are held out.
         dataset: What is trained on.
-        part: Which rows.
         vocab_size: Of the model; drawn ids are below it.
         seed: Of the run.
 
     Raises:
-        HarnessError: as :func:`harness.data.rows.load_rows`.
+        HarnessError: as :func:`harness.data.rows.load_parts`.
     """
     if dataset.drawn is None:
-        return load_rows(dataset, part, validation_rows=settings.validation_rows)
+        parts = load_parts(dataset, settings.validation_rows)
+        return RunRows(parts.train, parts.validation, parts.facts)
     assert dataset.num_rows is not None
-    num_rows = dataset.num_rows if part == "train" else settings.validation_rows
-    return RandomTokens(num_rows=num_rows, length=settings.sequence_length, vocab_size=vocab_size, seed=seed, part=part)
+    length = settings.sequence_length
+    train, validation = (
+        RandomTokens(num_rows=num_rows, length=length, vocab_size=vocab_size, seed=seed, part=part)
+        for part, num_rows in (("train", dataset.num_rows), ("validation", settings.validation_rows))
+    )
+    return RunRows(train, validation, RowFacts(num_rows=len(train), num_held_out_rows=len(validation)))
 
 
 def rows_may_be_padded(settings: TrainSettings, dataset: DatasetSpec | None) -> bool:

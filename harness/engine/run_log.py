@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from harness.data.batches import MicroBatch
+from harness.data.batches import MicroBatch, RowCounts
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer
@@ -69,6 +69,8 @@ class RunLog:
         self._resumed_at: list[int] = []
         self._validation: list[tuple[int, float]] = []
         self._probe: ProbeResult | None = None
+        self.told = RowCounts()
+        """Of the rows trained on."""
 
     @property
     def activity(self) -> tuple[BlockActivity, ...]:
@@ -110,6 +112,7 @@ class RunLog:
         curve.trained_tokens.append(sum(batch.num_trained_tokens for batch in batches))
         curve.tokens.append(sum(batch.num_tokens for batch in batches))
         curve.truncated_rows.append(sum(batch.num_truncated for batch in batches))
+        self.told = sum((batch.told for batch in batches), self.told)
         curve.seconds.append(cost.seconds)
         curve.optimizer_seconds.append(cost.optimizer_seconds)
         held = self._optimizer.state_bytes()
@@ -186,6 +189,7 @@ class RunLog:
             "checkpoint_seconds": self._checkpoint_seconds,
             "resumed_at": self._resumed_at,
             "validation": self._validation,
+            "told": vars(self.told),
             "probe": None if self._probe is None else self._probe.model_dump(mode="json"),
         }
 
@@ -198,4 +202,5 @@ class RunLog:
         self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
         self._resumed_at = [*state["resumed_at"], step]
         self._validation = [(at, loss) for at, loss in state["validation"]]
+        self.told = RowCounts(**state.get("told", {}))  # a checkpoint of an older version holds none
         self._probe = None if state["probe"] is None else ProbeResult.model_validate(state["probe"])

@@ -6,54 +6,74 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import JsonValue
+from safetensors import SafetensorError
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
-from harness.data.batches import MicroBatch, TrainData, general_batches, validation_batches
+from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
-from harness.data.examples import Example, Row
 from harness.declaration import Declaration
+from harness.encoding import text_encoder
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
+from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
 from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_unchanged
 from harness.errors import HarnessError, Refused
+from harness.files import remove
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
-from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
-from harness.record_training import OutOfMemoryAt, TrainResult
+from harness.record import LOG_LINES, SCORED_OR_USELESS, MTBenchAnswers, Proof, Record, Score, Status
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
+from harness.record_training import OutOfMemoryAt, Phase, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding
+from harness.tensors.adapters import load_adapter
 from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
-from harness.tensors.loading import build_model, load_model, load_tokenizer, save_weights
+from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 
 
 @dataclass
 class _Outcome:
     train: TrainResult | None = None
+    rows: RowFacts | None = None
+    encoding: EncodingFacts | None = None
     scores: tuple[Score, ...] = ()
     proof: Proof | None = None
     items: str | None = None
     mt_bench: MTBenchAnswers | None = None
+    scoring: ScoringFacts | None = None
     weights: str | None = None
+    weights_held: bool = False
+    weights_error: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is scored, and kept."""
+
+    method: Method
+    model: nn.Module
+    tokenizer: Any
 
 
 @dataclass
@@ -64,24 +84,42 @@ class _Run:
     progress: Progress
     device: torch.device
     meter: PhaseMeter
+    record: Callable[..., Record]
+    """Returns the record as it is now, of a status, a reason and a log's tail."""
+    leave: Callable[[Record], None]
+    unscored: _Trained | None = None
+    """Trained, and not yet scored."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
-def execute(task: RunTask, progress: Progress) -> Record:
-    """Return the record of a run; never raises but for an interrupt that comes while the record is made."""
+def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] = lambda record: None) -> Record:
+    """Return the record of a run; never raises but for an interrupt that comes while the record is made.
+
+    Args:
+        task: The run, or weights to evaluate.
+        progress: Called with what is going on.
+        leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
+    """
     started_at = datetime.now(UTC)
     environment = describe_environment()
     device = default_device()
-    run = _Run(task, progress, device, PhaseMeter(device))
+
+    def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
+        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        return task.record(environment, started_at, status, reason, **parts)
+
+    run = _Run(task, progress, device, PhaseMeter(device), record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
     try:
-        if task.of is None:
+        if task.finishes is not None:
+            _finish(run, task.finishes)
+        elif task.of is None:
             _train_and_evaluate(run)
-            status, reason = _proven(run)
         else:
-            _evaluate_kept(run)
+            _evaluate(run, *_load_kept(run))
+        status, reason = _proven(run)
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -93,9 +131,20 @@ def execute(task: RunTask, progress: Progress) -> Record:
     except Exception as error:
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    return task.record(
-        environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
-    )
+    if run.unscored is not None and status not in SCORED_OR_USELESS:
+        _keep_unscored(run, run.unscored)
+    if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
+        reason = task.unscored(reason)
+    return record(status, reason, log_tail)
+
+
+def _phases(run: _Run) -> list[Phase]:
+    """Return what was measured; of a run that is finished now what it measured then, and its evaluation now."""
+    if run.task.finishes is None:
+        return list(run.meter.phases)
+    now = [phase for phase in run.meter.phases if phase.name != "load"]
+    names = {phase.name for phase in now}
+    return [*(phase for phase in run.task.finishes.phases if phase.name not in names), *now]
 
 
 def _proven(run: _Run) -> tuple[Status, str | None]:
@@ -133,20 +182,25 @@ def _train_and_evaluate(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         decoder = find_decoder(model, task.model)
-    trained = model if spec.train is None else _train(run, method, model, tokenizer, decoder)
-    _evaluate(run, trained, tokenizer)
+    trained = _Trained(
+        method, model if spec.train is None else _train(run, method, model, tokenizer, decoder), tokenizer
+    )
+    if spec.train is not None:
+        run.unscored = trained
     if task.keep_weights:
-        with meter.phase("save"):
-            run.progress("saving", 0, None)
-            _save(run, method, trained, tokenizer)
+        _keep(run, trained)
+    _evaluate(run, trained.model, tokenizer)
+    run.unscored = None
+    if task.keep_weights and run.outcome.weights_error is None:
+        _merge(run, trained, task.work_folder / WEIGHTS)
 
 
 def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
-    task, train = run.task, run.task.spec.train
-    dtype = train.dtype if train is not None else "fp32"
+    task, dtype = run.task, run.task.spec.dtype
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
+        run.outcome.encoding = text_encoder(tokenizer).facts()
         return load_model(task.model_folder, dtype, run.device), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
@@ -189,6 +243,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         # An out-of-memory or a divergence keeps what was seen until then.
         if loop.step:
             run.outcome.train = loop.result()
+            _tell_rows(run, loop.log.told)
         run.outcome.out_of_memory_at = loop.out_of_memory
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
@@ -215,20 +270,37 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
 
 
 def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) -> tuple[TrainData, list[MicroBatch]]:
-    def rows(part: Literal["train", "validation"]) -> Sequence[Row | Example]:
-        return run_rows(
-            settings,
-            run.task.datasets[settings.data],
-            part,
-            vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
-            seed=run.task.spec.seed,
-        )
-
+    rows = run_rows(
+        settings,
+        run.task.datasets[settings.data],
+        vocab_size=model.config.vocab_size,  # type: ignore[union-attr, arg-type]
+        seed=run.task.spec.seed,
+    )
     conversation = _conversation(run)
-    data = TrainData(rows("train"), tokenizer, settings, run.task.spec.seed, conversation)
-    if not settings.validation_rows:
-        return data, []
-    return data, validation_batches(rows("validation"), tokenizer, settings, conversation)
+    data = TrainData(rows.train, tokenizer, settings, run.task.spec.seed, conversation)
+    held_out = (
+        validation_batches(rows.validation, tokenizer, settings, conversation) if settings.validation_rows else []
+    )
+    told = sum((batch.told for batch in held_out), RowCounts())
+    counts = {
+        "num_rows": len(rows.train) - data.num_blank,
+        "num_blank_rows": (rows.facts.num_blank_rows or 0) + data.num_blank,
+        "num_validated_rows": sum(len(batch.input_ids) for batch in held_out),
+        "num_validated_cut_rows": sum(batch.num_truncated for batch in held_out),
+        "num_validated_cut_tokens": told.cut_tokens,
+    }
+    run.outcome.rows = rows.facts.model_copy(update=counts)
+    return data, held_out
+
+
+def _tell_rows(run: _Run, told: RowCounts) -> None:
+    """Keep what became of the rows that were trained on."""
+    if run.outcome.rows is not None:
+        cut = {"num_cut_tokens": told.cut_tokens, "num_cut_answers": told.cut_answers}
+        run.outcome.rows = run.outcome.rows.model_copy(update=cut)
+    if run.outcome.encoding is not None:
+        counts = {"num_rows_begun": told.begun, "num_rows_ended": told.ended}
+        run.outcome.encoding = run.outcome.encoding.model_copy(update=counts)
 
 
 def _conversation(run: _Run) -> ConversationTemplate | None:
@@ -333,9 +405,9 @@ def _block_scores(
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
-    if run.task.spec.evaluation.tasks:
+    if run.task.spec.evaluation.tasks and not run.outcome.scores:
         _score(run, model, tokenizer)
-    if run.task.spec.evaluation.mt_bench is not None:
+    if run.task.spec.evaluation.mt_bench is not None and run.outcome.mt_bench is None:
         _answer_mt_bench(run, model, tokenizer)
 
 
@@ -372,6 +444,12 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
+    told = {
+        "overruled_generation": answers.overruled,
+        "num_empty_answers": answers.num_empty,
+        "num_short_of_room": answers.num_short_of_room,
+    }
+    run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 
 def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
@@ -393,25 +471,78 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     file = run.task.work_folder / "items.jsonl.zst"
     write_items(file, evaluation.items)
     run.outcome.scores = evaluation.scores
+    run.outcome.scoring = evaluation.facts
     run.outcome.items = file.name
 
 
-def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
-    folder = run.task.work_folder / "weights"
-    adapter = method.adapter(model)
-    if adapter is not None:
-        adapter.save_pretrained(folder / "adapter", safe_serialization=True)  # type: ignore[operator]
-    save_weights(method.export(model), tokenizer, folder)
-    run.outcome.weights = folder.name
+def _keep(run: _Run, trained: _Trained) -> None:
+    """Keep the weights before they are scored; where the disk refuses, the scores are worth having all the same."""
+    folder = run.task.work_folder / WEIGHTS
+    with run.meter.phase("save"):
+        run.progress("saving", 0, None)
+        try:
+            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, run.task.model)
+        except (OSError, SafetensorError) as error:
+            remove(folder)
+            run.outcome.weights_error = f"the weights could not be kept: {first_line(error)}"
+            return
+    if whole:
+        run.outcome.weights = folder.name
+        run.leave(run.record("interrupted", run.task.unscored("ended before it was scored"), None))
 
 
-def _evaluate_kept(run: _Run) -> None:
-    task = run.task
+def _merge(run: _Run, trained: _Trained, folder: Path) -> None:
+    """Write the merged weights beside a kept adapter; the adapter stays where that fails."""
+    if not needs_merging(folder):
+        return
+    with run.meter.phase("merge"):
+        run.progress("merging", 0, None)
+        try:
+            keep_merged(trained.method, trained.model, folder)
+        except (OSError, SafetensorError) as error:
+            run.outcome.weights_error = f"the merged weights could not be kept: {first_line(error)}"
+            return
+    run.outcome.weights = run.outcome.weights or folder.name
+
+
+def _keep_unscored(run: _Run, trained: _Trained) -> None:
+    """Keep the weights of a run that could not be scored, whether or not anybody asked for them."""
+    asked = run.task.keep_weights
+    try:
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if run.outcome.weights is None and run.outcome.weights_error is None:
+            _keep(run, trained)
+        if run.outcome.weights_error is None and (asked or run.outcome.weights is None):
+            _merge(run, trained, run.task.work_folder / WEIGHTS)
+    except Exception as error:
+        run.outcome.weights_error = f"the weights could not be kept whole: {first_line(error)}"
+    run.outcome.weights_held = run.outcome.weights is not None and not asked
+
+
+def _load_kept(run: _Run) -> tuple[nn.Module, Any]:
+    """Return the model that was trained, as it is to be scored, and its tokenizer."""
     with run.meter.phase("load"):
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
-        if task.adapter_folder is not None:
-            from peft import PeftModel
+        if run.task.adapter_folder is not None:
+            model = load_adapter(model, run.task.adapter_folder)
+    return model, tokenizer
 
-            model = PeftModel.from_pretrained(model, task.adapter_folder)
+
+def _finish(run: _Run, done: Record) -> None:
+    """Score what a run had trained; whatever else it measured is its own, and scores that it had are not made again."""
+    task = run.task
+    taken = {part.name: getattr(done, part.name) for part in fields(_Outcome)}
+    run.outcome = _Outcome(**taken | {"out_of_memory_at": None})
+    model, tokenizer = _load_kept(run)
+    run.outcome.encoding = done.encoding or run.outcome.encoding  # what it counted in training
     _evaluate(run, model, tokenizer)
+    run.outcome.notes += (f"trained in a run that ended {done.status} on {done.started_at:%Y-%m-%d}, and scored later",)
+    run.outcome.weights_held = done.weights_held and not task.keep_weights
+    if run.outcome.weights_held:
+        run.outcome.weights, run.outcome.weights_held = None, False
+    elif task.adapter_folder is not None:
+        method_class = METHODS.get(task.spec.method)
+        method = method_class(method_class.Config.model_validate(task.spec.config))
+        _merge(run, _Trained(method, model, tokenizer), task.adapter_folder.parent)

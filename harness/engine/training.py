@@ -12,13 +12,14 @@ from torch import nn
 
 from harness.data.batches import MicroBatch
 from harness.engine.loss import loss_function
-from harness.engine.padding import needs_padding_mask
+from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
 from harness.engine.run_log import WARMUP_STEPS, RunLog, StepCost
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Stepping, Taken
 from harness.method import Method, ProbeRequest, RunContext, StepOptimizer
 from harness.record_training import OutOfMemoryAt, ProbeResult, TrainResult
+from harness.tensors.rotary import reset_rotation
 
 
 @torch.no_grad()
@@ -26,6 +27,7 @@ def mean_loss(model: nn.Module, batches: Sequence[MicroBatch], context: RunConte
     """Return the mean cross-entropy over the trained tokens of fixed batches, in nats, and the number of tokens."""
     was_training = model.training
     model.eval()
+    reset_rotation(model)
     device = next(model.parameters()).device
     summed, masked = loss_function(model, context), needs_padding_mask(model)
     total = sum(context.read_scalar(summed(model, batch.to(device, masked=masked))) for batch in batches)
@@ -56,6 +58,9 @@ class TrainingLoop:
             context: Of the run.
             laps: Those of the phase around :meth:`run`, None without CUDA.
             memory: Watches the steps; None: one that tracks the warm-up.
+
+        Raises:
+            Refused: as :func:`check_padded_rotation`.
         """
         self.model = model
         self.method = method
@@ -70,6 +75,7 @@ class TrainingLoop:
         self.step = 0
         """Optimizer steps done."""
         self._masked = needs_padding_mask(model)
+        check_padded_rotation(model, context.train)
 
     def run(
         self,
@@ -93,6 +99,7 @@ class TrainingLoop:
             Diverged: as :meth:`Stepping.take_step`.
         """
         self.model.train()
+        reset_rotation(self.model)
         gc.collect()
         while self.step < self.context.num_steps:
             start = time.perf_counter()

@@ -7,15 +7,22 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
 - What requests share is encoded once (:mod:`harness.evaluation.packing`): the context of several choices, and the
   few-shot prefix of many items, whose keys and values are kept. HFLM shares one-token continuations only.
 - Batches are made by length under a budget of padded tokens, halved for good when memory runs out.
+- Rows that padding would change are batched with rows of their own length alone: of architectures whose code was not
+  read (:mod:`harness.tensors.causality`), those that positions scaled by length rotate otherwise
+  (:mod:`harness.tensors.rotary`), and prompts to which the model's own generation settings apply. HFLM pads them.
+- A model whose outputs depend on what follows is refused; HFLM scores it as if they did not.
 - The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
-- An empty continuation is an error with a sentence instead of an ``assert``.
+- What a tokenizer puts behind every text is left out (:mod:`harness.encoding`); HFLM scores that alone.
+- An empty continuation is an error with a sentence instead of an ``assert``; one that is longer than the model's length
+  is scored in pieces, each behind what the model's length holds of the text before it.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -32,9 +39,14 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import DynamicCache
 
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
+from harness.evaluation.generation import acting_fields, num_together
+from harness.evaluation.looking_ahead import refuse_looking_ahead
 from harness.evaluation.packing import Family, Row, Scored, batches, plan_families, plan_rows
+from harness.tensors.causality import is_known_causal
 from harness.tensors.out_of_memory import is_out_of_memory
+from harness.tensors.rotary import reset_rotation, rotation_limit
 
 SHARING_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the decoders that take a 4D boolean mask and explicit positions under sdpa attention."""
@@ -113,15 +125,21 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self.on_progress = on_progress
         self.token_counts: list[tuple[int, int]] = []
         """Tokens of context and continuation of each request of the last call of :meth:`loglikelihood`."""
+        self.cut_requests: set[int] = set()
+        """Places of the requests of the last call whose context lost its beginning to the model's length."""
+        self.own_generation_fields: dict[str, Any] = {}
+        """Of the model's own generation settings those that acted in the last call of :meth:`generate_until`."""
         self.num_processed_tokens = 0
         """Tokens that went through the model for the last call, padding and what it wrote left out."""
         self.num_out_of_memory = 0
         """How often memory ran out, and the budget was halved."""
         self._device = torch.device(device)
-        self._prefix_text = tokenizer.decode(self.prefix_token_id)
+        self._text = text_encoder(tokenizer)
         self._encode = lru_cache(maxsize=32)(self._encode_afresh)
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
+        self._takes_padding = is_known_causal(model)
+        self._rotation_limit = rotation_limit(model)
 
     @property
     def eot_token_id(self) -> int:
@@ -135,7 +153,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return self.eot_token_id if bos is None else int(bos)
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Return the tokens of a text; None: the tokenizer's own special tokens, unless the text begins with them."""
+        """Return the tokens of a text; unless False, behind the tokenizer's beginning, which stands once."""
         return self._encode(string, add_special_tokens)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
@@ -144,6 +162,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """Return the log-likelihood of each text, in windows of the model's length where it is longer."""
+        self.cut_requests = set()
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -165,6 +184,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         """Return what the model writes after each context, up to the first stop text."""
         answers = [""] * len(requests)
         self.num_processed_tokens = 0
+        self.cut_requests, self.own_generation_fields = set(), {}
         groups: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
         for index, request in enumerate(requests):
             context, settings = request.args
@@ -179,44 +199,62 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                     f"a task generates up to {new_tokens} tokens, but the model's length is {self.max_length}; "
                     "there is no room for a prompt"
                 )
-            prompts = [
-                Scored(index, tuple(self.tok_encode(context)[-room:]), (self.eot_token_id,))
-                for index, context, _ in group
-            ]
-            for family in self._families(prompts):
-                self._answer(family, new_tokens, stops, settings, answers)
+            own = acting_fields(self.model, samples=bool(settings.get("do_sample")))
+            self.own_generation_fields |= {name: value for name, value in own.items() if name not in settings}
+            prompts = []
+            for index, context, _ in group:
+                tokens = self.tok_encode(context)
+                if len(tokens) > room:
+                    self.cut_requests.add(index)
+                prompts.append(Scored(index, tuple(tokens[-room:]), (self.eot_token_id,)))
+            longest = max(len(prompt.inputs) for prompt in prompts) + new_tokens
+            alike = self._takes_padding and not self.own_generation_fields and not self._is_long(longest)
+            for family in self._families(prompts) if alike else [Family((), prompts)]:
+                self._answer(family, new_tokens, stops, settings, answers, padded=alike)
         return answers
 
     def _encode_afresh(self, string: str, add_special_tokens: bool | None) -> list[int]:
-        if add_special_tokens is None and string.startswith(self._prefix_text):
-            add_special_tokens = False
-        kwargs = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **kwargs))
+        return self._text.bare(string) if add_special_tokens is False else self._text.ids(string)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = True, **kwargs: Any
     ) -> list[tuple[float, bool]]:
         self.token_counts = [(len(context), len(continuation)) for _, context, continuation in requests]
-        return self._score(requests, lambda index: index)
+        self.cut_requests = {
+            index for index, counts in enumerate(self.token_counts) if sum(counts) > self.max_length + 1
+        }
+        pieces = [
+            (owner, piece) for owner, request in enumerate(requests) for piece in _pieces(request, self.max_length)
+        ]
+        found = self._score([piece for _, piece in pieces], lambda index: pieces[index][0])
+        results = [(0.0, True)] * len(requests)
+        for (owner, _), (value, greedy) in zip(pieces, found, strict=True):
+            results[owner] = (results[owner][0] + value, results[owner][1] and greedy)
+        return results
 
     def _score(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], reported_as: Callable[[int], int]
     ) -> list[tuple[float, bool]]:
         """Return sum of log-probabilities and greediness of each (text, context tokens, continuation tokens)."""
+        if not self._takes_padding:
+            refuse_looking_ahead(self.model, self._device)
         sequences = [self._sequence(index, *request) for index, request in enumerate(requests)]
-        shares = self._takes_tree_masks(sequences)
+        alike = [one for one in sequences if self._takes_padding and not self._is_long(len(one.inputs))]
+        others = [one for one in sequences if not self._takes_padding or self._is_long(len(one.inputs))]
+        shares = self._takes_tree_masks(alike)
         room, tokens_per_key = (max(self.batch_tokens, MIN_ROW_TOKENS), self._tokens_per_key()) if shares else (0, 0.0)
         pending = deque(
-            (family.stem, family.rows(row_tokens=room, tokens_per_key=tokens_per_key))
-            for family in self._families(sequences)
+            (family.stem, family.rows(row_tokens=room, tokens_per_key=tokens_per_key), True)
+            for family in self._families(alike)
         )
+        pending.append(((), plan_rows(others, row_tokens=0, tokens_per_key=0.0), False))
         results: list[tuple[float, bool]] = [(float("nan"), False)] * len(requests)
         self.num_processed_tokens = 0
         while pending:
-            tokens, rows = pending.popleft()
+            tokens, rows, padded = pending.popleft()
             stem: StemCache | None = None
             while rows:
-                batch = next(batches(rows, self.batch_tokens, len(tokens)))
+                batch = next(batches(rows, self.batch_tokens, len(tokens), padded=padded))
                 indivisible = len(batch) == 1 and batch[0].is_chain and not tokens
                 try:
                     stem = stem or self._encode_stem(tokens)
@@ -230,7 +268,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                     self._back_off()
                     if len(batch) == 1:  # the last resort: its sequences one by one, from their first token
                         alone = [sequences[index] for index, _, _ in batch[0].scored]
-                        pending.append(((), plan_rows(alone, row_tokens=0, tokens_per_key=0.0)))
+                        pending.append(((), plan_rows(alone, row_tokens=0, tokens_per_key=0.0), padded))
                         rows = rows[1:]
                     continue
                 for index, value, greedy in scores:
@@ -250,13 +288,13 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             raise HarnessError(
                 f"request {index} has an empty context or continuation after tokenisation: {text!r:.120}"
             )
-        if len(continuation) > self.max_length:
-            raise HarnessError(
-                f"request {index} has a continuation of {len(continuation)} tokens, longer than the model's length "
-                f"{self.max_length}: {text!r:.120}"
-            )
+        assert len(continuation) <= self.max_length
         inputs = (context + continuation)[-(self.max_length + 1) :][:-1]
         return Scored(index, tuple(inputs), tuple(continuation))
+
+    def _is_long(self, num_tokens: int) -> bool:
+        """Return whether a row of so many tokens is rotated otherwise than shorter ones, and must not be beside one."""
+        return self._rotation_limit is not None and num_tokens > self._rotation_limit
 
     def _takes_tree_masks(self, sequences: Sequence[Scored]) -> bool:
         config = self.model.config
@@ -336,13 +374,17 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         if stem is not None or not chains:
             visible = np.ones((1 if chains else len(batch), 1, longest, before + longest), dtype=np.bool_)
             visible[..., before:] = np.tri(longest, dtype=np.bool_)
-            positions = np.broadcast_to(np.arange(before, before + longest), tokens.shape).copy()
-            for number, row in enumerate(batch if not chains else ()):
+            positions = np.full(tokens.shape, before)  # of padding: none that a row does not reach, lest it is scaled
+            for number, row in enumerate(batch):
                 length = len(row.tokens)
-                visible[number, 0, :length, before : before + length] = row.visible()
+                if not chains:
+                    visible[number, 0, :length, before : before + length] = row.visible()
                 positions[number, :length] = row.positions
             inputs["attention_mask"] = torch.from_numpy(visible).to(self._device)
             inputs["position_ids"] = torch.from_numpy(positions).to(self._device)
+        elif not self._takes_padding:
+            inputs["attention_mask"] = torch.ones(tokens.shape, dtype=torch.int64, device=self._device)
+        reset_rotation(self.model)
         keep = torch.from_numpy(kept).to(self._device)
         if self._keeps_logits:
             return self.model(**inputs, logits_to_keep=keep).logits  # type: ignore[no-any-return]
@@ -364,13 +406,21 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         return values.double().cpu().numpy(), torch.cat(best)[where].cpu().numpy()
 
     def _answer(
-        self, family: Family, new_tokens: int, stops: list[str], settings: dict[str, Any], answers: list[str]
+        self,
+        family: Family,
+        new_tokens: int,
+        stops: list[str],
+        settings: dict[str, Any],
+        answers: list[str],
+        *,
+        padded: bool,
     ) -> None:
         """Generate after each prompt of a family, the longest first, and write what came into ``answers``."""
         prompts = sorted(family.sequences, key=lambda prompt: (-len(prompt.inputs), prompt.index))
         stem: StemCache | None = None
         while prompts:
-            batch = prompts[: max(1, self.batch_tokens // (len(prompts[0].inputs) + new_tokens))]
+            lengths = [len(prompt.inputs) for prompt in prompts]
+            batch = prompts[: num_together(lengths, self.batch_tokens // (lengths[0] + new_tokens), padded=padded)]
             try:
                 stem = stem or self._encode_stem(family.stem)
                 texts = self._generate([prompt.inputs for prompt in batch], stem, new_tokens, stops, settings)
@@ -415,15 +465,19 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             settings = {key: value for key, value in settings.items() if key != "temperature"}
         if stem is not None:
             settings = {**settings, "past_key_values": stem.copy_for(len(prompts))}
-        written = self.model.generate(
-            input_ids=tokens.to(self._device),
-            attention_mask=mask.to(self._device),
-            max_new_tokens=new_tokens,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
-            pad_token_id=pad,
-            use_cache=True,
-            **settings,
-        )
+        if "stop_strings" in self.own_generation_fields:
+            settings = {**settings, "tokenizer": self.tokenizer}
+        reset_rotation(self.model)
+        with _naming(self.own_generation_fields):
+            written = self.model.generate(
+                input_ids=tokens.to(self._device),
+                attention_mask=mask.to(self._device),
+                max_new_tokens=new_tokens,
+                stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
+                pad_token_id=pad,
+                use_cache=True,
+                **settings,
+            )
         texts = self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
         return [postprocess_generated_text(text, stops, None) for text in texts]
 
@@ -436,3 +490,28 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     def _report(self, indices: Sequence[int]) -> None:
         if self.on_progress is not None:
             self.on_progress(indices)
+
+
+@contextmanager
+def _naming(own_fields: Mapping[str, Any]) -> Iterator[None]:
+    """Say of which of the model's own settings it is that transformers refuses to generate."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not own_fields:
+            raise
+        raise HarnessError(
+            f"the model's own generation settings ({', '.join(own_fields)}) cannot be used: "
+            f"{str(error).splitlines()[0]}; take them out of its generation_config.json"
+        ) from error
+
+
+def _pieces(request: tuple[Any, list[int], list[int]], max_length: int) -> Iterator[tuple[Any, list[int], list[int]]]:
+    """Yield a request, or parts of its continuation, each behind what stands before it, that the model's length holds.
+
+    A part is half the model's length, so that as much or more is seen before each of its tokens but those of the first.
+    """
+    text, context, continuation = request
+    size = len(continuation) if len(continuation) <= max_length else max(1, max_length // 2)
+    for first in range(0, max(1, len(continuation)), max(1, size)):
+        yield text, context + continuation[:first], continuation[first : first + size]

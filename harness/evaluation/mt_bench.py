@@ -7,8 +7,12 @@ Reference: fschat 0.2.36, llm_judge/gen_model_answer.py, ``get_model_answers``: 
 - Questions are answered in batches, padded on the left. Each answer draws from a random stream of its own, named by
   question and turn, so that the others of its batch do not touch it; FastChat seeds the global generator once a
   question.
-- Sampling is temperature and the 50 likeliest tokens, the default of transformers that FastChat inherits; a model's own
-  ``generation_config`` is asked for its end-of-sequence tokens alone, so that all models are sampled alike.
+- Sampling is temperature and the 50 likeliest tokens, the default of transformers that FastChat inherits. A model's own
+  ``generation_config`` gives its end-of-sequence tokens and is taken away while answers are generated
+  (:mod:`harness.evaluation.generation`), so that all models are sampled alike; FastChat lets its penalties, beams and
+  limits act.
+- A turn has the room that its own prompt leaves in the model's length, whatever shares its batch; a prompt that leaves
+  none is an error. FastChat generates beyond the model's length.
 - An answer stops at the template's stops as soon as they come; FastChat generates on and cuts there.
 - What goes wrong is an error; FastChat writes the answer ``ERROR``.
 """
@@ -24,12 +28,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import JsonValue
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 from harness.assets.mt_bench import NUM_TURNS, Question
 from harness.conversation import ConversationTemplate
+from harness.encoding import text_encoder
 from harness.errors import HarnessError
+from harness.evaluation.generation import acting_fields, end_tokens, num_together, protocol_alone, until_end
 from harness.files import said_as, write_file
+from harness.tensors.causality import is_known_causal
+from harness.tensors.rotary import reset_rotation, rotation_limit
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -60,6 +69,12 @@ class Answers:
     """One a question, in FastChat's fields, in the order of the questions."""
     num_cut: int
     """Turns that ended at the limit of new tokens."""
+    num_short_of_room: int
+    """Turns whose prompt left fewer tokens for an answer than ``max_new_tokens``."""
+    num_empty: int
+    """Turns to which nothing was answered."""
+    overruled: dict[str, JsonValue]
+    """Of the model's own generation settings those that would have acted."""
 
 
 @dataclass
@@ -102,9 +117,10 @@ def answer_questions(
         HarnessError: a prompt leaves no room for an answer in the model's length.
     """
     generation = _Generation(model, tokenizer, template, max_new_tokens)
+    encoder = text_encoder(tokenizer)
     turns: dict[int, list[str]] = {question.question_id: [] for question in questions}
     histories: dict[int, list[str]] = {question.question_id: [] for question in questions}
-    total, num_cut = NUM_TURNS * len(questions), 0
+    total, num_cut, num_short = NUM_TURNS * len(questions), 0, 0
     training = model.training
     model.eval()
     try:
@@ -114,13 +130,13 @@ def answer_questions(
                 history = histories[question.question_id]
                 history.append(question.turns[turn])
                 temperature = TEMPERATURES.get(question.category, OTHER_TEMPERATURE)
-                ids = list(tokenizer(template.render(history))["input_ids"])
+                ids = encoder.ids(template.render(history))
                 stream = f"generation/mt_bench/{question.question_id}/{turn + 1}"
                 asks.append(_Ask(question, turn, ids, generator(stream), temperature))
             asks.sort(key=lambda ask: len(ask.ids), reverse=True)
+            num_short += sum(generation.room(ask) < max_new_tokens for ask in asks)
             while asks:
-                rows = max(1, batch_tokens // (len(asks[0].ids) + max_new_tokens))
-                batch = asks[:rows]
+                batch = asks[: generation.num_together(asks, batch_tokens)]
                 states = [ask.generator.get_state() for ask in batch]
                 try:
                     answers = generation.answer(batch)
@@ -153,6 +169,9 @@ def answer_questions(
             for question in questions
         ),
         num_cut,
+        num_short,
+        sum(not text for both in turns.values() for text in both),
+        acting_fields(model, samples=any(TEMPERATURES.get(q.category, OTHER_TEMPERATURE) for q in questions)),
     )
 
 
@@ -178,45 +197,67 @@ class _Generation:
         missing = [token for token, number in known.items() if number in (None, tokenizer.unk_token_id)]
         self._stop_ids = {*template.stop_token_ids, *(known[token] for token in known if token not in missing)}
         self._stop_strings = (*template.stop_strings, *missing)
-        self._eos_ids = _end_tokens(model, tokenizer)
+        self._eos_ids = end_tokens(model, tokenizer)
+        self._takes_padding, self._rotation_limit = is_known_causal(model), rotation_limit(model)
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._eos_ids)
+
+    def room(self, ask: _Ask) -> int:
+        """Return how many tokens a prompt leaves in the model's length.
+
+        Raises:
+            HarnessError: none.
+        """
+        room = int(self._model.config.max_position_embeddings) - len(ask.ids)
+        if room < 1:
+            raise HarnessError(
+                f"question {ask.question.question_id}: its prompt has {len(ask.ids)} tokens, as many as the model's "
+                "length or more; lower max_new_tokens, so that the first turn leaves room"
+            )
+        return room
+
+    def num_together(self, asks: Sequence[_Ask], batch_tokens: int) -> int:
+        """Return how many of the first prompts, the longest first, are answered at once and each as if it were alone.
+
+        Padding is for prompts that all have room for a whole answer, and positions that are rotated alike.
+        """
+        whole = len(asks[0].ids) + self._max_new_tokens
+        padded = (
+            self._takes_padding
+            and self.room(asks[0]) >= self._max_new_tokens
+            and (self._rotation_limit is None or whole <= self._rotation_limit)
+        )
+        return num_together([len(ask.ids) for ask in asks], batch_tokens // whole, padded=padded)
 
     @torch.no_grad()
     def answer(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
         """Return the text of each answer, and whether it ended at the limit of new tokens."""
         longest = max(len(ask.ids) for ask in batch)
-        room = self._model.config.max_position_embeddings - longest
-        if room < 1:
-            question = max(batch, key=lambda ask: len(ask.ids)).question.question_id
-            raise HarnessError(
-                f"question {question}: its prompt has {longest} tokens, as many as the model's length or more; "
-                "lower max_new_tokens, so that the first turn leaves room"
-            )
+        room = min(self.room(ask) for ask in batch)
         tokens = torch.full((len(batch), longest), self._pad, dtype=torch.int64)
         mask = torch.zeros_like(tokens)
         for row, ask in enumerate(batch):
             tokens[row, longest - len(ask.ids) :] = torch.tensor(ask.ids)
             mask[row, longest - len(ask.ids) :] = 1
         stop = _StopStrings(self._tokenizer, self._stop_strings, longest)
-        written = self._model.generate(
-            input_ids=tokens.to(self._device),
-            attention_mask=mask.to(self._device),
-            generation_config=GenerationConfig(
-                max_new_tokens=min(self._max_new_tokens, room),
-                do_sample=False,
-                eos_token_id=sorted(self._eos_ids | self._stop_ids),
-                pad_token_id=self._pad,
-            ),
-            logits_processor=LogitsProcessorList([_Sampling(batch)]),
-            stopping_criteria=StoppingCriteriaList([stop] if self._stop_strings else []),
-        )
+        reset_rotation(self._model)
+        with protocol_alone(self._model):
+            written = self._model.generate(
+                input_ids=tokens.to(self._device),
+                attention_mask=mask.to(self._device),
+                generation_config=GenerationConfig(
+                    max_new_tokens=min(self._max_new_tokens, room),
+                    do_sample=False,
+                    eos_token_id=sorted(self._eos_ids | self._stop_ids),
+                    pad_token_id=self._pad,
+                ),
+                logits_processor=LogitsProcessorList([_Sampling(batch)]),
+                stopping_criteria=StoppingCriteriaList([stop] if self._stop_strings else []),
+            )
         return [self._cut(row.tolist()) for row in written[:, longest:]]
 
     def _cut(self, ids: list[int]) -> tuple[str, bool]:
         """Return the answer in what was generated, cut as FastChat cuts it, and whether nothing had ended it."""
-        ends = self._eos_ids | self._stop_ids
-        end = next((place for place, token in enumerate(ids) if token in ends), None)
-        ids = ids[:end]
+        ids, ended = until_end(ids, self._eos_ids | self._stop_ids)
         text = str(self._tokenizer.decode(ids, spaces_between_special_tokens=False))
         stops = [place for stop in self._stop_strings if (place := text.find(stop)) > 0]
         if stops:
@@ -224,7 +265,7 @@ class _Generation:
         for token in self._tokenizer.special_tokens_map.values():
             for special in token if isinstance(token, list) else [token]:
                 text = text.replace(str(special), "")
-        return text.strip(), end is None and not stops
+        return text.strip(), not ended and not stops
 
 
 class _Sampling(LogitsProcessor):  # type: ignore[misc]
@@ -273,13 +314,3 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
             return False
         text = self._tokenizer.decode(ids, spaces_between_special_tokens=False)
         return any(text.find(stop) > 0 for stop in self._stops)
-
-
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
-    """Return the tokens that end a sequence: the tokenizer's and those of the model's generation config."""
-    own = model.generation_config.eos_token_id
-    listed = own if isinstance(own, list) else [own]
-    ends = {int(token) for token in (*listed, tokenizer.eos_token_id) if token is not None}
-    if not ends:
-        raise HarnessError("the tokenizer has no end-of-sequence token, at which an answer ends")
-    return ends

@@ -143,13 +143,22 @@ def plan_rows(sequences: Sequence[Scored], *, row_tokens: int, tokens_per_key: f
     return rows
 
 
-def batches(rows: Sequence[Row], batch_tokens: int, stem_tokens: int = 0) -> Iterator[list[Row]]:
-    """Yield the rows in order, as many at once as fit in ``batch_tokens`` with padding; at least one."""
+def batches(
+    rows: Sequence[Row], batch_tokens: int, stem_tokens: int = 0, *, padded: bool = True
+) -> Iterator[list[Row]]:
+    """Yield the rows in order, as many at once as fit in ``batch_tokens`` with padding; at least one.
+
+    Args:
+        rows: In order of their length, the longest first.
+        batch_tokens: Padded tokens of one forward pass.
+        stem_tokens: Of the stem before all of them.
+        padded: False: rows of one length alone share a batch.
+    """
     batch: list[Row] = []
     longest = 0
     for row in rows:
         width = max(longest, len(row.tokens)) + stem_tokens // STEM_TOKENS_PER_TOKEN
-        if batch and width * (len(batch) + 1) > batch_tokens:
+        if batch and (width * (len(batch) + 1) > batch_tokens or not (padded or len(row.tokens) == longest)):
             yield batch
             batch, longest = [], 0
         batch.append(row)

@@ -12,8 +12,8 @@ import io
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,11 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from harness.errors import HarnessError
 from harness.evaluation.groups import with_groups
 from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.shots import items_among_their_shots, metrics_behind_exact_match
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.files import read_bytes, said_as, write_file
 from harness.record import Score
+from harness.record_text import ScoringFacts
 from harness.settings import EvaluationSettings
 from harness.tensors.seeding import fenced
 
@@ -44,6 +46,46 @@ class Evaluation:
     scores: tuple[Score, ...]
     items: list[dict[str, Any]]
     """One plain JSON object an item: task, index, doc_hash, prompt_hash, target, metrics, and the model's answer."""
+    facts: ScoringFacts
+    """What a reader of the scores has to know of them."""
+
+
+def _no_items() -> dict[str, set[int]]:
+    return defaultdict(set)
+
+
+@dataclass
+class _Noted:
+    """What is seen while requests are answered; items by task."""
+
+    tokens: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Of context and continuation, by the ``id`` of a request."""
+    cut: dict[str, set[int]] = field(default_factory=_no_items)
+    """A context lost its beginning."""
+    long: dict[str, set[int]] = field(default_factory=_no_items)
+    """A continuation is longer than the model's length."""
+    tied: dict[str, set[int]] = field(default_factory=_no_items)
+    """Several choices are the likeliest."""
+    shown: dict[str, set[int]] = field(default_factory=_no_items)
+    """The question stands among the examples of its prompt."""
+    behind_exact_match: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Metrics that several targets change, by task."""
+    own_generation: dict[str, Any] = field(default_factory=dict)
+
+    def facts(self) -> ScoringFacts:
+        """Return them for the record."""
+
+        def counts(found: Mapping[str, set[int]]) -> dict[str, int]:
+            return {task: len(items) for task, items in found.items()}
+
+        return ScoringFacts(
+            cut_contexts=counts(self.cut),
+            long_continuations=counts(self.long),
+            tied_items=counts(self.tied),
+            questions_in_shots=counts(self.shown),
+            repeated_answers=self.behind_exact_match,
+            own_generation=self.own_generation,
+        )
 
 
 def evaluate(
@@ -78,15 +120,19 @@ def evaluate(
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that lm-eval does not let one switch off
                 task.build_all_requests(limit=settings.limit)
         lm = HarnessLM(model, tokenizer, device=device, batch_tokens=settings.batch_tokens)
-        tokens = _answer(lm, [instance for task in tasks.values() for instance in task.instances], progress)
+        noted = _answer(lm, [instance for task in tasks.values() for instance in task.instances], progress)
         scores: list[Score] = []
         items: list[dict[str, Any]] = []
         for name, task in tasks.items():
             task.apply_filters()
-            found = _items(name, task, settings.limit, tokens)
+            if shown := items_among_their_shots(task):
+                noted.shown[name] = shown
+            if metrics := metrics_behind_exact_match(task):
+                noted.behind_exact_match[name] = metrics
+            found = _items(name, task, settings.limit, noted)
             items.extend(found)
             scores.extend(_scores(name, task, found))
-        return Evaluation(tuple(with_groups(settings, tasks, scores)), items)
+        return Evaluation(tuple(with_groups(settings, tasks, scores)), items, noted.facts())
 
 
 def write_items(path: Path, items: Sequence[dict[str, Any]]) -> None:
@@ -114,12 +160,10 @@ def read_items(path: Path) -> list[dict[str, Any]]:
         raise HarnessError(f"{path}: is no file of items, or was cut off ({error})") from error
 
 
-def _answer(
-    lm: HarnessLM, instances: Sequence[Instance], progress: Callable[[int, int], None] | None
-) -> dict[int, tuple[int, int]]:
-    """Have the model answer every request; return the tokens of context and continuation by the request's ``id``."""
+def _answer(lm: HarnessLM, instances: Sequence[Instance], progress: Callable[[int, int], None] | None) -> _Noted:
+    """Have the model answer every request; return what is seen meanwhile."""
     left = Counter((instance.task_name, instance.doc_id) for instance in instances)
-    total, tokens = len(left), {}
+    total, noted = len(left), _Noted()
     kinds: dict[str, list[Instance]] = defaultdict(list)
     for instance in instances:
         kinds[instance.request_type].extend([instance] * (instance.repeats or 1))
@@ -137,12 +181,19 @@ def _answer(
         lm.on_progress = answered
         for request, response in zip(requests, getattr(lm, kind)(requests), strict=True):
             request.resps.append(response)
+        for index in lm.cut_requests:
+            noted.cut[str(requests[index].task_name)].add(requests[index].doc_id)
+        if kind == "generate_until":
+            noted.own_generation |= lm.own_generation_fields
         if kind == "loglikelihood":
-            tokens.update({id(request): pair for request, pair in zip(requests, lm.token_counts, strict=True)})
-    return tokens
+            for request, pair in zip(requests, lm.token_counts, strict=True):
+                noted.tokens[id(request)] = pair
+                if pair[1] > lm.max_length:
+                    noted.long[str(request.task_name)].add(request.doc_id)
+    return noted
 
 
-def _items(name: str, task: Task, limit: int | None, tokens: dict[int, tuple[int, int]]) -> list[dict[str, Any]]:
+def _items(name: str, task: Task, limit: int | None, noted: _Noted) -> list[dict[str, Any]]:
     """Return the outcome of every item of a task whose requests are answered and filtered."""
     requests: dict[int, list[Instance]] = defaultdict(list)
     for instance in task.instances:
@@ -166,16 +217,24 @@ def _items(name: str, task: Task, limit: int | None, tokens: dict[int, tuple[int
             "metrics": metrics,
         }
         if asked[0].request_type == "loglikelihood":
-            pairs = [tokens[id(instance)] for instance in asked]
+            pairs = [noted.tokens[id(instance)] for instance in asked]
             item["loglikelihoods"] = [float(instance.resps[0][0]) for instance in asked]
             item["greedy"] = [bool(instance.resps[0][1]) for instance in asked]
             item["num_context_tokens"] = [context for context, _ in pairs]
             item["num_continuation_tokens"] = [continuation for _, continuation in pairs]
             _check_finite(item["loglikelihoods"], f"task '{name}', item {index}: the log-likelihood of a choice")
+            if _has_tie(asked[: len(asked) // 2] if "acc_mutual_info" in metrics else asked):
+                noted.tied[name].add(index)
         else:
             item["responses"] = [[_plain(response) for response in instance.resps] for instance in asked]
         items.append(item)
     return items
+
+
+def _has_tie(choices: Sequence[Instance]) -> bool:
+    """Return whether different choices are the likeliest to the last bit: equal ones are scored once."""
+    likeliest = max(float(choice.resps[0][0]) for choice in choices)
+    return len({choice.args for choice in choices if float(choice.resps[0][0]) == likeliest}) > 1
 
 
 def _scores(name: str, task: Task, items: Sequence[dict[str, Any]]) -> list[Score]:

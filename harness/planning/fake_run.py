@@ -25,7 +25,7 @@ from harness.data.examples import Example
 from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
-from harness.engine.padding import needs_padding_mask
+from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.step_memory import using_up
 from harness.engine.stepping import Stepping
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -36,6 +36,7 @@ from harness.spec import RunSpec
 from harness.tensors.decoder import active_blocks, find_decoder
 from harness.tensors.loading import build_model
 from harness.tensors.optimizer_state import on_every_parameter
+from harness.tensors.rotary import hold_rotation
 from harness.tensors.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 
 SIMULATED_MICRO_BATCHES = 2
@@ -166,6 +167,8 @@ class FakeRun:
             self.model, other_attention=(attention,)
         )
         """Whether the batch brings a mask."""
+        check_padded_rotation(self.model, spec.train)
+        hold_rotation(self.model)
         _replace_by_fakes(self.model, self._fake)
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)

@@ -33,6 +33,7 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import PACKAGED
 from harness.catalogue.resolved import packaged_catalogue
+from harness.checkpoint_files import check_checkpoint
 from harness.data import packaged as packaged_rows
 from harness.data.rows import load_rows
 from harness.errors import HarnessError, near_miss
@@ -271,6 +272,7 @@ def _packaged_model(spec: BaseModelSpec) -> PackagedModel:
 def _check_model_folder(folder: Path, name: str) -> None:
     if not folder.is_dir():
         raise HarnessError(f"model '{name}': {folder}: there is no such folder")
+    check_checkpoint(folder)
     if not (folder / "config.json").is_file() or not any(folder.glob("*.safetensors")):
         raise HarnessError(
             f"model '{name}': {folder}: has no config.json or no *.safetensors; expected a folder that from_pretrained "

@@ -6,7 +6,6 @@ without any, for planning.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from safetensors import SafetensorError
 from torch import nn
 
 from harness.catalogue.models import BaseModelSpec
+from harness.checkpoint_files import check_checkpoint
 from harness.errors import HarnessError
-from harness.files import make_folder, sync_tree
 from harness.tensors.dtypes import DTYPES
+from harness.tensors.fitting import misfit
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 """What transformers raises of a folder whose files are damaged or of other types than it expects."""
@@ -48,27 +48,32 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
         device: Where the weights go.
 
     Raises:
-        HarnessError: it cannot be read, or is not a causal language model.
+        HarnessError: it cannot be read, is not a causal language model, or lacks tensors, has others or such of other
+            shapes: transformers would fill random values in.
     """
     from transformers import AutoModelForCausalLM
 
-    _check_index(folder)
+    check_checkpoint(folder)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
             attn_implementation="sdpa",
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
     except UNREADABLE as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
+    assert isinstance(model, nn.Module)
+    if fault := misfit(model, found):
+        raise HarnessError(f"{folder}: {fault}")
     model.to(device)
     model.eval()
-    assert isinstance(model, nn.Module)
     return model
 
 
@@ -122,27 +127,6 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, 
     model.eval()
     assert isinstance(model, nn.Module)
     return model
-
-
-def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save what ``from_pretrained`` loads, durably: safetensors, config and tokenizer."""
-    make_folder(folder)
-    model.save_pretrained(folder, safe_serialization=True)
-    tokenizer.save_pretrained(folder)
-    sync_tree(folder)
-
-
-def _check_index(folder: Path) -> None:
-    """Refuse an index that names pickled weights, which transformers would then load all the same."""
-    file = folder / "model.safetensors.index.json"
-    try:
-        names = set(json.loads(file.read_text(encoding="utf-8"))["weight_map"].values())
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise HarnessError(f"{file}: is no index of weights: {_first_line(error)}") from error
-    if others := sorted(str(name) for name in names if not str(name).endswith(".safetensors")):
-        raise HarnessError(f"{file}: names {others[0]}, which is no safetensors file; pickled weights are not read")
 
 
 def _first_line(error: BaseException) -> str:

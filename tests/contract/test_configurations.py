@@ -47,7 +47,7 @@ def test_the_labels_say_what_the_sources_say():
     assert (code["update_gap_counter"], code["projector"], code["interval_steps"]) == ("parameter", "svd", 50)
     assert values["ows-lowrank"] == owlore
     assert values["ows-fullrank"]["projected"] is False
-    assert (values["lisa-paper"]["sampling"], values["lisa-paper"]["state_policy"]) == ("bernoulli", "drop")
+    assert (values["lisa-paper"]["sampling"], values["lisa-paper"]["reset_each_period"]) == ("bernoulli", True)
     assert values["lisa-d"]["probability"] == "decrease"
     for key in ("active_layers", "interval_steps"):
         assert values["lisa-matched"][key] == owlore[key]

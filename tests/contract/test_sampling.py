@@ -111,7 +111,7 @@ def test_state_bytes_after_50_resamples_are_the_predicted_ones(tiny, name, polic
     options = {"interval_steps": 1, "moment_dtype": "fp32", "state_policy": policy, "returning_step_counter": counter}
     if name == "owlore":
         options["projector_dtype"] = "fp32"
-    run = tiny.start(name, **options)
+    run = tiny.start(name, **options, reset_each_period=False)
     decoder = run.context.decoder
     others = full_bytes([decoder.embedding.weight, decoder.head.weight, decoder.final_norm.weight])
     each = block_state_bytes(run)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from harness.data.batches import IGNORED, TrainData, collate, general_batches, validation_batches
-from harness.data.examples import encode, pack
+from harness.data.batches import IGNORED, RowCounts, TrainData, collate, general_batches, validation_batches
+from harness.data.examples import Example, encode, pack
 from harness.errors import HarnessError
 from harness.settings import GeneralTextSettings
 from tests.records import TRAIN
@@ -127,6 +127,57 @@ def test_steps_follow_from_epochs_rows_and_accumulation(tokenizer: Any) -> None:
 def test_nothing_to_train_on_is_one_sentence(tokenizer: Any) -> None:
     with pytest.raises(HarnessError, match="no example with a token to train on"):
         TrainData([], tokenizer, TRAIN, seed=1)
+
+
+def test_rows_of_special_tokens_alone_are_left_out_before_batching(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"prompt": "as_is", "loss_on": "all", "batch_size": 1})
+    given = [Row("", text) for text in ("</s>", "a", "<s></s>\n", "b", "</s>", "c")]
+    data = TrainData(given, tokenizer, settings, seed=1)
+    assert (len(data), data.num_blank) == (3, 3)
+    for (batch,) in islice(data.step_batches(), 9):
+        assert batch.num_trained_tokens == 1
+    with pytest.raises(HarnessError, match="no example with a token to train on"):
+        TrainData(given[:1], tokenizer, settings, seed=1)
+    held = validation_batches(given, tokenizer, settings.model_copy(update={"validation_rows": 2}))
+    assert [batch.input_ids.tolist() for batch in held] == [[[97 - 33, EOS]], [[98 - 33, EOS]]]
+    with pytest.raises(HarnessError, match="its held-out rows hold no token"):
+        validation_batches(given[:1], tokenizer, settings.model_copy(update={"validation_rows": 1}))
+
+
+def test_a_step_without_a_token_to_train_on_is_never_a_loss_of_nothing(tokenizer: Any) -> None:
+    data = TrainData([Example((5, 6), (False, False))], tokenizer, TRAIN, seed=1)
+    with pytest.raises(HarnessError, match="the 2 rows of a step hold no token to train on"):
+        next(data.step_batches())
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_sequence_of_one_token_is_refused(packing: bool, tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"sequence_length": 1, "packing": packing})
+    with pytest.raises(HarnessError, match="sequence_length = 1 leaves no token that another could predict"):
+        TrainData(rows(3), tokenizer, settings, seed=1)
+    general = GeneralTextSettings(data="d", num_samples=1, sequence_length=1)
+    with pytest.raises(HarnessError, match=r"\[general\]: sequence_length = 1"):
+        general_batches(["abc"], tokenizer, general, TRAIN)
+
+
+@pytest.mark.parametrize("style", ["alpaca", "as_is", "chat", "plain"])
+@pytest.mark.parametrize("length", [2, 3, 8])
+@pytest.mark.parametrize("loss_on", ["all", "answer"])
+def test_whatever_is_cut_every_row_keeps_a_token_to_train_on(
+    style: str, length: int, loss_on: str, tokenizer: Any
+) -> None:
+    settings = TRAIN.model_copy(update={"prompt": style, "sequence_length": length, "loss_on": loss_on})
+    given = [Row("do it", text) for text in ("a", "</s>a", "a</s>", "abcdefghij")] + [Row("", "a"), Row("", "a</s>")]
+    for row in given:
+        assert collate([encode(row, tokenizer, settings)], EOS).num_trained_tokens > 0
+
+
+def test_what_was_cut_is_counted_in_tokens_and_answers(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"sequence_length": 8})
+    batch = collate([encode(Row("0123456789", text), tokenizer, settings) for text in ("abc", "abcdefghijk")], EOS)
+    # Of the first the prompt lost 7 of its 11 tokens, of the second all, and the answer 4 of 12.
+    assert batch.told == RowCounts(cut_tokens=7 + 11 + 4, cut_answers=1)
+    assert batch.told + RowCounts(begun=1, cut_tokens=1) == RowCounts(cut_tokens=23, cut_answers=1, begun=1)
 
 
 def test_general_text_is_cut_to_samples_of_which_every_token_counts(tokenizer: Any) -> None:

@@ -173,9 +173,18 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "evaluate.evaluate",
-        ["abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", *RESULTS, *ASSETS],
+        [
+            *("abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", "--model", "m=p"),
+            *(*RESULTS, *ASSETS),
+        ],
         ["abc", ["t", "u"], BROUGHT],
-        {"results": Path("r"), "limit": 5, "catalogue": Path("c")},
+        {"results": Path("r"), "limit": 5, "catalogue": Path("c"), "model": "m=p"},
+    ),
+    (
+        "evaluate.evaluate",
+        ["abc", *RESULTS, *ASSETS],
+        ["abc", (), BROUGHT],
+        {"results": Path("r"), "limit": None, "catalogue": None, "model": None},
     ),
     (
         "judge.judge_suite",

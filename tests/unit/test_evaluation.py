@@ -287,6 +287,38 @@ def test_progress_counts_items_up_to_all(model: Any, tokenizer: Any, rows_folder
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
+def test_items_whose_context_was_cut_are_counted_by_task(tokenizer: Any, rows_folder: Path) -> None:
+    wanted = settings(tasks=("arc_easy", "winogrande", "piqa"), num_fewshot=2)
+    length = 30
+    found = scored(tiny(max_position_embeddings=length), tokenizer, wanted, rows_folder)
+    long = {"arc_easy": 0, "winogrande": 0, "piqa": 0}
+    for item in found.items:
+        pairs = zip(item["num_context_tokens"], item["num_continuation_tokens"], strict=True)
+        long[item["task"]] += any(context + continuation > length + 1 for context, continuation in pairs)
+    assert any(long.values())
+    assert found.facts.cut_contexts == {task: count for task, count in long.items() if count}
+    assert scored(tiny(), tokenizer, wanted, rows_folder).facts.cut_contexts == {}
+
+
+def test_choices_that_are_equally_likely_are_counted_but_not_the_same_choice_twice(
+    model: Any, tokenizer: Any, rows_folder: Path, tmp_path: Path
+) -> None:
+    wanted = settings(tasks=("arc_easy",))
+    assert scored(model, tokenizer, wanted, rows_folder).facts.tied_items == {}
+    blind = tiny()
+    blind.lm_head.weight.data.zero_()
+    rows = read_rows(rows_folder / "arc_easy" / "scored.jsonl")
+    for row in rows:  # of one token, so that all are as likely
+        row["choices"]["text"] = ["mill", "river", "stone", "water"]
+    rows[0]["choices"]["text"] = ["mill"] * 4
+    (tmp_path / "arc_easy").mkdir()
+    (tmp_path / "arc_easy" / "scored.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "arc_easy" / "fewshot.jsonl").write_text(json.dumps(rows[1]) + "\n")
+    found = scored(blind, tokenizer, wanted, tmp_path)
+    assert {len(set(item["num_continuation_tokens"])) for item in found.items} == {1}
+    assert found.facts.tied_items == {"arc_easy": len(rows) - 1}
+
+
 def test_outputs_that_are_not_finite_are_an_error(tokenizer: Any, rows_folder: Path) -> None:
     broken = tiny()
     broken.model.norm.weight.data[:] = float("nan")
@@ -452,14 +484,46 @@ def test_out_of_memory_on_a_single_row_is_raised(model: Any, tokenizer: Any, mon
         lm.loglikelihood(ask("loglikelihood", ("the", " mill")))
 
 
-@pytest.mark.parametrize(
-    ("request_", "words"),
-    [(("", "<s>"), "empty context or continuation"), (("the", " water" * 200), "longer than the model's length 64")],
-)
-def test_requests_that_cannot_be_scored_are_an_error(request_: tuple[str, str], words: str, tokenizer: Any) -> None:
+def test_a_request_without_a_continuation_is_an_error(tokenizer: Any) -> None:
     lm = HarnessLM(tiny(max_position_embeddings=64), tokenizer, device="cpu", batch_tokens=64)
-    with pytest.raises(HarnessError, match=words):
-        lm.loglikelihood(ask("loglikelihood", request_))
+    with pytest.raises(HarnessError, match="empty context or continuation"):
+        lm.loglikelihood(ask("loglikelihood", ("", "<s>")))
+
+
+def test_a_continuation_longer_than_the_model_is_scored_in_pieces(model: Any, tokenizer: Any) -> None:
+    """Each half of the model's length stands behind the text before it, as far as the model's length holds it."""
+    context, continuation = tokenizer("the old mill")["input_ids"], tokenizer(" water is blue" * 12)["input_ids"]
+    length, half = 16, 8
+    wanted, greedy = 0.0, True
+    for first in range(0, len(continuation), half):
+        part = continuation[first : first + half]
+        seen = [*context, *continuation[: first + len(part)]][-(length + 1) :]
+        logits = model(torch.tensor([seen[:-1]])).logits[0, -len(part) :].log_softmax(-1)
+        wanted += float(logits.gather(1, torch.tensor(part)[:, None]).sum())
+        greedy &= logits.argmax(-1).tolist() == part
+    lm = HarnessLM(model, tokenizer, device="cpu", batch_tokens=64, max_length=length)
+    short = (None, context, continuation[:2])
+    (value, is_greedy), (other, _) = lm._loglikelihood_tokens([(None, context, continuation), short])
+    assert close(value, wanted)
+    assert is_greedy == greedy
+    assert close(other, lm._loglikelihood_tokens([short])[0][0])
+    assert lm.token_counts == [(len(context), 2)]
+
+
+def test_requests_that_lost_the_beginning_of_their_context_are_known(model: Any, tokenizer: Any) -> None:
+    lm = HarnessLM(model, tokenizer, device="cpu", batch_tokens=64, max_length=16)
+    lengths = [(15, 1), (16, 1), (17, 1), (12, 5), (12, 6), (1, 16), (2, 16), (1, 30)]
+    lm._loglikelihood_tokens([(None, [5] * context, [6] * continuation) for context, continuation in lengths])
+    assert lm.cut_requests == {2, 4, 6, 7}
+    lm._loglikelihood_tokens([(None, [5], [6])])
+    assert lm.cut_requests == set()
+    texts = [tokenizer.decode([40 + n] * number) for n, number in enumerate((11, 12, 13))]
+    assert [len(tokenizer(text)["input_ids"]) for text in texts] == [11, 12, 13]
+    settings = {"until": ["zz"], "max_gen_toks": 4}
+    lm.generate_until(ask("generate_until", *[(text, dict(settings)) for text in texts]))
+    assert lm.cut_requests == {2}
+    lm.loglikelihood_rolling(ask("loglikelihood_rolling", ("the mill turns slowly " * 20,)))
+    assert lm.cut_requests == set()
 
 
 def test_rows_hold_every_sequence_whatever_is_shared() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from harness import files
+from harness.catalogue.models import BaseModelSpec
+from harness.engine.keeping import keep_trained
 from harness.errors import HarnessError
+from harness.method import Method
 from harness.record import Record
 from harness.runs.child import RECORD_FILE
 from harness.runs.settling import WORK, recover, settle, work_folder
 from harness.store import Store
-from harness.tensors.loading import save_weights
 from tests.records import make_record
 
 
@@ -137,8 +139,16 @@ def test_saved_weights_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         def save_pretrained(self, folder: Path, **_: Any) -> None:
             (folder / f"{len(list(folder.iterdir()))}.json").write_text("saved")
 
+    class Whole:
+        export = Method.export
+
+        def adapter(self, model: Any) -> None:
+            return None
+
     seen = watch(tmp_path, monkeypatch)
-    save_weights(Saves(), Saves(), tmp_path / "weights")
+    method: Any = Whole()
+    base = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=tmp_path)
+    keep_trained(method, Saves(), Saves(), tmp_path / "weights", base)  # type: ignore[arg-type]
     assert seen[0] == "sync ."
     assert set(seen[1:-1]) == {"sync weights/0.json", "sync weights/1.json"}
     assert seen[-1] == "sync weights"

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 from harness.data.batches import MicroBatch, collate
 from harness.data.examples import Example
 from harness.engine.loss import summed_loss
-from harness.engine.padding import CAUSAL_ARCHITECTURES, needs_padding_mask
+from harness.engine.padding import needs_padding_mask
+from harness.tensors.causality import CAUSAL_ARCHITECTURES
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from harness.catalogue.datasets import load_datasets
 from harness.catalogue.models import BaseModelSpec, ModelShape
 from harness.data.drawn import rows_may_be_padded
+from harness.errors import Refused
 from harness.planning.fake_run import PlanTracker
 from harness.planning.kernels import EfficientAttention, FlashAttention, backward_workspace, kept_bias
 from harness.planning.predict import Question, predict
 from harness.record_training import Prediction
 from harness.spec import RunSpec
+from harness.tensors.loading import build_model
+from harness.tensors.rotary import rotation_limit
 from harness.tensors.storage_tracker import Span
 from tests.real_runs import SCORES, peak_of_real_run, spec_of
 
@@ -82,6 +87,31 @@ def test_the_peak_under_a_mask_that_stays_is_the_allocators_own(label: str, leng
 
 def test_the_peak_under_a_mask_that_stays_is_the_allocators_own_in_bf16() -> None:
     assert_met("full", model_of("Olmo2ForCausalLM"), [250, 20, 11], dtype="bf16", gradient_checkpointing=False)
+
+
+@pytest.mark.parametrize("label", ["full", "lora"])
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
+        {
+            **{"rope_type": "longrope", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 1024},
+            **{"short_factor": [1.0] * (HEAD_SIZE // 2), "long_factor": [4.0] * (HEAD_SIZE // 2)},
+        },
+    ],
+    ids=["dynamic", "longrope"],
+)
+def test_positions_that_are_scaled_by_length_are_planned(rope: dict[str, Any], label: str, tmp_path: Path) -> None:
+    plain = model_of("LlamaForCausalLM")
+    assert plain.shape is not None
+    config = {**plain.shape.config_settings("LlamaForCausalLM"), "rope_parameters": rope}
+    transformers.LlamaConfig(**config, architectures=["LlamaForCausalLM"]).save_pretrained(tmp_path)
+    model = plain.model_copy(update={"folder": tmp_path})
+    limit = rotation_limit(build_model(model, "fp32", "cpu"))
+    assert limit in (1024, 2048)
+    assert_met(label, model, [250, 125, 11], gradient_checkpointing=True)
+    with pytest.raises(Refused, match=f"beyond {limit} tokens"):
+        predicted(spec_for(label, model, limit + 1, 3), model)
 
 
 def test_drawn_rows_have_one_length() -> None:

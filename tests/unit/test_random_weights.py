@@ -128,7 +128,7 @@ def test_a_model_of_unknown_shape_is_one_sentence(tiny_llama: Path) -> None:
 
 
 def test_random_tokens_are_full_rows_all_trained_without_a_tokenizer() -> None:
-    rows = run_rows(DRAWN, load_datasets()[DRAWN.data], "train", vocab_size=260, seed=1)
+    rows = run_rows(DRAWN, load_datasets()[DRAWN.data], vocab_size=260, seed=1).train
     assert len(rows) == 1024
     data = TrainData(rows, None, DRAWN, seed=1)
     ((batch,),) = islice(data.step_batches(), 1)
@@ -144,7 +144,7 @@ def test_random_tokens_come_from_the_seed_and_parts_share_none(packing: bool) ->
     settings = DRAWN.model_copy(update={"packing": packing, "validation_rows": 2})
 
     def rows(part: Any, seed: int) -> Any:
-        return run_rows(settings, load_datasets()[settings.data], part, vocab_size=260, seed=seed)
+        return getattr(run_rows(settings, load_datasets()[settings.data], vocab_size=260, seed=seed), part)
 
     def first(seed: int) -> list[int]:
         (batch,) = next(TrainData(rows("train", seed), None, settings, seed).step_batches())

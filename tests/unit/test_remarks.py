@@ -12,8 +12,8 @@ from rich.console import Console
 
 from harness.commands._output import Display
 from harness.commands.show import show
-from harness.record import Record
-from harness.record_text import RowFacts, ScoringFacts
+from harness.record import Record, Score
+from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.remarks import KINDS, remarks_of
 from harness.report.write import terminal_table, write_report
 from harness.store import Contents, Store
@@ -34,6 +34,19 @@ def a_run(label: str, **changes: Any) -> Record:
     return record
 
 
+def score(task: str, shots: int, n: int) -> Score:
+    return Score(
+        task=task,
+        metric="acc",
+        value=0.5,
+        stderr=None,
+        n=n,
+        higher_is_better=True,
+        task_version="1",
+        num_fewshot=shots,
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -42,7 +55,65 @@ def a_run(label: str, **changes: Any) -> Record:
             ("rows cut", "rows were longer than sequence_length = "),
         ),
         ({"rows": RowFacts(num_blank_rows=3)}, ("blank rows", "3 blank rows of the training data were left out")),
-        ({"scoring": ScoringFacts(cut_contexts={"piqa": 7})}, ("contexts cut", "shots among it: piqa 7")),
+        (
+            {"rows": RowFacts(num_rows=10, num_held_out_rows=30, num_held_out_prompts=2, num_prompts=5)},
+            ("held out", "30 of 40 rows, those of 2 of 5 prompts, were held out of training"),
+        ),
+        (
+            {"rows": RowFacts(num_rows=10, num_held_out_rows=4, num_held_out_asked=3)},
+            ("held-out questions", "3 of 4 held-out texts ask what a training text asks"),
+        ),
+        ({"rows": RowFacts(num_rows=100, num_repeated_rows=2)}, ("repeated rows", "2 of 100 rows to train on repeat")),
+        (
+            {"rows": RowFacts(num_validated_rows=4, num_validated_cut_rows=2, num_validated_cut_tokens=1500)},
+            ("rows cut", "2 of 4 rows of the held-out batch were cut, by 1,500 tokens"),
+        ),
+        (
+            {"train": training((2, 0, 1)), "rows": RowFacts(num_cut_tokens=1234, num_cut_answers=1)},
+            ("rows cut", "and were cut, which left 1,234 tokens out, 1 of these rows lost the end of their answer"),
+        ),
+        (
+            {"encoding": EncodingFacts(left_out=("[SEP]",))},
+            ("end left out", "puts [SEP] behind every text, which was left out"),
+        ),
+        (
+            {"encoding": EncodingFacts(beginning=("<s>",), num_rows_begun=3, num_rows_ended=2)},
+            ("special tokens once", "of the rows trained on 3 began with <s> and 2 ended as answers end"),
+        ),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 5, 9),)},
+            ("contexts cut", "lost their beginning, 5-shot is not true of them: piqa 7 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 0, 9),)},
+            ("contexts cut", "lost their beginning: piqa 7 of 9"),
+        ),
+        ({"scoring": ScoringFacts(long_continuations={"piqa": 7})}, ("choices in pieces", "scored in pieces: piqa 7")),
+        (
+            {"scoring": ScoringFacts(tied_items={"boolq": 2}), "scores": (score("boolq", 0, 9),)},
+            ("tied choices", "the first counts: boolq 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(questions_in_shots={"piqa": 2}), "scores": (score("piqa", 5, 9),)},
+            ("question among its shots", "few-shot examples: piqa 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(repeated_answers={"qa": ("f1", "em")})},
+            ("metrics by order", "once for each of several targets: qa: f1, em"),
+        ),
+        (
+            {"scoring": ScoringFacts(own_generation={"num_beams": 3, "stop_strings": ["x"]})},
+            ("model's own generation settings", 'as by lm-eval: num_beams = 3, stop_strings = ["x"]'),
+        ),
+        (
+            {"scoring": ScoringFacts(overruled_generation={"max_time": 3.0})},
+            ("generation settings set aside", "without the model's own generation settings: max_time = 3.0"),
+        ),
+        (
+            {"scoring": ScoringFacts(num_empty_answers=3)},
+            ("empty answers", "3 of MT-Bench's turns have"),
+        ),
+        ({"scoring": ScoringFacts(num_short_of_room=4)}, ("short of room", "4 of MT-Bench's turns had less room")),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
 )
@@ -54,8 +125,26 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"rows": RowFacts(num_blank_rows=0)}, {"scoring": ScoringFacts(cut_contexts={})}, {"train": None}],
-    ids=["no facts", "no blank rows", "no cut contexts", "no training"],
+    [
+        {},
+        {"rows": RowFacts(num_blank_rows=0)},
+        {"rows": RowFacts(num_rows=1000, num_held_out_rows=10, num_held_out_prompts=10, num_prompts=1010)},
+        {"rows": RowFacts(num_rows=10, num_held_out_rows=30, num_held_out_asked=0, num_repeated_rows=0)},
+        {"encoding": EncodingFacts(beginning=("<s>",), left_out=(), end="</s>", num_rows_begun=0, num_rows_ended=0)},
+        {"scoring": ScoringFacts(cut_contexts={})},
+        {"scoring": ScoringFacts(tied_items={}, own_generation={}, overruled_generation={}, num_short_of_room=0)},
+        {"train": None},
+    ],
+    ids=[
+        "no facts",
+        "no blank rows",
+        "the share held out",
+        "parts of its own",
+        "nothing added or left out",
+        "no cut contexts",
+        "nothing of the scoring",
+        "no training",
+    ],
 )
 def test_where_nothing_happened_nothing_is_said(changes: dict[str, Any]) -> None:
     assert remarks_of(a_run("full", **changes)) == ()

@@ -134,6 +134,21 @@ def test_counts_stand_beside_the_means(results: Path, capsys: pytest.CaptureFixt
     assert [cell.strip() for cell in line.strip("| ").split("|")][-2:] == ["16", "5"]
 
 
+def test_several_ratings_have_a_column_where_there_are_any(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, run = Store(results), runs(results)
+    store.append(judging(run["u0"], 6, num_several=0))
+    assert "| several ratings" not in report(results, capsys)[0]
+    store.append(judging(run["u0"], 6, num_several=4, num_thinking=2, verdict="last", temperature="default", minute=9))
+    markdown, _ = report(results, capsys)
+    assert "at most 2048 tokens, the endpoint's own temperature, the last rating of several" in markdown
+    line = next(line for line in markdown.splitlines() if line.startswith("| full") and " 4 |" in line)
+    assert [cell.strip() for cell in line.strip("| ").split("|")][-3:] == ["16", "0", "4"]
+    assert cli.main(["show", run["u0"].run_id, "--results", str(results)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 judgments give several ratings that differ, of which the last counts" in said
+    assert "2 judgments begin with thinking" in said
+
+
 def test_a_judging_that_failed_is_listed_until_it_succeeds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, run = Store(results), runs(results)["u0"]
     store.append(judging(run, 0, status="failed"))

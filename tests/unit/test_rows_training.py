@@ -11,8 +11,9 @@ import pytest
 from harness.catalogue.resolved import packaged_catalogue
 from harness.data import rows as training_rows
 from harness.data.files import TrainingRow, read_data_file
+from harness.data.holding_out import hold_out
 from harness.data.parts import normalised
-from harness.data.rows import held_out, load_rows, load_texts
+from harness.data.rows import load_parts, load_rows, load_texts
 from harness.errors import HarnessError
 
 
@@ -87,7 +88,7 @@ def test_choices_are_put_as_lm_eval_puts_them(tmp_path: Path) -> None:
             "row 2: lacks the field 'output'",
         ),
         ([{"instruction": "a", "output": 5}], "instructions", "row 1: field 'output' is int, expected text"),
-        ([{"instruction": "a", "input": None, "output": "b"}], "instructions", "row 1: field 'input' is NoneType"),
+        ([{"instruction": "a", "input": 0.5, "output": "b"}], "instructions", "row 1: field 'input' is float"),
         ([{"text": "a"}], "instructions", "row 1: lacks the field 'instruction'.*this row has text"),
         ([{"question": "q"}], "questions", "row 1: lacks the field 'answer'"),
         (["a"], "text", "row 1: is str, expected an object with text"),
@@ -128,12 +129,147 @@ def test_an_override_stands_in_and_its_two_parts_share_no_prompt(tmp_path: Path)
 
 def test_more_can_be_held_out_and_the_same_number_gives_the_same_parts(tmp_path: Path) -> None:
     rows = [TrainingRow(f"do {i}", "", "x", "d") for i in range(200)]
-    few, many = held_out(rows, "validation", 0, "d"), held_out(rows, "validation", 50, "d")
+    (_, few), (train, many) = hold_out(rows, 0, "d"), hold_out(rows, 50, "d")
     assert len(few) == 2 and len(many) == 50 and many[:2] == few
-    assert set(held_out(rows, "train", 50, "d")) == set(rows) - set(many)
-    assert held_out(rows[::-1], "validation", 50, "d") == many
-    with pytest.raises(HarnessError, match="too few to hold 200 out"):
-        held_out(rows, "train", 200, "d")
+    assert set(train) == set(rows) - set(many)
+    assert hold_out(rows[::-1], 50, "d")[1] == many
+    with pytest.raises(HarnessError, match="has 200 rows, too few to hold 200 out"):
+        hold_out(rows, 200, "d")
+
+
+def prompts(*sizes: int) -> list[TrainingRow]:
+    """Return rows of as many prompts as there are sizes, each with so many answers."""
+    return [TrainingRow(f"do {k}", "", f"answer {k} {i}", "d") for k, size in enumerate(sizes) for i in range(size)]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "at_least", "held"),
+    [
+        ((1,) * 95 + (50,), 5, 5),  # one prompt with many rows is passed over
+        ((3,) * 100, 10, 12),  # 9, and what fills it
+        ((30, 30, 30, 17), 10, 17),  # nothing fits: the prompt with the fewest rows
+        ((100, 100, 100), 0, 0),  # nobody asked: nothing rather than a third
+        ((300,), 0, 0),
+    ],
+)
+def test_the_share_is_kept_as_closely_as_prompts_allow(sizes: tuple[int, ...], at_least: int, held: int) -> None:
+    rows = prompts(*sizes)
+    train, validation = hold_out(rows, at_least, "d")
+    assert len(validation) == held
+    assert len(train) + len(validation) == len(rows)
+    assert not {row.instruction for row in train} & {row.instruction for row in validation}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        (
+            (100, 100, 100),
+            "300 rows and only 3 different prompts, .* so 4 rows cannot be held out .* validation_rows = 0",
+        ),
+        ((40,), "40 rows and only 1 prompt, and rows with one prompt stay together, so 4 rows cannot"),
+        ((9, 9), "18 rows and only 2 different prompts"),
+    ],
+)
+def test_too_few_prompts_are_refused_where_rows_are_to_be_held_out(sizes: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(HarnessError, match=sentence):
+        hold_out(prompts(*sizes), 4, "d")
+
+
+def own(file: Path, name: str = "alpaca-gpt4") -> Any:
+    return packaged_catalogue().with_files({name: file}).dataset(name)
+
+
+def test_a_part_without_rows_is_refused_where_it_is_asked_for(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"instruction": "do", "output": f"{i}"} for i in range(9)])
+    assert len(load_rows(own(file), "train")) == 9
+    with pytest.raises(HarnessError, match="its validation part holds no row: it has too few prompts"):
+        load_texts(own(file), "validation")
+
+
+def test_what_was_held_out_left_out_and_repeated_is_counted(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [{"instruction": f"do {i // 2}", "output": f"done {i}"} for i in range(200)]
+    rows += [
+        {"instruction": "x", "output": " \n"},
+        {"instruction": "y", "output": "\u200b"},
+        {"instruction": "z", "output": ""},
+    ]
+    rows += [{"instruction": "again", "input": "", "output": "same"}] * 2
+    parts = load_parts(own(write(tmp_path, rows)), 20)
+    facts = parts.facts
+    assert (facts.num_source_rows, facts.num_blank_rows) == (205, 3)
+    assert facts.num_held_out_rows == len(parts.validation) and 20 <= len(parts.validation) <= 22
+    assert facts.num_prompts == 101 and facts.num_held_out_prompts in (10, 11)
+    assert facts.num_rows == len(parts.train) == 202 - len(parts.validation)
+    assert facts.num_repeated_rows == (1 if parts.train[-1].output == "same" else 0)
+
+
+def test_all_rows_blank_is_one_sentence(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"text": " "}, {"text": None}, {"text": "\n"}])
+    with pytest.raises(HarnessError, match="all of its 3 rows are blank"):
+        load_parts(own(file, "commonsense_170k-owlore"))
+
+
+def test_the_same_question_in_both_parts_is_counted(tmp_path: Path) -> None:
+    texts = [f"What is {i} and {i}, and how do you know it?\nAnswer {k}" for i in range(40) for k in range(2)]
+    file = write(tmp_path, [{"text": text} for text in texts])
+    parts = load_parts(own(file, "commonsense_170k-owlore"), 10)
+    seen = {row.output.partition("\n")[0] for row in parts.train}
+    expected = sum(row.output.partition("\n")[0] in seen for row in parts.validation)
+    assert parts.facts.num_held_out_asked == expected > 0
+    alone = write(tmp_path, [{"text": f"one line {i}"} for i in range(40)], "alone.json")
+    assert load_parts(own(alone, "commonsense_170k-owlore"), 10).facts.num_held_out_asked == 0
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("missing", [None, NAN])
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+@pytest.mark.parametrize(
+    ("row", "layout", "read"),
+    [
+        ({"instruction": "a", "input": "?", "output": "b"}, "instructions", ("a", "", "b")),
+        ({"instruction": "a", "output": "?"}, "instructions", ("", "", "")),
+        ({"instruction": "?", "output": "b"}, "instructions", ("", "", "")),
+        ({"instruction": "?", "input": "i", "output": "b"}, "instructions", ("", "i", "b")),
+        ({"question": "?", "answer": "b"}, "questions", ("", "", "")),
+        ({"question": "a", "answer": "?"}, "questions", ("", "", "")),
+        ({"question": "a", "choices": ["x"], "answer": "?"}, "choices", ("", "", "")),
+        ({"text": "?"}, "text", ("", "", "")),
+    ],
+)
+def test_a_null_is_a_value_that_is_missing(
+    tmp_path: Path, missing: Any, kind: str, row: dict[str, Any], layout: str, read: tuple[str, str, str]
+) -> None:
+    given = {field: missing if value == "?" else value for field, value in row.items()}
+    if kind == "parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file = tmp_path / "rows.parquet"
+        pq.write_table(pa.Table.from_pylist([given]), file)
+    else:
+        file = write(tmp_path, [given])
+    (found,) = read_data_file(file, layout, "d")
+    assert (found.instruction, found.input, found.output) == read
+
+
+def test_a_label_that_a_table_made_a_float_is_a_label(tmp_path: Path) -> None:
+    value = {"question": "Why?", "choices": ["a", "b"], "answer": 1.0}
+    assert read_data_file(write(tmp_path, [value]), "choices", "d")[0].output == "B"
+    with pytest.raises(HarnessError, match="'answer' is float, expected the position"):
+        read_data_file(write(tmp_path, [{**value, "answer": 0.5}]), "choices", "d")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(3, "int"), (1.5, "float"), (["a"], "list"), ({"a": "b"}, "dict"), (True, "bool")]
+)
+def test_what_is_no_text_is_refused_by_name(tmp_path: Path, value: Any, said: str) -> None:
+    for field in ("instruction", "input", "output"):
+        row = {"instruction": "a", "input": "i", "output": "b", field: value}
+        with pytest.raises(HarnessError, match=f"row 1: field '{field}' is {said}, expected text"):
+            read_data_file(write(tmp_path, [row]), "instructions", "d")
 
 
 def test_texts_are_instruction_and_output_run_together(tmp_path: Path) -> None:

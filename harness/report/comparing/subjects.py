@@ -143,6 +143,7 @@ def _asked(record: Record) -> tuple[dict[str, str], dict[str, str]]:
     """Return what makes the question, and the settings of method and training."""
     asked = question(record)
     conditions = {"suite version": str(asked["suite_version"]), "protocol": asked["protocol"]}
+    conditions["precision of the weights"] = record.scored_dtype
     conditions |= _flat("weights", {name: value for name, value in asked["model"].items() if name != "name"})
     for name in ("sources", "evaluation", "calibration", "general"):
         conditions |= _flat(name, asked.get(name) or {})

@@ -16,11 +16,15 @@ NOT_JUDGED = "not judged"
 AGGREGATES = ("mean", "turn 1", "turn 2", "mean of 8 categories", "mean of 7 categories")
 """Metrics of the first table; all others are categories."""
 COUNTS = ("judgments", "without a score")
+SEVERAL = "several ratings"
+"""A column only where some judgment gives several that differ."""
 SPREAD = "repeats, standard deviation"
 DEFINITIONS = (
     "MT-Bench: a judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is "
     "their number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
-    "Judgments in which no score could be read are counted under 'without a score' and enter no mean.",
+    "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that give "
+    "several ratings that differ under 'several ratings', a column only where there are any: the first of them counts, "
+    "as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) is not read.",
     "Intervals of MT-Bench: one seed: normal, from the standard error over questions (turns and repeats of a question "
     "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
     f"{SPREAD}: of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers.",
@@ -40,7 +44,8 @@ def judge_tables(summary: Summary, model: str, judge: str) -> tuple[Table, Table
     rows = summary.rows_of(model)
     known = dict.fromkeys(score.metric for row in rows for scores in _scores(row, judge) for score in scores)
     repeated = any(judging.repeats > 1 for row in rows for judging in _judgings(row, judge))
-    counts = (*COUNTS, *((SPREAD,) if repeated else ()))
+    several = any(judging.num_several for row in rows for judging in _judgings(row, judge))
+    counts = (*COUNTS, *((SEVERAL,) if several else ()), *((SPREAD,) if repeated else ()))
     aggregates = [metric for metric in AGGREGATES if metric in known]
     categories = [metric for metric in known if metric not in AGGREGATES]
     return (
@@ -90,6 +95,7 @@ def _table(rows: Sequence[Row], judge: str, metrics: Sequence[str], counts: Sequ
         points = [points_of_row(row, judge, metric) for metric in metrics]
         shown = [NOT_JUDGED if cell is None else estimate_cell(cell, "points") for cell in points]
         numbers: dict[str, Entry] = dict(zip(COUNTS, map(counted, counts_of_row(row, judge)), strict=True))
+        numbers[SEVERAL] = counted(sum(judging.num_several or 0 for judging in _judgings(row, judge)))
         numbers[SPREAD] = _spread(row, judge)
         cells.append((label_text(row), *shown, *(numbers[title] for title in counts)))
     return Table(columns, tuple(cells))

@@ -158,7 +158,9 @@ def complete_averages(summary: Summary, model: str, pairs: Sequence[Pair]) -> di
 
 
 def _compare(one: Row, other: Row, columns: Sequence[ScoreColumn], read_items: ReadItems) -> PairResult | None:
-    """Return the comparison of two rows, or None where they share no seed or items are missing."""
+    """Return the comparison of two rows, or None where they share no seed or precision, or items are missing."""
+    if one.spec is None or other.spec is None or one.spec.dtype != other.spec.dtype:
+        return None
     seeds = sorted(_seeds(one, other) & _seeds(other, one))
     tasks = [_arrays(one, other, column, seeds, read_items) for column in columns]
     known = [task for task in tasks if task is not None]

@@ -230,6 +230,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
     shown, left_out = [], []
     weights: dict[str, dict[str, str | None]] = {}
     configs: dict[tuple[str, str], dict[str, Any]] = {}
+    precisions = _trained_precisions(view, records)
     for record in reversed(records):
         model, label = record.model_name, record.label
         differences = view.differences(record)
@@ -237,6 +238,11 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
             reason = ", ".join(differences)
         elif weights.setdefault(model, record.spec.model) != record.spec.model:
             reason = f"other weights under the name {model} than its newest record"
+        elif record.train_settings is None and record.scored_dtype not in precisions.get(model, {record.scored_dtype}):
+            reason = (
+                f"label {label} scored in {record.scored_dtype}, where what was trained from {model} is scored in "
+                f"{' and '.join(sorted(precisions[model]))}"
+            )
         elif configs.setdefault((model, label), asked := _trained(record)) != asked:
             reason = f"other settings of label {label} than its newest record"
         else:
@@ -250,6 +256,15 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
 def _trained(record: Record) -> dict[str, Any]:
     """Return what was asked, but for the seed and the evaluation, which the view has looked at."""
     return {name: value for name, value in question(record).items() if name != "evaluation"}
+
+
+def _trained_precisions(view: View, records: Sequence[Record]) -> dict[str, set[str]]:
+    """Return in which precisions the trained runs of each model were scored."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        if record.train_settings is not None and not view.differences(record):
+            found[record.model_name].add(record.scored_dtype)
+    return dict(found)
 
 
 def _added_scores(
