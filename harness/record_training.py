@@ -159,6 +159,8 @@ class Prediction(Part):
     """Version that the prediction ran."""
     assumptions: tuple[str, ...] = ()
     """Sentences on what was not known and assumed."""
+    full_rank: tuple[str, ...] = ()
+    """Matrices that the method's rank does not reduce, as it declares."""
 
     @property
     def static_bytes(self) -> int:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from harness.record import Judging, Record
+from harness.silent_settings import SILENT, Asked
 
 EXPECTED_SHARE = 0.01
 """Of the rows that are held out where no more are asked for."""
@@ -229,6 +230,20 @@ def _weights_lost(record: Record) -> str | None:
     return record.weights_error
 
 
+def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
+    """Return what says of a run that trained which of its settings did nothing."""
+
+    def said(record: Record) -> str | None:
+        train, asked = record.train, record.train_settings
+        if train is None or asked is None:
+            return None
+        declared = None if record.proof is None else record.proof.declared
+        full_rank = () if declared is None else declared.full_rank
+        return say(Asked(record.spec.config, asked, train.num_steps, full_rank))
+
+    return said
+
+
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "blank rows": _blank_rows,
@@ -247,5 +262,6 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "generation settings set aside": _overruled_generation,
     "empty answers": _empty_answers,
     "short of room": _short_of_room,
+    **{kind: _silent(say) for kind, say in SILENT.items()},
 }
 """Every kind of remark: how it is called, and what it says of a record."""

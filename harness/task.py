@@ -59,6 +59,13 @@ class RunTask(BaseModel):
     prediction_error: str | None = None
     refusal: str | None = None
     """Why this run cannot be done: it is recorded as refused, and no process is started."""
+    unready: str | None = None
+    """Why what it would train could not be scored: it is recorded as failed, and no process is started."""
+
+    @property
+    def cannot_begin(self) -> bool:
+        """Return whether no process is to be started for it."""
+        return self.refusal is not None or self.unready is not None
 
     def unscored(self, reason: str | None) -> str:
         """Return why a run ended whose trained weights wait to be scored, with how that is done."""

@@ -5,7 +5,7 @@ implementation.
 
 An update computes both moments in fp32 from the stored bf16 ones, moves the weight by them, and rounds them
 stochastically as it stores them. Rounded to nearest, the second moment never falls at beta2 = 0.999:
-:func:`harness.silent_settings.smallest_kept_share` has the derivation.
+``harness.silent_settings`` has the derivation.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from harness.answers import kept_training, trained_alike
 from harness.beside import within
@@ -12,7 +11,7 @@ from harness.kept import ADAPTER, can_be_scored
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.spec import RunSpec
-from harness.store import Store
+from harness.store import Store, runs_of
 from harness.task import RunTask
 
 TRAIN = "train"
@@ -31,6 +30,10 @@ def way_of(records: Sequence[Record], spec: RunSpec, environment: Environment | 
     """
     if spec.train is None:
         return "score"
+    runs = runs_of(records, spec.run_id)
+    own = [record for record in runs if environment is None or record.ran_in(environment.environment_id)]
+    if own and own[-1].awaits_scores:
+        return SCORE
     if kept_training(records, spec, environment) is not None:
         return SCORE
     # Of another evaluation: the same one was not done here, or is to be done once more.
@@ -60,12 +63,14 @@ def ways_sentences(records: Sequence[Record], specs: Iterable[RunSpec], environm
 def from_kept(task: RunTask, store: Store, records: Sequence[Record], environment: Environment) -> RunTask:
     """Return the task that scores the kept weights of a run's training, or the task as it is where there are none."""
     record = kept_training(records, task.spec, environment)
-    if record is None or task.refusal is not None or task.finishes is not None:
+    if record is None or task.refusal is not None:
         return task
     weights = within(store.folder, str(record.weights))
     adapter = weights / ADAPTER
-    if not can_be_scored(weights) or not _is_adapter(adapter):
+    if not can_be_scored(weights):
         return task
+    if adapter.is_dir() and not (adapter / "adapter_model.safetensors").is_file():
+        return task  # peft would load a pickle in its place
     return task.model_copy(
         update={
             "of": record.uuid,
@@ -79,8 +84,3 @@ def from_kept(task: RunTask, store: Store, records: Sequence[Record], environmen
             "prediction_error": None,
         }
     )
-
-
-def _is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter in safetensors, or is not there: peft would load a pickle otherwise."""
-    return not folder.is_dir() or (folder / "adapter_model.safetensors").is_file()

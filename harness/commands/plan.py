@@ -19,6 +19,7 @@ from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
 from harness.record_training import Horizon, Prediction
 from harness.report.units import NOTHING, gib, significant
+from harness.silent_settings import Asked, said_of
 from harness.source import package_checksum
 from harness.spec import RunSpec
 
@@ -210,7 +211,9 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     assert train is not None
     step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
     steps = planned_steps(spec, dataset)
-    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds"})
+    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", "full_rank"})
+    said = said_of(Asked(spec.config, train, steps, prediction.full_rank))
+    found["remarks"] = [{"kind": kind, "sentence": sentence} for kind, sentence in said.items()]
     found |= {
         "activations_bytes": prediction.at_peak.activations_bytes,
         "static_bytes": prediction.static_bytes,
@@ -282,6 +285,7 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     for label, probe in dict.fromkeys((line["label"], line.get("probe_peak_bytes")) for line in lines):
         if probe is not None:
             notes.append(f"{label}: its probe before the first step peaks at {gib(probe)} GiB; fits looks at both.")
+    notes += _remarks(lines)
     if against.memory is not None:
         notes.append(
             f"fits: in {gib(against.memory)} GiB less {gib(against.context_bytes)} GiB for the CUDA context; tight: "
@@ -297,6 +301,15 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     if len(hours) == len(lines):
         notes.append(f"Training of all {len(lines)} runs: {significant(sum(hours))} hours.")
     return notes
+
+
+def _remarks(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what settings do not do in these runs, once for all labels alike."""
+    said: dict[str, list[str]] = {}
+    for line in lines:
+        for remark in line.get("remarks", ()):
+            said.setdefault(remark["sentence"], []).append(line["label"])
+    return [f"{', '.join(dict.fromkeys(labels))}: {sentence}." for sentence, labels in said.items()]
 
 
 def _constants(profile: DeviceProfile | None) -> str:

@@ -90,6 +90,8 @@ class HowToRun:
     """Of one run."""
     budget_seconds: float | None = None
     """Of the whole call: no run starts later."""
+    max_failures: int | None = None
+    """So many failed runs, and no further one starts."""
     dry_run: bool = False
     """List the runs and stop."""
     where: WhereToRun = field(default_factory=WhereToRun)

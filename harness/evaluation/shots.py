@@ -52,7 +52,8 @@ def refuse_too_few(name: str, task: Task) -> None:
 
 def scored_split(task: Task) -> str | None:
     """Return the split that a task scores: lm-eval takes the test split before the validation split."""
-    return task.get_config("test_split") or task.get_config("validation_split")
+    scored: str | None = task.get_config("test_split") or task.get_config("validation_split")
+    return scored
 
 
 def drawn_split(task: Task) -> str | None:

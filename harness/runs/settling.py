@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import Record
+from harness.record import Record, Status
 from harness.record_environment import Environment
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
@@ -50,6 +50,7 @@ class Ledger:
         self._let_go(task.finishes, kept)
         self._queue.release(task)
         self._records.append(kept)
+        self._queue.note(kept)
         self._watcher.run_ended(kept)
 
     def _let_go(self, before: Record | None, kept: Record) -> None:
@@ -59,16 +60,22 @@ class Ledger:
             shutil.rmtree(within(self._store.folder, before.weights), ignore_errors=True)
 
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
-        """Record that a run cannot be done.
+        """Record that a run cannot be done, for good or until what is missing is there.
 
         Raises:
             HarnessError: it cannot be stored.
         """
-        self.keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+        ending: tuple[Status, str | None] = ("failed", task.unready)
+        if task.refusal is not None:
+            ending = ("refused", task.refusal)
+        self.keep(task, task.record(environment, datetime.now(UTC), *ending))
 
     def tally(self, **how: Any) -> Tally:
         """Return what there is, with how the call ended."""
-        return Tally(tuple(self._records), num_by_others=self._queue.num_by_others, **how)
+        queue = self._queue
+        others, spared = queue.num_by_others, tuple(queue.not_started)
+        left = queue.num_left() or None if queue.closed and not how.get("left_by_budget") else None
+        return Tally(tuple(self._records), num_by_others=others, left_by_failures=left, not_started=spared, **how)
 
 
 def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from statistics import stdev
 
 from harness.record import Judging, Score
+from harness.report.reading.items import outcomes_of
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import estimate_cell, label_text, row_status
-from harness.report.statistics.intervals import Estimate, estimate_score
+from harness.report.statistics.intervals import Estimate, Interval, estimate_score
+from harness.report.statistics.means import mean_interval
 from harness.report.table import Cell, Column, Entry, Table, counted
 from harness.report.units import NOTHING
 
@@ -72,7 +74,25 @@ def points_of_row(row: Row, judge: str, metric: str) -> Estimate | None:
     """Return the estimate of one metric over a row's finished runs; None unless the judge gave all of them one."""
     found = [next((s for s in scores if s.metric == metric), None) for scores in _scores(row, judge)]
     known = [score for score in found if score is not None]
-    return estimate_score(known) if known and len(known) == len(row.finished) else None
+    if not known or len(known) < len(row.finished):
+        return None
+    return estimate_score(known, _by_item(row, judge, known) if len(known) > 1 else None)
+
+
+def _by_item(row: Row, judge: str, scores: Sequence[Score]) -> Interval | None:
+    """Return the interval over questions and seeds; None unless a judge's points are there for the same questions."""
+    import numpy as np
+
+    records = [
+        next(r for r in reversed(run.judgings) if r.judging is not None and r.judging.identity == judge)
+        for run in row.finished
+    ]
+    files = [None if record.items is None else row.read_items(record.items) for record in records]
+    found = [None if file is None else outcomes_of(score, file) for score, file in zip(scores, files, strict=True)]
+    known = [outcomes for outcomes in found if outcomes is not None]
+    if len(known) < len(found) or any(outcomes.keys() != known[0].keys() for outcomes in known):
+        return None
+    return mean_interval([np.array([[outcomes[key] for key in known[0]] for outcomes in known])])
 
 
 def counts_of_row(row: Row, judge: str) -> tuple[int, int]:
