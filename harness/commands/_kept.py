@@ -69,6 +69,8 @@ def from_kept(task: RunTask, store: Store, records: Sequence[Record], environmen
     adapter = weights / ADAPTER
     if not can_be_scored(weights):
         return task
+    if adapter.is_dir() and not (adapter / "adapter_model.safetensors").is_file():
+        return task  # peft would load a pickle in its place
     return task.model_copy(
         update={
             "of": record.uuid,
