@@ -25,8 +25,10 @@ from harness.settings import (
     CalibrationSettings,
     EvaluationSettings,
     GeneralTextSettings,
+    Implied,
     TrainSettings,
     later_settings,
+    with_implied,
 )
 from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
@@ -287,7 +289,7 @@ def _resolve(
     except HarnessError as error:
         raise HarnessError(f"{where}: label '{label}': {error}") from error
     config: dict[str, Any] = {}
-    train: dict[str, Any] = dict(suite.train)
+    train: dict[str, Any] = with_implied(suite.train, TrainSettings.implied)
     packaged = packaged_catalogue().labels
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
         (f"[methods.{label}]" if label not in packaged or label in suite.methods else "methods.toml", entry.values()),
@@ -296,8 +298,9 @@ def _resolve(
         ("the sweep or --set", changes),
     )
     method_keys, train_keys = set(method.Config.model_fields), set(TrainSettings.model_fields)
+    implied: Implied = {**TrainSettings.implied, **method.Config.implied}
     for origin, values in layers:
-        for key, value in values.items():
+        for key, value in with_implied(values, implied).items():
             if key in method_keys:
                 config[key] = value
             elif key in train_keys and method.trains:

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.declaration import Declaration
 from harness.registry import Registry
-from harness.settings import Later
+from harness.settings import Implied, Later
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,9 @@ class MethodConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    implied: ClassVar[Implied] = {"two_pass_clipping": ((True, {"update_in_backward": True}),)}
+    """What follows from one setting for another, wherever settings are laid over those of a label."""
 
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""

@@ -3,7 +3,7 @@
 None of them is wrong, and published configurations hold some: they are carried out as they are, and said.
 
 The arithmetic: numbers of p significant bits are m 2^e, 1 <= m < 2, and 2^(e-p+1) apart, half as much below m = 1.
-Scaled by 1 - d, such a number changes by d m 2^e, and is rounded back to itself where that is at most half of the distance
+Scaled by 1 - d, such a number changes by d m 2^e, and is rounded back to itself where that is at most half of the way
 to its lower neighbour: for every m when d <= 2^-(p+1).
 """
 
