@@ -315,6 +315,10 @@ def _resolve(
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
     _check_data(suite, settings, known, f"{where}: label '{label}'")
+    if settings is not None and settings.sequence_length == 1:
+        raise HarnessError(
+            f"{where}: label '{label}': sequence_length = 1 leaves no token to predict from another: set 2 or more"
+        )
     method.check(checked, settings)
     return method, entry, checked, settings
 

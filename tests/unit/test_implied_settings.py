@@ -85,3 +85,12 @@ def test_a_number_that_equals_true_implies_nothing() -> None:
     assert with_implied({"flag": 1}, implied) == {"flag": 1}
     assert with_implied({"flag": True}, implied) == {"flag": True, "other": 1}
     assert with_implied({"flag": True, "other": 2}, implied) == {"flag": True, "other": 2}
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_length_that_leaves_nothing_to_predict_is_no_divergence(length: int, tmp_path: Path) -> None:
+    if length == 1:
+        with pytest.raises(HarnessError, match="sequence_length = 1 leaves no token to predict from another"):
+            run_of(tmp_path, "full", sequence_length=length)
+    else:
+        assert run_of(tmp_path, "full", sequence_length=length).train is not None
