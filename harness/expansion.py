@@ -27,8 +27,10 @@ from harness.settings import (
     Dtype,
     EvaluationSettings,
     GeneralTextSettings,
+    Implied,
     TrainSettings,
     later_settings,
+    with_implied,
 )
 from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
@@ -309,7 +311,7 @@ def _resolve(
     except HarnessError as error:
         raise HarnessError(f"{where}: label '{label}': {error}") from error
     config: dict[str, Any] = {}
-    train: dict[str, Any] = dict(suite.train)
+    train: dict[str, Any] = with_implied(suite.train, TrainSettings.implied)
     packaged = packaged_catalogue().labels
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
         (f"[methods.{label}]" if label not in packaged or label in suite.methods else "methods.toml", entry.values()),
@@ -319,8 +321,9 @@ def _resolve(
     )
     method_keys = set(method.Config.model_fields)
     train_keys = set(TrainSettings.model_fields) if method.trains else {"dtype"}
+    implied: Implied = {**TrainSettings.implied, **method.Config.implied}
     for origin, values in layers:
-        for key, value in values.items():
+        for key, value in with_implied(values, implied).items():
             if key in method_keys:
                 config[key] = value
             elif key in train_keys:
@@ -335,8 +338,10 @@ def _resolve(
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
     _check_data(suite, settings, known, f"{where}: label '{label}'")
-    if settings is not None and settings.sequence_length < 2:
-        raise HarnessError(f"{where}: label '{label}': sequence_length = 1 leaves nothing to predict: give 2 or more")
+    if settings is not None and settings.sequence_length == 1:
+        raise HarnessError(
+            f"{where}: label '{label}': sequence_length = 1 leaves no token to predict from another: set 2 or more"
+        )
     method.check(checked, settings)
     return method, entry, checked, settings, None if method.trains else _base_dtype(train, where)
 

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.declaration import Declaration
 from harness.registry import Registry
-from harness.settings import Later, file_settings
+from harness.settings import Implied, Later, file_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +49,9 @@ class MethodConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
+
+    implied: ClassVar[Implied] = {"two_pass_clipping": ((True, {"update_in_backward": True}),)}
+    """What follows from one setting for another, wherever settings are laid over those of a label."""
 
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -64,8 +64,28 @@ def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
+Implied = Mapping[str, tuple[tuple[JsonValue, Mapping[str, JsonValue]], ...]]
+"""By setting, values of it and the settings that follow: they need not be said, and must not be contradicted."""
+
+
+def with_implied(given: Mapping[str, JsonValue], implied: Implied) -> dict[str, JsonValue]:
+    """Return settings as given in one place, with those that follow from them, what is given there itself first."""
+    follow = [
+        settings
+        for name, value in given.items()
+        for other, settings in implied.get(name, ())
+        if value == other and type(value) is type(other)
+    ]
+    return {key: value for settings in follow for key, value in settings.items()} | dict(given)
+
+
 class TrainSettings(Strict):
     """How a run trains; the method's own settings are apart."""
+
+    implied: ClassVar[Implied] = {
+        "checkpoint_granularity": (("nested", {"gradient_checkpointing": True}),),
+        "offload_checkpoints": ((True, {"gradient_checkpointing": True}),),
+    }
 
     data: Name
     """A data set of datasets.toml."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.settings import Later, NamesFile, TrainSettings
+from harness.settings import Implied, Later, NamesFile, TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -64,6 +64,16 @@ class AdamWSettings(MethodConfig):
 class LayerSamplingSettings(MethodConfig):
     """Which blocks are trained when, and what becomes of the optimizer state of the others."""
 
+    implied: ClassVar[Implied] = {
+        **MethodConfig.implied,
+        "state_policy": (
+            ("drop", {"returning_step_counter": "reset"}),
+            ("keep", {"reset_each_period": False}),
+            ("offload", {"reset_each_period": False}),
+        ),
+        "reset_each_period": ((True, {"state_policy": "drop", "returning_step_counter": "reset"}),),
+    }
+
     active_layers: Annotated[int, Field(ge=0)]
     """Blocks of each period: exactly so many without replacement or in turn, on average so many by coin flips. 0:
     none, so that embedding, head and final norm are all that is trained."""
@@ -92,6 +102,14 @@ class LayerSamplingSettings(MethodConfig):
     legacy_draws_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Draw from numpy's legacy generator with this seed, as the released codes do; None: from the run's own stream."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_period_like_the_others(cls, given: Any) -> Any:
+        """Take a first period of the length of every other as none of its own: one run has one spelling."""
+        if isinstance(given, dict) and given.get("first_period_steps") == given.get("interval_steps"):
+            return given | {"first_period_steps": None}
+        return given
+
     @property
     def takes_turns(self) -> bool:
         """Return True for laws under which every block has its turn, and probabilities say nothing."""
@@ -118,8 +136,6 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError(
                 f"reset_each_period = true drops all state: set state_policy = 'drop', not '{self.state_policy}'"
             )
-        if self.first_period_steps == self.interval_steps:
-            raise ValueError("first_period_steps is interval_steps, as it is without: leave it out")
         if self.sampling != "without_replacement" and self.legacy_draws_seed is not None:
             raise ValueError(f"legacy_draws_seed is for draws without replacement, not sampling = '{self.sampling}'")
         others = self.train_embedding or self.train_head or self.train_final_norm

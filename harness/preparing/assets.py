@@ -37,6 +37,7 @@ from harness.checkpoint_files import check_checkpoint
 from harness.data import packaged as packaged_rows
 from harness.data.rows import load_rows
 from harness.errors import HarnessError, near_miss
+from harness.preparing.model_folder import check_entry
 from harness.progress import Progress, silent
 
 CONVERSION_VERSION = 1
@@ -57,12 +58,14 @@ def resolve_model(spec: BaseModelSpec, folder: Path | None = None, progress: Pro
         progress: Called while they are hashed.
 
     Raises:
-        HarnessError: the folder cannot be read or holds no model.
+        HarnessError: the folder cannot be read, holds no model, or another than the entry says.
     """
+    own = folder is None
     folder = folder if folder is not None else spec.folder
     if folder is not None:
         folder = folder.expanduser().absolute()
         _check_model_folder(folder, spec.name)
+        check_entry(spec, folder, own=own)
         return spec.model_copy(update={"folder": folder, "checksum": weights_checksum(folder, progress)})
     if spec.packaged is not None:
         return spec.model_copy(update={"checksum": _packaged_model(spec).checksum})
