@@ -33,11 +33,19 @@ SHORT = 60
 """Characters of a sentence that is said again."""
 
 
+class _Console(Console):
+    """A console that leaves it to the command line what a reader that has left means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on, where rich would exit with 1."""
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """Return a console; one that is no terminal is wide and plain."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:

@@ -110,10 +110,10 @@ class _Against:
 
 
 def parse_memory(text: str) -> int:
-    """Return bytes from ``24GiB``, ``80GB`` or a number of bytes.
+    """Return bytes from ``24GiB``, ``80GB`` or ``100B``.
 
     Raises:
-        HarnessError: it is none.
+        HarnessError: it is none, or has no unit: 24 are as few bytes as they are many.
     """
     upper = text.strip().upper()
     unit = next((unit for unit in UNITS if upper.endswith(unit)), "")
@@ -121,6 +121,9 @@ def parse_memory(text: str) -> int:
         number = float(upper.removesuffix(unit)) * UNITS.get(unit, 1)
     except ValueError:
         number = 0.0
+    if not unit and 0 < number < float("inf"):
+        size = text.strip()
+        raise HarnessError(f"--device-memory {size}: has no unit; say {size}GB, {size}GiB or {size}B")
     if not 0 < number < float("inf"):
         raise HarnessError(f"--device-memory {text}: expected a size such as 24GiB or 80GB")
     return int(number)

@@ -207,6 +207,8 @@ def broken(task: RunTask, environment: Environment) -> Record:
 def breaks(order_json: str, events: Any) -> bytes:
     """Stand for the worker's part: return a record of a failure before the first step."""
     order = Order.model_validate_json(order_json)
+    events.say.remote(order.task.uuid, "node", "loading", 0, None)
+    time.sleep(1.5)  # so that of a cluster, which begins the next at once, not all are over before the first is known
     return pack(broken(order.task, order.environment), order.task.work_folder / "attempt-1", send_files=False)
 
 
