@@ -132,7 +132,10 @@ def test_weights_that_nobody_asked_for_go_when_they_are_scored(
     tiny_llama: Path, tmp_path: Path, scoring: Scoring
 ) -> None:
     store = Store(tmp_path / "results")
-    queue, watcher = (SimpleNamespace(release=lambda task: None), SimpleNamespace(run_ended=lambda record: None))
+    queue, watcher = (
+        SimpleNamespace(release=lambda task: None, note=lambda *_: None),
+        SimpleNamespace(run_ended=lambda record: None),
+    )
     ledger: Any = Ledger(Runs([], store), queue, watcher)  # type: ignore[arg-type]
     task = make_task("full", tiny_llama, store)
     scoring.fails = RuntimeError("first")
