@@ -23,7 +23,7 @@ from harness.commands._selection import existing, given_catalogue, given_data, g
 from harness.commands.requests import AssetsRequest, JudgeRequest
 from harness.errors import HarnessError
 from harness.evaluation.grading import MEAN, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
-from harness.evaluation.judges import ChatEndpoint, Judge, LocalJudge, RateLimit
+from harness.evaluation.judges import ChatEndpoint, Judge, RateLimit
 from harness.evaluation.judging import (
     PROMPT_DIGITS,
     JudgeSettings,
@@ -32,6 +32,7 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
+from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset

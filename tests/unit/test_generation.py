@@ -17,8 +17,8 @@ from harness.conversation import find_template
 from harness.errors import HarnessError
 from harness.evaluation import mt_bench
 from harness.evaluation.generation import acting_fields, end_tokens, protocol_alone
-from harness.evaluation.judges import LocalJudge
 from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.mt_bench import answer_questions
 from harness.tensors.loading import load_model, load_tokenizer
 from harness.tensors.seeding import torch_generator

@@ -12,7 +12,8 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.evaluation.chat_request import ChatRequest
-from harness.evaluation.judges import ChatEndpoint, JudgeFailed, LocalJudge, RateLimit, Stopped
+from harness.evaluation.judges import ChatEndpoint, JudgeFailed, RateLimit, Stopped
+from harness.evaluation.local_judge import LocalJudge
 from tests.judge import Act, ServedJudge, served
 
 MESSAGES = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "Grade ü {x}."}]
