@@ -161,6 +161,8 @@ class Prediction(Part):
     """Sentences on what was not known and assumed."""
     full_rank: tuple[str, ...] = ()
     """Matrices that the method's rank does not reduce, as it declares."""
+    unprojected: tuple[str, ...] = ()
+    """Tensors of the blocks that its projection leaves out, as it declares."""
 
     @property
     def static_bytes(self) -> int:

@@ -238,8 +238,8 @@ def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None
         if train is None or asked is None:
             return None
         declared = None if record.proof is None else record.proof.declared
-        full_rank = () if declared is None else declared.full_rank
-        return say(Asked(record.spec.config, asked, train.num_steps, full_rank))
+        named = ((), ()) if declared is None else (declared.full_rank, declared.unprojected)
+        return say(Asked(record.spec.config, asked, train.num_steps, *named))
 
     return said
 

@@ -30,6 +30,8 @@ class Asked:
     """Optimizer steps; None: not known."""
     full_rank: tuple[str, ...] = ()
     """Matrices that the rank does not reduce."""
+    unprojected: tuple[str, ...] = ()
+    """Tensors of the blocks that a projection leaves out, as they are no linear layers."""
 
 
 def lost_share(dtype: str) -> float:
@@ -102,6 +104,16 @@ def _full_rank(asked: Asked) -> str | None:
     return f"rank = {rank} is no less than the smaller side {which}: of these nothing is reduced"
 
 
+def _unprojected(asked: Asked) -> str | None:
+    """Return which tensors of the blocks are trained in full beside projected ones."""
+    if not asked.unprojected:
+        return None
+    return (
+        f"{len(asked.unprojected)} tensors of the blocks are no linear layers and are not projected, "
+        f"{asked.unprojected[0]} among them"
+    )
+
+
 def _warm_up(asked: Asked) -> str | None:
     """Return that the warm-up is none, or never ends."""
     train, steps = asked.train, asked.num_steps
@@ -130,6 +142,7 @@ SILENT: Mapping[str, Callable[[Asked], str | None]] = {
     "one draw": _one_draw,
     "one projector": _one_projector,
     "full rank": _full_rank,
+    "not projected": _unprojected,
     "warm-up": _warm_up,
     "held-out readings": _held_out,
 }

@@ -76,11 +76,14 @@ class ProjectedMethod(TrainedMethod):
             scale=settings.low_rank().scale,
         )
         full_rank = [one.name for one in trained if one.projected and min(one.shape) <= settings.low_rank().rank]
+        inside = [one for one in trained if isinstance(one.part, int) and len(one.shape) > 1]
+        unprojected = [one.name for one in inside if not one.projected]
         return Declaration(
             blocks=blocks,
             others=others,
             projection=projection,
             full_rank=tuple(full_rank),
+            unprojected=tuple(unprojected),
             damping=self.config.damping,
         )
 

@@ -214,8 +214,9 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     assert train is not None
     step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
     steps = planned_steps(spec, dataset)
-    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", "full_rank"})
-    said = said_of(Asked(spec.config, train, steps, prediction.full_rank))
+    named = ("full_rank", "unprojected")
+    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", *named})
+    said = said_of(Asked(spec.config, train, steps, *(getattr(prediction, name) for name in named)))
     found["remarks"] = [{"kind": kind, "sentence": sentence} for kind, sentence in said.items()]
     found |= {
         "activations_bytes": prediction.at_peak.activations_bytes,

@@ -141,6 +141,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         torch=torch.__version__,
         assumptions=tuple(assumptions),
         full_rank=run.full_rank,
+        unprojected=run.unprojected,
     )
 
 

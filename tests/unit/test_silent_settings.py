@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from harness.catalogue.labels import load_labels
+from harness.catalogue.models import BaseModelSpec
 from harness.commands import plan
 from harness.commands.requests import SelectionRequest
 from harness.planning.questions import PlanAnswer
@@ -17,6 +19,8 @@ from harness.record_training import MemoryBreakdown, Prediction
 from harness.remarks import KINDS, remarks_of
 from harness.settings import TrainSettings
 from harness.silent_settings import SILENT, Asked, lost_share, said_of
+from harness.tensors.decoder import find_decoder
+from tests.contract.conftest import FakeContext, decoder_of, settings_of, tiny_model
 from tests.proofs import record_of, task_of
 from tests.records import TRAIN
 from tests.unit.test_optimizers import optimizer_of
@@ -137,6 +141,25 @@ def test_a_record_says_which_matrices_the_rank_does_not_reduce(
     assert (
         which is None or f"model.layers.0.self_attn.{which.removeprefix('self_attn.')} among them" in found["full rank"]
     )
+
+
+def test_experts_in_one_tensor_are_told_of_a_projection_that_leaves_them_out() -> None:
+    shape: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_local_experts": 2}
+    model = MixtralForCausalLM(
+        MixtralConfig(**shape, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+    )
+    experts = [name for name, p in model.named_parameters() if p.dim() == 3]
+    spec = BaseModelSpec(name="mixtral", architecture="MixtralForCausalLM", hub_id="someone/mixtral")
+    method, values = settings_of("galore")
+    context = FakeContext(1, 2, TRAIN, find_decoder(model, spec))
+    galore = method(method.Config.model_validate(values))
+    declared = galore.declare(galore.prepare(model, context), context)
+    assert declared is not None and set(experts) <= set(declared.unprojected)
+    said = said_of(Asked({}, TRAIN, 10, (), declared.unprojected))
+    assert said["not projected"].startswith(f"{len(declared.unprojected)} tensors of the blocks are no linear layers")
+    llama = tiny_model("llama")
+    tiny = galore.declare(llama, FakeContext(1, 2, TRAIN, decoder_of(llama)))
+    assert tiny is not None and tiny.unprojected == ()
 
 
 def test_every_kind_is_a_remark() -> None:
