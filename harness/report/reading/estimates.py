@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.quantity import Quantity
 from harness.record import Score
-from harness.report.reading.items import outcomes_of
+from harness.report.reading.items import ItemKey, outcomes_of
 from harness.report.reading.summary import Row, Run, ScoreColumn, Summary
 from harness.report.statistics.intervals import Estimate, Interval, estimate_average, estimate_score
 from harness.report.statistics.means import mean_interval
@@ -81,7 +81,7 @@ def _outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
 def _read_outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
     import numpy as np
 
-    found = []
+    found: list[dict[ItemKey, float]] = []
     for run in row.finished:
         score = run.score(column)
         name = None if score is None else run.files.get(score.key)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,8 @@ def p_not_above(tasks: Sequence[NDArray[np.float64]]) -> float:
     sizes, counts = np.unique(np.round(np.abs(parts) / np.abs(parts).max(), DIGITS), return_counts=True)
     if math.prod(int(count) + 1 for count in counts) > MOST_SUMS:
         return float(ndtr(-total / math.sqrt(float((parts**2).sum()))))
-    sums, chances = np.zeros(1), np.ones(1)
+    sums: NDArray[Any] = np.zeros(1)
+    chances: NDArray[Any] = np.ones(1)
     for size, count in zip(sizes, counts, strict=True):
         steps = size * (2 * np.arange(count + 1) - count)
         sums = np.round(np.add.outer(sums, steps).ravel(), DIGITS - 2)
@@ -82,7 +83,8 @@ def p_unpaired(counts: Sequence[tuple[int, int, int, int]]) -> float:
 
     if math.prod(min(x + y, n, m) + 1 for x, n, y, m in counts) > MOST_SUMS:
         return 0.0
-    sums, chances = np.zeros(1), np.ones(1)
+    sums: NDArray[Any] = np.zeros(1)
+    chances: NDArray[Any] = np.ones(1)
     for x, n, y, m in counts:
         after = np.arange(max(0, x + y - n), min(x + y, m) + 1, dtype=np.float64)
         logs = log_choose(m, after) + log_choose(n, x + y - after) - log_choose(n + m, np.array(float(x + y)))
