@@ -9,7 +9,7 @@ from harness.cli._arguments import add_catalogue, catalogue_from
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    command.add_argument("what", choices=("methods", "models", "suites", "benchmarks", "devices"))
+    command.add_argument("what", choices=("methods", "models", "datasets", "suites", "benchmarks", "devices"))
     add_catalogue(command)
     command.add_argument("--json", action="store_true", help="as JSON")
 

@@ -1,4 +1,4 @@
-"""``harness list``: methods, models, suites, benchmarks, devices. Works where torch is absent."""
+"""``harness list``: methods, models, data sets, suites, benchmarks, devices. Works where torch is absent."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.resolved import Catalogue
@@ -21,6 +22,7 @@ def list_kind(what: str, *, catalogue: Path | None = None, in_json: bool = False
     kinds = {
         "methods": _methods,
         "models": _models,
+        "datasets": _datasets,
         "suites": _suites,
         "benchmarks": _benchmarks,
         "devices": _devices,
@@ -75,6 +77,27 @@ def _source(spec: BaseModelSpec) -> str:
     if spec.folder:
         return f"folder:{spec.folder}"
     return f"hub:{spec.hub_id}" if spec.hub_id else "shape alone"
+
+
+def _datasets(catalogue: Catalogue) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": name,
+            "source": _origin(spec),
+            "rows": spec.num_rows,
+            "licence": spec.licence,
+            "summary": spec.summary,
+        }
+        for name, spec in catalogue.datasets.items()
+    ]
+
+
+def _origin(spec: DatasetSpec) -> str:
+    """Return where rows come from, of which kind a data set has one; a local file stands in for it."""
+    if spec.file is not None:
+        return f"file:{spec.file}"
+    kinds = {"packaged": spec.packaged, "drawn": spec.drawn, "github": spec.repository, "hub": spec.hub_id}
+    return next(f"{kind}:{value}" for kind, value in kinds.items() if value is not None)
 
 
 def _devices(_: Catalogue) -> list[dict[str, Any]]:

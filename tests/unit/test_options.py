@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.catalogue.datasets import load_datasets
 from harness.cli import COMMANDS, build_parser, main
 
 QUICK = ["--suite", "quickstart", "--dry-run"]
@@ -99,3 +101,12 @@ def test_a_closed_standard_output_is_one_sentence_and_a_reader_that_left_is_none
     left = subprocess.run(command.split(), stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (left.returncode, left.stderr) == (0, "")
+
+
+def test_every_data_set_is_listed_with_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "datasets", "--json"]) == 0
+    rows = {row["dataset"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(load_datasets())
+    assert rows["packaged-passages"]["source"] == "packaged:passages"
+    assert rows["random-tokens"]["source"].startswith("drawn:")
+    assert rows["alpaca-gpt4"]["source"].split(":")[0] in ("github", "hub")
