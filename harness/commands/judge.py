@@ -38,7 +38,7 @@ from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
 from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
 from harness.record import Judging, Record, Status
-from harness.remarks import judging_remarks
+from harness.remarks_scoring import judging_remarks
 from harness.report.reading.summary import newest_records
 from harness.store import Store
 from harness.task import judged_record

@@ -29,7 +29,8 @@ from harness.readings import (
 )
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
-from harness.remarks import judging_remarks, remarks_of
+from harness.remarks import remarks_of
+from harness.remarks_scoring import judging_remarks
 from harness.report.units import gib, percent, scaled, with_unit
 
 

@@ -1,0 +1,133 @@
+"""What has to be told of a run's training: rows, text, settings that did nothing, weights that are not there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from harness.record import Record
+from harness.silent_settings import SILENT, Asked
+
+EXPECTED_SHARE = 0.01
+"""Of the rows that are held out where no more are asked for."""
+MUCH_MORE = 1.2
+"""Times the wanted rows: above, what was held out is said."""
+LARGE_SHARE = 0.2
+"""Of all rows: above, what was held out is said."""
+REPEATED = 0.01
+"""Of the rows to train on: above, repeated ones are said."""
+
+
+def _rows_cut(record: Record) -> str | None:
+    """Return how many rows were longer than the sequence: those lost the beginning of their prompt."""
+    train, asked, rows = record.train, record.train_settings, record.rows
+    if train is None or asked is None:
+        return None
+    cut, trained = (
+        sum(train.curve.truncated_rows),
+        train.num_steps * asked.batch_size * asked.gradient_accumulation_steps,
+    )
+    said = []
+    if cut:
+        said.append(
+            f"{cut} of {trained} trained rows were longer than sequence_length = {asked.sequence_length} and were cut"
+        )
+        if rows is not None and rows.num_cut_tokens:
+            said.append(f"which left {rows.num_cut_tokens:,} tokens out")
+        if rows is not None and rows.num_cut_answers:
+            said.append(f"{rows.num_cut_answers} of these rows lost the end of their answer")
+    if rows is not None and rows.num_validated_cut_rows:
+        which = f"{rows.num_validated_cut_rows} of {rows.num_validated_rows} rows of the held-out batch were cut"
+        said.append(f"{which}, by {rows.num_validated_cut_tokens or 0:,} tokens")
+    return ", ".join(said) or None
+
+
+def _holding_out(record: Record) -> str | None:
+    """Return what was held out where that is much more than was asked for, or much of the data."""
+    rows, asked = record.rows, record.train_settings
+    if rows is None or asked is None or not (held := rows.num_held_out_rows) or not (trained := rows.num_rows):
+        return None
+    wanted = max(asked.validation_rows, math.ceil((held + trained) * EXPECTED_SHARE))
+    if rows.num_prompts is None or (held <= MUCH_MORE * wanted and held <= LARGE_SHARE * (held + trained)):
+        return None
+    return (
+        f"{held} of {held + trained} rows, those of {rows.num_held_out_prompts} of {rows.num_prompts} prompts, were "
+        "held out of training"
+    )
+
+
+def _repeated_rows(record: Record) -> str | None:
+    """Return how many training rows repeat another, where they are many."""
+    rows = record.rows
+    if rows is None or not rows.num_rows or (repeated := rows.num_repeated_rows or 0) <= REPEATED * rows.num_rows:
+        return None
+    return f"{repeated} of {rows.num_rows} rows to train on repeat another"
+
+
+def _held_out_asked(record: Record) -> str | None:
+    """Return how many held-out texts ask what a training text asks."""
+    rows = record.rows
+    if rows is None or not rows.num_held_out_asked:
+        return None
+    return (
+        f"{rows.num_held_out_asked} of {rows.num_held_out_rows} held-out texts ask what a training text asks: the "
+        "held-out loss is in part of questions that were trained on"
+    )
+
+
+def _blank_rows(record: Record) -> str | None:
+    """Return how many rows held nothing to train on."""
+    if record.rows is None or not (blank := record.rows.num_blank_rows):
+        return None
+    return f"{blank} blank rows of the training data were left out"
+
+
+def _end_left_out(record: Record) -> str | None:
+    """Return what a tokenizer would have put behind every text."""
+    if record.encoding is None or not (ends := record.encoding.left_out):
+        return None
+    return f"the tokenizer puts {' '.join(ends)} behind every text, which was left out of prompts, contexts and answers"
+
+
+def _special_tokens_once(record: Record) -> str | None:
+    """Return how many rows brought special tokens that would otherwise have been added."""
+    facts = record.encoding
+    if facts is None or not (facts.num_rows_begun or facts.num_rows_ended):
+        return None
+    beginning = " ".join(facts.beginning or ())
+    told = [f"{facts.num_rows_begun} began with {beginning}"] if facts.num_rows_begun else []
+    told += [f"{facts.num_rows_ended} ended as answers end"] if facts.num_rows_ended else []
+    return f"of the rows trained on {' and '.join(told)} in their own text: none was added to these"
+
+
+def _weights_lost(record: Record) -> str | None:
+    """Return why weights that were to be kept are not there."""
+    return record.weights_error
+
+
+def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
+    """Return what says of a run that trained which of its settings did nothing."""
+
+    def said(record: Record) -> str | None:
+        train, asked = record.train, record.train_settings
+        if train is None or asked is None:
+            return None
+        declared = None if record.proof is None else record.proof.declared
+        named = ((), ()) if declared is None else (declared.full_rank, declared.unprojected)
+        return say(Asked(record.spec.config, asked, train.num_steps, *named))
+
+    return said
+
+
+TRAINING: Mapping[str, Callable[[Record], str | None]] = {
+    "rows cut": _rows_cut,
+    "blank rows": _blank_rows,
+    "held out": _holding_out,
+    "held-out questions": _held_out_asked,
+    "repeated rows": _repeated_rows,
+    "end left out": _end_left_out,
+    "special tokens once": _special_tokens_once,
+    "weights lost": _weights_lost,
+    **{kind: _silent(say) for kind, say in SILENT.items()},
+}
+"""Kinds of remarks on training: how they are called, and what they say of a record."""
