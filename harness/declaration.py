@@ -88,6 +88,11 @@ class Declaration(_Declared):
     projection: DeclaredProjection | None = None
     adapters: tuple[str, ...] | None = None
     """Base-model names of the modules that get an adapter, whose own weights stay as they are; None: none do."""
+    full_rank: tuple[str, ...] = ()
+    """Base-model names of the matrices whose smaller side is no more than the rank: of these nothing is reduced."""
+    unprojected: tuple[str, ...] = ()
+    """Base-model names of what the blocks hold beside linear layers and vectors, where gradients are projected: experts
+    in one tensor, transposed layers."""
     damping: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Of a gradient whose numbers are smaller on average, updates fall short of the learning rate in proportion: Adam's
     eps. 0: of none."""

@@ -18,16 +18,19 @@ from harness.catalogue.labels import LabelEntry
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
-from harness.catalogue.tuned import Tuned, read_tuned, tuned_file
+from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
 from harness.method import METHODS, Method
+from harness.outside import file_checksums, outside_code
 from harness.settings import (
     CalibrationSettings,
     Dtype,
     EvaluationSettings,
     GeneralTextSettings,
+    Implied,
     TrainSettings,
     later_settings,
+    with_implied,
 )
 from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
@@ -193,7 +196,9 @@ def expand(
             calibration = suite.calibration if needs_scores else None
             general = suite.general if method.trains else None
             conversation = _conversation_of(suite, model.name, train)
-            for seed in (seeds if seeds is not None else suite.seeds)[: None if method.trains else 1]:
+            files, code = file_checksums(config), outside_code(entry.method, conversation)
+            # What does not train is one run a suite, whichever seeds are asked for.
+            for seed in (seeds if seeds is not None else suite.seeds) if method.trains else suite.seeds[:1]:
                 runs.append(
                     RunSpec(
                         suite=suite.name,
@@ -213,9 +218,23 @@ def expand(
                         seed=seed,
                         base_dtype=dtype,
                         conversation=conversation,
+                        files=files,
+                        code=code,
                     )
                 )
+            if choice is not None and method.trains and "learning_rate" not in changes:
+                _check_tuned(suite, choice, runs[-1])
     return runs
+
+
+def _check_tuned(suite: Suite, choice: Choice, spec: RunSpec) -> None:
+    """Refuse a learning rate that was chosen on something else than the run trains."""
+    assert suite.tune is not None
+    if (what := choice.refusal(spec, suite.tune.max_steps)) is not None:
+        raise HarnessError(
+            f"suite '{suite.name}': the learning rate {choice.learning_rate:g} of label '{choice.label}' on model "
+            f"'{choice.model}' was tuned on {what}: run harness tune again, or give one with --set learning_rate=X"
+        )
 
 
 def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue: Catalogue | None = None) -> list[str]:
@@ -282,7 +301,7 @@ def _resolve(
     """
     entry = known.labels.get(label)
     if entry is None:
-        if label not in METHODS.names():
+        if label not in (*METHODS.names(), *METHODS.broken()):
             raise HarnessError(
                 f"{where}: there is no label '{label}'{near_miss(label, [*known.labels, *METHODS.names()])}"
             )
@@ -292,7 +311,7 @@ def _resolve(
     except HarnessError as error:
         raise HarnessError(f"{where}: label '{label}': {error}") from error
     config: dict[str, Any] = {}
-    train: dict[str, Any] = dict(suite.train)
+    train: dict[str, Any] = with_implied(suite.train, TrainSettings.implied)
     packaged = packaged_catalogue().labels
     layers: Iterable[tuple[str, Mapping[str, Any]]] = (
         (f"[methods.{label}]" if label not in packaged or label in suite.methods else "methods.toml", entry.values()),
@@ -302,8 +321,9 @@ def _resolve(
     )
     method_keys = set(method.Config.model_fields)
     train_keys = set(TrainSettings.model_fields) if method.trains else {"dtype"}
+    implied: Implied = {**TrainSettings.implied, **method.Config.implied}
     for origin, values in layers:
-        for key, value in values.items():
+        for key, value in with_implied(values, implied).items():
             if key in method_keys:
                 config[key] = value
             elif key in train_keys:
@@ -318,8 +338,10 @@ def _resolve(
     checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
     settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
     _check_data(suite, settings, known, f"{where}: label '{label}'")
-    if settings is not None and settings.sequence_length < 2:
-        raise HarnessError(f"{where}: label '{label}': sequence_length = 1 leaves nothing to predict: give 2 or more")
+    if settings is not None and settings.sequence_length == 1:
+        raise HarnessError(
+            f"{where}: label '{label}': sequence_length = 1 leaves no token to predict from another: set 2 or more"
+        )
     method.check(checked, settings)
     return method, entry, checked, settings, None if method.trains else _base_dtype(train, where)
 

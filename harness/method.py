@@ -24,13 +24,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypedDict, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.declaration import Declaration
 from harness.registry import Registry
-from harness.settings import Later
+from harness.settings import Implied, Later, file_settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,10 +50,21 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
+    implied: ClassVar[Implied] = {"two_pass_clipping": ((True, {"update_in_backward": True}),)}
+    """What follows from one setting for another, wherever settings are laid over those of a label."""
+
     update_in_backward: bool = False
     """Apply each update as soon as its gradient is complete, in a post-accumulate hook, and free the gradient."""
     two_pass_clipping: Annotated[bool, Later(False)] = False
     """Clip with ``update_in_backward``: a first pass takes the global norm, a second makes the clipped updates."""
+
+    def files_read(self) -> dict[str, Path]:
+        """Return the files that a run with these settings reads, by the setting, marked ``NamesFile``, that names each.
+
+        A class whose settings make one of no account leaves it out.
+        """
+        named = {name: getattr(self, name) for name in file_settings(type(self))}
+        return {name: Path(file) for name, file in named.items() if file is not None}
 
     @model_validator(mode="after")
     def _two_passes_are_in_backward(self) -> MethodConfig:

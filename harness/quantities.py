@@ -97,8 +97,9 @@ PREDICTED_AGAINST_MEASURED = Quantity(
     shown=Shown(short="pred. less\nmeas., %"),
     judged=Judged(better=None),
     definition="predicted peak less measured peak in % of the measured one, of the run that is farthest from zero. "
-    "Measured is the peak memory on CUDA and the tracked peak on a CPU. A – stands where either is missing or the "
-    "prediction is for another kind of device.",
+    "Measured is the peak memory on CUDA and the tracked peak on a CPU. A – stands where either is missing, the "
+    "prediction is for another kind of device, or what was measured is not what was predicted: no row filled the "
+    "sequence, or the tracked steps end before the predicted one.",
 )
 HOST_PEAK = Quantity(
     name="host_peak_bytes",
@@ -154,7 +155,7 @@ SPEED = Quantity(
     read=tokens_per_second,
     shown=Shown("tokens a second", "tokens\na second", absent=TOO_FEW_STEPS, of_cycle=True),
     judged=Judged(better="larger"),
-    definition="mean tokens of a step, padding left out, over the mean step time.",
+    definition="mean tokens of a step after the warm-up, padding left out, over the mean step time.",
 )
 STEP_OPERATIONS = Quantity(
     name="flops_per_step",

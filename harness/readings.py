@@ -5,7 +5,7 @@ A reader that asks here needs no knowledge of where a record keeps things; what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -156,9 +156,33 @@ def own_prediction(record: Record) -> Prediction | None:
 
 
 def prediction_difference(record: Record) -> float | None:
-    """Return by which fraction of the measured peak the predicted one is larger; None where either is missing."""
+    """Return by which fraction of the measured peak the predicted one is larger.
+
+    None where either is missing, and where what was measured is not what was predicted.
+    """
     prediction, measured = own_prediction(record), predictable_peak_bytes(record)
-    return None if prediction is None or not measured else prediction.peak_bytes / measured - 1.0
+    if prediction is None or not measured or not shows_predicted_step(record, prediction):
+        return None
+    return prediction.peak_bytes / measured - 1.0
+
+
+def shows_predicted_step(record: Record, prediction: Prediction) -> bool:
+    """Return whether the measured peak is of steps like the predicted one: that step, and rows of full length.
+
+    A tracker on a CPU sees a run's first steps, and a method may need most later. Rows are padded to the longest of
+    their batch: as long as predicted are those that fill the sequence, or were cut to it.
+    """
+    train, settings, tracked = record.train, record.train_settings, live_peak(record)
+    if train is None or settings is None:
+        return False
+    steps: Sequence[int] = range(len(train.curve.tokens))
+    if not ran_on_cuda(record):
+        if tracked is None or prediction.peak_step > max(tracked.steps, default=-1):
+            return False
+        steps = [step for step in tracked.steps if step < len(train.curve.tokens)]
+    full = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
+    cut = train.curve.truncated_rows
+    return any(train.curve.tokens[step] >= full or (step < len(cut) and cut[step] > 0) for step in steps)
 
 
 def predicted_peak_bytes(record: Record) -> int | None:
@@ -189,9 +213,17 @@ def step_tokens(record: Record) -> float | None:
     return None if (curve := step_curve(record)) is None or not curve.tokens else fmean(curve.tokens)
 
 
+def timed_step_tokens(record: Record) -> float | None:
+    """Return the mean tokens of the steps that were timed, those behind the warm-up; None where none was."""
+    train = record.train
+    if train is None or not train.num_timed_steps or not train.curve.tokens:
+        return None
+    return fmean(train.curve.tokens[-train.num_timed_steps :])
+
+
 def tokens_per_second(record: Record) -> float | None:
-    """Return a step's mean tokens over the mean step time; None where no step was timed, or one of no length."""
-    tokens, seconds = step_tokens(record), step_seconds(record)
+    """Return the mean tokens of the timed steps over their mean time; None where no step was timed, or in no time."""
+    tokens, seconds = timed_step_tokens(record), step_seconds(record)
     return None if tokens is None or not seconds else tokens / seconds
 
 
@@ -214,11 +246,12 @@ def model_flops_utilization(record: Record) -> float | None:
     None where the step was not timed, nothing was predicted, or the device's peak is not known.
     """
     flops, seconds, settings = step_flops(record), step_seconds(record), record.train_settings
-    if flops is None or not seconds or settings is None:
+    tokens, timed = step_tokens(record), timed_step_tokens(record)
+    if flops is None or not seconds or settings is None or not tokens or timed is None:
         return None
     device = _device(record.environment.device_name)
     peak = None if device is None else device.peak_flops(settings.dtype)
-    return None if peak is None else flops / seconds / peak
+    return None if peak is None else flops * (timed / tokens) / seconds / peak
 
 
 @cache

@@ -38,6 +38,10 @@ OUTCOMES: frozenset[str] = frozenset({"ok", "unproven", "refused", "out_of_memor
 """Statuses that are answers: not run again unless ``--retry`` asks for it."""
 
 
+SCORED_OR_USELESS: frozenset[str] = frozenset({"ok", "unproven", "refused", "diverged"})
+"""Statuses of runs whose kept weights no evaluation is missing of, or gives anything."""
+
+
 class Score(Part):
     """One metric of one task, or of a group of tasks."""
 
@@ -123,6 +127,18 @@ class Judging(Part):
     """Judgments that could not be had."""
     num_out_of_range: int
     """Parsed scores outside 1 to 10; in the means, as FastChat has them."""
+    num_several: int | None = None
+    """Judgments with several ratings that differ; None: of a record older than the count."""
+    num_thinking: int | None = None
+    """Judgments that began with thinking, which was left out before a rating was read."""
+    num_cut: int | None = None
+    """Judgments that ended at ``max_tokens``."""
+    verdict: Literal["last"] | None = None
+    """Which of several ratings counts; None: the first, as FastChat has it."""
+    temperature: Literal["default"] | None = None
+    """``default``: the endpoint's own, for all judgments or some; None: 0, as FastChat has it."""
+    sent: tuple[dict[str, JsonValue], ...] = ()
+    """What the requests held beside model and messages, where they were sent to an endpoint."""
     repeat_means: tuple[float, ...] = ()
     """Mean of each repeat, in order."""
     file: Beside
@@ -132,9 +148,11 @@ class Judging(Part):
     def identity(self) -> str:
         """Return what tells this judge from any other: scores of two never share a table."""
         version = self.judge_version or "version not reported"
+        others = ", the endpoint's own temperature" if self.temperature == "default" else ""
+        others += ", the last rating of several" if self.verdict == "last" else ""
         return (
             f"{self.judge} ({version}), prompts {self.prompt_version}, references {self.references}, "
-            f"at most {self.max_tokens} tokens"
+            f"at most {self.max_tokens} tokens{others}"
         )
 
 
@@ -211,6 +229,10 @@ class Record(Part):
     """Only of an evaluation by a judge."""
     weights: Beside | None = None
     """Folder of the kept weights, relative to the folder of the records."""
+    weights_held: bool = False
+    """Nobody asked for them: they wait for an evaluation that failed, and go when it is done."""
+    weights_error: Sentence | None = None
+    """Why weights that were to be kept are not there, or not merged."""
     log_tail: Sentence | None = None
     """The last ``LOG_LINES`` of a failed child's error output."""
 
@@ -232,6 +254,11 @@ class Record(Part):
     def is_unproven(self) -> bool:
         """Return whether the run ended, but not as what was asked for."""
         return self.status == "unproven"
+
+    @property
+    def awaits_scores(self) -> bool:
+        """Return whether it trained and its evaluation did not end, so that its weights can still be scored."""
+        return self.is_run and self.weights is not None and self.status not in SCORED_OR_USELESS
 
     @property
     def was_interrupted(self) -> bool:

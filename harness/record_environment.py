@@ -28,7 +28,10 @@ class Environment(Part):
     packages: dict[str, str]
     """Versions of harness, torch, transformers, peft, lm-eval and what else can move a number."""
     source_checksum: str
-    """SHA-256 over the harness's own Python and TOML files, so that an installed wheel and a checkout agree."""
+    """SHA-256 over the harness's own source, so that an installed wheel and a checkout agree: over the modules that a
+    run can execute; in records of schema version 5 and before over the whole package."""
+    training_checksum: str | None = None
+    """The same without what evaluates; None in records older than the field."""
     commit: str | None = None
     """Git commit of the checkout the harness ran from; None outside a checkout."""
     dirty: bool | None = None
@@ -41,6 +44,15 @@ class Environment(Part):
         rest = {"device_memory_bytes": self.device_memory_bytes, "packages": self.packages}
         return identity(self.told_by_name() | rest)
 
+    @property
+    def training_id(self) -> str:
+        """Return the identity of what can move trained weights: without lm-eval and the code that evaluates."""
+        if self.training_checksum is None:
+            return self.environment_id
+        packages = {name: version for name, version in self.packages.items() if name != "lm-eval"}
+        rest = {"device_memory_bytes": self.device_memory_bytes, "packages": packages}
+        return identity(self.told_by_name() | rest | {"source_checksum": self.training_checksum})
+
     def told_by_name(self) -> dict[str, Any]:
         """Return what can move a number beside the packages and the size of the memory, as JSON.
 
@@ -48,7 +60,7 @@ class Environment(Part):
         does and older records lack it.
         """
         of_another_kind = {"packages", "device_memory_bytes"}
-        moves_none = {"commit", "dirty", "device_busy", "platform", "compute_capability"}
+        moves_none = {"commit", "dirty", "device_busy", "platform", "compute_capability", "training_checksum"}
         return self.model_dump(mode="json", exclude=of_another_kind | moves_none)
 
     @property

@@ -66,9 +66,16 @@ class ScoringFacts(Part):
     """By task, the items with a continuation longer than the model's length: it was scored in pieces."""
     tied_items: dict[str, int] | None = None
     """By task, the items of which two different choices are the likeliest to the last bit: the first counts."""
+    questions_in_shots: dict[str, int] | None = None
+    """By task, the items whose question stands among the few-shot examples of its own prompt, with its answer."""
+    repeated_answers: dict[str, tuple[str, ...]] | None = None
+    """By task with several targets, the metrics that lm-eval gives the answer once for each target, because they stand
+    behind ``exact_match``."""
     own_generation: dict[str, JsonValue] | None = None
     """Of the model's own settings for generation those that acted on tasks that generate, as they do under lm-eval."""
     overruled_generation: dict[str, JsonValue] | None = None
     """Of the same those that MT-Bench's protocol set aside."""
+    num_empty_answers: int | None = None
+    """MT-Bench's turns to which nothing was answered."""
     num_short_of_room: int | None = None
     """MT-Bench's turns whose prompt left less room in the model's length than ``max_new_tokens``."""

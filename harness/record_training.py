@@ -15,8 +15,8 @@ class Phase(Part):
 
     name: str
     """load, data, block_scores, prepare, validate_before, general_before, train, probe, validate_during,
-    validate_after, general_after, finalize, evaluate, answer, save. ``probe`` and ``validate_during`` are all that
-    interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
+    validate_after, general_after, finalize, save, evaluate, answer, merge. ``probe`` and ``validate_during`` are all
+    that interrupted ``train``: in no figure of it but ``host_peak_bytes``."""
     seconds: float
     allocated_peak_bytes: int | None = None
     """``torch.cuda.max_memory_allocated`` over the phase, the largest of all its laps; None without CUDA."""
@@ -159,6 +159,10 @@ class Prediction(Part):
     """Version that the prediction ran."""
     assumptions: tuple[str, ...] = ()
     """Sentences on what was not known and assumed."""
+    full_rank: tuple[str, ...] = ()
+    """Matrices that the method's rank does not reduce, as it declares."""
+    unprojected: tuple[str, ...] = ()
+    """Tensors of the blocks that its projection leaves out, as it declares."""
 
     @property
     def static_bytes(self) -> int:

@@ -2,6 +2,9 @@
 
 Modules of the package register themselves with the decorator when they are imported; a module whose name starts with an
 underscore is shared code and is not looked at. Nothing is imported before the first look-up.
+
+A plug-in that cannot be had, whatever it raises when it is imported, is a name that is refused with a sentence when
+somebody asks for it, and is in nobody's way else. So is a name that two want: which of them was meant cannot be known.
 """
 
 from __future__ import annotations
@@ -26,6 +29,8 @@ class Registry(Generic[T]):
         self._package = package
         self._entry_points = entry_points
         self._classes: dict[str, type[T]] = {}
+        self._plug_ins: dict[str, importlib.metadata.EntryPoint] = {}
+        self._broken: dict[str, str] = {}
         self._found = False
 
     def register(self, name: str) -> Callable[[type[T]], type[T]]:
@@ -45,17 +50,29 @@ class Registry(Generic[T]):
         """Return the class under ``name``.
 
         Raises:
-            HarnessError: no such name; the sentence holds a near miss.
+            HarnessError: no such name, and the sentence holds a near miss; or a plug-in that cannot be had.
         """
         self._find()
+        if name in self._broken:
+            raise HarnessError(self._broken[name])
         if name not in self._classes:
             raise HarnessError(f"there is no {self._kind} '{name}'{near_miss(name, self._classes)}")
         return self._classes[name]
 
     def names(self) -> list[str]:
-        """Return every registered name, sorted."""
+        """Return every name that :meth:`get` has a class for, sorted."""
         self._find()
-        return sorted(self._classes)
+        return sorted(set(self._classes) - set(self._broken))
+
+    def broken(self) -> dict[str, str]:
+        """Return the names that plug-ins declare and nobody can have, each with the sentence that says why."""
+        self._find()
+        return dict(sorted(self._broken.items()))
+
+    def plug_in(self, name: str) -> importlib.metadata.EntryPoint | None:
+        """Return the entry point behind a name; None of our own."""
+        self._find()
+        return self._plug_ins.get(name)
 
     def _put(self, name: str, cls: type[T]) -> None:
         if not (isinstance(cls, type) and issubclass(cls, self._base)):
@@ -75,12 +92,40 @@ class Registry(Generic[T]):
             if not module.name.startswith("_"):
                 importlib.import_module(f"{self._package}.{module.name}")
         for entry in importlib.metadata.entry_points(group=self._entry_points):
-            try:
-                cls = entry.load()
-            except (ImportError, AttributeError) as error:
-                raise HarnessError(
-                    f"the {self._kind} plug-in '{entry.name}' ({entry.value}) cannot be imported: {error}; "
-                    "mend or uninstall the distribution that declares it"
-                ) from error
-            self._put(entry.name, cls)
+            self._load(entry)
         self._found = True
+
+    def _load(self, entry: importlib.metadata.EntryPoint) -> None:
+        """Put the class of a plug-in under its name, or note why that cannot be."""
+        name, called = entry.name, f"{entry.value}{_of(entry)}"
+        if name in self._broken:
+            return
+        if name in self._plug_ins or name in self._classes:
+            known = self._plug_ins.get(name)
+            if known is not None and (known.value, _of(known)) == (entry.value, _of(entry)):
+                return  # one distribution, found twice on the path
+            first = f"{known.value}{_of(known)}" if known is not None else "the harness itself"
+            self._broken[name] = (
+                f"{self._kind} '{name}' is declared twice, by {first} and by {called}: which is meant cannot be known; "
+                "uninstall one of the distributions"
+            )
+            return
+        try:
+            self._put(name, entry.load())
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a stranger's module may raise anything, and end the interpreter
+            said = next(iter(str(error).strip().splitlines()), "")
+            kind = "" if isinstance(error, HarnessError) else f"{type(error).__name__}{': ' * bool(said)}"
+            self._broken[name] = (
+                f"the {self._kind} plug-in '{name}' ({called}) cannot be imported: {kind}{said}; mend or uninstall the "
+                "distribution that declares it"
+            )
+            self._classes.pop(name, None)
+        else:
+            self._plug_ins[name] = entry
+
+
+def _of(entry: importlib.metadata.EntryPoint) -> str:
+    """Return whose an entry point is, for a sentence."""
+    return "" if entry.dist is None else f" of {entry.dist.metadata['Name']}"

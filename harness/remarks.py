@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pydantic import JsonValue
 
 from harness.catalogue.packaged_tasks import tasks_read
-from harness.record import Record
+from harness.record import Judging, Record
+from harness.silent_settings import SILENT, Asked
 
 EXPECTED_SHARE = 0.01
 """Of the rows that are held out where no more are asked for."""
@@ -174,6 +175,21 @@ def _ties(record: Record) -> str | None:
     return f"different choices are equally likely to the last bit, and the first counts: {_by_task(record, tied)}"
 
 
+def _questions_in_shots(record: Record) -> str | None:
+    """Return of which tasks prompts hold the scored question with its answer: their rows hold it twice."""
+    if record.scoring is None or not (shown := record.scoring.questions_in_shots):
+        return None
+    return f"prompts hold the scored question among their few-shot examples: {_by_task(record, shown)}"
+
+
+def _repeated_answers(record: Record) -> str | None:
+    """Return which metrics would be others in another order."""
+    if record.scoring is None or not (repeated := record.scoring.repeated_answers):
+        return None
+    tasks = "; ".join(f"{task}: {', '.join(metrics)}" for task, metrics in repeated.items())
+    return f"lm-eval gives metrics behind exact_match the answer once for each of several targets: {tasks}"
+
+
 def _own_generation(record: Record) -> str | None:
     """Return what the model's own generation settings changed."""
     if record.scoring is None or not (own := record.scoring.own_generation):
@@ -195,11 +211,54 @@ def _settings(values: Mapping[str, JsonValue]) -> str:
     return ", ".join(f"{name} = {text if len(text) <= LONGEST_SETTING else '…'}" for name, text in said.items())
 
 
+def _empty_answers(record: Record) -> str | None:
+    """Return how many of MT-Bench's turns the model said nothing to."""
+    if record.scoring is None or not (empty := record.scoring.num_empty_answers):
+        return None
+    return f"{empty} of MT-Bench's turns have an empty answer, which a judge will grade as it is"
+
+
 def _short_of_room(record: Record) -> str | None:
     """Return how many of MT-Bench's turns had less room than was asked for."""
     if record.scoring is None or not (short := record.scoring.num_short_of_room):
         return None
     return f"{short} of MT-Bench's turns had less room in the model's length than max_new_tokens asks for"
+
+
+def judging_remarks(judging: Judging) -> tuple[str, ...]:
+    """Return what there is to say of how a judge's verdicts were had and read."""
+    said = []
+    if judging.num_several:
+        said.append(
+            f"{judging.num_several} judgments give several ratings that differ, of which the "
+            f"{judging.verdict or 'first'} counts"
+        )
+    if judging.num_thinking:
+        said.append(f"{judging.num_thinking} judgments begin with thinking, in which no rating is read")
+    if judging.num_cut:
+        said.append(f"{judging.num_cut} judgments ended at {judging.max_tokens} tokens, perhaps before their verdict")
+    if judging.temperature == "default":
+        said.append("the judge was asked at the endpoint's own temperature, and not at 0 as the protocol says")
+    return tuple(said)
+
+
+def _weights_lost(record: Record) -> str | None:
+    """Return why weights that were to be kept are not there."""
+    return record.weights_error
+
+
+def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
+    """Return what says of a run that trained which of its settings did nothing."""
+
+    def said(record: Record) -> str | None:
+        train, asked = record.train, record.train_settings
+        if train is None or asked is None:
+            return None
+        declared = None if record.proof is None else record.proof.declared
+        named = ((), ()) if declared is None else (declared.full_rank, declared.unprojected)
+        return say(Asked(record.spec.config, asked, train.num_steps, *named))
+
+    return said
 
 
 KINDS: Mapping[str, Callable[[Record], str | None]] = {
@@ -212,10 +271,15 @@ KINDS: Mapping[str, Callable[[Record], str | None]] = {
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
     "contexts cut": _contexts_cut,
+    "weights lost": _weights_lost,
     "choices in pieces": _long_continuations,
     "tied choices": _ties,
+    "question among its shots": _questions_in_shots,
+    "metrics by order": _repeated_answers,
     "model's own generation settings": _own_generation,
     "generation settings set aside": _overruled_generation,
+    "empty answers": _empty_answers,
     "short of room": _short_of_room,
+    **{kind: _silent(say) for kind, say in SILENT.items()},
 }
 """Every kind of remark: how it is called, and what it says of a record."""

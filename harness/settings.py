@@ -6,9 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -34,6 +43,20 @@ class Later:
     """What leaves a run as it was before there was the setting; at it, the setting is no part of the identity."""
 
 
+class NamesFile:
+    """Marks a setting that is a file's path, as ``Annotated[str, NamesFile()]``: its content enters the identity."""
+
+
+@cache
+def file_settings(settings: type[BaseModel]) -> tuple[str, ...]:
+    """Return the settings of a class that name files."""
+    return tuple(
+        name
+        for name, field in settings.model_fields.items()
+        if any(isinstance(mark, NamesFile) for mark in field.metadata)
+    )
+
+
 @cache
 def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     """Return the later settings of a class, each at the value at which it is left out of a run's identity."""
@@ -41,8 +64,28 @@ def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
+Implied = Mapping[str, tuple[tuple[JsonValue, Mapping[str, JsonValue]], ...]]
+"""By setting, values of it and the settings that follow: they need not be said, and must not be contradicted."""
+
+
+def with_implied(given: Mapping[str, JsonValue], implied: Implied) -> dict[str, JsonValue]:
+    """Return settings as given in one place, with those that follow from them, what is given there itself first."""
+    follow = [
+        settings
+        for name, value in given.items()
+        for other, settings in implied.get(name, ())
+        if value == other and type(value) is type(other)
+    ]
+    return {key: value for settings in follow for key, value in settings.items()} | dict(given)
+
+
 class TrainSettings(Strict):
     """How a run trains; the method's own settings are apart."""
+
+    implied: ClassVar[Implied] = {
+        "checkpoint_granularity": (("nested", {"gradient_checkpointing": True}),),
+        "offload_checkpoints": ((True, {"gradient_checkpointing": True}),),
+    }
 
     data: Name
     """A data set of datasets.toml."""
@@ -158,10 +201,18 @@ class EvaluationSettings(Strict):
     """None: what each task says."""
     fewshot_seed: Seed = 1234
     limit: PositiveInt | None = None
-    """First items of each task, first questions of each category of MT-Bench; None: all."""
+    """First items of each task, first questions of each category of MT-Bench; None: all. A whole number: lm-eval reads
+    1.0 as one item, and many a reader as all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
+
+    @field_validator("limit", mode="before")
+    @classmethod
+    def _counts_items(cls, value: object) -> object:
+        if isinstance(value, float | bool | str):
+            raise ValueError(f"a limit counts items, and {value!r} is no number of them; leave it out for all")
+        return value
 
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:

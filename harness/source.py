@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -16,13 +17,115 @@ APART = ("harness.methods", "harness.suites", "harness.published")
 """Packages with a folder of their own in a checkout; published numbers move no run."""
 
 
+RUN_ROOTS = (
+    "harness.runs.child",
+    "harness.engine.environment",
+    "harness.preparing.assets",
+    "harness.assets.gguf",
+    "harness.methods",
+)
+"""What a run begins with: its process, what prepares its files, every method, since the registry imports all."""
+BLOCK_SCORE_ROOTS = (
+    "harness.engine.block_scores",
+    "harness.tensors.loading",
+    "harness.tensors.decoder",
+    "harness.data.rows",
+)
+EVALUATION = "harness.evaluation"
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from[ \t]+(harness[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+(harness[^\n]*))",
+    re.MULTILINE,
+)
+
+
 @cache
-def source_checksum() -> str:
-    """Return the SHA-256 over the harness's own Python and TOML files: relative path and bytes of each, sorted.
+def package_checksum() -> str:
+    """Return the SHA-256 over all of the harness's own Python and TOML files: relative path and bytes of each, sorted.
 
     Tuned learning rates are left out: they enter a run's identity by themselves, and writing them changes no other run.
     """
-    return checksum_of({package: Path(str(importlib.resources.files(package))) for package in SOURCES})
+    return checksum_of(_packages())
+
+
+@cache
+def source_checksum() -> str:
+    """Return the SHA-256 over the modules of the harness that a run can execute: by name and bytes of each, sorted.
+
+    Reports, commands, plans and documents are none of them, so that an edit there makes no run anew; nor are suites,
+    of which a run holds what it takes.
+    """
+    return closure_checksum(module_files(_packages()), RUN_ROOTS)
+
+
+@cache
+def training_checksum() -> str:
+    """Return the same without what evaluates: while it stays, trained weights are what they would be now."""
+    return closure_checksum(module_files(_packages()), RUN_ROOTS, without=EVALUATION)
+
+
+@cache
+def block_score_checksum() -> str:
+    """Return the same over the modules that read a model and its text and compute block scores."""
+    return closure_checksum(module_files(_packages()), BLOCK_SCORE_ROOTS)
+
+
+def _packages() -> dict[str, Path]:
+    return {package: Path(str(importlib.resources.files(package))) for package in SOURCES}
+
+
+def module_files(roots: Mapping[str, Path]) -> dict[str, Path]:
+    """Return the file of each module of packages, by the module's full name."""
+    found = {}
+    for package, root in roots.items():
+        for file in root.rglob("*.py"):
+            names = file.relative_to(root).with_suffix("").parts
+            if f"{package}.{names[0]}" not in APART:
+                found[".".join((package, *(names[:-1] if names[-1] == "__init__" else names)))] = file
+    return found
+
+
+def closure(files: Mapping[str, Path], roots: Iterable[str], without: str | None = None) -> set[str]:
+    """Return the modules that some modules import, wherever in them, and what these import; packages come with all.
+
+    Args:
+        files: Of every module, as :func:`module_files` has them.
+        roots: To begin with; of a package every module in it.
+        without: A package that is left out with what only it imports.
+    """
+    waiting = [name for name in files if any(name == root or name.startswith(f"{root}.") for root in roots)]
+    found: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in found or (without is not None and f"{name}.".startswith(f"{without}.")):
+            continue
+        found.add(name)
+        waiting += [parent for parent in _parents(name) if parent in files]
+        waiting += [module for module in _imported(files[name].read_text(encoding="utf-8")) if module in files]
+    return found
+
+
+def closure_checksum(files: Mapping[str, Path], roots: Iterable[str], without: str | None = None) -> str:
+    """Return the checksum of the modules that :func:`closure` returns."""
+    digest = hashlib.sha256()
+    for name in sorted(closure(files, roots, without)):
+        digest.update(f"{name}\0{hashlib.sha256(files[name].read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _parents(module: str) -> Iterator[str]:
+    """Yield the packages that a module lies in, which are imported before it."""
+    while "." in module:
+        module = module.rpartition(".")[0]
+        yield module
+
+
+def _imported(text: str) -> Iterator[str]:
+    """Yield every name that a module may import: modules, and what may be one in a package."""
+    for package, names, modules in _IMPORT.findall(text):
+        if package:
+            yield package
+            yield from (f"{package}.{name}" for name in re.findall(r"\w+", names))
+        yield from re.findall(r"harness[\w.]*", modules)
 
 
 def checksum_of(roots: Mapping[str, Path]) -> str:

@@ -36,6 +36,10 @@ FIRST_LATER_SETTINGS: dict[str, JsonValue] = {
 """What is left out of the config of a spec that does not say itself what came later. Frozen: such specs are history."""
 
 
+EVALUATION_ROLES = ("evaluation", "mt_bench")
+"""Of ``sources``: what is scored, and not what is trained on."""
+
+
 class RunSpec(Strict):
     """Everything that was asked of one run. Plain JSON; validates without the method being installed."""
 
@@ -62,6 +66,11 @@ class RunSpec(Strict):
     """Of the weights of a run that does not train, where it is not fp32."""
     conversation: Annotated[Name | None, Later(None)] = None
     """Template of training prompts and of MT-Bench; None where neither uses one."""
+    files: Annotated[dict[str, str] | None, Later(None)] = None
+    """SHA-256 of the file that a setting of ``config`` names, by setting: in the identity it stands for the path."""
+    code: Annotated[dict[str, str] | None, Later(None)] = None
+    """What runs beside the harness and can be told apart: a method that is a plug-in, a template of FastChat's; each
+    with its distribution, version and a checksum."""
 
     @model_validator(mode="after")
     def _names_its_model(self) -> RunSpec:
@@ -74,6 +83,31 @@ class RunSpec(Strict):
         """Return the first 16 hex digits of the SHA-256 of the canonical JSON of :meth:`asked`."""
         return identity(self.asked())
 
+    @property
+    def training_id(self) -> str:
+        """Return the identity of what is trained and how, whatever it is scored on: equal ones give equal weights."""
+        asked = self.asked()
+        del asked["evaluation"]
+        asked["sources"] = {role: source for role, source in self.sources.items() if role not in EVALUATION_ROLES}
+        if self.train is None or self.train.prompt != "conversation":
+            asked.pop("conversation", None)
+            asked["code"] = {what: code for what, code in (self.code or {}).items() if not what.startswith("template ")}
+        return identity(asked)
+
+    @property
+    def evaluation_id(self) -> str:
+        """Return the identity of what is scored, and how; how many tokens a forward pass takes moves no score."""
+        asked = self.asked()["evaluation"]
+        del asked["batch_tokens"]
+        return identity({"evaluation": asked, "on": self.scored_on})
+
+    @property
+    def scored_on(self) -> dict[str, str | None]:
+        """Return what identifies the rows and questions of the evaluation, and MT-Bench's template."""
+        asks = self.evaluation.mt_bench is not None
+        rows = {role: self.sources[role] for role in EVALUATION_ROLES if role in self.sources}
+        return rows | ({"conversation": self.conversation} if asks else {})
+
     def asked(self) -> dict[str, Any]:
         """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
         asked = self.model_dump(mode="json", exclude={"later"})
@@ -81,6 +115,8 @@ class RunSpec(Strict):
         _leave_out(asked["config"], FIRST_LATER_SETTINGS if self.later is None else self.later)
         _leave_out(asked["train"] or {}, later_settings(TrainSettings))
         _leave_out(asked["evaluation"], later_settings(EvaluationSettings))
+        for name, checksum in asked.pop("files", {}).items():
+            asked["config"][name] = f"sha256:{checksum}"
         return asked
 
     @property

@@ -51,11 +51,26 @@ class RunTask(BaseModel):
     adapter_folder: Path | None = None
     """Evaluation only: the adapter to put, unmerged, on the base model."""
 
+    finishes: Record | None = None
+    """A run that trained and could not be scored: its weights are, and what it measured is taken over."""
+
     prediction: Prediction | None = None
     """What was predicted beforehand; goes into the record as it is."""
     prediction_error: str | None = None
     refusal: str | None = None
     """Why this run cannot be done: it is recorded as refused, and no process is started."""
+    unready: str | None = None
+    """Why what it would train could not be scored: it is recorded as failed, and no process is started."""
+
+    @property
+    def cannot_begin(self) -> bool:
+        """Return whether no process is to be started for it."""
+        return self.refusal is not None or self.unready is not None
+
+    def unscored(self, reason: str | None) -> str:
+        """Return why a run ended whose trained weights wait to be scored, with how that is done."""
+        how = f"the trained weights are kept, and 'harness evaluate {self.run_id}' or the same command scores them"
+        return f"{reason}; {how}" if reason else how
 
     def record(
         self, environment: Environment, started_at: datetime, status: Status, reason: str | None, **parts: Any

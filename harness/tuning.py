@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from harness.catalogue.resolved import Catalogue
-from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate
+from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate, tuned_on
 from harness.errors import HarnessError
 from harness.expansion import training_labels
 from harness.quantities import HELD_OUT_LOSS
@@ -90,7 +90,8 @@ def choices(
             missing.append(f"{label} on {model}: no learning rate has a result in all its trials ({statuses})")
             continue
         where = newest[group[0].run_id].environment_id
-        found.append(Choice(model=model, label=label, learning_rate=rate, environment_id=where, trials=made))
+        on = tuned_on(group[0], group[0].max_steps)
+        found.append(Choice(model=model, label=label, learning_rate=rate, environment_id=where, on=on, trials=made))
     return found, missing
 
 

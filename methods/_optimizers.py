@@ -6,6 +6,7 @@ itself the AdamW of older transformers, for ``adamw_rule = "transformers"`` and 
 
 Deliberate differences from the references:
 - moments have a dtype of their own, and Adam's arithmetic runs in it; with the gradient's dtype it is the references';
+  bf16 moments may be rounded at random as they are stored (``moment_rounding``);
 - a projection's age is counted apart from Adam's step counter, so that resetting one leaves the other;
 - random numbers come from streams named by parameter and update, so that the order of updates does not matter;
 - one parameter at a time, never multi-tensor: peak memory holds the temporaries of the largest parameter only, and
@@ -24,6 +25,7 @@ from pydantic import JsonValue
 from torch.nn import Parameter
 
 from harness.methods._held_state import HeldState
+from harness.methods._moment_rounding import noise_of, rounding_update
 from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State, adamw_update, round_stochastically, row_slices
 from harness.tensors.dtypes import DTYPES
@@ -68,7 +70,7 @@ class Projection(ABC):
 
         Args:
             direction: Adam's, in the subspace.
-            low: The gradient in the subspace, in the dtype of the moments.
+            low: The gradient in the subspace, in the dtype in which Adam's arithmetic runs.
             grad: The gradient itself.
             state: Of the matrix.
         """
@@ -170,26 +172,59 @@ class AdamW(HeldState):
                 projection.refresh(name, grad, state, age)
             low = projection.down(grad, state)
         settings, dtype = self._settings, DTYPES[self._settings.moment_dtype]
+        works_in = dtype if settings.moment_rounding == "nearest" else torch.float32
         if "exp_avg" not in state:
             state["step"] = 0
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[moment] = torch.zeros_like(low, dtype=dtype, memory_format=torch.contiguous_format)
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
-        target, lr = self._target(p, state), self.param_groups[self._group_index[p]]["lr"]
+        target = self._target(p, state)
         if projection is None:
             for rows in row_slices(p, settings.update_slice_elements):
                 part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in state.items()}
-                adamw_update(target[rows], low[rows].to(dtype), part, lr, settings)
+                start = 0 if rows is ... else rows.start * (p.numel() // len(p))
+                self._move_by(p, target[rows], low[rows].to(works_in), part, start=start, total=p.numel())
         else:
-            low = low.to(dtype)
-            adamw_update(target, low, state, lr, settings, up=lambda one: projection.up(one, low, grad, state))
+            low = low.to(works_in)
+            self._move_by(p, target, low, state, total=low.numel(), up=lambda one: projection.up(one, low, grad, state))
         if target is p:
             return
         if settings.stochastic_rounding:
             stream = f"stochastic_rounding/{name}/{self._updates[name]}"
             target = round_stochastically(target, self._generator(stream, p.device))
         p.copy_(target)
+
+    def _move_by(
+        self,
+        p: torch.Tensor,
+        target: torch.Tensor,
+        low: torch.Tensor,
+        state: State,
+        *,
+        total: int,
+        start: int = 0,
+        up: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        """Update ``target``, all of a parameter or rows of it, and the moments of its gradient.
+
+        Args:
+            p: The parameter.
+            target: What takes the update.
+            low: The gradient that the moments are of, of the same rows.
+            state: The moments of the same rows.
+            total: Numbers in the gradient of all rows.
+            start: How many of these come before the rows.
+            up: As :func:`adamw_update` has it.
+        """
+        settings, lr = self._settings, self.param_groups[self._group_index[p]]["lr"]
+        if settings.moment_rounding == "nearest":
+            adamw_update(target, low, state, lr, settings, up=up)
+            return
+        name = self._names[p]
+        stream = self._streams(f"moment_rounding/{name}/{self._updates[name]}")
+        noise = noise_of(stream, start, low.numel(), total, low.device)
+        rounding_update(target, low, state, lr, settings, noise=noise, up=up)
 
     def gradient(self, p: torch.Tensor) -> torch.Tensor:
         """Return what Adam takes as the gradient of ``p``; a subclass may correct it."""

@@ -75,7 +75,17 @@ class ProjectedMethod(TrainedMethod):
             refresh_on_activation=self.refreshes_on_activation(),
             scale=settings.low_rank().scale,
         )
-        return Declaration(blocks=blocks, others=others, projection=projection, damping=self.config.damping)
+        full_rank = [one.name for one in trained if one.projected and min(one.shape) <= settings.low_rank().rank]
+        inside = [one for one in trained if isinstance(one.part, int) and len(one.shape) > 1]
+        unprojected = [one.name for one in inside if not one.projected]
+        return Declaration(
+            blocks=blocks,
+            others=others,
+            projection=projection,
+            full_rank=tuple(full_rank),
+            unprojected=tuple(unprojected),
+            damping=self.config.damping,
+        )
 
     def proof(self) -> dict[str, JsonValue]:
         """Return which matrices were projected, to which rank and how often anew, and the seconds that took."""

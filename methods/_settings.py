@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import Refused
 from harness.method import MethodConfig
-from harness.settings import Later, TrainSettings
+from harness.settings import Implied, Later, NamesFile, TrainSettings
 
 Dtype = Literal["bf16", "fp32"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
@@ -28,13 +29,16 @@ class AdamWSettings(MethodConfig):
     weight_decay: NonNegativeFloat
     """Applied to every trained parameter, norms and embeddings included."""
     moment_dtype: Dtype
-    """Of both moments; Adam's arithmetic runs in it."""
+    """Of both moments; Adam's arithmetic runs in it, unless they are rounded at random."""
     master_weights: bool
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
     update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
     """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
+    moment_rounding: Annotated[Literal["nearest", "stochastic"], Later("nearest")] = "nearest"
+    """``stochastic``: Adam's arithmetic runs in fp32, and bf16 moments are stored rounded up or down at random, without
+    bias; it costs fp32 temporaries of what is updated at once, and no state."""
 
     @property
     def damping(self) -> float:
@@ -49,11 +53,26 @@ class AdamWSettings(MethodConfig):
             raise ValueError(
                 "update_slice_elements and stochastic_rounding exclude each other: slices would draw other numbers"
             )
+        if self.moment_rounding == "stochastic" and self.moment_dtype != "bf16":
+            raise ValueError(
+                f"moment_rounding = 'stochastic' is for moment_dtype = 'bf16': {self.moment_dtype} moments lose too "
+                "little for it"
+            )
         return self
 
 
 class LayerSamplingSettings(MethodConfig):
     """Which blocks are trained when, and what becomes of the optimizer state of the others."""
+
+    implied: ClassVar[Implied] = {
+        **MethodConfig.implied,
+        "state_policy": (
+            ("drop", {"returning_step_counter": "reset"}),
+            ("keep", {"reset_each_period": False}),
+            ("offload", {"reset_each_period": False}),
+        ),
+        "reset_each_period": ((True, {"state_policy": "drop", "returning_step_counter": "reset"}),),
+    }
 
     active_layers: Annotated[int, Field(ge=0)]
     """Blocks of each period: exactly so many without replacement or in turn, on average so many by coin flips. 0:
@@ -64,7 +83,7 @@ class LayerSamplingSettings(MethodConfig):
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
-    probability_file: str | None = None
+    probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
     """Threshold of the outlier ratio, in multiples of the block's mean."""
@@ -83,10 +102,22 @@ class LayerSamplingSettings(MethodConfig):
     legacy_draws_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Draw from numpy's legacy generator with this seed, as the released codes do; None: from the run's own stream."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_period_like_the_others(cls, given: Any) -> Any:
+        """Take a first period of the length of every other as none of its own: one run has one spelling."""
+        if isinstance(given, dict) and given.get("first_period_steps") == given.get("interval_steps"):
+            return given | {"first_period_steps": None}
+        return given
+
     @property
     def takes_turns(self) -> bool:
         """Return True for laws under which every block has its turn, and probabilities say nothing."""
         return self.sampling in ("tour", "descending", "reshuffle")
+
+    def files_read(self) -> dict[str, Path]:
+        """Return the file of probabilities, unless every block has its turn whatever it says."""
+        return {} if self.takes_turns else super().files_read()
 
     def begins_period(self, step: int) -> bool:
         """Return whether blocks are drawn at an optimizer step."""
@@ -105,8 +136,6 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError(
                 f"reset_each_period = true drops all state: set state_policy = 'drop', not '{self.state_policy}'"
             )
-        if self.first_period_steps == self.interval_steps:
-            raise ValueError("first_period_steps is interval_steps, as it is without: leave it out")
         if self.sampling != "without_replacement" and self.legacy_draws_seed is not None:
             raise ValueError(f"legacy_draws_seed is for draws without replacement, not sampling = '{self.sampling}'")
         others = self.train_embedding or self.train_head or self.train_final_norm

@@ -74,6 +74,11 @@ def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> to
     """
     assert values.dtype == torch.float32
     noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
+    return round_up_or_down(values, noise)
+
+
+def round_up_or_down(values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """Return fp32 ``values`` as :func:`round_stochastically` does, by given integers of [0, 2^16), which it uses up."""
     bits = noise.add_(values.view(torch.int32)).bitwise_and_(-(1 << 16))
     # A NaN whose payload is all ones would overflow into a number.
     return torch.where(values.isfinite(), bits.view(torch.float32), values).to(torch.bfloat16)

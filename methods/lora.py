@@ -112,12 +112,20 @@ class Lora(TrainedMethod):
         """Return what the settings and the base model's shapes say of the adapters, peft not asked."""
         from harness.methods._declared import declared_parts
 
-        adapters, trained = self._wanted(model, context)
+        adapters, trained, full_rank = self._wanted(model, context)
         blocks, others = declared_parts(trained, len(context.decoder.blocks), self.config, None)
-        return Declaration(blocks=blocks, others=others, adapters=tuple(adapters), damping=self.config.damping)
+        return Declaration(
+            blocks=blocks,
+            others=others,
+            adapters=tuple(adapters),
+            full_rank=tuple(full_rank),
+            damping=self.config.damping,
+        )
 
-    def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained]]:
-        """Return the modules that must get an adapter, a target that no module has among them, and what is trained.
+    def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained], list[str]]:
+        """Return the modules that must get an adapter, what is trained, and the modules that the rank does not reduce.
+
+        A target that no module has is among the first.
 
         Beside a weight (out, in) stand A (rank, in) and B (out, rank), with DoRA a magnitude for each output. An
         embedding's outputs are its columns, and so are those of the transposed layers of GPT-2.
@@ -139,6 +147,7 @@ class Lora(TrainedMethod):
         dtype = "float32" if config.adapter_dtype == "fp32" else "bfloat16"
         wanted: dict[str, None] = {}
         trained: list[Trained] = []
+        full_rank: list[str] = []
         for target in config.target_modules:
             found = [name for name in matrices if f".{name}".endswith(f".{target}")]
             wanted |= dict.fromkeys(found or [target])
@@ -148,12 +157,13 @@ class Lora(TrainedMethod):
             part = parts[id(matrices[name])]
             rows, columns = matrices[name].shape
             outputs, inputs = (columns, rows) if name in by_columns else (rows, columns)
+            full_rank += [name] if min(rows, columns) <= config.rank else []
             # LoRA-FA holds one fp32 correction (rank, rank) for each B.
             B = Trained(name, part, (outputs, config.rank), dtype, extra_bytes=4 * config.rank**2 * config.lora_fa)
             A = Trained(name, part, (config.rank, inputs), dtype)
             magnitude = Trained(name, part, (outputs,), dtype)
             trained += [B, *([] if config.lora_fa else [A]), *([magnitude] if config.use_dora else [])]
-        return list(wanted), trained
+        return list(wanted), trained, full_rank
 
     def proof(self) -> dict[str, JsonValue]:
         """Return the modules with an adapter, how many are called what, and where it moved.

@@ -12,17 +12,25 @@ Deliberate differences from the reference:
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import ClassVar
+
 from pydantic import model_validator
 
 from harness.method import METHODS
 from harness.methods._layer_sampled import LayerSampledConfig, LayerSampledMethod
 from harness.methods._projected import ProjectedMethod
-from harness.methods._settings import ProjectionSettings
+from harness.methods._settings import LowRank, ProjectionSettings
+from harness.settings import Implied
 
 
 class OwloreConfig(ProjectionSettings, LayerSampledConfig):
     """Settings of OwLore."""
 
+    implied: ClassVar[Implied] = {
+        **LayerSampledConfig.implied,
+        "projected": ((False, dict.fromkeys((*(each.name for each in fields(LowRank)), "refresh_on_activation"))),),
+    }
     projected: bool
     """False: full-rank updates of the drawn blocks."""
     refresh_on_activation: bool | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from pathlib import Path
@@ -24,6 +25,12 @@ SHAPE = {
     "eos_token_id": 257,
     "pad_token_id": 257,
 }
+
+
+def pytest_collection_finish() -> None:
+    """Set aside what the imports made: every run in this process collects garbage, and would look through all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,13 @@ from harness.files import make_folder, read_json, reason_of, replacing, said_as,
 from harness.progress import Progress, silent
 
 MANIFEST = "manifest.json"
+NEVER_READ = frozenset(
+    {".md", ".rst", ".pdf", ".html", ".log", ".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp"}
+    | {".py", ".ipynb", ".sh", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"}
+)
+"""Endings of files beside weights that nothing here reads: no code of a folder's is run, no pickle opened."""
+SETTLED_SECONDS = 2.0
+"""The coarsest clock of a file system, FAT's: a file younger than that may change without another time."""
 _CHUNK = 1 << 20
 
 
@@ -50,7 +58,11 @@ def file_checksum(file: Path, progress: Progress = silent) -> str:
 
 
 def known_file_checksum(file: Path, progress: Progress = silent) -> str:
-    """Return the SHA-256 of a file, remembered by (path, size, modification time in ns).
+    """Return the SHA-256 of a file, remembered by path, size, times and the file's own number on its disk.
+
+    The time of a change of state is set by nobody but the system, so that a file replaced by one of equal size and
+    equal modification time is noticed. One that was changed a moment ago may change again within the same tick of the
+    disk's clock: its checksum is not remembered.
 
     Raises:
         HarnessError: the file cannot be read.
@@ -58,17 +70,55 @@ def known_file_checksum(file: Path, progress: Progress = silent) -> str:
     memo = cache_root() / "checksums.json"
     with said_as(f"{file}: cannot be read"):
         status = file.stat()
-    key = f"{file.resolve()}|{status.st_size}|{status.st_mtime_ns}"
+    key = f"{file.resolve()}|{_state(status)}"
     known = read_table(memo)
     if isinstance(checksum := known.get(key), str):
         return checksum
     checksum = file_checksum(file, progress)
-    update_table(memo, {key: checksum})
+    if _is_settled(status):
+        update_table(memo, {key: checksum})
     return checksum
 
 
-def folder_checksum(folder: Path, progress: Progress = silent) -> str:
+def _state(status: os.stat_result) -> str:
+    """Return what changes when a file is replaced or written to, as text."""
+    return f"{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"
+
+
+def _is_settled(status: os.stat_result) -> bool:
+    return time.time() - max(status.st_mtime, status.st_ctime) > SETTLED_SECONDS
+
+
+def weights_checksum(folder: Path, progress: Progress = silent) -> str:
+    """Return the checksum of a folder that ``from_pretrained`` loads, over the files that can have a say in it.
+
+    Documents, pictures, programs and weights in other formats than safetensors are never read: they do not count.
+    Whatever is not known to be one of these does.
+
+    Raises:
+        HarnessError: as :func:`folder_checksum`.
+    """
+    return folder_checksum(folder, progress, counts=lambda path: not _is_beside_the_weights(path))
+
+
+def _is_beside_the_weights(path: Path) -> bool:
+    name = path.name.lower()
+    return (
+        path.suffix.lower() in NEVER_READ
+        or name.partition(".")[0] in ("readme", "license", "licence", "notice", "changelog", "use_policy")
+        or (name.endswith(".bin") and name.startswith(("pytorch_model", "training_args", "optimizer", "scheduler")))
+    )
+
+
+def folder_checksum(
+    folder: Path, progress: Progress = silent, *, counts: Callable[[Path], bool] = lambda path: True
+) -> str:
     """Return a SHA-256 over the sorted relative names and checksums of a folder's files; hidden ones do not count.
+
+    Args:
+        folder: Whose files.
+        progress: Called while they are hashed.
+        counts: Whether a file counts.
 
     Raises:
         HarnessError: there is no such folder, it holds no file, or one cannot be read.
@@ -78,7 +128,7 @@ def folder_checksum(folder: Path, progress: Progress = silent) -> str:
     files = sorted(
         (path.relative_to(folder).as_posix(), path)
         for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts) and counts(path)
     )
     if not files:
         raise HarnessError(f"{folder}: the folder holds no file")
@@ -189,7 +239,7 @@ def spoilt_files(folder: Path) -> list[str]:
 def _check_unspoilt(folder: Path) -> None:
     """Refuse a folder of which a file is no longer what was written; one that was found whole is remembered."""
     files = [folder / name for name in (MANIFEST, *manifest_of(folder))]
-    states = "\n".join(f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+    states = "\n".join(f"{file} {_state(file.stat())}" for file in files)
     memo, key = cache_root() / "checksums.json", f"{folder}|{hashlib.sha256(states.encode()).hexdigest()}"
     if read_table(memo).get(key) == "whole":
         return

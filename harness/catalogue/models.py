@@ -17,6 +17,8 @@ from harness.toml_files import read_tables, validate
 
 Weights = Literal["pretrained", "random"]
 """``random``: initial values drawn from the run's seed, for suites that measure memory and speed, not quality."""
+PARTS = ("blocks", "embedding", "final_norm", "head")
+"""Fields that say where a decoder's parts are."""
 WINDOWED = ("MistralForCausalLM",)
 """Architectures whose configuration has a sliding window that is on unless it says None."""
 
@@ -107,13 +109,21 @@ class BaseModelSpec(BaseModel):
 
         Of random weights it is the architecture and its configuration; the values follow from the run's seed.
         """
+        return {"name": self.name, **self._weights_identity(), **self._unusual_parts()}
+
+    def _weights_identity(self) -> dict[str, str | None]:
         if self.weights == "random":
-            return {"name": self.name, "source": "random", "checksum": self._architecture_checksum()}
+            return {"source": "random", "checksum": self._architecture_checksum()}
         if self.folder is not None:
-            return {"name": self.name, "source": "folder", "checksum": self.checksum}
+            return {"source": "folder", "checksum": self.checksum}
         if self.packaged is not None:
-            return {"name": self.name, "source": f"packaged:{self.packaged}", "checksum": self.checksum}
-        return {"name": self.name, "source": f"hub:{self.hub_id}", "revision": self.revision}
+            return {"source": f"packaged:{self.packaged}", "checksum": self.checksum}
+        return {"source": f"hub:{self.hub_id}", "revision": self.revision}
+
+    def _unusual_parts(self) -> dict[str, str | None]:
+        """Return where the decoder's parts are, if not in the usual place: it decides what is trained."""
+        usual = {name: BaseModelSpec.model_fields[name].default for name in PARTS}
+        return {name: place for name in PARTS if (place := getattr(self, name)) != usual[name]}
 
     def with_weights(self, weights: Weights) -> BaseModelSpec:
         """Return the model with pretrained or random weights.

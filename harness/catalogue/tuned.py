@@ -1,7 +1,8 @@
 """Learning rates chosen by ``harness tune``, in a TOML file that the suite names, with the trials they rest on.
 
 Only the learning rate enters a run, so a run's identity holds what was chosen and not how. What a choice rests on is
-read strictly all the same: it must be the best of its trials, and these the whole grid of the suite.
+read strictly all the same: it must be the best of its trials, and these the whole grid of the suite. It belongs to what
+was tuned, weights by checksum, data, settings: on anything else it is refused.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pydantic import PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import HarnessError
 from harness.settings import Name, Seed, Strict, TuneSettings
+from harness.spec import RunSpec, identity
 from harness.toml_files import read_toml, validate
 
 ENDING = ".tuned.toml"
@@ -33,6 +35,46 @@ class Trial(Strict):
     """Held-out loss after training, nats; None unless the status is ok."""
 
 
+class TunedOn(Strict):
+    """What a learning rate was chosen on, each an identity: on anything else it says nothing."""
+
+    weights: str
+    data: str
+    settings: str
+    """Of the label, of training but for the learning rate, of the trials' steps."""
+
+    def differences(self, other: TunedOn) -> list[str]:
+        """Return in what another differs, in words."""
+        told = {
+            "weights": "other weights",
+            "data": "other data",
+            "settings": "other settings of the label or of training",
+        }
+        return [words for name, words in told.items() if getattr(self, name) != getattr(other, name)]
+
+
+def tuned_on(spec: RunSpec, max_steps: int | None) -> TunedOn:
+    """Return what a run would be tuned on.
+
+    Args:
+        spec: Of the run, or of a trial for it.
+        max_steps: Upper bound of the trials' optimizer steps.
+    """
+    asked = spec.asked()
+    sources = {role: source for role, source in asked["sources"].items() if role in ("train", "calibration")}
+    train = {name: value for name, value in (asked["train"] or {}).items() if name != "learning_rate"}
+    others = {name: asked.get(name) for name in ("method", "config", "calibration", "code")}
+    if spec.train is not None and spec.train.prompt == "conversation":
+        others["conversation"] = spec.conversation
+    else:
+        others["code"] = {what: code for what, code in (spec.code or {}).items() if not what.startswith("template ")}
+    return TunedOn(
+        weights=identity(asked["model"]),
+        data=identity(sources),
+        settings=identity(others | {"train": train, "max_steps": max_steps}),
+    )
+
+
 class Choice(Strict):
     """What was chosen for one label on one model."""
 
@@ -41,6 +83,8 @@ class Choice(Strict):
     learning_rate: PositiveFloat
     environment_id: str
     """Where the trials ran."""
+    on: TunedOn | None = None
+    """What was tuned; None in files older than the field."""
     trials: tuple[Trial, ...]
 
     @model_validator(mode="after")
@@ -51,6 +95,22 @@ class Choice(Strict):
                 "of its trials"
             )
         return self
+
+    def refusal(self, spec: RunSpec, max_steps: int | None) -> str | None:
+        """Return in what a run differs from what was tuned, in words; None where it does not, as far as is known.
+
+        Args:
+            spec: Of the run.
+            max_steps: As the suite's ``[tune]`` has it now.
+        """
+        if self.on is None:
+            return None
+        here = tuned_on(spec, max_steps)
+        if "revision" in spec.model and spec.model["revision"] is None:  # known once it is prepared
+            here = here.model_copy(update={"weights": self.on.weights})
+        if any("@None:" in source for source in spec.sources.values()):
+            here = here.model_copy(update={"data": self.on.data})
+        return " and ".join(self.on.differences(here)) or None
 
     def remarks(self) -> list[str]:
         """Return what a reader must know of the choice: an edge of the grid, a tie, trials without a result."""
@@ -66,6 +126,8 @@ class Choice(Strict):
         without = sum(trial.validation_loss is None for trial in self.trials)
         if without:
             found.append(f"{without} of {len(self.trials)} trials without a result")
+        if self.on is None:
+            found.append("on which weights, data and settings is not known: an older file of choices does not say it")
         return found
 
 
@@ -159,12 +221,14 @@ def tuned_text(tuned: Tuned) -> str:
         f"suite_version = {tuned.suite_version}",
     ]
     for choice in tuned.choices:
-        values = choice.model_dump(mode="json", exclude={"trials"})
+        values = choice.model_dump(mode="json", exclude={"trials", "on"})
         lines += ["", *(f"# {remark}" for remark in choice.remarks()), "[[choices]]"]
         lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        if choice.on is not None:
+            lines.append(f"on = {{ {_inline(choice.on)} }}")
         lines += ["trials = [", *(f"    {{ {_inline(trial)} }}," for trial in choice.trials), "]"]
     return "\n".join(lines) + "\n"
 
 
-def _inline(trial: Trial) -> str:
-    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in trial.model_dump(mode="json", exclude_none=True).items())
+def _inline(table: Trial | TunedOn) -> str:
+    return ", ".join(f"{k} = {json.dumps(v)}" for k, v in table.model_dump(mode="json", exclude_none=True).items())

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import io
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from harness import __version__
+from harness.cli._stdout import OutputLost, stdout_that_says_so
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.redaction import redacted
@@ -43,10 +43,51 @@ COMMANDS = {
     "history": "one metric of a suite over the commits of its records",
 }
 """What each command does, in the order of the help."""
+GIVEN = "_given"
+"""Attribute of parsed arguments: which options were given."""
+
+
+class _Store(argparse.Action):
+    """Takes the value of an option that stands once: of two the last alone would count."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault(GIVEN, set())
+        if option_string is not None and self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice, and only one could count")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+class _Append(argparse.Action):
+    """Takes the values of an option that may be repeated, each once."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = tuple(getattr(namespace, self.dest) or ())  # ``list`` is a command's door in this module
+        if values in before:
+            raise argparse.ArgumentError(self, f"'{values}' is given twice")
+        setattr(namespace, self.dest, [*before, values])
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one sentence."""
+    """An argument parser whose errors are one sentence, and whose options say what they say once."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Store)
+        self.register("action", "append", _Append)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -54,17 +95,18 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding lacks is no error
     words = sys.argv[1:] if arguments is None else arguments
     # No option that stands before a command takes a value.
     name = next((word for word in words if not word.startswith("-")), "")
     try:
-        args = build_parser(name).parse_args(words)
-        code: int = _door(name).main(args)
-        sys.stdout.flush()
-        return code
+        with stdout_that_says_so():
+            args = build_parser(name).parse_args(words)
+            code: int = _door(name).main(args)
+            sys.stdout.flush()
+            return code
+    except OutputLost as error:
+        print(f"{f'harness {name}'.strip()}: error: {error}", file=sys.stderr)
+        return 2
     except HarnessError as error:
         print(printable(redacted(f"harness {name}: error: {error}")), file=sys.stderr)
         return error.exit_code

@@ -125,8 +125,8 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         "--retry",
         action="append",
         default=[],
-        choices=("ok", "unproven", "refused", "out_of_memory", "diverged"),
-        help="run again what ended so; may be repeated",
+        choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
+        help="run again what ended so, and every seed of a label that did; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(
@@ -138,6 +138,12 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         type=seconds,
         metavar="N",
         help="start no run later than this, interrupt the one under way and exit with 3; the same command goes on",
+    )
+    command.add_argument(
+        "--max-failures",
+        type=positive,
+        metavar="N",
+        help="start no further run once N have failed (timed out and unproven ones among them)",
     )
     command.add_argument(
         "--devices",
@@ -176,6 +182,7 @@ def how_to_run_from(args: argparse.Namespace, *, repeat: int | None = None, keep
         checkpoint_every=args.checkpoint_every,
         timeout_seconds=args.timeout,
         budget_seconds=args.budget_seconds,
+        max_failures=args.max_failures,
         dry_run=args.dry_run,
         where=WhereToRun(
             executor=args.executor,

@@ -18,8 +18,16 @@ from harness.cli._arguments import (
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
-    command.add_argument("--benchmark", action="append", required=True, metavar="TASK", help="may be repeated")
+    command.add_argument(
+        "--benchmark",
+        action="append",
+        metavar="TASK",
+        help="may be repeated; without it a run that trained and could not be scored is scored as its suite asks",
+    )
     command.add_argument("--limit", type=positive, metavar="N", help="score the first N items of each task")
+    command.add_argument(
+        "--model", metavar="NAME=PATH", help="the folder of the base model that the run trained an adapter on"
+    )
     add_catalogue(command)
     add_results(command)
     add_assets(command)
@@ -31,9 +39,10 @@ def main(args: argparse.Namespace) -> int:
 
     return evaluate(
         args.run_id,
-        args.benchmark,
+        args.benchmark or (),
         assets_from(args),
         results=results_from(args),
         limit=args.limit,
         catalogue=catalogue_from(args),
+        model=args.model,
     )

@@ -38,6 +38,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--repeats", type=positive, default=1, metavar="K", help="judge everything K times")
     command.add_argument("--max-tokens", type=positive, default=2048, metavar="N", help="of one judgment")
+    command.add_argument(
+        "--max-tokens-field",
+        choices=("max_tokens", "max_completion_tokens"),
+        help="name of that field in the request (default: max_tokens, or the other where the endpoint refuses it)",
+    )
+    command.add_argument(
+        "--temperature",
+        choices=("protocol", "default"),
+        default="protocol",
+        help="protocol: 0, unless the endpoint refuses it; default: none is sent, and the endpoint takes its own",
+    )
+    command.add_argument(
+        "--verdict",
+        choices=("first", "last"),
+        default="first",
+        help="which of several ratings in a judgment counts (default: first, as FastChat)",
+    )
     command.add_argument("--requests-per-minute", type=_rate, metavar="N", help="calls a minute at most")
     command.add_argument("--concurrency", type=positive, default=1, metavar="N", help="calls at a time")
     command.add_argument(
@@ -61,6 +78,9 @@ def main(args: argparse.Namespace) -> int:
         references=args.references,
         repeats=args.repeats,
         max_tokens=args.max_tokens,
+        max_tokens_field=args.max_tokens_field,
+        temperature=args.temperature,
+        verdict=args.verdict,
         requests_per_minute=args.requests_per_minute,
         concurrency=args.concurrency,
         timeout_seconds=args.timeout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,13 +29,23 @@ PIPE_WIDTH = 160
 """Columns of a table when the output is no terminal."""
 LINE_SECONDS = 10.0
 """Between two lines about one download when the output is no terminal."""
+SHORT = 60
+"""Characters of a sentence that is said again."""
+
+
+class _Console(Console):
+    """A console that leaves it to the command line what a reader that has left means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise on, where rich would exit with 1."""
+        raise BrokenPipeError
 
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console; one that is no terminal is wide and plain."""
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
-    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
 def print_table(rows: Sequence[Mapping[str, str]]) -> None:
@@ -104,6 +115,7 @@ class Display:
         self._done = 0
         self._seldom = throttled(self._said, LINE_SECONDS, ends=False)
         self._title = ""
+        self._said_before: Counter[str] = Counter()
 
     def __enter__(self) -> Display:
         if self._console.is_terminal:
@@ -150,9 +162,12 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        self._line(f"{self._counter()} {printable(run_title(record))}: {how_it_ended(record, timed=True)}")
+        how, (_, reason) = how_it_ended(record, timed=True), record.ending
+        if reason:
+            how = how.removesuffix(reason) + self._once(reason)
+        self._line(f"{self._counter()} {printable(run_title(record))}: {how}")
         for note in (*record.notes, *(remark.sentence for remark in remarks_of(record))):
-            self._line(f"note: {note}")
+            self._line(f"note: {self._once(note)}")
         self._done += 1
         if self._bars is not None and self._outer is not None:
             self._bars.update(self._outer, completed=self._done)
@@ -163,6 +178,13 @@ class Display:
 
     def _said(self, what: str, done: int, total: int | None) -> None:
         self._line(what if total is None else f"{what}: {done} of {total}")
+
+    def _once(self, sentence: str) -> str:
+        """Return a sentence, shortened with a count where it was said before and is long."""
+        self._said_before[sentence] += 1
+        if (times := self._said_before[sentence]) == 1 or len(sentence) <= SHORT:
+            return sentence
+        return f"{sentence[:SHORT].rstrip()} … (as above; {times} times by now)"
 
     def _counter(self) -> str:
         return f"[{self._done + 1}/{self._num_runs}]"

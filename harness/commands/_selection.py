@@ -72,17 +72,24 @@ def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
         max_steps=chosen.max_steps,
         tuned=load_tuned(chosen.suite, suite) if tuned else None,
     )
-    return checked(Selection(suite, known.models, known.datasets, tuple(specs)))
+    return checked(Selection(suite, known.models, known.datasets, tuple(specs)), chosen)
 
 
-def checked(selection: Selection) -> Selection:
-    """Return a selection all of whose runs name data sets that there are.
+def checked(selection: Selection, chosen: SelectionRequest) -> Selection:
+    """Return a selection all of whose runs name data sets that there are, and that uses whatever was given.
 
     Raises:
-        HarnessError: one does not.
+        HarnessError: a run does not, or no run uses a model or a data set that was given.
     """
-    for name in (*datasets_of(selection.specs), *questions_of(selection.specs)):
+    used = (*datasets_of(selection.specs), *questions_of(selection.specs))
+    for name in used:
         find_dataset(name, selection.datasets)
+    run = {spec.model_name for spec in selection.specs}
+    for option, given, of_runs in (("--model", chosen.models, run), ("--data", chosen.data, set(used))):
+        for text in given:
+            if text.partition("=")[0] not in of_runs:
+                of_them = ", ".join(sorted(of_runs)) or "none"
+                raise HarnessError(f"{option} {text}: no run that is chosen uses it; they use {of_them}")
     return selection
 
 
@@ -134,6 +141,8 @@ def _models(suite: Suite, wanted: Sequence[str], catalogue: Catalogue) -> dict[s
     found: dict[str, BaseModelSpec] = {}
     for text in wanted or suite.models:
         name, equals, path = text.partition("=")
+        if name in found:
+            raise HarnessError(f"--model {text}: '{name}' is given twice")
         spec = catalogue.model(name)
         resolved = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
         found[name] = resolved.with_weights(suite.weights)
@@ -157,6 +166,8 @@ def given_data(assignments: Sequence[str], catalogue: Catalogue) -> dict[str, Pa
             raise HarnessError(f"--data {text}: expected NAME=PATH")
         if name not in catalogue.datasets:
             raise HarnessError(f"--data {text}: there is no data set '{name}'{near_miss(name, catalogue.datasets)}")
+        if name in chosen:
+            raise HarnessError(f"--data {text}: '{name}' is given twice")
         chosen[name] = existing(path, f"--data {text}")
     return chosen
 

@@ -37,6 +37,7 @@ from harness.report.table import Table
 from harness.runs.executor import Executor
 from harness.runs.process import probe_environment
 from harness.runs.settling import recover
+from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.store import Store, has_outcome
 
@@ -179,7 +180,7 @@ def _foretelling(run: _Calibration) -> AbstractContextManager[Foreteller | None]
     if "ladder" not in run.groups:
         return nullcontext()
     ahead = (os.cpu_count() or 1) >= CORES_FOR_TWO
-    return Foreteller(plan_tasks(_ladder(run), run.environment), run.environment.source_checksum, ahead=ahead)
+    return Foreteller(plan_tasks(_ladder(run), run.environment), package_checksum(), ahead=ahead)
 
 
 def _ladder(run: _Calibration) -> Selection:

@@ -15,10 +15,10 @@ from harness.store import no_collection
 def compare(
     baseline: str, candidate: str, *, tolerances: str | None = None, level: float = 0.05, in_json: bool = False
 ) -> int:
-    """Print the comparison; return 1 when something became worse or failed.
+    """Print the comparison; return 1 when something became worse, failed or vanished.
 
     Raises:
-        HarnessError: a side cannot be read, a tolerance is wrong, or nothing could be compared.
+        HarnessError: a side cannot be read, wholly or in part, a tolerance is wrong, or nothing could be compared.
     """
     with no_collection(keep=True):
         comparison = compare_sides(load_side(baseline), load_side(candidate), tolerances, level)
@@ -26,10 +26,22 @@ def compare(
             sys.stdout.write(printable_json(comparison_json(comparison)))
         else:
             sys.stdout.write(printable(comparison_markdown(comparison)))
+    sys.stdout.flush()
+    if comparison.fails:
+        return 1
+    if comparison.damage:
+        raise HarnessError(
+            f"records are damaged, and what they held is not compared: {comparison.damage[0]}"
+            + (f"; and {len(comparison.damage) - 1} more" if len(comparison.damage) > 1 else "")
+        )
+    if comparison.is_stale:
+        raise HarnessError(
+            f"nothing in {comparison.candidate} was measured again: it holds the records of {comparison.baseline}; run "
+            "the suite with it first"
+        )
     if comparison.is_empty:
-        sys.stdout.flush()
         raise HarnessError(
             f"nothing in {comparison.candidate} can be compared with {comparison.baseline}: no metric was measured on "
             "both sides alike"
         )
-    return 1 if comparison.fails else 0
+    return 0

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from harness.assets.cache import folder_checksum
+from harness.assets.cache import weights_checksum
 from harness.assets.mt_bench import MTBench, load_mt_bench, prepare_mt_bench, read_answers
 from harness.beside import within
 from harness.catalogue.resolved import Catalogue
@@ -22,8 +22,8 @@ from harness.commands._output import Display, say, warn
 from harness.commands._selection import existing, given_catalogue, given_data, given_wheels
 from harness.commands.requests import AssetsRequest, JudgeRequest
 from harness.errors import HarnessError
-from harness.evaluation.grading import MEAN, NOT_PARSED, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
-from harness.evaluation.judges import ChatEndpoint, Judge, LocalJudge, RateLimit
+from harness.evaluation.grading import MEAN, RANGE, TASK, Grading, gradings, mt_bench_scores, repeat_means
+from harness.evaluation.judges import ChatEndpoint, Judge, RateLimit
 from harness.evaluation.judging import (
     PROMPT_DIGITS,
     JudgeSettings,
@@ -32,10 +32,13 @@ from harness.evaluation.judging import (
     judge_answers,
     judgments_file,
 )
+from harness.evaluation.local_judge import LocalJudge
+from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
 from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
 from harness.record import Judging, Record, Status
+from harness.remarks import judging_remarks
 from harness.report.reading.summary import newest_records
 from harness.store import Store
 from harness.task import judged_record
@@ -164,6 +167,8 @@ def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequ
         prompt_version=bench.prompts_checksum[:PROMPT_DIGITS],
         max_tokens=request.max_tokens,
         repeats=request.repeats,
+        verdict=request.verdict,
+        temperature=request.temperature,
     )
     return _Job(record, asked, settings, request.references, store.folder)
 
@@ -191,7 +196,10 @@ def _bench(record: Record, assets: AssetsRequest, catalogue: Catalogue) -> MTBen
 
 def _judge(request: JudgeRequest, stop: threading.Event) -> Judge:
     if "://" not in request.judge:
-        return _local_judge(existing(request.judge, "--judge"), request.max_tokens)
+        folder = existing(request.judge, "--judge")
+        if request.max_tokens_field is not None or request.temperature != "protocol":
+            raise HarnessError("--max-tokens-field and --temperature are for an endpoint, and --judge names a folder")
+        return _local_judge(folder, request.max_tokens)
     variable = request.key_variable or DEFAULT_KEY_VARIABLE
     if not variable.isidentifier():  # perhaps the key itself: it is not repeated
         raise HarnessError("--key-variable: what is given is no name of an environment variable")
@@ -205,6 +213,8 @@ def _judge(request: JudgeRequest, stop: threading.Event) -> Judge:
         request.judge_model,
         key=key or None,
         max_tokens=request.max_tokens,
+        max_tokens_field=request.max_tokens_field,
+        temperature=request.temperature,
         timeout_seconds=request.timeout_seconds,
         max_retries=request.max_retries,
         limit=RateLimit(request.requests_per_minute, stop.wait),
@@ -219,7 +229,7 @@ def _local_judge(folder: Path, max_tokens: int) -> LocalJudge:
     device = default_device()
     dtype = "bf16" if device.type == "cuda" else "fp32"
     with Display() as display:
-        version = f"weights {folder_checksum(folder, display.progress)[:PROMPT_DIGITS]}, {dtype} on {device.type}"
+        version = f"weights {weights_checksum(folder, display.progress)[:PROMPT_DIGITS]}, {dtype} on {device.type}"
         model, tokenizer = load_model(folder, dtype, device), load_tokenizer(folder)
     return LocalJudge(model, tokenizer, version=version, max_tokens=max_tokens)
 
@@ -240,6 +250,12 @@ def _record(job: _Job, outcome: Outcome, judge: Judge, began: datetime) -> Recor
         num_unparsed=len(scores) - len(parsed),
         num_missing=outcome.num_missing,
         num_out_of_range=sum(not RANGE[0] <= score <= RANGE[1] for score in parsed),
+        num_several=outcome.num_several,
+        num_thinking=outcome.num_thinking,
+        num_cut=outcome.num_cut,
+        verdict="last" if job.settings.verdict == "last" else None,
+        temperature="default" if outcome.temperatures - {"protocol"} else None,
+        sent=tuple(outcome.sent),
         repeat_means=repeat_means(outcome.judged),
         file=job.file.relative_to(job.results).as_posix(),
     )
@@ -286,6 +302,7 @@ def _print(record: Record, outcome: Outcome) -> None:
     say(f"{title}: mean {mean:.2f} points over {judging.num_parsed} of {judging.num_asked} judgments")
     if outcome.unparsed:
         warn([f"{title}: in {len(outcome.unparsed)} judgments no score could be read; they are in no mean"])
+    warn([f"{title}: {sentence}" for sentence in judging_remarks(judging)])
     if judging.num_out_of_range:
         warn([f"{title}: {judging.num_out_of_range} scores lie outside 1 to 10; they are in the means"])
     if len(outcome.versions) > 1:

@@ -9,7 +9,7 @@ from typing import Any
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.resolved import Catalogue
-from harness.commands._output import print_table
+from harness.commands._output import print_table, warn
 from harness.commands._selection import given_catalogue
 from harness.expansion import load_suite
 from harness.method import METHODS
@@ -30,6 +30,8 @@ def list_kind(what: str, *, catalogue: Path | None = None, in_json: bool = False
         print(json.dumps(rows, indent=2))
     else:
         print_table([{key: _plain(value) for key, value in row.items() if key != "settings"} for row in rows])
+    if what == "methods":
+        warn(METHODS.broken().values())
     return 0
 
 

@@ -19,7 +19,8 @@ from harness.errors import HarnessError
 from harness.planning.questions import PlanAnswer, PlanTask, ask, planned_steps
 from harness.record_training import Horizon, Prediction
 from harness.report.units import NOTHING, gib, significant
-from harness.source import source_checksum
+from harness.silent_settings import Asked, said_of
+from harness.source import package_checksum
 from harness.spec import RunSpec
 
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
@@ -66,7 +67,7 @@ def plan(
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
     with Display() as display:
-        answers = ask(_tasks(selection, specs, horizon, device, profile), source_checksum(), display.progress)
+        answers = ask(_tasks(selection, specs, horizon, device, profile), package_checksum(), display.progress)
     against = _Against(memory, profile, device, mfu)
     lines = [
         _line(spec, answer, against, _trained_on(spec, selection)) for spec, answer in zip(specs, answers, strict=True)
@@ -109,10 +110,10 @@ class _Against:
 
 
 def parse_memory(text: str) -> int:
-    """Return bytes from ``24GiB``, ``80GB`` or a number of bytes.
+    """Return bytes from ``24GiB``, ``80GB`` or ``100B``.
 
     Raises:
-        HarnessError: it is none.
+        HarnessError: it is none, or has no unit: 24 are as few bytes as they are many.
     """
     upper = text.strip().upper()
     unit = next((unit for unit in UNITS if upper.endswith(unit)), "")
@@ -120,6 +121,9 @@ def parse_memory(text: str) -> int:
         number = float(upper.removesuffix(unit)) * UNITS.get(unit, 1)
     except ValueError:
         number = 0.0
+    if not unit and 0 < number < float("inf"):
+        size = text.strip()
+        raise HarnessError(f"--device-memory {size}: has no unit; say {size}GB, {size}GiB or {size}B")
     if not 0 < number < float("inf"):
         raise HarnessError(f"--device-memory {text}: expected a size such as 24GiB or 80GB")
     return int(number)
@@ -210,7 +214,10 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     assert train is not None
     step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
     steps = planned_steps(spec, dataset)
-    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds"})
+    named = ("full_rank", "unprojected")
+    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", *named})
+    said = said_of(Asked(spec.config, train, steps, *(getattr(prediction, name) for name in named)))
+    found["remarks"] = [{"kind": kind, "sentence": sentence} for kind, sentence in said.items()]
     found |= {
         "activations_bytes": prediction.at_peak.activations_bytes,
         "static_bytes": prediction.static_bytes,
@@ -282,6 +289,7 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     for label, probe in dict.fromkeys((line["label"], line.get("probe_peak_bytes")) for line in lines):
         if probe is not None:
             notes.append(f"{label}: its probe before the first step peaks at {gib(probe)} GiB; fits looks at both.")
+    notes += _remarks(lines)
     if against.memory is not None:
         notes.append(
             f"fits: in {gib(against.memory)} GiB less {gib(against.context_bytes)} GiB for the CUDA context; tight: "
@@ -297,6 +305,15 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     if len(hours) == len(lines):
         notes.append(f"Training of all {len(lines)} runs: {significant(sum(hours))} hours.")
     return notes
+
+
+def _remarks(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what settings do not do in these runs, once for all labels alike."""
+    said: dict[str, list[str]] = {}
+    for line in lines:
+        for remark in line.get("remarks", ()):
+            said.setdefault(remark["sentence"], []).append(line["label"])
+    return [f"{', '.join(dict.fromkeys(labels))}: {sentence}." for sentence, labels in said.items()]
 
 
 def _constants(profile: DeviceProfile | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.commands._assets import prepare
 from harness.commands._bundling import bundle, bundle_request
 from harness.commands._output import Display, say, warn
+from harness.commands._readiness import check_ready
 from harness.commands._selection import given_wheels, select
 from harness.commands.requests import AssetsRequest, BundleOptions, SelectionRequest
 
@@ -15,7 +16,8 @@ def prepare_suite(chosen: SelectionRequest, assets: AssetsRequest, options: Bund
     selection = select(chosen, tuned=False)
     wheels = given_wheels(assets.wheels)
     with Display() as display:
-        prepare(selection, offline=assets.offline, wheels=wheels, progress=display.progress)
+        prepared = prepare(selection, offline=assets.offline, wheels=wheels, progress=display.progress)
+        check_ready(selection, prepared, offline=assets.offline, progress=display.progress)
         made = None if request is None else bundle(request, chosen, selection, display.progress)
     say(f"everything that suite '{selection.suite.name}' needs is there")
     if made is not None and request is not None:

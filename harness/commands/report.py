@@ -37,7 +37,7 @@ def report(
     calibration = read_log(results) if suite.name in SUITES.values() else Log()
     files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
     warn((*items.warnings, *calibration.warnings))
-    terminal_table(suite, contents, console(), tuned)
+    terminal_table(suite, contents, console(), tuned, items.items)
     print()
     for file in files:
         print(file)

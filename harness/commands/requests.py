@@ -90,6 +90,8 @@ class HowToRun:
     """Of one run."""
     budget_seconds: float | None = None
     """Of the whole call: no run starts later."""
+    max_failures: int | None = None
+    """So many failed runs, and no further one starts."""
     dry_run: bool = False
     """List the runs and stop."""
     where: WhereToRun = field(default_factory=WhereToRun)
@@ -110,6 +112,12 @@ class JudgeRequest:
     repeats: int = 1
     max_tokens: int = 2048
     """Of one judgment."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
+    """What carries it; None: the former, or the latter where the endpoint refuses that."""
+    temperature: Literal["protocol", "default"] = "protocol"
+    """``protocol``: 0, unless the endpoint refuses it; ``default``: the endpoint's own."""
+    verdict: Literal["first", "last"] = "first"
+    """Which of several ratings in a judgment counts."""
     requests_per_minute: float | None = None
     concurrency: int = 1
     timeout_seconds: float = 120.0

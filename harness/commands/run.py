@@ -14,10 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from harness.answers import answer
 from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
-from harness.commands._output import Display, print_table, warn
+from harness.commands._finishing import awaiting, finishing
+from harness.commands._kept import from_kept, way_of, ways_sentences
+from harness.commands._output import Display, print_table, say, warn
+from harness.commands._readiness import unready
 from harness.commands._selection import Selection, given_wheels, select
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
@@ -29,9 +33,12 @@ from harness.record_environment import Environment
 from harness.record_training import Prediction
 from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
+from harness.runs.failing import Endings, NotStarted, told
+from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
+from harness.source import package_checksum
 from harness.spec import RunSpec
-from harness.store import Contents, Store, has_outcome
+from harness.store import Contents, Store, runs_of
 from harness.task import RunTask
 
 
@@ -101,6 +108,10 @@ def execute_on(
         to_do = _to_do(choose(), wanted)
     if skipped := len(selection.specs) - len(to_do.specs):
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
+    if not how.repeat:
+        to_do = _hopeful(to_do, known.endings())
+        for sentence in ways_sentences(known.contents().records, to_do.specs, environment):
+            print(sentence)
     if not to_do.specs:
         return Tally(()), 0
     with Display() as display:
@@ -120,14 +131,45 @@ def execute_on(
         for _ in range(how.repeat or 1)
         for spec in to_do.specs
     ]
+    if not how.repeat and isinstance(chosen, LocalMachine):  # kept weights lie on this machine
+        tasks = [known.begun(task, environment) for task in tasks]
+    tasks = _that_can_be_scored(tasks)
     with Display(len(tasks)) as display:
-        limits = Limits(how.timeout_seconds, stop_at)
-        tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec)), display)
+        limits = Limits(how.timeout_seconds, stop_at, how.max_failures)
+        tried = frozenset(how.retry)
+        tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried), display)
     return tally, len(tasks)
+
+
+def _that_can_be_scored(tasks: Sequence[RunTask]) -> list[RunTask]:
+    """Return the tasks that can be scored once they are trained, and the first of those that cannot for each reason."""
+    with Display() as display:
+        faults = unready(tasks, display.progress)
+    kept, said = [], set()
+    for task in tasks:
+        fault = faults.get(task.uuid)
+        if fault is None:
+            kept.append(task)
+        elif fault not in said:
+            said.add(fault)
+            kept.append(task.model_copy(update={"unready": fault}))
+    if left := len(tasks) - len(kept):
+        runs = "1 more run" if left == 1 else f"{left} more runs"
+        warn([f"{runs} could not be scored for the same reason: not begun"])
+    return kept
 
 
 def _to_do(selection: Selection, wanted: Callable[[RunSpec], bool]) -> Selection:
     return replace(selection, specs=tuple(spec for spec in selection.specs if wanted(spec)))
+
+
+def _hopeful(selection: Selection, endings: Endings) -> Selection:
+    """Return a selection without the runs that would end as another seed's is recorded to have ended, and say so."""
+    found = [NotStarted(spec, ending) for spec in selection.specs if (ending := endings.of(spec)) is not None]
+    for sentence in told(found):
+        say(sentence)
+    left_out = {one.spec.run_id for one in found}
+    return replace(selection, specs=tuple(spec for spec in selection.specs if spec.run_id not in left_out))
 
 
 def _always(spec: RunSpec) -> bool:
@@ -153,8 +195,21 @@ class _Wanted:
             self._contents, self._size = self._store.read(self._suite), size
         return self._contents
 
+    def endings(self) -> Endings:
+        """Return how recorded runs ended that every seed would end so."""
+        return Endings.recorded(self.contents().records, self._environment_id, self._retry)
+
+    def begun(self, task: RunTask, environment: Environment) -> RunTask:
+        """Return a task as one that scores what is trained already, by an earlier attempt at it or by a run alike."""
+        records = self.contents().records
+        own = [record for record in runs_of(records, task.run_id) if record.ran_in(environment.environment_id)]
+        trained = awaiting(own, self._store)
+        if trained is not None:
+            return finishing(task, trained, self._store)
+        return from_kept(task, self._store, records, environment)
+
     def __call__(self, spec: RunSpec) -> bool:
-        return not has_outcome(self.contents().records, spec.run_id, self._environment_id, self._retry)
+        return answer(self.contents().records, spec, self._environment_id, self._retry) is None
 
 
 def _task(
@@ -199,7 +254,7 @@ def predictions(selection: Selection, environment: Environment, progress: Progre
         HarnessError: the process that predicts cannot be started or ended early.
     """
     tasks = plan_tasks(selection, environment)
-    return dict(zip(tasks, ask(list(tasks.values()), environment.source_checksum, progress), strict=True))
+    return dict(zip(tasks, ask(list(tasks.values()), package_checksum(), progress), strict=True))
 
 
 def plan_tasks(selection: Selection, environment: Environment) -> dict[str, PlanTask]:
@@ -247,14 +302,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
     warn(contents.warnings)
     rows = []
     for spec in selection.specs:
-        known = has_outcome(contents.records, spec.run_id, None, frozenset())
+        known = answer(contents.records, spec, None)
         rows.append(
             {
                 "run_id": spec.run_id,
                 "model": spec.model_name,
                 "label": spec.label,
                 "seed": str(spec.seed),
-                "recorded": "yes" if known else "no",
+                "recorded": "yes" if known is not None else "no",
+                "what is done": "nothing" if known is not None else way_of(contents.records, spec, None),
             }
         )
     print_table(rows)
@@ -273,6 +329,11 @@ def _close(store: Store, tally: Tally, num_tasks: int) -> None:
     if tally.left_by_budget is not None:
         runs = "1 run is" if tally.left_by_budget == 1 else f"{tally.left_by_budget} runs are"
         print(f"the budget has ended: {runs} still to do; the same command goes on with the rest")
+    for sentence in told(tally.not_started):
+        say(sentence)
+    if tally.left_by_failures is not None:
+        runs = "1 run is" if tally.left_by_failures == 1 else f"{tally.left_by_failures} runs are"
+        print(f"stopped by --max-failures: {runs} still to do; the same command goes on with the rest")
     if tally.num_by_others:
         print(f"{tally.num_by_others} of {num_tasks} runs were done by other processes meanwhile")
     with contextlib.suppress(OSError):  # not empty: other processes are at work

@@ -29,7 +29,7 @@ from harness.readings import (
 )
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
-from harness.remarks import remarks_of
+from harness.remarks import judging_remarks, remarks_of
 from harness.report.units import gib, percent, scaled, with_unit
 
 
@@ -139,6 +139,9 @@ def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:
                 f"{judging.num_asked}: {judging.file}",
             )
         )
+        facts += [("judging", sentence) for sentence in judging_remarks(judging)]
+        if judging.sent:
+            facts.append(("asked with", "; ".join(json.dumps(fields) for fields in judging.sent)))
         if judging.repeats > 1:
             facts.append(("mean of each repeat", ", ".join(f"{mean:.3f}" for mean in judging.repeat_means)))
     return facts

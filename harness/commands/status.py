@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from harness.answers import answer
 from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
 from harness.record import Record
+from harness.runs.failing import Endings
 from harness.runs.process import probe_environment
 from harness.spec import RunSpec
-from harness.store import Store, has_outcome, runs_of
+from harness.store import Store, runs_of
 
 
 def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = False, in_json: bool = False) -> int:
@@ -19,7 +21,8 @@ def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = F
     selection = select(chosen)
     contents = Store(results).read(selection.suite.name)
     environment_id = None if any_environment else _environment_id()
-    rows = [_row(spec, contents.records, environment_id) for spec in selection.specs]
+    endings = Endings.recorded(contents.records, environment_id, ())
+    rows = [_row(spec, contents.records, environment_id, endings.of(spec)) for spec in selection.specs]
     warn(contents.warnings)
     if in_json:
         print(json.dumps(rows, indent=2))
@@ -38,20 +41,37 @@ def _environment_id() -> str | None:
         return None
 
 
-def _row(spec: RunSpec, records: tuple[Record, ...], environment_id: str | None) -> dict[str, str]:
+def _row(
+    spec: RunSpec, records: tuple[Record, ...], environment_id: str | None, ending: Record | None
+) -> dict[str, str]:
+    """Return what is known of a run.
+
+    Args:
+        spec: The run.
+        records: Of its suite.
+        environment_id: Whose records count; None: any.
+        ending: Of another seed, as which this one would end.
+    """
     of_run = runs_of(records, spec.run_id)
     here = [record for record in of_run if record.ran_in(environment_id)]
     newest = (here or of_run)[-1] if of_run else None
+    answered = answer(records, spec, environment_id)
     state: str
     state, reason = ("not run", None) if newest is None else newest.ending
     if of_run and not here:
         state += " in another environment"
+    if answered is not None and not of_run:
+        state, reason = answered.ending
+        state += f" by run {answered.run_id}, whose scores hold these"
+    if ending is not None and answered is None:
+        status, why = ending.ending
+        reason = f"would end as seed {ending.spec.seed} did ({status}: {why})"
     return {
         "run_id": spec.run_id,
         "model": spec.model_name,
         "label": spec.label,
         "seed": str(spec.seed),
         "state": state,
-        "to_do": "no" if has_outcome(records, spec.run_id, environment_id, frozenset()) else "yes",
+        "to_do": "yes" if answered is None and ending is None else "no",
         "reason": reason or "",
     }

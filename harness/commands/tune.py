@@ -58,7 +58,7 @@ def _select(chosen: SelectionRequest, suite: Suite, trials: Suite) -> Selection:
             raise HarnessError(
                 f"suite '{suite.name}': label '{spec.label}' has validation_rows = 0: nothing to tune by"
             )
-    return checked(Selection(trials, known.models, known.datasets, tuple(specs)))
+    return checked(Selection(trials, known.models, known.datasets, tuple(specs)), chosen)
 
 
 def _before(file: Path, suite: Suite) -> Tuned | None:

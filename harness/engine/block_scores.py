@@ -31,6 +31,7 @@ from harness.errors import HarnessError
 from harness.files import read_json, said_as, write_file
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import CalibrationSettings
+from harness.source import block_score_checksum
 from harness.spec import identity
 
 SCORES_FOLDER = "block_scores"
@@ -145,7 +146,8 @@ def _score_key(
         "dtype": dtype,
         "calibration": calibration.model_dump(mode="json"),
         "data": data,
-        "packages": {name: describe_environment().version_of(name) for name in ("torch", "transformers")},
+        "packages": {name: describe_environment().version_of(name) for name in ("torch", "transformers", "tokenizers")},
+        "code": block_score_checksum(),
         "device": device_type,
     }
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from harness.record_environment import Environment
-from harness.source import checkout_state, source_checksum
+from harness.source import checkout_state, source_checksum, training_checksum
 
 PACKAGES = (
     "finetune-harness",
@@ -49,6 +49,7 @@ def describe_environment() -> Environment:
         python=platform.python_version(),
         packages=_versions(),
         source_checksum=source_checksum(),
+        training_checksum=training_checksum(),
         commit=commit,
         dirty=dirty,
         device_busy=_busy(device) if cuda else None,

@@ -7,18 +7,22 @@ no adapter, is kept afterwards alone.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from harness.catalogue.models import BaseModelSpec
 from harness.files import beside, make_folder, put, remove, sync_tree
+from harness.kept import ADAPTER, BASE, CONFIG
 from harness.method import Method
 
-ADAPTER, CONFIG = "adapter", "config.json"
+WEIGHTS = "weights"
+"""Of a run's work folder."""
 
 
-def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path) -> bool:
+def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path, base: BaseModelSpec) -> bool:
     """Write, durably, what gives the trained model back, where that leaves it as it is; return whether it was written.
 
     Args:
@@ -26,6 +30,7 @@ def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path)
         model: What ``finalize`` returned.
         tokenizer: The model's.
         folder: Where to; made here.
+        base: What an adapter was trained on: where its files lay is kept beside it.
     """
     make_folder(folder)
     tokenizer.save_pretrained(folder)
@@ -33,16 +38,21 @@ def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path)
     whole = adapter is None and type(method).export is Method.export
     if adapter is not None:
         adapter.save_pretrained(folder / ADAPTER, safe_serialization=True)
+        place = {"model": base.name, "folder": None if base.folder is None else str(base.folder)}
+        (folder / BASE).write_text(json.dumps(place), encoding="utf-8")
     elif whole:
         _save(model, folder)
     sync_tree(folder)
     return adapter is not None or whole
 
 
+def needs_merging(folder: Path) -> bool:
+    """Return whether kept weights are not yet those of a model of the base architecture."""
+    return not (folder / CONFIG).is_file()
+
+
 def keep_merged(method: Method, model: nn.Module, folder: Path) -> None:
-    """Write, durably, the model as the base architecture has it, where :meth:`keep_trained` has not; may change it."""
-    if (folder / CONFIG).is_file():
-        return
+    """Write, durably, the model as the base architecture has it into a folder that lacks it; may change the model."""
     part = beside(folder / "merged")
     try:
         make_folder(part)
@@ -51,6 +61,11 @@ def keep_merged(method: Method, model: nn.Module, folder: Path) -> None:
             put(file, folder / file.name)
     finally:
         remove(part)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def _save(model: Any, folder: Path) -> None:

@@ -5,13 +5,17 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 
 from __future__ import annotations
 
+import time
 import traceback
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import JsonValue
+from safetensors import SafetensorError
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
@@ -24,18 +28,20 @@ from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
-from harness.engine.keeping import keep_merged, keep_trained
+from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
 from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
+from harness.engine.unchanged import check_unchanged
 from harness.errors import HarnessError, Refused
+from harness.files import remove
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.progress import Progress
 from harness.proof import judge
-from harness.record import LOG_LINES, MTBenchAnswers, Proof, Record, Score, Status
+from harness.record import LOG_LINES, SCORED_OR_USELESS, MTBenchAnswers, Proof, Record, Score, Status
 from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
-from harness.record_training import OutOfMemoryAt, TrainResult
+from harness.record_training import OutOfMemoryAt, Phase, TrainResult
 from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding
@@ -56,8 +62,19 @@ class _Outcome:
     mt_bench: MTBenchAnswers | None = None
     scoring: ScoringFacts | None = None
     weights: str | None = None
+    weights_held: bool = False
+    weights_error: str | None = None
     out_of_memory_at: OutOfMemoryAt | None = None
     notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What is scored, and kept."""
+
+    method: Method
+    model: nn.Module
+    tokenizer: Any
 
 
 @dataclass
@@ -68,24 +85,42 @@ class _Run:
     progress: Progress
     device: torch.device
     meter: PhaseMeter
+    record: Callable[..., Record]
+    """Returns the record as it is now, of a status, a reason and a log's tail."""
+    leave: Callable[[Record], None]
+    unscored: _Trained | None = None
+    """Trained, and not yet scored."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
-def execute(task: RunTask, progress: Progress) -> Record:
-    """Return the record of a run; never raises but for an interrupt that comes while the record is made."""
+def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] = lambda record: None) -> Record:
+    """Return the record of a run; never raises but for an interrupt that comes while the record is made.
+
+    Args:
+        task: The run, or weights to evaluate.
+        progress: Called with what is going on.
+        leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
+    """
     started_at = datetime.now(UTC)
     environment = describe_environment()
     device = default_device()
-    run = _Run(task, progress, device, PhaseMeter(device))
+
+    def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
+        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        return task.record(environment, started_at, status, reason, **parts)
+
+    run = _Run(task, progress, device, PhaseMeter(device), record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
     try:
-        if task.of is None:
+        if task.finishes is not None:
+            _finish(run, task.finishes)
+        elif task.of is None:
             _train_and_evaluate(run)
-            status, reason = _proven(run)
         else:
-            _evaluate_kept(run)
+            _evaluate(run, *_load_kept(run))
+        status, reason = _proven(run)
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -97,9 +132,20 @@ def execute(task: RunTask, progress: Progress) -> Record:
     except Exception as error:
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    return task.record(
-        environment, started_at, status, reason, phases=run.meter.phases, log_tail=log_tail, **vars(run.outcome)
-    )
+    if run.unscored is not None and status not in SCORED_OR_USELESS:
+        _keep_unscored(run, run.unscored)
+    if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
+        reason = task.unscored(reason)
+    return record(status, reason, log_tail)
+
+
+def _phases(run: _Run) -> list[Phase]:
+    """Return what was measured; of a run that is finished now what it measured then, and its evaluation now."""
+    if run.task.finishes is None:
+        return list(run.meter.phases)
+    now = [phase for phase in run.meter.phases if phase.name != "load"]
+    names = {phase.name for phase in now}
+    return [*(phase for phase in run.task.finishes.phases if phase.name not in names), *now]
 
 
 def _proven(run: _Run) -> tuple[Status, str | None]:
@@ -126,6 +172,7 @@ def _status_of(error: Exception, run: _Run) -> tuple[Status, str]:
 
 def _train_and_evaluate(run: _Run) -> None:
     task, spec, meter = run.task, run.task.spec, run.meter
+    check_unchanged(task)
     method_class = METHODS.get(spec.method)
     config = method_class.Config.model_validate(spec.config)
     method_class.check(config, spec.train)
@@ -136,12 +183,17 @@ def _train_and_evaluate(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         decoder = find_decoder(model, task.model)
-    trained = model if spec.train is None else _train(run, method, model, tokenizer, decoder)
-    _evaluate(run, trained, tokenizer)
+    trained = _Trained(
+        method, model if spec.train is None else _train(run, method, model, tokenizer, decoder), tokenizer
+    )
+    if spec.train is not None:
+        run.unscored = trained
     if task.keep_weights:
-        with meter.phase("save"):
-            run.progress("saving", 0, None)
-            _save(run, method, trained, tokenizer)
+        _keep(run, trained)
+    _evaluate(run, trained.model, tokenizer)
+    run.unscored = None
+    if task.keep_weights and run.outcome.weights_error is None:
+        _merge(run, trained, task.work_folder / WEIGHTS)
 
 
 def _load(run: _Run) -> tuple[nn.Module, Any]:
@@ -291,6 +343,24 @@ def _run_loop(run: _Run, loop: TrainingLoop, data: TrainData, held_out: list[Mic
         run.task.checkpoint_every,
         validate if held_out else None,
     )
+    if checkpoints is not None and run.task.checkpoint_every is not None and not run.task.keep_weights:
+        _keep_end(run, loop, checkpoints)
+
+
+def _keep_end(run: _Run, loop: TrainingLoop, checkpoints: Checkpoints) -> None:
+    """Write a checkpoint of the last step, so that a process that is killed while it scores has nothing to train again.
+
+    Weights that are kept are enough for that; a checkpoint that cannot be written costs nothing that is there.
+    """
+    evaluation = run.task.spec.evaluation
+    if not evaluation.tasks and evaluation.mt_bench is None:
+        return
+    start = time.perf_counter()
+    try:
+        checkpoints.save()
+    except HarnessError as error:
+        run.outcome.notes += (str(error),)
+    loop.log.note_checkpoint(time.perf_counter() - start)
 
 
 def _loss(run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], context: EngineContext) -> float | None:
@@ -354,9 +424,9 @@ def _block_scores(
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
-    if run.task.spec.evaluation.tasks:
+    if run.task.spec.evaluation.tasks and not run.outcome.scores:
         _score(run, model, tokenizer)
-    if run.task.spec.evaluation.mt_bench is not None:
+    if run.task.spec.evaluation.mt_bench is not None and run.outcome.mt_bench is None:
         _answer_mt_bench(run, model, tokenizer)
 
 
@@ -393,7 +463,11 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
         num_cut=answers.num_cut,
         sampling={"temperature": dict(TEMPERATURES), "top_k": TOP_K},
     )
-    told = {"overruled_generation": answers.overruled, "num_short_of_room": answers.num_short_of_room}
+    told = {
+        "overruled_generation": answers.overruled,
+        "num_empty_answers": answers.num_empty,
+        "num_short_of_room": answers.num_short_of_room,
+    }
     run.outcome.scoring = (run.outcome.scoring or ScoringFacts()).model_copy(update=told)
 
 
@@ -420,18 +494,74 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     run.outcome.items = file.name
 
 
-def _save(run: _Run, method: Method, model: nn.Module, tokenizer: Any) -> None:
-    folder = run.task.work_folder / "weights"
-    keep_trained(method, model, tokenizer, folder)
-    keep_merged(method, model, folder)
-    run.outcome.weights = folder.name
+def _keep(run: _Run, trained: _Trained) -> None:
+    """Keep the weights before they are scored; where the disk refuses, the scores are worth having all the same."""
+    folder = run.task.work_folder / WEIGHTS
+    with run.meter.phase("save"):
+        run.progress("saving", 0, None)
+        try:
+            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, run.task.model)
+        except (OSError, SafetensorError) as error:
+            remove(folder)
+            run.outcome.weights_error = f"the weights could not be kept: {first_line(error)}"
+            return
+    if whole:
+        run.outcome.weights = folder.name
+        run.leave(run.record("interrupted", run.task.unscored("ended before it was scored"), None))
 
 
-def _evaluate_kept(run: _Run) -> None:
-    task = run.task
+def _merge(run: _Run, trained: _Trained, folder: Path) -> None:
+    """Write the merged weights beside a kept adapter; the adapter stays where that fails."""
+    if not needs_merging(folder):
+        return
+    with run.meter.phase("merge"):
+        run.progress("merging", 0, None)
+        try:
+            keep_merged(trained.method, trained.model, folder)
+        except (OSError, SafetensorError) as error:
+            run.outcome.weights_error = f"the merged weights could not be kept: {first_line(error)}"
+            return
+    run.outcome.weights = run.outcome.weights or folder.name
+
+
+def _keep_unscored(run: _Run, trained: _Trained) -> None:
+    """Keep the weights of a run that could not be scored, whether or not anybody asked for them."""
+    asked = run.task.keep_weights
+    try:
+        if run.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if run.outcome.weights is None and run.outcome.weights_error is None:
+            _keep(run, trained)
+        if run.outcome.weights_error is None and (asked or run.outcome.weights is None):
+            _merge(run, trained, run.task.work_folder / WEIGHTS)
+    except Exception as error:
+        run.outcome.weights_error = f"the weights could not be kept whole: {first_line(error)}"
+    run.outcome.weights_held = run.outcome.weights is not None and not asked
+
+
+def _load_kept(run: _Run) -> tuple[nn.Module, Any]:
+    """Return the model that was trained, as it is to be scored, and its tokenizer."""
     with run.meter.phase("load"):
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
-        if task.adapter_folder is not None:
-            model = load_adapter(model, task.adapter_folder)
+        if run.task.adapter_folder is not None:
+            model = load_adapter(model, run.task.adapter_folder)
+    return model, tokenizer
+
+
+def _finish(run: _Run, done: Record) -> None:
+    """Score what a run had trained; whatever else it measured is its own, and scores that it had are not made again."""
+    task = run.task
+    taken = {part.name: getattr(done, part.name) for part in fields(_Outcome)}
+    run.outcome = _Outcome(**taken | {"out_of_memory_at": None})
+    model, tokenizer = _load_kept(run)
+    run.outcome.encoding = done.encoding or run.outcome.encoding  # what it counted in training
     _evaluate(run, model, tokenizer)
+    run.outcome.notes += (f"trained in a run that ended {done.status} on {done.started_at:%Y-%m-%d}, and scored later",)
+    run.outcome.weights_held = done.weights_held and not task.keep_weights
+    if run.outcome.weights_held:
+        run.outcome.weights, run.outcome.weights_held = None, False
+    elif task.adapter_folder is not None:
+        method_class = METHODS.get(task.spec.method)
+        method = method_class(method_class.Config.model_validate(task.spec.config))
+        _merge(run, _Trained(method, model, tokenizer), task.adapter_folder.parent)

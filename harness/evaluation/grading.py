@@ -6,13 +6,12 @@ gen_judgment.py (which prompt for which question and turn) and show_result.py (m
 - Where FastChat takes the reference answers of the judge's own name, they are named apart.
 - A score that Python cannot read, such as ``[[07]]``, or one over a million, counts as not parsed; FastChat stops
   with an error.
+- What a judge thinks aloud before its verdict is not read (:mod:`harness.evaluation.verdicts`).
 - The means by category and over seven and eight categories are ours: FastChat has none.
 """
 
 from __future__ import annotations
 
-import ast
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,15 +20,11 @@ from statistics import fmean, stdev
 
 from harness.assets.mt_bench import NUM_TURNS, MTBench, Question
 from harness.errors import HarnessError, near_miss
+from harness.evaluation.verdicts import NOT_PARSED, Verdict, read_score
 from harness.record import Score
 
 REFERENCE_CATEGORIES = ("math", "reasoning", "coding")
 """Judged beside a reference answer. Source: ``NEED_REF_CATS``, less ``arena-hard-200``, which MT-Bench has not."""
-NOT_PARSED = -1
-"""Score of a judgment that holds none. Source: ``run_judge_single``."""
-PATTERNS = (re.compile(r"\[\[(\d+(?:\.\d*)?)\]\]"), re.compile(r"\[(\d+(?:\.\d*)?)\]"))
-"""Tried in this order, the first match counts. Source: ``one_score_pattern`` and ``one_score_pattern_backup``, whose
-``\\d+\\.?\\d*`` matches the same but takes the square of the digits in time where no bracket follows."""
 OUTPUT_FORMAT = "[[rating]]"
 WITHOUT_CODING = "coding"
 """The category that LISA's seven leave out. Source: LISA (2403.17919), its table of seven categories."""
@@ -37,8 +32,6 @@ TASK = "mt_bench"
 MEAN, TURN = "mean", "turn {}"
 EIGHT, SEVEN = "mean of 8 categories", "mean of 7 categories"
 RANGE = (1, 10)
-LARGEST_SCORE = 10**6
-"""Of a judgment; a mean of larger ones may be no number."""
 
 
 @dataclass(frozen=True)
@@ -123,16 +116,9 @@ def _grading(
     return Grading(question.question_id, question.category, turn, name, prompt.system_prompt, text)
 
 
-def parse_score(judgment: str) -> float:
+def parse_score(judgment: str, verdict: Verdict = "first") -> float:
     """Return the score that a judgment gives, ``NOT_PARSED`` where there is none."""
-    for pattern in PATTERNS:
-        if match := pattern.search(judgment):
-            try:
-                score: float = ast.literal_eval(match.group(1))
-                return score if score <= LARGEST_SCORE else NOT_PARSED
-            except (SyntaxError, ValueError):
-                return NOT_PARSED
-    return NOT_PARSED
+    return read_score(judgment, verdict)
 
 
 def is_parsed(judged: Judged) -> bool:

@@ -1,4 +1,4 @@
-"""Judges: an OpenAI-compatible chat endpoint, asked with retries and a rate limit, or a local model.
+"""Judges: what they are asked and say, and an OpenAI-compatible chat endpoint, asked with retries and a rate limit.
 
 FastChat's own call needs openai < 1 and waits ten seconds after each of sixteen failures; ours needs no client library.
 The key comes from the environment, goes into one header, and is cut out of everything that the endpoint says, as are
@@ -17,10 +17,13 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from pydantic import JsonValue
+
 from harness.errors import HarnessError
+from harness.evaluation.chat_request import ChatRequest, MaxTokensField, SentTemperature, Temperature
 
 Messages = Sequence[Mapping[str, str]]
 
@@ -44,6 +47,11 @@ class Reply:
     text: str
     version: str
     """What it calls itself."""
+    sent: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Fields of the request beside model and messages; none of a local judge."""
+    temperature: SentTemperature = "protocol"
+    cut: bool = False
+    """Whether it ended at the limit of tokens."""
 
 
 class JudgeFailed(Exception):
@@ -115,6 +123,8 @@ class ChatEndpoint:
         *,
         key: str | None,
         max_tokens: int = MAX_TOKENS,
+        max_tokens_field: MaxTokensField | None = None,
+        temperature: Temperature = "protocol",
         timeout_seconds: float = 120.0,
         max_retries: int = 8,
         limit: RateLimit | None = None,
@@ -129,6 +139,8 @@ class ChatEndpoint:
             model: Name that it knows.
             key: Sent as a bearer token; None: none is sent.
             max_tokens: Of one judgment.
+            max_tokens_field: What carries it; None: ``max_tokens``, or the newer name where the endpoint refuses that.
+            temperature: ``default``: none is sent.
             timeout_seconds: How long the endpoint may stay silent.
             max_retries: Tries after the first.
             limit: Calls a minute, tries included.
@@ -146,7 +158,7 @@ class ChatEndpoint:
         self._key = key
         query = urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)
         self._secrets = sorted({*filter(None, (key, *(value for _, value in query)))}, key=len, reverse=True)
-        self._max_tokens = max_tokens
+        self._request = ChatRequest(max_tokens, field=max_tokens_field, temperature=temperature)
         self._timeout = timeout_seconds
         self._max_retries = max_retries
         self._wait = wait if wait is not None else (stop or threading.Event()).wait
@@ -162,9 +174,8 @@ class ChatEndpoint:
             Stopped: the user asked to stop first.
         """
         for attempt in range(self._max_retries + 1):
-            self._limit.take()
             try:
-                return self._call(messages)
+                return self._adapted_call(messages)
             except _TryAgain as error:
                 reason, wanted = str(error), error.wait_seconds
             if attempt == self._max_retries:
@@ -180,14 +191,18 @@ class ChatEndpoint:
         tries = self._max_retries + 1
         raise JudgeFailed(f"{reason}, {tries} times in a row" if tries > 1 else reason)
 
+    def _adapted_call(self, messages: Messages) -> Reply:
+        """Call; again as often as the endpoint refuses another field of the request, which is no try."""
+        while True:
+            self._limit.take()
+            try:
+                return self._call(messages)
+            except _OtherRequest:
+                continue
+
     def _call(self, messages: Messages) -> Reply:
-        body = {
-            "model": self._model,
-            "messages": list(messages),
-            "n": 1,
-            "temperature": 0,
-            "max_tokens": self._max_tokens,
-        }
+        sent, temperature = self._request.sent()
+        body = {"model": self._model, "messages": list(messages), **sent}
         headers = {"Content-Type": "application/json", "User-Agent": "finetune-harness"}
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -196,7 +211,7 @@ class ChatEndpoint:
             with self._opener.open(request, timeout=self._timeout) as response:
                 data = response.read(LARGEST_REPLY_BYTES + 1)
         except urllib.error.HTTPError as error:
-            raise self._refusal(error) from None
+            raise self._refusal(error, sent) from None
         except TimeoutError:
             raise _TryAgain(f"the judge was silent for {self._timeout:g} s") from None
         except urllib.error.URLError as error:
@@ -207,15 +222,18 @@ class ChatEndpoint:
             raise _TryAgain(f"the judge broke the connection off ({type(error).__name__})") from None
         if len(data) > LARGEST_REPLY_BYTES:
             raise _TryAgain(f"the judge's reply has over {LARGEST_REPLY_BYTES:,} bytes")
-        return self._reply(data)
+        return replace(self._reply(data), sent=sent, temperature=temperature)
 
-    def _refusal(self, error: urllib.error.HTTPError) -> Exception:
+    def _refusal(self, error: urllib.error.HTTPError, sent: Mapping[str, JsonValue]) -> Exception:
         status = error.code
         with error:
             try:
-                said = self._clean(_error_text(error.read(1 << 16)))
+                data = error.read(1 << 16)
             except (OSError, http.client.HTTPException):
-                said = ""
+                data = b""
+        if self._request.adapt(sent, status, data):
+            return _OtherRequest()
+        said = self._clean(_error_text(data))
         reason = f"the judge answered {status} {http.client.responses.get(status, '')}".rstrip()
         reason += f" ({said})" if said else ""
         if status in RETRIED:
@@ -228,12 +246,22 @@ class ChatEndpoint:
         except (ValueError, RecursionError):
             raise _TryAgain(f"the judge's reply is not JSON: {self._clean(data.decode(errors='replace'))!r}") from None
         try:
-            text = value["choices"][0]["message"]["content"]
+            choice = value["choices"][0]
+            message = choice["message"]
+            content = message["content"]
         except (KeyError, IndexError, TypeError):
-            raise _TryAgain("the judge's reply has no choices[0].message.content") from None
-        if text is not None and not isinstance(text, str):
+            said = ""
+            if isinstance(value, dict) and value.get("error"):  # with status 200, as gateways send it
+                said = f" ({self._clean(_error_text(data))})"
+            raise _TryAgain(f"the judge's reply has no choices[0].message.content{said}") from None
+        text = _text_of(content)
+        if text is None:
             raise _TryAgain("the judge's choices[0].message.content is no text")
-        return Reply(self._without_key(text or ""), self._without_key(str(value.get("model") or "not reported")))
+        refusal = message.get("refusal")
+        if not text and isinstance(refusal, str):
+            text = refusal
+        version = self._without_key(str(value.get("model") or "not reported"))
+        return Reply(self._without_key(text), version, cut=choice.get("finish_reason") == "length")
 
     def _clean(self, text: object) -> str:
         """Return the beginning of something said, on one line, without the key."""
@@ -246,65 +274,6 @@ class ChatEndpoint:
         return text.encode(errors="replace").decode()  # half characters, which JSON can spell, are no text
 
 
-class LocalJudge:
-    """A model on this machine as judge: greedy, in its tokenizer's chat template, to the first of its end tokens.
-
-    Of the settings for generation that came with the model only those end tokens are used.
-    """
-
-    endpoint = "local"
-
-    def __init__(self, model: Any, tokenizer: Any, *, version: str, max_tokens: int = MAX_TOKENS) -> None:
-        """Take a loaded model.
-
-        Args:
-            model: A transformers causal language model.
-            tokenizer: The model's, with a chat template.
-            version: What tells its weights from others.
-            max_tokens: Of one judgment.
-
-        Raises:
-            HarnessError: there is no chat template.
-        """
-        from harness.evaluation.generation import end_tokens
-
-        if not tokenizer.chat_template:
-            raise HarnessError("the local judge's tokenizer has no chat template, in which it would be asked")
-        self._ends = end_tokens(model, tokenizer)
-        self._model = model
-        self._tokenizer = tokenizer
-        self.known_version = version
-        self._max_tokens = max_tokens
-        self._lock = threading.Lock()
-
-    def ask(self, messages: Messages) -> Reply:
-        """Return what the model says.
-
-        Raises:
-            JudgeFailed: the prompt leaves no room for a judgment.
-        """
-        import torch
-        from transformers import GenerationConfig
-
-        from harness.evaluation.generation import protocol_alone, until_end
-
-        text = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        room = min(self._max_tokens, self._model.config.max_position_embeddings - len(ids))
-        if room < 1:
-            raise JudgeFailed(f"the local judge takes no prompt of {len(ids)} tokens")
-        tokens = torch.tensor([ids], device=next(self._model.parameters()).device)
-        generation = GenerationConfig(
-            max_new_tokens=room, do_sample=False, eos_token_id=sorted(self._ends), pad_token_id=min(self._ends)
-        )
-        with self._lock, torch.no_grad(), protocol_alone(self._model):
-            written = self._model.generate(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=generation
-            )
-        said, _ = until_end(written[0, len(ids) :].tolist(), self._ends)
-        return Reply(str(self._tokenizer.decode(said, skip_special_tokens=True)), self.known_version)
-
-
 class _TryAgain(Exception):
     """A call failed in a way that may pass."""
 
@@ -312,6 +281,10 @@ class _TryAgain(Exception):
         super().__init__(reason)
         self.wait_seconds = wait_seconds
         """What the endpoint asks for."""
+
+
+class _OtherRequest(Exception):
+    """The endpoint refused a field, and the request is now without it."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -335,6 +308,18 @@ def _address(url: str) -> tuple[str, str]:
     path = parts.path.rstrip("/")
     path = path if path.endswith("/chat/completions") else f"{path}/chat/completions"
     return urllib.parse.urlunsplit(parts._replace(path=path, fragment="")), f"{parts.scheme}://{parts.netloc}"
+
+
+def _text_of(content: object) -> str | None:
+    """Return the text of a message's content: as it is, of its parts, or empty of none; None: it is no text."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list) and all(isinstance(part, dict) for part in content):
+        texts = [part["text"] for part in content if isinstance(part.get("text"), str)]
+        return "".join(texts) if texts or not content else None
+    return None
 
 
 def _error_text(data: bytes) -> str:

@@ -1,8 +1,9 @@
 """The judging of one run's answers: each judgment kept as soon as it is there, none asked for twice. No torch.
 
 The file of judgments is FastChat's (``gpt-4_single.jsonl``: question_id, model, judge, user_prompt, judgment, score,
-turn, tstamp) with four fields beside: repeat, judge_version, prompt_version, max_tokens. A judgment on file stands for
-a question when it was asked the very same thing of the same judge.
+turn, tstamp) with fields beside: repeat, judge_version, prompt_version, max_tokens, and what the request was (sent,
+temperature) and whether the judgment was cut at the limit. A judgment on file stands for a question when it was asked
+the very same thing of the same judge. Which rating of a judgment is the score is decided when it is read.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
 from harness.errors import HarnessError
-from harness.evaluation.grading import NOT_PARSED, Grading, Judged, parse_score
+from harness.evaluation.chat_request import SentTemperature, Temperature
+from harness.evaluation.grading import Grading, Judged, parse_score
 from harness.evaluation.judges import Judge, JudgeFailed, Reply, Stopped
+from harness.evaluation.verdicts import NOT_PARSED, Verdict, has_several, thinks
 from harness.files import append_line, make_folder, read_bytes_if_there, reason_of, said_as
 
 MAX_FAILURES_IN_A_ROW = 3
@@ -43,6 +46,9 @@ class JudgeSettings:
     prompt_version: str
     max_tokens: int
     repeats: int
+    verdict: Verdict = "first"
+    """Which of several ratings counts."""
+    temperature: Temperature = "protocol"
 
 
 @dataclass
@@ -58,6 +64,16 @@ class Outcome:
     unparsed: list[str] = field(default_factory=list)
     """Judgments in which no score could be read."""
     num_asked: int = 0
+    num_several: int = 0
+    """Judgments that give several ratings that differ."""
+    num_thinking: int = 0
+    """Judgments that begin with thinking, which is left out."""
+    num_cut: int = 0
+    """Judgments that ended at the limit of tokens."""
+    sent: list[dict[str, Any]] = field(default_factory=list)
+    """What the requests were, beside model and messages, each once."""
+    temperatures: set[str] = field(default_factory=set)
+    """What became of the temperature in them."""
     num_called: int = 0
     """Judgments that came now, not out of the file."""
     hopeless: bool = False
@@ -182,13 +198,16 @@ def _row(grading: Grading, repeat: int, reply: Reply, settings: JudgeSettings) -
         "judge": [settings.judge, grading.prompt_name],
         "user_prompt": grading.user_prompt,
         "judgment": text,
-        "score": parse_score(text),
+        "score": parse_score(text, settings.verdict),
         "turn": grading.turn,
         "tstamp": time.time(),
         "repeat": repeat,
         "judge_version": version,
         "prompt_version": settings.prompt_version,
         "max_tokens": settings.max_tokens,
+        "sent": dict(reply.sent),
+        "temperature": reply.temperature,
+        "cut": reply.cut,
     }
 
 
@@ -208,11 +227,14 @@ def _known(file: Path) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
             row = json.loads(line)
             key = tuple(row[name] for name in ("question_id", "turn", "repeat", "prompt_version", "max_tokens"))
             key = (*key, *row["judge"], row["user_prompt"])
-            kept = {name: row[name] for name in ("judgment", "judge_version")}
+            kept: dict[str, Any] = {name: row[name] for name in ("judgment", "judge_version")}
             if not all(isinstance(text, str) for text in kept.values()):
                 raise TypeError("judgment and judge_version are texts")
             "".join(kept.values()).encode()
-            known.setdefault(key, []).append(kept)
+            kept |= {"sent": row.get("sent") or {}, "temperature": row.get("temperature", "protocol")}
+            if not isinstance(kept["sent"], dict) or kept["temperature"] not in get_args(SentTemperature):
+                raise TypeError("sent is an object, and temperature one of the words for it")
+            known.setdefault(key, []).append({**kept, "cut": row.get("cut") is True})
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise HarnessError(f"{file} line {number}: is no judgment of ours ({error}); move it aside") from error
     return known
@@ -230,7 +252,11 @@ def _find(
         *(grading.question_id, grading.turn, repeat, settings.prompt_version, settings.max_tokens),
         *(settings.judge, grading.prompt_name, grading.user_prompt),
     )
-    return next((row for row in known.get(key, []) if version in (None, row["judge_version"])), None)
+    wanted = ("protocol", "refused") if settings.temperature == "protocol" else ("default", "refused")
+    return next(
+        (row for row in known.get(key, []) if version in (None, row["judge_version"]) and row["temperature"] in wanted),
+        None,
+    )
 
 
 def _collect(
@@ -242,7 +268,13 @@ def _collect(
             row = _find(known, grading, repeat, settings, version)
             if row is None:
                 continue
-            score = parse_score(row["judgment"])
+            score = parse_score(row["judgment"], settings.verdict)
+            outcome.num_several += has_several(row["judgment"])
+            outcome.num_thinking += thinks(row["judgment"])
+            outcome.num_cut += row["cut"]
+            outcome.temperatures.add(row["temperature"])
+            if row["sent"] and row["sent"] not in outcome.sent:
+                outcome.sent.append(row["sent"])
             outcome.judged.append(Judged(grading.question_id, grading.category, grading.turn, repeat, score))
             if row["judge_version"] not in outcome.versions:
                 outcome.versions.append(row["judge_version"])

@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -467,15 +468,16 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         if "stop_strings" in self.own_generation_fields:
             settings = {**settings, "tokenizer": self.tokenizer}
         reset_rotation(self.model)
-        written = self.model.generate(
-            input_ids=tokens.to(self._device),
-            attention_mask=mask.to(self._device),
-            max_new_tokens=new_tokens,
-            stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
-            pad_token_id=pad,
-            use_cache=True,
-            **settings,
-        )
+        with _naming(self.own_generation_fields):
+            written = self.model.generate(
+                input_ids=tokens.to(self._device),
+                attention_mask=mask.to(self._device),
+                max_new_tokens=new_tokens,
+                stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
+                pad_token_id=pad,
+                use_cache=True,
+                **settings,
+            )
         texts = self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
         return [postprocess_generated_text(text, stops, None) for text in texts]
 
@@ -488,6 +490,20 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     def _report(self, indices: Sequence[int]) -> None:
         if self.on_progress is not None:
             self.on_progress(indices)
+
+
+@contextmanager
+def _naming(own_fields: Mapping[str, Any]) -> Iterator[None]:
+    """Say of which of the model's own settings it is that transformers refuses to generate."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if not own_fields:
+            raise
+        raise HarnessError(
+            f"the model's own generation settings ({', '.join(own_fields)}) cannot be used: "
+            f"{str(error).splitlines()[0]}; take them out of its generation_config.json"
+        ) from error
 
 
 def _pieces(request: tuple[Any, list[int], list[int]], max_length: int) -> Iterator[tuple[Any, list[int], list[int]]]:

@@ -71,6 +71,8 @@ class Answers:
     """Turns that ended at the limit of new tokens."""
     num_short_of_room: int
     """Turns whose prompt left fewer tokens for an answer than ``max_new_tokens``."""
+    num_empty: int
+    """Turns to which nothing was answered."""
     overruled: dict[str, JsonValue]
     """Of the model's own generation settings those that would have acted."""
 
@@ -168,6 +170,7 @@ def answer_questions(
         ),
         num_cut,
         num_short,
+        sum(not text for both in turns.values() for text in both),
         acting_fields(model, samples=any(TEMPERATURES.get(q.category, OTHER_TEMPERATURE) for q in questions)),
     )
 

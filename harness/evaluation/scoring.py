@@ -28,6 +28,7 @@ from lm_eval.utils import handle_non_serializable, hash_string
 from harness.errors import HarnessError
 from harness.evaluation.groups import with_groups
 from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.shots import items_among_their_shots, metrics_behind_exact_match
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.files import read_bytes, said_as, write_file
 from harness.record import Score
@@ -65,6 +66,10 @@ class _Noted:
     """A continuation is longer than the model's length."""
     tied: dict[str, set[int]] = field(default_factory=_no_items)
     """Several choices are the likeliest."""
+    shown: dict[str, set[int]] = field(default_factory=_no_items)
+    """The question stands among the examples of its prompt."""
+    behind_exact_match: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Metrics that several targets change, by task."""
     own_generation: dict[str, Any] = field(default_factory=dict)
 
     def facts(self) -> ScoringFacts:
@@ -77,6 +82,8 @@ class _Noted:
             cut_contexts=counts(self.cut),
             long_continuations=counts(self.long),
             tied_items=counts(self.tied),
+            questions_in_shots=counts(self.shown),
+            repeated_answers=self.behind_exact_match,
             own_generation=self.own_generation,
         )
 
@@ -118,6 +125,10 @@ def evaluate(
         items: list[dict[str, Any]] = []
         for name, task in tasks.items():
             task.apply_filters()
+            if shown := items_among_their_shots(task):
+                noted.shown[name] = shown
+            if metrics := metrics_behind_exact_match(task):
+                noted.behind_exact_match[name] = metrics
             found = _items(name, task, settings.limit, noted)
             items.extend(found)
             scores.extend(_scores(name, task, found))
@@ -212,13 +223,18 @@ def _items(name: str, task: Task, limit: int | None, noted: _Noted) -> list[dict
             item["num_context_tokens"] = [context for context, _ in pairs]
             item["num_continuation_tokens"] = [continuation for _, continuation in pairs]
             _check_finite(item["loglikelihoods"], f"task '{name}', item {index}: the log-likelihood of a choice")
-            likeliest = max(item["loglikelihoods"])
-            if len({instance.args for instance in asked if float(instance.resps[0][0]) == likeliest}) > 1:
+            if _has_tie(asked[: len(asked) // 2] if "acc_mutual_info" in metrics else asked):
                 noted.tied[name].add(index)
         else:
             item["responses"] = [[_plain(response) for response in instance.resps] for instance in asked]
         items.append(item)
     return items
+
+
+def _has_tie(choices: Sequence[Instance]) -> bool:
+    """Return whether different choices are the likeliest to the last bit: equal ones are scored once."""
+    likeliest = max(float(choice.resps[0][0]) for choice in choices)
+    return len({choice.args for choice in choices if float(choice.resps[0][0]) == likeliest}) > 1
 
 
 def _scores(name: str, task: Task, items: Sequence[dict[str, Any]]) -> list[Score]:

@@ -24,6 +24,7 @@ from lm_eval.tasks import TaskManager
 from harness.catalogue.packaged_tasks import ROWS_OF
 from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
+from harness.evaluation.shots import refuse_leak, refuse_too_few
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.files import said_as
 from harness.settings import EvaluationSettings
@@ -45,7 +46,8 @@ def load_tasks(
         offline: Take ``hub`` rows from that cache only.
 
     Raises:
-        HarnessError: lm-eval has no such task, or its rows are missing or not to be had.
+        HarnessError: lm-eval has no such task, or its rows are missing or not to be had, or its prompts may hold the
+            answer.
     """
     if settings.rows != "hub" and rows_folder is None:
         raise HarnessError(f"evaluation rows '{settings.rows}' need a folder of packaged rows, but none was given")
@@ -59,6 +61,8 @@ def load_tasks(
             else:
                 task = _from_rows(manager, name, rows_folder, settings, Path(folder))
             _set_shots(task, settings)
+            refuse_leak(name, task)
+            refuse_too_few(name, task)
             tasks[name] = task
         return tasks
 
@@ -115,6 +119,8 @@ def _from_rows(manager: TaskManager, name: str, rows_folder: Path, settings: Eva
     assert settings.rows is not None
     splits = {scored: [str(_rows_file(rows_folder, name, SCORED_FILES[settings.rows], scored)), settings.limit]}
     drawn = config.get("fewshot_split") or config.get("training_split")
+    if drawn == scored:
+        raise HarnessError(f"task '{name}' draws its few-shot examples from the split that it scores, '{scored}'")
     if drawn is not None:
         splits[drawn] = [str(_rows_file(rows_folder, name, "fewshot", drawn)), None]
     overlay = {

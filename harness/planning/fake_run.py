@@ -174,6 +174,11 @@ class FakeRun:
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
         context = context.with_decoder(self.decoder)
         with self._fake:
+            declared = self.method.declare(self.model, context)
+            self.full_rank = () if declared is None else declared.full_rank
+            """Matrices that the rank does not reduce."""
+            self.unprojected = () if declared is None else declared.unprojected
+            """Tensors of the blocks that a projection leaves out."""
             self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
             self.optimizer = self.method.build_optimizer(self.model, context)
             self._watch = _Watch(self.tracker)

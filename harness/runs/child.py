@@ -26,6 +26,8 @@ from harness.record import Record
 from harness.task import RunTask
 
 RECORD_FILE = "record.json"
+TRAINED_FILE = "trained.json"
+"""The record of a run whose weights are kept and that ends before it is scored: of use where no other was left."""
 PROGRESS_SECONDS = 0.2
 ORPHANED = 17
 """Exit status of a child whose parent went away."""
@@ -51,7 +53,10 @@ def main() -> None:
     def told(what: str, done: int, total: int | None) -> None:
         send({"event": "progress", "what": what, "done": done, "total": total})
 
-    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
+    def leave(record: Record) -> None:
+        write_file(task.work_folder / TRAINED_FILE, record.model_dump_json())
+
+    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True), leave)
     write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
@@ -59,10 +64,15 @@ def main() -> None:
     os._exit(0)
 
 
-def left_record(work: Path) -> Record | None:
-    """Return the record that a child left in its work folder, or None."""
+def left_record(work: Path, name: str = RECORD_FILE) -> Record | None:
+    """Return the record that a child left in its work folder, or None.
+
+    Args:
+        work: The folder.
+        name: ``TRAINED_FILE``: the one that it left before the evaluation.
+    """
     try:
-        return Record.model_validate_json((work / RECORD_FILE).read_bytes())
+        return Record.model_validate_json((work / name).read_bytes())
     except (OSError, ValidationError):
         return None
 

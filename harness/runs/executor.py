@@ -9,18 +9,21 @@ from typing import Protocol
 
 from harness.record import Record
 from harness.record_environment import Environment
+from harness.runs.failing import NotStarted
 from harness.store import Store
 from harness.task import RunTask
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How long runs may take."""
+    """How long runs may take, and how many may fail."""
 
     timeout_seconds: float | None = None
     """Of each run; None: as long as it likes."""
     stop_at: float | None = None
     """Time of ``time.monotonic()`` after which no run starts and at which those under way are interrupted."""
+    max_failures: int | None = None
+    """So many failures, and no further run starts; those under way come to their end. None: as many as there are."""
 
     @property
     def over(self) -> bool:
@@ -47,6 +50,8 @@ class Runs:
     limits: Limits = NO_LIMITS
     wanted: Callable[[RunTask], bool] = always
     """Asked right before a run starts, so that work another process has done meanwhile is not done twice."""
+    tried: frozenset[str] = frozenset()
+    """Statuses of which every seed is tried; of others, a run that would end as another seed's did is not started."""
 
 
 class Watcher(Protocol):
@@ -75,6 +80,10 @@ class Tally:
     """Runs still to do when the budget ended, the one that it cut among them; None: it did not end first."""
     num_by_others: int = 0
     """Runs that other processes did meanwhile."""
+    left_by_failures: int | None = None
+    """Runs still to do when so many had failed that no further one was started; None: it did not come to that."""
+    not_started: tuple[NotStarted, ...] = ()
+    """Runs that would have ended as another seed's did."""
 
     @property
     def exit_code(self) -> int:
@@ -102,8 +111,8 @@ class Executor(Protocol):
     def run(self, runs: Runs, watcher: Watcher) -> Tally:
         """Do each run that is wanted and that no other process does, and store its record as it comes.
 
-        A task with a refusal is recorded and starts nothing. An interrupt, and the end of the time, leave a record of
-        what was under way.
+        A task that cannot begin is recorded and starts nothing. An interrupt, and the end of the time, leave a record
+        of what was under way.
 
         Raises:
             HarnessError: a record cannot be stored, or a run cannot be started; what ran beside it is interrupted.

@@ -85,12 +85,12 @@ class _Session:
         """Do what suits a device until nothing is left; where that fails, the others are stopped."""
         whole = waiting = False
         try:
-            while self._queue.pending and not self._stop.asked and not self._limits.over:
+            while self._queue.waiting and not self._stop.asked and not self._limits.over:
                 task = self._next(device, waiting)
                 waiting = task is None
                 if task is not None:
                     self._do(task, device)
-                elif self._queue.pending:
+                elif self._queue.waiting:
                     time.sleep(POLL_SECONDS)
             whole = True
         finally:
@@ -103,12 +103,12 @@ class _Session:
             task = self._queue.next(lambda task: self._suits(task, device))
             if task is not None:
                 self._watcher.run_begins(task)
-            elif self._queue.pending and not waiting and len(self._devices) == 1:
+            elif self._queue.waiting and not waiting and len(self._devices) == 1:
                 self._watcher.waits(len(self._queue.pending))
             return task
 
     def _do(self, task: RunTask, device: Device) -> None:
-        if task.refusal is not None:
+        if task.cannot_begin:
             with self._lock:
                 self._ledger.keep_refusal(task, device.environment)
             return

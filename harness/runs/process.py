@@ -27,7 +27,7 @@ from harness.errors import HarnessError
 from harness.progress import Progress
 from harness.record import LOG_LINES, Record, RunProcess, Status
 from harness.record_environment import Environment
-from harness.runs.child import ORPHANED, left_record
+from harness.runs.child import ORPHANED, TRAINED_FILE, left_record
 from harness.runs.executor import NO_LIMITS, Limits
 from harness.task import RunTask
 
@@ -125,13 +125,29 @@ def launch(
     }[end]
     record = left_record(task.work_folder)
     if record is None:
-        record = task.record(environment, started_at, cast(Status, status), reason, log_tail=child.log_tail())
+        ended = task.record(environment, started_at, cast(Status, status), reason, log_tail=child.log_tail())
+        record = _with_trained(task, ended)
     if end == "out_of_time" and record.was_interrupted:
         record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
-    record = record.model_copy(update={"process": child.used(time.monotonic() - began)})
+    used = child.used(time.monotonic() - began) if task.finishes is None else task.finishes.process
+    record = record.model_copy(update={"process": used})
     if status == "interrupted":
         raise Interrupted(record, by_user=end == "stopped")
     return record
+
+
+def _with_trained(task: RunTask, ended: Record) -> Record:
+    """Return the record of a run whose child left none at its end: with what it had trained, if it had kept that."""
+    trained = left_record(task.work_folder, TRAINED_FILE)
+    if trained is None:
+        return ended
+    changes = {
+        "status": ended.status,
+        "reason": task.unscored(ended.reason),
+        "finished_at": max(trained.finished_at, ended.finished_at),
+        "log_tail": ended.log_tail,
+    }
+    return Record.model_validate(trained.model_dump() | changes)
 
 
 class _Child:

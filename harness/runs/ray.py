@@ -196,6 +196,8 @@ class _Session:
         """By uuid: node, what, how much is done, of how much."""
         self._cut: list[RunTask] = []
         """Runs that were interrupted and have a record that says so."""
+        self._recalled: set[Any] = set()
+        """References of runs that were taken back before they began."""
 
     def do(self) -> Tally:
         """Do what is to be done, and return how it went."""
@@ -213,7 +215,7 @@ class _Session:
     def _collect(self) -> bool:
         """Begin every run that nobody does and take results as they come; return False when the time was up first."""
         waiting = False
-        while self._pending or self._queue.pending:
+        while self._pending or self._queue.waiting:
             if self._limits.over:
                 self._cancel()
                 return False
@@ -224,7 +226,8 @@ class _Session:
                 self._show()
                 for reference in ready:
                     self._take(reference)
-            elif self._queue.pending:  # nothing is left but what other processes do
+                self._recall()
+            elif self._queue.waiting:  # nothing is left but what other processes do
                 if not waiting:
                     self._watcher.waits(len(self._queue.pending))
                 waiting = True
@@ -232,7 +235,7 @@ class _Session:
         return True
 
     def _begin(self, task: RunTask) -> None:
-        if task.refusal is not None:
+        if task.cannot_begin:
             self._ledger.keep_refusal(task, self._cluster.environment())
             return
         order = Order(
@@ -251,6 +254,8 @@ class _Session:
         try:
             record, work = unpack(self._ray.get(reference), work)
         except exceptions.TaskCancelledError:
+            if reference in self._recalled:
+                self._queue.take_back(self._pending.pop(reference))
             return
         except (exceptions.RayError, HarnessError) as error:
             reason = f"the cluster lost the run: {_first_line(error)}"
@@ -260,6 +265,13 @@ class _Session:
         self._ledger.keep(task, record, work)
         del self._pending[reference]
         self._doing.pop(task.uuid, None)
+
+    def _recall(self) -> None:
+        """Take back what has not begun and is not to begin any more; what begins this moment is interrupted."""
+        for reference, task in self._pending.items():
+            if task.uuid not in self._doing and reference not in self._recalled and self._queue.is_off(task):
+                self._recalled.add(reference)
+                self._ray.cancel(reference, force=False)
 
     def _cancel(self) -> None:
         """Interrupt what runs, take its records, and leave what has not begun; a second Ctrl-C ends all at once."""

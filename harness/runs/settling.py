@@ -11,10 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
-from harness.record import Record
+from harness.record import Record, Status
 from harness.record_environment import Environment
-from harness.runs.child import left_record
+from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.queue import RunQueue
@@ -46,21 +47,35 @@ class Ledger:
         """
         kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder)
         shutil.rmtree(task.work_folder, ignore_errors=True)
+        self._let_go(task.finishes, kept)
         self._queue.release(task)
         self._records.append(kept)
+        self._queue.note(kept)
         self._watcher.run_ended(kept)
 
+    def _let_go(self, before: Record | None, kept: Record) -> None:
+        """Remove weights that were held to be scored, once they are and nobody wants them."""
+        scored = (kept.is_ok or kept.is_unproven) and kept.weights is None
+        if scored and before is not None and before.weights_held and before.weights:
+            shutil.rmtree(within(self._store.folder, before.weights), ignore_errors=True)
+
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
-        """Record that a run cannot be done.
+        """Record that a run cannot be done, for good or until what is missing is there.
 
         Raises:
             HarnessError: it cannot be stored.
         """
-        self.keep(task, task.record(environment, datetime.now(UTC), "refused", task.refusal))
+        ending: tuple[Status, str | None] = ("failed", task.unready)
+        if task.refusal is not None:
+            ending = ("refused", task.refusal)
+        self.keep(task, task.record(environment, datetime.now(UTC), *ending))
 
     def tally(self, **how: Any) -> Tally:
         """Return what there is, with how the call ended."""
-        return Tally(tuple(self._records), num_by_others=self._queue.num_by_others, **how)
+        queue = self._queue
+        others, spared = queue.num_by_others, tuple(queue.not_started)
+        left = queue.num_left() or None if queue.closed and not how.get("left_by_budget") else None
+        return Tally(tuple(self._records), num_by_others=others, left_by_failures=left, not_started=spared, **how)
 
 
 def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:
@@ -91,7 +106,7 @@ def recover(store: Store) -> int:
     recovered = 0
     with Claims(store.folder) as claims, claims.abandoned(store.folder / WORK) as folders:
         for folder in folders:
-            record = left_record(folder)
+            record = left_record(folder) or left_record(folder, TRAINED_FILE)
             if record is None or not folder.name.endswith(record.uuid):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
@@ -125,17 +140,22 @@ def keep_files(work: Path, record: Record, folder: Path) -> Record:
     moved: dict[str, object] = {}
     advice = f"they lie in {work}, and the next run takes them up"
     with said_as(f"{folder}: the files of {record.called} cannot be moved there", advice):
-        if record.items is not None:
+        if record.items is not None and not _settled(record.items, "items"):
             moved["items"] = items = f"items/{stem}.jsonl.zst"
             _move(work / record.items, folder / items)
-        if record.mt_bench is not None:
+        if record.mt_bench is not None and not _settled(record.mt_bench.file, "items"):
             answers = f"items/{stem}.answers.jsonl"
             _move(work / record.mt_bench.file, folder / answers)
             moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
-        if record.weights is not None:
+        if record.weights is not None and not _settled(record.weights, "weights"):
             moved["weights"] = weights = f"weights/{stem}"
             _move(work / record.weights, folder / weights)
     return record.model_copy(update=moved)
+
+
+def _settled(name: str, folder: str) -> bool:
+    """Return whether a file lies beside the records already: that of an earlier record, which this one finishes."""
+    return name.startswith(f"{folder}/")
 
 
 def _move(source: Path, target: Path) -> None:

@@ -121,5 +121,6 @@ def _module_at(model: nn.Module, path: str, role: str, name: str) -> nn.Module:
         return model.get_submodule(path)
     except AttributeError as error:
         raise HarnessError(
-            f"model '{name}': there is no module '{path}' for its {role}; set '{role}' in its entry of models.toml"
+            f"model '{name}': there is no module '{path}' for its {role}; set '{role}' in the model's entry: "
+            "[base_models.NAME] of the suite or catalogue file, or models.toml"
         ) from error

@@ -62,7 +62,7 @@ def test_a_suite_brings_its_own_model_and_rows(folder: Path) -> None:
     assert record.status == "ok"
     checksum = folder_checksum(suites / "models" / "tiny")
     assert record.spec.model == {"name": "my-llama", "source": "folder", "checksum": checksum}
-    assert record.spec.sources["train"] == f"file:{file_checksum(suites / 'rows.jsonl')}"
+    assert record.spec.sources["train"] == f"file:{file_checksum(suites / 'rows.jsonl')}:questions"
     again = command("run", *arguments, cwd=folder / "elsewhere")
     assert "1 of 1 runs skipped" in again.stdout
     shown = command("show-data", *arguments, "--n", "1", cwd=folder / "elsewhere")

@@ -204,6 +204,66 @@ def test_one_question_that_fails_leaves_the_others_and_is_asked_again(results: P
     assert [record.status for record in judged(results)] == ["failed", "ok"]
 
 
+def test_several_ratings_are_counted_and_the_last_may_be_asked_for(results: Path, bench: Path) -> None:
+    texts = ("The format is [[5]]. Rating: [[9]]", "Rating: [[7]]", "<think>[[1]]</think> Rating: [[8]]")
+    with served(lambda number, body: Act(texts[number % 3])) as server:
+        done = judge(server.url, results, bench)
+        assert "6 judgments give several ratings that differ, of which the first counts" in done.stderr
+        assert "5 judgments begin with thinking, in which no rating is read" in done.stderr
+        last = judge(server.url, results, bench, "--verdict", "last")
+        assert len(server.requests) == 16, "the judgments on file are read anew"
+    assert f"mean {(6 * 5 + 5 * 7 + 5 * 8) / 16:.2f}" in done.stdout
+    assert f"mean {(6 * 9 + 5 * 7 + 5 * 8) / 16:.2f}" in last.stdout
+    assert "of which the last counts" in last.stderr
+    found = [record.judging for record in judged(results)]
+    assert [(one.num_several, one.num_thinking, one.verdict) for one in found if one] == [(6, 5, None), (6, 5, "last")]
+    first, second = (one.identity for one in found if one)
+    assert second == f"{first}, the last rating of several"
+
+
+def newer(number: int, body: dict[str, Any]) -> Act:
+    """Refuse what OpenAI's newer models refuse."""
+    for name in ("max_tokens", "temperature"):
+        if name in body:
+            error = {"message": f"'{name}' is not supported with this model", "param": name}
+            return Act(status=400, body=json.dumps({"error": error}).encode())
+    return Act()
+
+
+def test_an_endpoint_that_takes_no_temperature_is_asked_without_and_that_is_who_judged(
+    results: Path, bench: Path
+) -> None:
+    with served(newer) as server:
+        done = judge(server.url, results, bench, "--max-retries", "0")
+        assert done.returncode == 0, done.stderr
+        assert "at the endpoint's own temperature" in done.stderr
+        assert len(server.requests) == 18
+        for more in ((), ("--temperature", "default")):
+            assert judge(server.url, results, bench, *more).returncode == 0
+            assert len(server.requests) == 18, "what is on file stands for both"
+    (record,) = judged(results)
+    assert record.judging is not None
+    assert record.judging.sent == ({"n": 1, "max_completion_tokens": 2048},)
+    assert record.judging.identity.endswith(", the endpoint's own temperature")
+    assert {(row["temperature"], "max_completion_tokens" in row["sent"]) for row in rows(results)} == {
+        ("refused", True)
+    }
+
+
+def test_a_judgment_at_another_temperature_stands_for_none_at_the_protocols(results: Path, bench: Path) -> None:
+    with served(Act()) as server:
+        for number, more in enumerate((("--temperature", "default"), (), ("--temperature", "default")), start=1):
+            assert judge(server.url, results, bench, *more).returncode == 0
+            assert len(server.requests) == 16 * min(number, 2)
+    assert [record.judging.temperature for record in judged(results) if record.judging] == ["default", None]
+
+
+def test_options_of_an_endpoint_are_none_of_a_folder(results: Path, bench: Path, tmp_path: Path) -> None:
+    done = judge(str(tmp_path), results, bench, "--temperature", "default")
+    assert done.returncode == 2
+    assert "are for an endpoint, and --judge names a folder" in done.stderr
+
+
 def test_what_is_judged_is_not_judged_again(results: Path, bench: Path) -> None:
     with served(Act()) as server:
         judge(server.url, results, bench)

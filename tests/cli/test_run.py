@@ -114,7 +114,7 @@ def test_phases_are_apart_and_cuda_figures_are_absent_on_a_cpu(records: dict[str
     names = [phase.name for phase in record.phases]
     assert names == [
         "load", "data", "block_scores", "prepare", "validate_before", "general_before", "train", "validate_during",
-        "validate_after", "general_after", "finalize", "evaluate", "save",
+        "validate_after", "general_after", "finalize", "save", "evaluate",
     ]  # fmt: skip
     if record.environment.device_type == "cpu":
         assert all(phase.allocated_peak_bytes is None for phase in record.phases)

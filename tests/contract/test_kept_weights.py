@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from harness.catalogue.models import BaseModelSpec
 from harness.engine.keeping import keep_merged, keep_trained
 from harness.errors import HarnessError
 from harness.method import Method
@@ -16,6 +17,7 @@ from harness.tensors.adapters import WEIGHTS, load_adapter
 from harness.tensors.loading import load_model
 from tests.conftest import byte_tokenizer
 
+SPEC = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=Path("/somewhere"))
 CPU = torch.device("cpu")
 IDS = torch.arange(1, 17).reshape(2, 8)
 
@@ -57,7 +59,7 @@ def test_kept_weights_score_as_the_run_did(tiny: Any, trained: str, dtype: str, 
         return
     changes = {"adapter_dtype": adapters} if "adapter_dtype" in fields else {}
     run, scored = after_two_steps(tiny, trained, dtype, **changes)
-    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept")
+    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept", SPEC)
     wanted = logits(scored)
     base = base_of(tiny, tmp_path / "base", dtype)
     before = read_back(tmp_path / "kept", base, dtype)
@@ -74,7 +76,7 @@ def test_kept_weights_score_as_the_run_did(tiny: Any, trained: str, dtype: str, 
 @pytest.mark.parametrize("adapters", ["fp32", "bf16"])
 def test_an_adapter_keeps_its_own_precision(tiny: Any, dtype: str, adapters: str, tmp_path: Path) -> None:
     run, scored = after_two_steps(tiny, "lora", dtype, adapter_dtype=adapters)
-    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept")
+    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept", SPEC)
     saved = load_file(tmp_path / "kept" / "adapter" / WEIGHTS)
     wanted = torch.float32 if adapters == "fp32" else torch.bfloat16
     assert {tensor.dtype for tensor in saved.values()} == {wanted}
@@ -93,7 +95,7 @@ def test_an_adapter_keeps_its_own_precision(tiny: Any, dtype: str, adapters: str
 )
 def test_an_adapter_that_does_not_fit_is_refused(tiny: Any, change: Any, said: str, tmp_path: Path) -> None:
     run, scored = after_two_steps(tiny, "lora", "fp32")
-    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept")
+    keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept", SPEC)
     file = tmp_path / "kept" / "adapter" / WEIGHTS
     save_file(change(load_file(file)), file)
     with pytest.raises(HarnessError, match=said):
@@ -108,7 +110,7 @@ def test_a_model_that_export_changes_is_kept_after_it_was_scored(tiny: Any, tmp_
         prepare = build_optimizer = None  # type: ignore[assignment]
 
     method: Any = Changes.__new__(Changes)
-    assert keep_trained(method, scored, byte_tokenizer(), tmp_path / "kept") is False
+    assert keep_trained(method, scored, byte_tokenizer(), tmp_path / "kept", SPEC) is False
     assert next(scored.parameters()).dtype == torch.float32
     keep_merged(method, scored, tmp_path / "kept")
     assert (tmp_path / "kept" / "model.safetensors").is_file()

@@ -92,6 +92,7 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("owlore", {"sampling": "tour", "update_gap": 2, "interval_steps": 1, "project_vocabulary": True}),
     ("galore", {"project_vocabulary": True, "update_gap_counter": "global", "rank": 100, "moment_dtype": "fp32"}),
     ("galore", {"stochastic_rounding": True, "dtype": "bf16", "projector_dtype": "fp32"}),
+    ("owlore", {"moment_rounding": "stochastic", "dtype": "bf16"}),
     ("full", {"master_weights": True, "moment_dtype": "fp32", "dtype": "bf16", "update_slice_elements": 100}),
     ("lora", {"adapter_dtype": "bf16", "master_weights": True, "dtype": "bf16"}),
     ("lora", {"target_modules": ["q_proj", "lm_head"]}),

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from harness.evaluation import mt_bench
-from harness.evaluation.grading import NOT_PARSED, parse_score
+from harness.evaluation.grading import parse_score
 from harness.evaluation.judges import ChatEndpoint
 from harness.evaluation.judging import JudgeSettings, judge_answers
+from harness.evaluation.verdicts import NOT_PARSED
 from tests.fastchat import checks
 from tests.judge import Act, served
 
@@ -148,7 +149,8 @@ def test_a_score_that_stops_fastchat_is_not_parsed_by_ours(bench: Any, fastchat_
 def test_fastchats_tables_are_ours() -> None:
     from fastchat.llm_judge import common
 
-    from harness.evaluation.grading import PATTERNS, REFERENCE_CATEGORIES
+    from harness.evaluation.grading import REFERENCE_CATEGORIES
+    from harness.evaluation.verdicts import PATTERNS
 
     theirs = {name: value for name, value in common.temperature_config.items() if name != "arena-hard-200"}
     assert theirs == mt_bench.TEMPERATURES

@@ -24,6 +24,7 @@ from harness.report.reading.sides import Side
 from harness.report.statistics.changes import log_changes
 from harness.report.statistics.family import holm
 from harness.report.statistics.intervals import t_interval
+from harness.report.statistics.means import mean_interval
 from harness.report.statistics.pairs import compare_methods
 
 pytestmark = pytest.mark.long
@@ -36,6 +37,8 @@ NUM_ITEMS = 100
 FLIPPED = 0.06
 NOISE = 0.01
 COMPARISONS = 2000
+FEW_COMPARISONS = 150
+"""Of 54 tested cells each."""
 LEVEL = 0.05
 ERROR = math.sqrt(LEVEL * (1 - LEVEL) / COMPARISONS)
 """Monte-Carlo standard error of a rate at the level."""
@@ -152,6 +155,117 @@ def test_one_slower_label_among_48_cells_is_caught_almost_as_often_as_any_test_c
     print(f"one slower label: caught {caught} of {COMPARISONS}; others called worse in {wrong}")
     assert caught / COMPARISONS >= 0.92
     assert wrong / COMPARISONS <= LEVEL + 3 * ERROR
+
+
+FEW_TASKS = tuple(f"task{i}" for i in range(8))
+
+
+def few_items(
+    draw: np.random.Generator, num_items: int, anew: float, with_items: bool, tolerance: str = "1pt"
+) -> Comparison:
+    """Return a comparison of six labels on eight tasks of few items, one seed, of which nothing changed.
+
+    Args:
+        draw: Of the answers.
+        num_items: Of each task.
+        anew: Chance of an answer to be drawn again on the candidate's side, from the same chances.
+        with_items: Whether the sides know them.
+        tolerance: Of the scores.
+    """
+    sides = Side("old"), Side("new")
+    records: tuple[list[Record], list[Record]] = [], []
+    for label in LABELS:
+        before = draw.random((len(FEW_TASKS), num_items)) < 0.6
+        redrawn = draw.random(before.shape) < 0.6
+        after = np.where(draw.random(before.shape) < anew, redrawn, before)
+        for place, (record, outcomes) in enumerate(zip((OLD[label][0], LATER[label][0]), (before, after), strict=True)):
+            scores = tuple(
+                score(task, values).model_copy(update={"n": num_items})
+                for task, values in zip(FEW_TASKS, outcomes, strict=True)
+            )
+            records[place].append(record.model_copy(update={"scores": scores, "items": label}))
+            if with_items:
+                sides[place]._items[label] = {
+                    (task, "acc"): {(task, i, ""): float(v) for i, v in enumerate(values)}
+                    for task, values in zip(FEW_TASKS, outcomes, strict=True)
+                }
+    for side_, group in zip(sides, records, strict=True):
+        side_.records = tuple(group)
+    return compare_sides(sides[0], sides[1], f"score:{tolerance}", LEVEL)
+
+
+@pytest.mark.parametrize("with_items", [True, False], ids=["paired", "items absent"])
+@pytest.mark.parametrize("anew", [1.0, 0.3])
+@pytest.mark.parametrize("num_items", [1, 2, 3, 4, 8])
+def test_a_gate_over_few_items_keeps_to_its_level(num_items: int, anew: float, with_items: bool) -> None:
+    draw = np.random.default_rng(num_items)
+    alarms = sum(few_items(draw, num_items, anew, with_items).fails for _ in range(FEW_COMPARISONS))
+    print(f"{num_items} items, {anew:.0%} anew, items {with_items}: {alarms} of {FEW_COMPARISONS}")
+    assert alarms / FEW_COMPARISONS <= LEVEL + 3 * math.sqrt(LEVEL * (1 - LEVEL) / FEW_COMPARISONS)
+
+
+@pytest.mark.parametrize("num_seeds", [1, 3])
+@pytest.mark.parametrize("num_items", [1, 2, 3, 8])
+def test_labels_that_are_alike_are_seldom_told_apart_by_few_items(num_items: int, num_seeds: int) -> None:
+    draw = np.random.default_rng(num_items)
+    apart = 0
+    for _ in range(COMPARISONS):
+        first, second = (list((draw.random((8, num_seeds, num_items)) < 0.6).astype(float)) for _ in range(2))
+        apart += compare_methods(first, second).p_value <= LEVEL
+    print(f"{num_items} items, {num_seeds} seeds: told apart in {apart} of {COMPARISONS}")
+    assert apart / COMPARISONS <= LEVEL + 3 * ERROR
+
+
+SEEDS_ALIKE = (0.0, 0.02, 0.1, 0.3)
+"""Chance of an answer to be another than the item's own, seed by seed; 0: all seeds agree."""
+
+
+def score_coverage(n: int, num_seeds: int, p: float, flipped: float, times: int) -> float:
+    """Return how often the interval of a score over seeds holds the expected accuracy."""
+    draw = np.random.default_rng(1000 * n + num_seeds)
+    truth, covered = p + flipped * (1 - 2 * p), 0
+    for _ in range(times):
+        items = draw.random(n) < p
+        outcomes = np.where(draw.random((num_seeds, n)) < flipped, ~items, items).astype(float)
+        found = mean_interval([outcomes])
+        assert found is not None
+        covered += found[0] - 1e-12 <= truth <= found[1] + 1e-12
+    return covered / times
+
+
+@pytest.mark.parametrize("flipped", SEEDS_ALIKE)
+@pytest.mark.parametrize(("n", "num_seeds", "p"), [(30, 2, 0.3), (30, 3, 0.3), (100, 3, 0.5), (1000, 3, 0.75)])
+def test_intervals_of_a_score_over_seeds_cover_the_truth(n: int, num_seeds: int, p: float, flipped: float) -> None:
+    """Where all seeds of 30 items agree, the interval is Wilson's, which covers 0.3 in 92.98% by its grid."""
+    times = 4000
+    covered = score_coverage(n, num_seeds, p, flipped, times)
+    print(f"{n} items, {num_seeds} seeds, p {p}, flipped {flipped}: {covered:.4f}")
+    error = math.sqrt(LEVEL * (1 - LEVEL) / times)
+    assert (0.9298 if n == 30 and not flipped else 0.93) - 2 * error <= covered <= 0.975 + 2 * error
+
+
+def test_the_interval_of_six_items_covers_as_its_grid_allows() -> None:
+    """Of the seven outcomes none and all six are outside: 1 - 2/64 = 0.96875."""
+    covered = score_coverage(6, 1, 0.5, 0.0, 10_000)
+    print(f"6 items, 1 seed, p 0.5: {covered:.4f}")
+    assert covered == pytest.approx(1 - 2 / 64, abs=0.006)
+
+
+@pytest.mark.parametrize("num_tasks", [2, 8])
+def test_intervals_of_an_average_over_seeds_cover_the_truth(num_tasks: int) -> None:
+    draw = np.random.default_rng(num_tasks)
+    truths = np.linspace(0.25, 0.7, num_tasks)
+    truth, covered = float((truths + 0.1 * (1 - 2 * truths)).mean()), 0
+    for _ in range(COMPARISONS):
+        tasks = []
+        for p in truths:
+            items = draw.random(40) < p
+            tasks.append(np.where(draw.random((3, 40)) < 0.1, ~items, items).astype(float))
+        found = mean_interval(tasks)
+        assert found is not None
+        covered += found[0] <= truth <= found[1]
+    print(f"average of {num_tasks} tasks, 3 seeds: {covered / COMPARISONS:.4f}")
+    assert 0.93 - ERROR <= covered / COMPARISONS <= 0.97 + ERROR
 
 
 def holm_power(num_cells: int, comparisons: int, noise: Any = None) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from harness.evaluation.grading import NOT_PARSED, parse_score
+from harness.evaluation.grading import parse_score
+from harness.evaluation.verdicts import NOT_PARSED
 from tests.fastchat import checks
 
 pytestmark = pytest.mark.slow

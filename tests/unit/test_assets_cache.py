@@ -55,21 +55,83 @@ def test_folder_checksum_depends_on_names_and_contents_but_not_on_hidden_files(t
         cache.folder_checksum(tmp_path / "none")
 
 
-def test_a_remembered_checksum_is_not_computed_again_until_the_file_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "f"
-    file.write_text("one")
-    first = cache.known_file_checksum(file)
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Return the files whose checksum is computed from here on."""
     computed: list[Path] = []
     real = cache.file_checksum
     monkeypatch.setattr(cache, "file_checksum", lambda path, progress: (computed.append(path), real(path))[1])
+    return computed
+
+
+def test_a_remembered_checksum_is_not_computed_again_until_the_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashed: list[Path]
+) -> None:
+    monkeypatch.setattr(cache, "SETTLED_SECONDS", -1.0)
+    file = tmp_path / "f"
+    file.write_text("one")
+    first = cache.known_file_checksum(file)
     assert cache.known_file_checksum(file) == first
-    assert computed == []
+    assert hashed == [file]
     file.write_text("two")
     os.utime(file, ns=(1, 1))
     assert cache.known_file_checksum(file) != first
-    assert computed == [file]
+    assert hashed == [file, file]
+
+
+def test_a_file_replaced_by_one_of_equal_size_and_time_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "SETTLED_SECONDS", -1.0)
+    file, other = tmp_path / "f", tmp_path / "other"
+    file.write_text("one")
+    other.write_text("two")
+    for each in (file, other):
+        os.utime(each, ns=(10**18, 10**18))
+    first = cache.known_file_checksum(file)
+    other.replace(file)
+    second = cache.known_file_checksum(file)
+    assert second == hashlib.sha256(b"two").hexdigest() != first
+    file.write_text("six")  # in place, its time set back
+    os.utime(file, ns=(10**18, 10**18))
+    assert cache.known_file_checksum(file) == hashlib.sha256(b"six").hexdigest()
+
+
+def test_a_file_written_a_moment_ago_is_not_remembered(tmp_path: Path, hashed: list[Path]) -> None:
+    file = tmp_path / "f"
+    file.write_text("one")
+    assert cache.known_file_checksum(file) == cache.known_file_checksum(file)
+    assert hashed == [file, file], "within one tick of the disk's clock it may be written again"
+
+
+def test_a_folder_in_the_cache_spoilt_at_equal_size_and_time_is_noticed(tmp_path: Path) -> None:
+    place = cache.build_folder(cache.cache_root() / "built", lambda part: (part / "f").write_text("one") and None)
+    assert cache.build_folder(place, lambda part: None) == place
+    status = (place / "f").stat()
+    (place / "f").write_text("two")
+    os.utime(place / "f", ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(HarnessError, match="another SHA-256 than when it was made"):
+        cache.build_folder(place, lambda part: None)
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "USE_POLICY.md", "a.png", "pytorch_model.bin", "modeling.py"])
+def test_what_nobody_reads_beside_weights_does_not_count(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors").write_text("w")
+    first = cache.weights_checksum(tmp_path)
+    assert first == cache.folder_checksum(tmp_path)
+    (tmp_path / name).write_text("more")
+    assert cache.weights_checksum(tmp_path) == first != cache.folder_checksum(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["merges.txt", "tokenizer.json", "tokenizer.model", "generation_config.json", "chat_template.jinja", "unknown"],
+)
+def test_what_may_be_read_beside_weights_counts(tmp_path: Path, name: str) -> None:
+    (tmp_path / "model.safetensors").write_text("w")
+    first = cache.weights_checksum(tmp_path)
+    (tmp_path / name).write_text("more")
+    assert cache.weights_checksum(tmp_path) != first
 
 
 def test_a_file_with_another_checksum_is_not_kept(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ RESULTS = ["--results", "r"]
 HOW = [
     *("--retry", "ok", "--retry", "diverged", "--any-environment", "--checkpoint-every", "7", "--timeout", "8"),
     *("--budget-seconds", "9", "--devices", "0, 1", "--busy", "skip", "--executor", "ray", "--ray-address", "a"),
-    *("--cpus-per-run", "3", "--dry-run"),
+    *("--cpus-per-run", "3", "--max-failures", "2", "--dry-run"),
 ]
 ASKED = {
     "retry": ("ok", "diverged"),
@@ -51,6 +51,7 @@ ASKED = {
     "checkpoint_every": 7,
     "timeout_seconds": 8.0,
     "budget_seconds": 9.0,
+    "max_failures": 2,
     "dry_run": True,
     "where": WhereToRun(executor="ray", devices=("0", "1"), busy="skip", ray_address="a", cpus_per_run=3),
 }
@@ -173,9 +174,18 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "evaluate.evaluate",
-        ["abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", *RESULTS, *ASSETS],
+        [
+            *("abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", "--model", "m=p"),
+            *(*RESULTS, *ASSETS),
+        ],
         ["abc", ["t", "u"], BROUGHT],
-        {"results": Path("r"), "limit": 5, "catalogue": Path("c")},
+        {"results": Path("r"), "limit": 5, "catalogue": Path("c"), "model": "m=p"},
+    ),
+    (
+        "evaluate.evaluate",
+        ["abc", *RESULTS, *ASSETS],
+        ["abc", (), BROUGHT],
+        {"results": Path("r"), "limit": None, "catalogue": None, "model": None},
     ),
     (
         "judge.judge_suite",

@@ -27,6 +27,8 @@ import pytest
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.record import Record
+from harness.record_environment import Environment
+from harness.record_training import Phase
 from harness.runs import process as launch
 from harness.runs import ray as ray_executor
 from harness.runs.claims import FOLDER, Claims
@@ -128,7 +130,7 @@ class Place:
     name: str
     executor: Executor
     do: Callable[[str, Sequence[RunTask]], None]
-    """Make every run ``works``, ``sleeps`` or ``fails``."""
+    """Make every run do one of ``works``, ``breaks``, ``sleeps``, ``fails``."""
 
 
 @dataclass
@@ -195,6 +197,21 @@ def fails(order_json: str, events: Any) -> bytes:
     return pack(record, order.task.work_folder / "attempt-1", send_files=False)
 
 
+def broken(task: RunTask, environment: Environment) -> Record:
+    """Return the record of a run that failed before its first step, in its own words."""
+    return task.record(
+        environment, datetime.now(UTC), "failed", "no such layer", phases=(Phase(name="load", seconds=1),)
+    )
+
+
+def breaks(order_json: str, events: Any) -> bytes:
+    """Stand for the worker's part: return a record of a failure before the first step."""
+    order = Order.model_validate_json(order_json)
+    events.say.remote(order.task.uuid, "node", "loading", 0, None)
+    time.sleep(1.5)  # so that of a cluster, which begins the next at once, not all are over before the first is known
+    return pack(broken(order.task, order.environment), order.task.work_folder / "attempt-1", send_files=False)
+
+
 def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequence[RunTask]], None]:
     """Return what makes the child process of every run a small program.
 
@@ -205,9 +222,12 @@ def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequ
     popen = launch.subprocess.Popen
 
     def do(what: str, tasks: Sequence[RunTask]) -> None:
-        program = {"works": WORKS.replace("RECORD_AT", str(depth)), "sleeps": SLEEPS, "fails": FAILS}[what]
+        works = WORKS.replace("RECORD_AT", str(depth))
+        program = {"works": works, "breaks": works, "sleeps": SLEEPS, "fails": FAILS}[what]
         for task in tasks:
             record = task.record(HERE, datetime.now(UTC), "ok", None, items=ITEMS)
+            if what == "breaks":
+                record = broken(task, HERE)
             task.work_folder.parent.mkdir(parents=True, exist_ok=True)
             (task.work_folder.parent / f"{task.uuid}.json").write_text(record.model_dump_json())
 
@@ -231,7 +251,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         ray.close()
     else:
         cluster = RayCluster(request.getfixturevalue("started_ray"), os.cpu_count() or 1)  # one run at a time
-        bodies = {"works": works, "sleeps": sleeps, "fails": fails}
+        bodies = {"works": works, "breaks": breaks, "sleeps": sleeps, "fails": fails}
         yield Place("ray", cluster, lambda what, _: monkeypatch.setattr(ray_executor, "run_task", bodies[what]))
 
 
@@ -299,6 +319,47 @@ def test_a_run_that_fails_is_recorded_and_the_next_is_done(place: Place, store: 
     assert nothing_is_left(store)
 
 
+def test_no_run_starts_after_so_many_failures(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2, 3)
+    place.do("fails", tasks)
+    tally = place.executor.run(Runs(tasks, store, Limits(max_failures=1)), Watcher(store))
+    assert [record.status for record in tally.records][:1] == ["failed"]
+    # Of a cluster the next may have begun when the first is known to have failed: it is interrupted.
+    assert sum(record.status == "failed" for record in tally.records) + (tally.left_by_failures or 0) >= 2
+    if place.name == "local":
+        assert (len(tally.records), tally.left_by_failures) == (1, 2)
+    assert (tally.left_by_budget, tally.exit_code, tally.not_started) == (None, 1, ())
+    assert nothing_is_left(store)
+
+
+def test_so_many_failures_stop_nothing_that_works(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store, Limits(max_failures=1)), Watcher(store))
+    assert (len(tally.records), tally.left_by_failures, tally.exit_code) == (2, None, 0)
+
+
+def test_other_seeds_of_what_failed_before_its_first_step_are_not_started(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2, 3)
+    place.do("breaks", tasks)
+    tally = place.executor.run(Runs(tasks, store), Watcher(store))
+    ran = {record.spec.seed for record in tally.records if record.status == "failed"}
+    spared = {one.spec.seed for one in tally.not_started}
+    assert ran and not ran & spared and 3 in spared
+    if place.name == "local":
+        assert (ran, spared) == ({1}, {2, 3})
+    assert {one.ending.reason for one in tally.not_started} == {"no such layer"}
+    assert (tally.left_by_failures, tally.num_by_others, tally.exit_code) == (None, 0, 1)
+    assert nothing_is_left(store)
+
+
+def test_every_seed_is_tried_of_what_is_to_be_tried_again(place: Place, store: Store) -> None:
+    tasks = make_tasks(store, 1, 2)
+    place.do("breaks", tasks)
+    tally = place.executor.run(Runs(tasks, store, tried=frozenset({"failed"})), Watcher(store))
+    assert ([record.spec.seed for record in tally.records], tally.not_started) == ([1, 2], ())
+
+
 def test_a_refusal_is_recorded_and_starts_nothing(place: Place, store: Store) -> None:
     tasks, watcher = make_tasks(store, 1, refusal="it needs more than there is"), Watcher(store)
     place.do("fails", tasks)
@@ -306,6 +367,15 @@ def test_a_refusal_is_recorded_and_starts_nothing(place: Place, store: Store) ->
     assert [(record.status, record.reason) for record in watcher.ended] == [("refused", "it needs more than there is")]
     assert tally.records[0].environment == HERE
     assert tally.exit_code == 0
+    assert nothing_is_left(store)
+
+
+def test_a_run_that_could_not_be_scored_is_recorded_as_failed_and_starts_nothing(place: Place, store: Store) -> None:
+    tasks, watcher = make_tasks(store, 1, unready="there are no rows"), Watcher(store)
+    place.do("works", tasks)
+    tally = place.executor.run(Runs(tasks, store), watcher)
+    assert [(record.status, record.reason) for record in watcher.ended] == [("failed", "there are no rows")]
+    assert tally.exit_code == 1
     assert nothing_is_left(store)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness import files
+from harness.catalogue.models import BaseModelSpec
 from harness.engine.keeping import keep_trained
 from harness.errors import HarnessError
 from harness.method import Method
@@ -146,7 +147,8 @@ def test_saved_weights_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     seen = watch(tmp_path, monkeypatch)
     method: Any = Whole()
-    keep_trained(method, Saves(), Saves(), tmp_path / "weights")  # type: ignore[arg-type]
+    base = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=tmp_path)
+    keep_trained(method, Saves(), Saves(), tmp_path / "weights", base)  # type: ignore[arg-type]
     assert seen[0] == "sync ."
     assert set(seen[1:-1]) == {"sync weights/0.json", "sync weights/1.json"}
     assert seen[-1] == "sync weights"

@@ -14,10 +14,11 @@ from lm_eval.models.huggingface import HFLM
 
 from harness.assets.mt_bench import Question
 from harness.conversation import find_template
+from harness.errors import HarnessError
 from harness.evaluation import mt_bench
 from harness.evaluation.generation import acting_fields, end_tokens, protocol_alone
-from harness.evaluation.judges import LocalJudge
 from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.mt_bench import answer_questions
 from harness.tensors.loading import load_model, load_tokenizer
 from harness.tensors.seeding import torch_generator
@@ -124,6 +125,59 @@ def test_any_of_several_end_tokens_ends_an_answer_and_a_judgment(tiny_llama: Pat
     expected = tokenizer.decode(greedy(model, prompt_of(tokenizer), set(ends)), skip_special_tokens=True)
     assert LocalJudge(model, tokenizer, version="w", max_tokens=NEW_TOKENS).ask(MESSAGES).text == expected
     assert len(greedy(model, prompt_of(tokenizer), set(ends))) < len(judged)
+
+
+def test_padding_is_no_text_that_must_not_be_repeated(tiny_llama: Path, tmp_path: Path) -> None:
+    """A batch is padded with a token that the model would say, and may not where padding counts as text."""
+    model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, no_repeat_ngram_size=1))
+    contexts = ["Question: a longer one, by far?", "Question: b?"]
+    settings = {"until": ["never"], "max_gen_toks": 1, "do_sample": False}
+
+    def written(*texts: str) -> list[str]:
+        requests = [Instance("generate_until", {}, (text, dict(settings)), n) for n, text in enumerate(texts)]  # type: ignore[arg-type]
+        return HarnessLM(model, tokenizer, device="cpu", batch_tokens=4096).generate_until(requests)
+
+    (alone,) = written(contexts[1])
+    (token,) = tokenizer(alone)["input_ids"]
+    assert token not in tokenizer(contexts[1])["input_ids"]
+    tokenizer.pad_token_id = token
+    assert written(*contexts)[1] == alone
+
+
+def test_turns_to_which_nothing_is_said_are_counted(tiny_llama: Path, tmp_path: Path) -> None:
+    model, tokenizer = loaded(tiny_llama)
+    ids = tokenizer(find_template("chatml").render(["two and two?"]))["input_ids"]
+    first = greedy(model, ids, {257})[0]
+    model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, eos_token_id=[257, first]))
+    question = Question(111, "math", ("two and two?", "and two?"))
+    settings: dict[str, Any] = {"model_id": "tiny", "max_new_tokens": NEW_TOKENS, "batch_tokens": 4096}
+    generator = lambda stream: torch_generator(1, stream)  # noqa: E731
+    given = answer_questions(model, tokenizer, (question,), find_template("chatml"), generator=generator, **settings)
+    both = given.rows[0]["choices"][0]["turns"]
+    assert both[0] == ""
+    assert given.num_empty == both.count("")
+
+
+def test_own_stop_strings_end_a_tasks_text(tiny_llama: Path, tmp_path: Path) -> None:
+    """lm-eval's own model hands no tokenizer to generate, which then ends with an error."""
+    model, tokenizer = loaded(tiny_llama)
+    plain = tokenizer.decode(greedy(model, tokenizer("Question:")["input_ids"], {257}))
+    stop = next(letter for letter in plain[3:] if letter.isprintable() and letter.isascii())
+    model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, stop_strings=[stop]))
+    settings = {"until": ["never"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
+    lm = HarnessLM(model, tokenizer, device="cpu", batch_tokens=4096)
+    (text,) = lm.generate_until([Instance("generate_until", {}, ("Question:", settings), 0)])  # type: ignore[arg-type]
+    assert text == plain[: plain.index(stop) + 1]
+    assert lm.own_generation_fields == {"stop_strings": [stop]}
+
+
+def test_own_settings_that_transformers_does_not_take_are_one_sentence(tiny_llama: Path, tmp_path: Path) -> None:
+    model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, penalty_alpha=0.6, top_k=4))
+    settings = {"until": ["never"], "max_gen_toks": NEW_TOKENS, "do_sample": False}
+    lm = HarnessLM(model, tokenizer, device="cpu", batch_tokens=4096)
+    with pytest.raises(HarnessError, match=r"own generation settings \(penalty_alpha\) cannot be used"):
+        lm.generate_until([Instance("generate_until", {}, ("Question:", settings), 0)])  # type: ignore[arg-type]
+    assert answer(model, tokenizer)[0][0], "and the protocol alone needs none of them"
 
 
 def test_the_model_has_its_settings_back_after_an_error(tiny_llama: Path) -> None:

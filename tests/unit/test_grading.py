@@ -9,6 +9,7 @@ import pytest
 from harness.assets.mt_bench import load_mt_bench
 from harness.errors import HarnessError
 from harness.evaluation.grading import Judged, gradings, mt_bench_scores, parse_score, repeat_means
+from harness.evaluation.verdicts import has_several, thinks
 from tests.mt_bench import CATEGORIES, SYSTEM, write_bench
 
 
@@ -60,6 +61,33 @@ def test_only_what_was_answered_is_asked(tmp_path: Path) -> None:
 )
 def test_the_score_of_a_judgment(judgment: str, score: float) -> None:
     assert parse_score(judgment) == score
+
+
+THOUGHT = "<think>The format asked for: Rating: [[5]].</think>\n\nExact. "
+
+
+@pytest.mark.parametrize(
+    ("judgment", "first", "last", "several", "thought"),
+    [
+        (f"{THOUGHT}Rating: [[9]]", 9, 9, False, True),
+        ("\n<THINK>[[5]]</THINK>Rating: [[9]]", 9, 9, False, True),
+        ("<thinking>[[5]]</thinking>[[9]]", 9, 9, False, True),
+        ("It begins in the prompt: [[5]]</think>\nRating: [[9]]", 9, 9, False, True),
+        ("<think>It never ends, as with [[5]]", -1, -1, False, True),
+        ("<think>[[5]]</think>No verdict.", -1, -1, False, True),
+        ("Rating: [[4]]. The answer holds </think>, which is odd.", 4, 4, False, False),
+        ("The answer says <think>[[3]]</think>. Rating: [[6]]", 6, 6, False, True),
+        ("The format is [[5]]. Rating: [[9]]", 5, 9, True, False),
+        ("Rating: [[7]]. To repeat: [[7.0]]", 7, 7, False, False),
+        (f"{THOUGHT}First [[4]], no, [[6]]", 4, 6, True, True),
+        ("[3] but then [[8]]", 8, 8, False, False),
+        ("[3] or [4]", 3, 4, True, False),
+        ("Rating: [[7]]", 7, 7, False, False),
+    ],
+)
+def test_which_rating_is_the_verdict(judgment: str, first: float, last: float, several: bool, thought: bool) -> None:
+    assert (parse_score(judgment), parse_score(judgment, "last")) == (first, last)
+    assert (has_several(judgment), thinks(judgment)) == (several, thought)
 
 
 def judged(**points: tuple[float, float]) -> list[Judged]:

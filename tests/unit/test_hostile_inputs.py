@@ -14,9 +14,10 @@ from harness.catalogue.datasets import load_datasets
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
-from harness.evaluation.grading import NOT_PARSED, Judged, gradings, mt_bench_scores, parse_score
+from harness.evaluation.grading import Judged, gradings, mt_bench_scores, parse_score
 from harness.evaluation.judges import ChatEndpoint, JudgeFailed, Reply
 from harness.evaluation.judging import JudgeSettings, judge_answers
+from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import load_suite
 from harness.report.comparing.compare import compare_sides
 from harness.report.comparing.page import comparison_json

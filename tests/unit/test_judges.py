@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from email.utils import formatdate
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from harness.errors import HarnessError
-from harness.evaluation.judges import ChatEndpoint, JudgeFailed, LocalJudge, RateLimit, Stopped
+from harness.evaluation.chat_request import ChatRequest
+from harness.evaluation.judges import ChatEndpoint, JudgeFailed, RateLimit, Stopped
+from harness.evaluation.local_judge import LocalJudge
 from tests.judge import Act, ServedJudge, served
 
 MESSAGES = [{"role": "system", "content": "You are a helpful assistant."}, {"role": "user", "content": "Grade ü {x}."}]
@@ -118,6 +121,12 @@ def test_a_refusal_is_not_tried_again(status: int, hopeless: bool) -> None:
         (Act(None, body=b'{"choices": []}'), "no choices[0].message.content"),
         (Act(None, body=b"[]"), "no choices[0].message.content"),
         (Act(None, body=b'{"choices": [{"message": {"content": [1]}}]}'), "is no text"),
+        (Act(None, body=b'{"choices": [{"message": {"content": [{"type": "image"}]}}]}'), "is no text"),
+        (Act(None, body=b'{"choices": [{"message": {"content": {"text": "x"}}}]}'), "is no text"),
+        (
+            Act(None, body=b'{"error": {"message": "Provider returned error", "code": 502}}'),
+            "no choices[0].message.content (Provider returned error)",
+        ),
         (Act(hang_up=True), "broke the connection off"),
     ],
 )
@@ -133,6 +142,143 @@ def test_an_empty_judgment_is_a_judgment() -> None:
     with served(Act(None, body=b'{"choices": [{"message": {"content": null}}]}')) as judge:
         reply = endpoint(judge).ask(MESSAGES)
     assert (reply.text, reply.version) == ("", "not reported")
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ('{"content": []}', ""),
+        ('{"content": [{"type": "text", "text": "Fine. "}, {"type": "text", "text": "[[8]]"}]}', "Fine. [[8]]"),
+        ('{"content": [{"type": "thinking", "thinking": "[[2]]?"}, {"type": "text", "text": "[[8]]"}]}', "[[8]]"),
+        ('{"content": null, "refusal": "I cannot judge this."}', "I cannot judge this."),
+        ('{"content": "", "refusal": "I cannot."}', "I cannot."),
+        ('{"content": "[[3]]", "refusal": null}', "[[3]]"),
+        ('{"content": null, "reasoning_content": "[[2]]"}', ""),
+    ],
+)
+def test_what_a_message_says_is_its_text(message: str, text: str) -> None:
+    with served(Act(None, body=f'{{"choices": [{{"message": {message}}}]}}'.encode())) as judge:
+        assert endpoint(judge).ask(MESSAGES).text == text
+    assert len(judge.requests) == 1
+
+
+def test_a_judgment_that_ended_at_the_limit_is_known() -> None:
+    body = '{{"choices": [{{"message": {{"content": "x"}}, "finish_reason": "{}"}}]}}'
+    for reason, cut in (("stop", False), ("length", True)):
+        with served(Act(None, body=body.format(reason).encode())) as judge:
+            assert endpoint(judge).ask(MESSAGES).cut is cut
+
+
+def refusing(*fields: tuple[str, str], param: bool = True) -> Any:
+    """Return a script that refuses fields of a request, each with a sentence, then judges."""
+
+    def script(number: int, body: dict[str, Any]) -> Act:
+        for name, words in fields:
+            if name in body:
+                error = {"message": words, "type": "invalid_request_error", "code": "unsupported_parameter"}
+                return Act(
+                    status=400, body=json.dumps({"error": {**error, **({"param": name} if param else {})}}).encode()
+                )
+        return Act()
+
+    return script
+
+
+MAX_TOKENS = (
+    "max_tokens",
+    "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+)
+TEMPERATURE = (
+    "temperature",
+    "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value is supported.",
+)
+
+
+@pytest.mark.parametrize("param", [True, False])
+def test_a_field_that_is_refused_is_renamed_or_left_out_once_and_for_all(param: bool) -> None:
+    waits = Waits()
+    with served(refusing(MAX_TOKENS, TEMPERATURE, param=param)) as judge:
+        client = endpoint(judge, waits, max_retries=0)
+        replies = [client.ask(MESSAGES) for _ in range(2)]
+    fields = {"n": 1, "max_completion_tokens": 2048}
+    assert [(reply.text, dict(reply.sent), reply.temperature) for reply in replies] == [
+        ("Rating: [[7]]", fields, "refused")
+    ] * 2
+    assert len(judge.requests) == 4, "two were refused, and neither is sent a second time"
+    assert judge.requests[-1] == {"model": "gpt-4", "messages": MESSAGES, **fields}
+    assert waits == []
+
+
+def test_threads_that_meet_one_refusal_adapt_once() -> None:
+    request = ChatRequest(9)
+    sent, _ = request.sent()
+    data = json.dumps({"error": {"message": MAX_TOKENS[1], "param": "max_tokens"}}).encode()
+    assert request.adapt(sent, 400, data)
+    assert request.adapt(sent, 400, data)
+    assert request.sent() == ({"n": 1, "temperature": 0, "max_completion_tokens": 9}, "protocol")
+
+
+def test_n_is_left_out_where_it_is_refused_by_name() -> None:
+    with served(refusing(("n", "n is not supported"))) as judge:
+        assert dict(endpoint(judge).ask(MESSAGES).sent) == {"temperature": 0, "max_tokens": 2048}
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "max_tokens is too large: 2048. This model supports at most 1024 completion tokens"),
+        (400, "This model's maximum context length is 4096 tokens, reduce max_tokens"),
+        (400, "the model gpt-4 is not supported"),
+        (403, "max_tokens is not supported"),
+    ],
+)
+def test_other_refusals_change_no_request(status: int, words: str) -> None:
+    body = json.dumps({"error": {"message": words}}).encode()
+    with served(Act(status=status, body=body)) as judge, pytest.raises(JudgeFailed, match=str(status)):
+        endpoint(judge).ask(MESSAGES)
+    assert len(judge.requests) == 1
+
+
+def test_options_say_what_is_sent_from_the_first_request_on() -> None:
+    with served(Act()) as judge:
+        client = endpoint(judge, max_tokens_field="max_completion_tokens", temperature="default")
+        reply = client.ask(MESSAGES)
+    assert judge.requests == [{"model": "gpt-4", "messages": MESSAGES, "n": 1, "max_completion_tokens": 2048}]
+    assert reply.temperature == "default"
+    with served(refusing(MAX_TOKENS)) as judge, pytest.raises(JudgeFailed, match="not supported"):
+        endpoint(judge, max_tokens_field="max_tokens").ask(MESSAGES)
+
+
+def test_a_local_judge_whose_template_refuses_a_system_prompt_says_so(tiny_llama: Path) -> None:
+    import torch
+
+    from harness.tensors.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(tiny_llama, "fp32", torch.device("cpu")), load_tokenizer(tiny_llama)
+    tokenizer.chat_template = "{{ raise_exception('System role not supported') }}"
+    with pytest.raises(JudgeFailed, match="refuses the question: System role not supported") as failure:
+        LocalJudge(model, tokenizer, version="w").ask(MESSAGES)
+    assert failure.value.hopeless
+
+
+def test_a_local_judge_without_memory_fails_that_question_alone(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from harness.tensors.loading import load_model, load_tokenizer
+
+    model, tokenizer = load_model(tiny_llama, "fp32", torch.device("cpu")), load_tokenizer(tiny_llama)
+
+    def full(**_: Any) -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    judge = LocalJudge(model, tokenizer, version="w", max_tokens=3)
+    assert judge.ask(MESSAGES).cut
+    monkeypatch.setattr(model, "generate", full)
+    with pytest.raises(JudgeFailed, match="ran out of memory") as failure:
+        judge.ask(MESSAGES)
+    assert not failure.value.hopeless
 
 
 def test_silence_is_a_time_out() -> None:

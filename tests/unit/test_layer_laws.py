@@ -108,9 +108,9 @@ def test_the_first_period_may_have_a_length_of_its_own(first: int | None, steps:
     assert [draw["step"] for draw in one.proof()["draws"]] == steps  # type: ignore[index, union-attr, call-overload]
 
 
-def test_a_first_period_like_the_others_is_an_error_so_that_one_run_has_one_spelling() -> None:
-    with pytest.raises(ValueError, match="leave it out"):
-        settings(interval_steps=5, first_period_steps=5)
+def test_a_first_period_like_the_others_is_none_of_its_own_so_that_one_run_has_one_spelling() -> None:
+    assert settings(interval_steps=5, first_period_steps=5) == settings(interval_steps=5)
+    assert settings(interval_steps=5, first_period_steps=4).first_period_steps == 4
 
 
 def test_probabilities_that_change_are_followed_kept_and_shown() -> None:

@@ -42,6 +42,8 @@ SMALL = BaseModelSpec(
     ),
 )
 LENGTH, ROWS = 96, 4
+UNSEEN_BYTES = 6112
+"""Of the batch's tensors, which are there before the tracker of a real run looks; the same for every label."""
 TINY = {"rank": 16, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
 
 
@@ -104,10 +106,14 @@ def test_a_hidden_allocation_is_noticed() -> None:
     assert allocator_peak(spec, keep_memory_that_no_operation_shows) > 1.015 * right
 
 
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("label", ["full", "lora", "galore", "lisa", "owlore"])
-def test_the_tracker_of_a_real_run_sees_what_is_predicted(label: str) -> None:
+def test_the_tracker_of_a_real_run_sees_what_is_predicted(label: str, rounding: str) -> None:
     """The same tracker on real tensors, category by category."""
     spec = small_spec(label, gradient_checkpointing=True)
+    if rounding == "stochastic":
+        changed = {"moment_dtype": "bf16", "moment_rounding": "stochastic"}
+        spec = spec.model_copy(update={"config": spec.config | changed})
     seen: list[Any] = []
 
     allocator_peak(spec, seen.append, tracked_steps=STEPS)
@@ -117,7 +123,8 @@ def test_the_tracker_of_a_real_run_sees_what_is_predicted(label: str) -> None:
     assert peak.weights_bytes == told.weights_bytes
     assert peak.optimizer_state_bytes == told.at_peak.optimizer_state_bytes
     assert peak.gradients_bytes == told.at_peak.gradients_bytes
-    assert peak.activations_bytes == pytest.approx(told.at_peak.activations_bytes, rel=0.002)
+    assert peak.activations_bytes == pytest.approx(told.at_peak.activations_bytes, rel=0.002, abs=ROWS * LENGTH * 8)
+    assert told.peak_bytes - peak.total_bytes == UNSEEN_BYTES
 
 
 # The arithmetic of weights, gradients and optimizer state (decimal GB), with bf16 gradients and projectors; recomputed

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from harness import cli, quantities
 from harness.quantity import Judged, Quantity, Shown
+from harness.readings import prediction_difference, tokens_per_second
 from harness.record import Record
 from harness.report.comparing.cells import Cell
 from harness.report.comparing.history import history, history_rows
@@ -387,3 +388,55 @@ def test_a_share_is_of_what_the_quantity_names() -> None:
         table = cost_table(summary_of(RECORDS[1]), "tiny")
     assert str(table.rows[-1][-1]) == "2.00 M (50.0%)"
     assert "half" in markdown_table(table)
+
+
+def test_tokens_a_second_leaves_warm_up_steps_out_of_both_parts() -> None:
+    """Three long steps of warm-up, then steps of 100 tokens in half a second."""
+    record = make.make_record("lora")
+    assert record.train is not None
+    num_steps = record.train.num_steps
+    tokens = (5000,) * 3 + (100,) * (num_steps - 3)
+    train = record.train.model_copy(
+        update={
+            "curve": record.train.curve.model_copy(update={"tokens": tokens}),
+            "step_seconds_mean": 0.5,
+            "num_timed_steps": num_steps - 3,
+        }
+    )
+    assert tokens_per_second(record.model_copy(update={"train": train})) == pytest.approx(200)
+    assert (
+        tokens_per_second(record.model_copy(update={"train": train.model_copy(update={"num_timed_steps": 0})})) is None
+    )
+
+
+@pytest.mark.parametrize(
+    ("peak_step", "tokens", "cut", "compared"),
+    [
+        (1, 512, (), True),
+        (9, 512, (), False),
+        (1, 511, (), False),
+        (1, 511, (0, 1, 0), True),
+        (1, 511, (0, 0, 0), False),
+    ],
+    ids=["as predicted", "step not tracked", "padded rows", "padded, one fills the sequence", "padded, none fills it"],
+)
+def test_a_prediction_is_compared_with_what_it_predicts(
+    peak_step: int, tokens: int, cut: tuple[int, ...], compared: bool
+) -> None:
+    record = make.with_memory(make.make_record("lora"))
+    assert record.train is not None and record.prediction is not None and record.train_settings is not None
+    planned = record.train_settings.batch_size * record.train_settings.gradient_accumulation_steps
+    planned *= record.train_settings.sequence_length
+    curve = record.train.curve.model_copy(
+        update={
+            "tokens": (planned - 512 + tokens,) * 3 + (planned,) * (record.train.num_steps - 3),
+            "truncated_rows": cut,
+        }
+    )
+    found = record.model_copy(
+        update={
+            "train": record.train.model_copy(update={"curve": curve}),
+            "prediction": record.prediction.model_copy(update={"peak_step": peak_step}),
+        }
+    )
+    assert (prediction_difference(found) is not None) == compared

@@ -95,12 +95,24 @@ def score(task: str, shots: int, n: int) -> Score:
             ("tied choices", "the first counts: boolq 2 of 9"),
         ),
         (
+            {"scoring": ScoringFacts(questions_in_shots={"piqa": 2}), "scores": (score("piqa", 5, 9),)},
+            ("question among its shots", "few-shot examples: piqa 2 of 9"),
+        ),
+        (
+            {"scoring": ScoringFacts(repeated_answers={"qa": ("f1", "em")})},
+            ("metrics by order", "once for each of several targets: qa: f1, em"),
+        ),
+        (
             {"scoring": ScoringFacts(own_generation={"num_beams": 3, "stop_strings": ["x"]})},
             ("model's own generation settings", 'as by lm-eval: num_beams = 3, stop_strings = ["x"]'),
         ),
         (
             {"scoring": ScoringFacts(overruled_generation={"max_time": 3.0})},
             ("generation settings set aside", "without the model's own generation settings: max_time = 3.0"),
+        ),
+        (
+            {"scoring": ScoringFacts(num_empty_answers=3)},
+            ("empty answers", "3 of MT-Bench's turns have"),
         ),
         ({"scoring": ScoringFacts(num_short_of_room=4)}, ("short of room", "4 of MT-Bench's turns had less room")),
     ],

@@ -9,7 +9,7 @@ import pytest
 from scipy import optimize, special, stats
 from statsmodels.stats.weightstats import ttest_ind
 
-from harness.report.statistics.changes import inverse_trigamma, log_changes, moderate, p_more_lost_than_won
+from harness.report.statistics.changes import inverse_trigamma, log_changes, moderate
 
 
 @pytest.mark.parametrize(("num_old", "num_new"), [(5, 5), (2, 7), (12, 3)])
@@ -85,9 +85,3 @@ def test_moderated_t_values_are_distributed_as_t_with_the_degrees_stated() -> No
     )
     p_values = [change.p_beyond(0.0) for change in log_changes(cells)]
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
-
-
-@pytest.mark.parametrize(("lost", "won"), [(0, 0), (0, 4), (5, 0), (9, 3), (40, 31)])
-def test_losing_more_than_winning_is_scipys_one_sided_binomial_test(lost: int, won: int) -> None:
-    expected = 1.0 if lost == 0 else stats.binomtest(lost, lost + won, alternative="greater").pvalue
-    assert p_more_lost_than_won(lost, won) == pytest.approx(expected, abs=1e-12)

@@ -197,7 +197,58 @@ def test_records_that_both_sides_hold_are_the_baseline_and_the_added_ones_the_ca
     found = compare(old, old + added, "step_time:2%")
     assert cell(found, "step time").verdict == "worse"
     assert cell(found, "step time").basis == "5 against 5 values"
-    assert cell(compare(old, old, "step_time:2%"), "step time").verdict == "same"
+    same = compare(old, old, "step_time:2%")
+    assert [c.verdict for c in same.cells] == ["not measured again"]
+    assert (same.is_stale, same.fails) == (True, False)
+
+
+def test_a_label_that_was_measured_again_is_judged_beside_one_that_was_not() -> None:
+    old = runs("full", NOISE) + runs("lora", NOISE, later=9)
+    found = compare(old, old + runs("lora", NOISE, later=20, environment=NEW), "step_time:2%")
+    assert cell(found, "run").verdict == "not measured again"
+    assert cell(found, "step time", "lora").verdict == "same"
+    assert (found.is_stale, found.is_empty, found.fails) == (False, False, False)
+
+
+def test_what_vanished_is_no_pass() -> None:
+    """A label, a model, a seed, a task and a measure that the baseline had."""
+    old = [make.make_record(label, seed=seed, minute=seed) for label in ("full", "lora") for seed in (1, 2)]
+    new = [
+        make.make_record(label, seed=seed, minute=9 + seed, environment=NEW)
+        for label in ("full", "lora")
+        for seed in (1, 2)
+    ]
+    whole = compare(old, new)
+    assert not whole.fails
+    without_label = compare(old, [record for record in new if record.label != "lora"])
+    assert (cell(without_label, "run", "lora").verdict, without_label.fails) == ("missing", True)
+    without_seed = compare(old, [record for record in new if record.spec.seed != 2])
+    assert {c.key[2] for c in without_seed.cells if c.verdict == "missing"} == {"full", "lora"}
+    assert without_seed.fails
+    lost = compare(old, old[:-1])
+    assert (cell(lost, "run", "lora").verdict, cell(lost, "run").verdict) == ("missing", "not measured again")
+    assert "seed 2" in cell(lost, "run", "lora").basis
+    assert lost.fails
+    benchmarks = rounds("b.py::test_a", NOISE)
+    both = {**benchmarks, "benchmarks": benchmarks["benchmarks"] + rounds("b.py::test_b", NOISE)["benchmarks"]}
+    slower = rounds("b.py::test_a", [1.001 * x for x in NOISE])
+    assert benchmarked(both, slower).fails
+    assert not benchmarked(slower, both).fails
+
+
+def test_a_score_that_is_no_number_has_vanished() -> None:
+    old, new = make.make_record("full"), make.make_record("full", minute=5, environment=NEW)
+    broken = new.scores[0].model_copy(update={"value": float("nan")})
+    found = compare([old], [new.model_copy(update={"scores": (broken, *new.scores[1:])})])
+    assert (cell(found, "boolq acc").verdict, found.fails) == ("missing", True)
+
+
+def test_runs_that_have_no_result_on_either_side_are_nothing_to_look_at() -> None:
+    old = make.make_record("full", status="failed", reason="why")
+    new = make.make_record("full", status="failed", reason="why", minute=5, environment=NEW)
+    found = compare([old], [new])
+    assert [c.verdict for c in found.cells] == ["same"]
+    assert found.is_empty
 
 
 def test_of_a_side_the_newest_environment_counts_and_the_rest_is_noted() -> None:

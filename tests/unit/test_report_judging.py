@@ -94,7 +94,7 @@ def test_each_judge_has_a_table_of_its_own(results: Path, capsys: pytest.Capture
     assert "9.00 [9.00, 9.00] (n=16)" in theirs
     assert "not judged" in theirs.split("Cost.")[0], "lora has no score of the other judge"
     assert "scores of different judges do not compare" in markdown
-    assert "4.50 [-1.85, 10.85] (n=16, 2 seeds)" in ours
+    assert "4.50 (n=16, 2 seeds)" in ours
     assert printed.index("judged by gpt-4") < printed.index("judged by other")
     with (results.parent / "report" / "scores.csv").open() as stream:
         rows = [row for row in csv.DictReader(stream) if row["task"] == "mt_bench" and row["metric"] == "mean"]
@@ -132,6 +132,21 @@ def test_counts_stand_beside_the_means(results: Path, capsys: pytest.CaptureFixt
     markdown, _ = report(results, capsys)
     line = next(line for line in markdown.splitlines() if line.startswith("| full") and "6.00" in line)
     assert [cell.strip() for cell in line.strip("| ").split("|")][-2:] == ["16", "5"]
+
+
+def test_several_ratings_have_a_column_where_there_are_any(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store, run = Store(results), runs(results)
+    store.append(judging(run["u0"], 6, num_several=0))
+    assert "| several ratings" not in report(results, capsys)[0]
+    store.append(judging(run["u0"], 6, num_several=4, num_thinking=2, verdict="last", temperature="default", minute=9))
+    markdown, _ = report(results, capsys)
+    assert "at most 2048 tokens, the endpoint's own temperature, the last rating of several" in markdown
+    line = next(line for line in markdown.splitlines() if line.startswith("| full") and " 4 |" in line)
+    assert [cell.strip() for cell in line.strip("| ").split("|")][-3:] == ["16", "0", "4"]
+    assert cli.main(["show", run["u0"].run_id, "--results", str(results)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 judgments give several ratings that differ, of which the last counts" in said
+    assert "2 judgments begin with thinking" in said
 
 
 def test_a_judging_that_failed_is_listed_until_it_succeeds(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

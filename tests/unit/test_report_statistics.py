@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 
+import numpy as np
 import pytest
 from scipy import stats
 
@@ -16,6 +17,7 @@ from harness.report.statistics.intervals import (
     t_interval,
     wilson_interval,
 )
+from harness.report.statistics.means import mean_interval
 
 
 def score(value: float, n: int, *, stderr: float | None = None, unit: str = "fraction", task: str = "boolq") -> Score:
@@ -87,10 +89,62 @@ def test_one_seed_gets_the_interval_of_its_items_and_several_that_of_the_seeds()
     one = estimate_score([score(0.4, 50)])
     assert one.basis == "items"
     assert one.interval == pytest.approx(wilson_interval(20, 50))
-    several = estimate_score([score(0.4, 50), score(0.5, 50), score(0.45, 50)])
-    assert several.basis == "seeds"
+    several = estimate_score([score(0.4, 50), score(0.5, 50), score(0.45, 50)], (0.3, 0.6))
+    assert several.basis == "items and seeds"
     assert (several.mean, several.num_seeds, several.num_items) == (pytest.approx(0.45), 3, (50, 50))
-    assert several.interval == pytest.approx(t_interval([0.4, 0.5, 0.45]))
+    assert several.interval == (0.3, 0.6)
+
+
+def test_seeds_without_their_items_have_no_interval() -> None:
+    found = estimate_score([score(0.4, 50), score(0.4, 50), score(0.4, 50)])
+    assert (found.interval, found.basis) == (None, "none")
+
+
+def test_the_error_that_lm_eval_gives_a_group_is_not_taken() -> None:
+    group = score(0.123456, 50, stderr=0.02).model_copy(update={"subtasks": ("a", "b")})
+    assert estimate_score([group]).interval is None
+
+
+@pytest.mark.parametrize("right", [0, 9, 30])
+def test_the_interval_of_items_and_seeds_is_wilsons_for_one_seed_and_for_seeds_that_agree(right: int) -> None:
+    items = np.array([1.0] * right + [0.0] * (30 - right))
+    for num_seeds in (1, 3):
+        found = mean_interval([np.tile(items, (num_seeds, 1))])
+        assert found == pytest.approx(wilson_interval(right, 30))
+
+
+def test_the_interval_of_a_mean_of_items_is_that_of_its_counts() -> None:
+    tasks = [np.array([[1.0] * 20 + [0.0] * 30]), np.array([[0.0] * 10])]
+    assert mean_interval(tasks) == pytest.approx(mean_of_accuracies_interval([(20, 50), (0, 10)]))
+
+
+def test_seeds_that_swing_widen_the_interval() -> None:
+    """Items are easy or hard; each seed has 30 more or fewer of 100 right."""
+    agree = np.tile(np.array([1.0] * 50 + [0.0] * 50), (3, 1))
+    swing = np.array([[1.0] * right + [0.0] * (100 - right) for right in (20, 50, 80)])
+    narrow, wide = mean_interval([agree]), mean_interval([swing])
+    assert narrow is not None and wide is not None
+    assert wide[1] - wide[0] > 2 * (narrow[1] - narrow[0])
+
+
+def test_points_that_do_not_differ_have_no_interval() -> None:
+    assert mean_interval([np.full((2, 5), 7.0)]) is None
+    assert mean_interval([np.array([[6.0, 7.0, 8.0], [6.5, 7.0, 9.0]])]) is not None
+
+
+@pytest.mark.parametrize("flipped", [0.02, 0.1])
+@pytest.mark.parametrize(("n", "num_seeds", "p"), [(30, 2, 0.3), (30, 3, 0.3), (100, 3, 0.5)])
+def test_intervals_of_seeds_that_nearly_agree_cover_the_truth(n: int, num_seeds: int, p: float, flipped: float) -> None:
+    """Each seed flips few answers of the same items; over seeds alone 39% and less held the truth."""
+    draw = np.random.default_rng(n + num_seeds)
+    truth, covered = p + flipped * (1 - 2 * p), 0
+    for _ in range(600):
+        items = draw.random(n) < p
+        outcomes = np.where(draw.random((num_seeds, n)) < flipped, ~items, items).astype(float)
+        found = mean_interval([outcomes])
+        assert found is not None
+        covered += found[0] <= truth <= found[1]
+    assert 0.92 <= covered / 600 <= 0.985
 
 
 def test_a_score_that_is_no_share_of_items_uses_its_recorded_standard_error() -> None:
@@ -113,4 +167,7 @@ def test_an_average_counts_the_items_of_all_its_tasks() -> None:
 
 
 def test_an_interval_over_seeds_stays_between_0_and_1() -> None:
-    assert estimate_score([score(0.0, 10), score(1.0, 10)]).interval == (0.0, 1.0)
+    found = mean_interval([np.array([[0.0] * 10, [1.0] * 10])])
+    assert found is not None
+    assert 0.0 <= found[0] < 0.1
+    assert 0.9 < found[1] <= 1.0

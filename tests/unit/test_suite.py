@@ -334,6 +334,15 @@ def test_lisas_memory_table_is_a_part_of_the_memory_suite() -> None:
         assert spec.train.model_copy(update={"lr_scheduler": "linear"}) == other.train
 
 
+@pytest.mark.parametrize("seeds", [None, [1], [2], [3], [2, 1], [7, 8]])
+def test_what_does_not_train_is_one_run_whichever_seeds_are_asked_for(tmp_path: Path, seeds: list[int] | None) -> None:
+    suite = read(tmp_path)
+    found = runs(suite, labels=["base", "full"], seeds=seeds)
+    (base,) = (spec for spec in found if spec.label == "base")
+    assert base.run_id == runs(suite)[0].run_id
+    assert [spec.seed for spec in found if spec.label == "full"] == (seeds or [1, 2])
+
+
 @pytest.mark.parametrize("name", suite_names())
 def test_a_suite_that_scores_all_of_boolq_reads_none_of_its_passages(name: str) -> None:
     suite = load_suite(name)
@@ -344,7 +353,7 @@ def test_a_suite_that_scores_all_of_boolq_reads_none_of_its_passages(name: str) 
 
 def test_a_sequence_of_one_token_is_refused_before_anything_runs() -> None:
     suite = load_suite("quickstart")
-    with pytest.raises(HarnessError, match="label 'full': sequence_length = 1 leaves nothing to predict"):
+    with pytest.raises(HarnessError, match="label 'full': sequence_length = 1 leaves no token to predict"):
         expand(
             suite,
             models={"smollm2-135m": load_models()["smollm2-135m"]},

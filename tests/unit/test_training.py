@@ -227,6 +227,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("full", {"master_weights": True, "moment_dtype": "fp32"}),
     ("galore", {"stochastic_rounding": True}),
     ("lora", {"update_in_backward": True, "adapter_dtype": "bf16"}),
+    ("galore", {"moment_rounding": "stochastic"}),
+    ("full", {"moment_rounding": "stochastic", "update_slice_elements": 100, "update_in_backward": True}),
     ("lora", {"loss_chunk_columns": 64, "gradient_checkpointing": True, "checkpoint_granularity": "nested"}),
     ("full", {"update_slice_elements": 100, "master_weights": True, "moment_dtype": "fp32"}),
     ("owlore", {"update_in_backward": True, "two_pass_clipping": True, "max_grad_norm": 0.1}),

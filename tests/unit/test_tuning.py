@@ -32,6 +32,7 @@ WITH_GRID = TEXT.replace("seeds = [1, 2]", 'seeds = [1, 2]\ntuned = "tiny.tuned.
     "batch_size = 2", "batch_size = 2\nvalidation_rows = 2"
 )
 MODELS = {"a": BaseModelSpec(name="a", architecture="LlamaForCausalLM", hub_id="someone/a")}
+UNKNOWN = "on which weights, data and settings is not known: an older file of choices does not say it"
 CURVE = StepCurve(**{name: () for name, field in StepCurve.model_fields.items() if field.is_required()})
 
 
@@ -138,7 +139,7 @@ def test_a_rate_with_a_trial_without_result_is_not_chosen_and_a_tie_is_said(tmp_
     ]
     choice = Choice(model="a", label="x", learning_rate=2.0, environment_id="e", trials=tuple(trials))
     assert best_rate(trials) == 2.0
-    assert choice.remarks() == ["a tie of 2, 3: the lowest was taken", "1 of 6 trials without a result"]
+    assert choice.remarks() == ["a tie of 2, 3: the lowest was taken", "1 of 6 trials without a result", UNKNOWN]
     assert best_rate([trials[1]]) is None
 
 
@@ -267,3 +268,93 @@ def test_reading_gives_back_what_was_written(tmp_path: Path) -> None:
     tuned = Tuned(suite="s", suite_version=2, choices=(choice,))
     (tmp_path / "s.tuned.toml").write_text(tuned_text(tuned))
     assert read_tuned(tmp_path / "s.tuned.toml") == tuned
+
+
+def tuned_file_of(tmp_path: Path) -> tuple[str, Suite, Tuned]:
+    name, whole = suite(tmp_path)
+    _, trials, specs = trial_specs(tmp_path)
+    made, _ = choices(whole, trials, specs, [record(spec, losses(spec)) for spec in specs], None)
+    (tmp_path / "tiny.tuned.toml").write_text(tuned_text(merged(None, whole, made)))
+    tuned = load_tuned(name, whole)
+    assert tuned is not None
+    return name, whole, tuned
+
+
+OTHER_WEIGHTS = {"a": BaseModelSpec(name="a", architecture="LlamaForCausalLM", hub_id="someone/a", revision="f" * 40)}
+OTHERS: dict[str, tuple[dict[str, Any], tuple[str, str], str]] = {
+    "other weights": ({"models": OTHER_WEIGHTS}, ("", ""), "other weights"),
+    "other rows": ({"sources": {"rows": "file:0"}}, ("", ""), "other data"),
+    "another rank": (
+        {},
+        ("[tune]", "[settings.galore]\nrank = 3\n[tune]"),
+        "other settings of the label or of training",
+    ),
+    "a rank of --set": ({"overrides": {"rank": 3}, "labels": ["galore"]}, ("", ""), "other settings of the label"),
+    "more steps": ({}, ("num_steps = 4", "num_steps = 5"), "other settings of the label or of training"),
+    "another dtype": ({}, ('dtype = "fp32"', 'dtype = "bf16"'), "other settings of the label or of training"),
+    "another length": ({}, ("sequence_length = 64", "sequence_length = 32"), "other settings of the label"),
+    "longer trials": ({}, ("max_steps = 3", "max_steps = 4"), "other settings of the label or of training"),
+    "weights and rows": ({"models": OTHER_WEIGHTS, "sources": {"rows": "x"}}, ("", ""), "other weights and other data"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_rate_is_refused_on_anything_but_what_it_was_tuned_on(tmp_path: Path, what: str) -> None:
+    known = {"a": BaseModelSpec(name="a", architecture="LlamaForCausalLM", hub_id="someone/a", revision="a" * 40)}
+    name, whole = suite(tmp_path)
+    assert whole.tune is not None
+    trials = trial_suite(whole)
+    specs = expand(trials, models=known, sources={}, max_steps=whole.tune.max_steps)
+    made, _ = choices(whole, trials, specs, [record(spec, losses(spec)) for spec in specs], None)
+    (tmp_path / "tiny.tuned.toml").write_text(tuned_text(merged(None, whole, made)))
+    changes, (old, new), said = OTHERS[what]
+    given: dict[str, Any] = {"models": known, "sources": {}, **changes}
+    assert expand(whole, models=known, sources={}, tuned=load_tuned(name, whole))
+    name, whole = suite(tmp_path, (WITH_GRID + GRID).replace(old, new) if old else WITH_GRID + GRID)
+    tuned = load_tuned(name, whole)
+    with pytest.raises(HarnessError) as caught:
+        expand(whole, **given, tuned=tuned)
+    assert f"was tuned on {said}" in str(caught.value)
+    given |= {"overrides": {**given.get("overrides", {}), "learning_rate": 0.5}, "labels": ["galore"]}
+    assert expand(whole, **given, tuned=tuned), "one that is given is taken"
+
+
+@pytest.mark.parametrize("change", [{"limit": 3}, {"max_steps": 2}, {"seeds": [9]}, {"labels": ["full"]}])
+def test_a_rate_is_taken_whatever_else_is_asked_for(tmp_path: Path, change: dict[str, Any]) -> None:
+    _, whole, tuned = tuned_file_of(tmp_path)
+    assert expand(whole, models=MODELS, sources={}, tuned=tuned, **change)
+
+
+def test_weights_that_are_not_known_yet_are_judged_once_they_are(tmp_path: Path) -> None:
+    _, whole, tuned = tuned_file_of(tmp_path)
+    later = Tuned(
+        suite=tuned.suite,
+        suite_version=tuned.suite_version,
+        choices=tuple(
+            choice.model_copy(update={"on": choice.on and choice.on.model_copy(update={"weights": "f" * 16})})
+            for choice in tuned.choices
+        ),
+    )
+    assert expand(whole, models=MODELS, sources={}, tuned=later)
+    with pytest.raises(HarnessError, match="was tuned on other weights"):
+        expand(whole, models=OTHER_WEIGHTS, sources={}, tuned=later)
+
+
+def test_an_older_file_is_read_and_what_it_does_not_know_is_said(tmp_path: Path) -> None:
+    name, whole, _ = tuned_file_of(tmp_path)
+    file = tmp_path / "tiny.tuned.toml"
+    file.write_text("".join(line for line in file.read_text().splitlines(True) if not line.startswith("on = ")))
+    old = load_tuned(name, whole)
+    assert old is not None
+    assert [choice.on for choice in old.choices] == [None, None]
+    assert old.choices[0].remarks() == [UNKNOWN]
+    assert expand(whole, models=OTHER_WEIGHTS, sources={}, tuned=old)
+
+
+def test_the_report_says_tuned_only_of_what_was_tuned(tmp_path: Path) -> None:
+    _, whole, tuned = tuned_file_of(tmp_path)
+    (spec,) = expand(whole, models=MODELS, sources={}, tuned=tuned, labels=["full"], seeds=[1])
+    for model, marked in ((spec.model, True), ({**spec.model, "revision": "f" * 40}, False)):
+        runs = Contents((record(spec.model_copy(update={"model": model}), 1.0),))
+        write_report(whole, runs, tmp_path / "out", ["md"], tuned)
+        assert (f"full {TUNED}" in (tmp_path / "out" / "report.md").read_text()) == marked

@@ -14,10 +14,13 @@ from harness.report.comparing.tolerances import Tolerance
 from harness.report.statistics.changes import ROUNDING, Change
 from harness.report.statistics.family import smallest_difference
 
-Verdict = Literal["failed", "worse", "not comparable", "missing", "fixed", "improved", "new", "same"]
+Verdict = Literal[
+    "failed", "worse", "missing", "not comparable", "not measured again", "fixed", "improved", "new", "same"
+]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
 """In the order in which they are told."""
-FAILING: frozenset[Verdict] = frozenset({"worse", "failed"})
+FAILING: frozenset[Verdict] = frozenset({"worse", "failed", "missing"})
+"""What the baseline had and the candidate has no more is no pass: nobody knows what it would have shown."""
 RUN = "run"
 """Metric of a cell that says whether there is a result at all."""
 
@@ -52,18 +55,22 @@ class Cell:
     test: Change | None = None
     level: float | None = None
     """The share of the level that is this cell's for certain."""
+    fewest_p_value: float = 0.0
+    """Below it no change of these items could bring the test."""
 
     @cached_property
     def smallest(self) -> float | None:
         """Return the smallest true worsening that would have been found in 80% of cases; None where no test was made.
 
-        In the unit of ``change``, always above 0. None too where the values scatter so much that none is found.
+        In the unit of ``change``, always above 0. None too where the values scatter so much, or the items are so few,
+        that none is found; of a score none is larger than its scale.
         """
-        if self.test is None or self.level is None or self.tolerance is None:
+        if self.test is None or self.level is None or self.tolerance is None or self.fewest_p_value > self.level:
             return None
         beyond = smallest_difference(self.test.standard_error, self.test.degrees, self.level, sides=1)
         if self.metric == SCORE:
-            return self._points() + beyond
+            found = self._points() + beyond
+            return found if found <= self.scale else None
         found = self.tolerance.log_ratio + beyond
         if self.larger_is_better:
             return 1 - exp(-found)
@@ -107,6 +114,8 @@ class Comparison:
     settings: tuple[tuple[str, str, str, str], ...]
     """What changed of a subject's settings: subject, name, baseline, candidate."""
     notes: tuple[str, ...]
+    damage: tuple[str, ...] = ()
+    """Records of either side that could not be read: what they would have shown is not in the cells."""
 
     @cached_property
     def counts(self) -> Counter[Verdict]:
@@ -115,10 +124,18 @@ class Comparison:
 
     @property
     def fails(self) -> bool:
-        """Return whether anything became worse or failed."""
+        """Return whether anything became worse, failed or vanished."""
         return any(self.counts[verdict] for verdict in FAILING)
 
     @property
     def is_empty(self) -> bool:
         """Return whether nothing at all could be compared."""
-        return not self.fails and not any(self.counts[verdict] for verdict in ("same", "improved", "fixed"))
+        return not self.fails and not any(
+            (cell.verdict in ("same", "improved") and cell.metric != RUN) or cell.verdict == "fixed"
+            for cell in self.cells
+        )
+
+    @property
+    def is_stale(self) -> bool:
+        """Return whether the candidate holds the records of the baseline and no others, of all that both have."""
+        return self.is_empty and {cell.verdict for cell in self.cells} == {"not measured again"}

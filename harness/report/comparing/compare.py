@@ -19,6 +19,7 @@ from harness.report.comparing.measures import SCORE, metric_of, scored_tasks
 from harness.report.comparing.ratios import SINGLE, measured_cells
 from harness.report.comparing.scores import score_change
 from harness.report.comparing.subjects import (
+    Key,
     ScoreSample,
     Subject,
     differences,
@@ -31,6 +32,7 @@ from harness.report.reading.words import status_words
 from harness.report.statistics.family import holm
 
 NOT_AN_END = "interrupted"
+SAME_RECORDS = "both sides hold the same records: nothing was measured again"
 
 
 def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, level: float = 0.05) -> Comparison:
@@ -73,6 +75,11 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
         elif unlike := differences(before.conditions, after.conditions):
             said = "; ".join(f"{name}: {one} -> {other}" for name, one, other in unlike)
             cells.append(Cell(key, before.title, RUN, RUN, "not comparable", basis=said))
+        elif after.repeats(before):
+            cells.append(Cell(key, before.title, RUN, RUN, "not measured again", basis=SAME_RECORDS))
+        elif lost := _lost_seeds(key, baseline, candidate):
+            said = f"the newer records of seed {', '.join(map(str, lost))} are gone; no other record is new"
+            cells.append(Cell(key, before.title, RUN, RUN, "missing", basis=said))
         else:
             both.append((before, after))
             cells += _run_cells(before, after)
@@ -90,7 +97,21 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
         tuple(_changed_environment(both)),
         tuple(settings),
         tuple(notes + baseline.warnings + candidate.warnings),
+        tuple(baseline.damage + candidate.damage),
     )
+
+
+def _lost_seeds(key: Key, baseline: Side, candidate: Side) -> list[int]:
+    """Return the seeds that only the baseline has, where the candidate has no record of its own."""
+    old, new = (
+        {
+            record.uuid: record.seed
+            for record in side.records
+            if record.is_run and (record.suite, record.model_name, record.label) == key
+        }
+        for side in (baseline, candidate)
+    )
+    return sorted(set(old.values()) - set(new.values())) if new.keys() < old.keys() else []
 
 
 def _run_cells(old: Subject, new: Subject) -> Iterator[Cell]:
@@ -99,6 +120,11 @@ def _run_cells(old: Subject, new: Subject) -> Iterator[Cell]:
     failed = [s for s, (status, _) in old.statuses.items() if status == "ok" and here.get(s, "ok") != "ok"]
     fixed = [s for s, (status, _) in old.statuses.items() if status != "ok" and here.get(s) == "ok"]
     absent = [s for s, (status, _) in old.statuses.items() if status == "ok" and s not in here]
+    others = [s for s, status in here.items() if s not in old.statuses and status == "ok"]
+    if absent and len(others) >= len(absent):  # as many runs as before, and what they measured is compared
+        said = f"other seeds: {', '.join(map(str, sorted(absent)))} -> {', '.join(map(str, sorted(others)))}"
+        yield Cell(old.key, old.title, RUN, RUN, "new", basis=said)
+        absent = []
     still = [s for s, (status, _) in old.statuses.items() if status != "ok" and here.get(s, "ok") != "ok"]
     groups: tuple[tuple[Verdict, list[int]], ...] = (
         ("failed", failed),
@@ -173,6 +199,7 @@ def _score_cell(
         candidate=found.candidate,
         change=found.candidate - found.baseline,
         scale=found.scale,
+        fewest_p_value=found.fewest_p_value,
         basis=found.basis,
     )
     if found.change is None:

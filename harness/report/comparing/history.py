@@ -51,6 +51,8 @@ class Point:
     """As far as it is known; uncommitted changes by the checksum of the source."""
     first: datetime
     values: tuple[float, ...]
+    scored: bool = False
+    """Whether the values are scores, whose spread over seeds leaves out that of the items they share."""
 
     @property
     def mean(self) -> float:
@@ -59,8 +61,8 @@ class Point:
 
     @property
     def interval(self) -> Interval | None:
-        """Return Student's interval over the runs; None of a single one."""
-        return t_interval(self.values) if len(self.values) > 1 else None
+        """Return Student's interval over the runs; None of a single one, and of scores."""
+        return t_interval(self.values) if len(self.values) > 1 and not self.scored else None
 
 
 def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]:
@@ -89,7 +91,12 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
     return {
         series: sorted(
             (
-                Point(commit, min(when for when, _ in runs), tuple(value for _, value in runs))
+                Point(
+                    commit,
+                    min(when for when, _ in runs),
+                    tuple(value for _, value in runs),
+                    metric not in quantities_by_metric(),
+                )
                 for commit, runs in c.items()
             ),
             key=lambda point: point.first,

@@ -31,15 +31,18 @@ COLUMNS = (
 )
 FOLDED: dict[Verdict, str] = {
     "not comparable": "Not comparable",
-    "missing": "Missing in the candidate",
+    "not measured again": "Not measured again",
     "fixed": "Fixed",
     "improved": "Improved",
     "new": "New in the candidate",
     "same": "No worse than tolerated, as far as could be told",
 }
+NOTHING_FOUND = "nothing"
+"""In place of the smallest worsening that would have been found."""
 LEGEND = (
-    "*found from*: the smallest true worsening that would have been found in 80% of cases. *p* is of being worse "
-    "beyond the tolerance, corrected over the whole comparison. Means of times, bytes and losses are geometric."
+    f"*found from*: the smallest true worsening that would have been found in 80% of cases; {NOTHING_FOUND}: none that "
+    "there can be. *p* is of being worse beyond the tolerance, corrected over the whole comparison. Means of times, "
+    "bytes and losses are geometric."
 )
 
 
@@ -152,7 +155,8 @@ def _texts(cell: Cell, with_smallest: bool) -> Iterator[str]:
     yield _value(cell, cell.candidate)
     yield _change(cell, cell.change)
     yield NOTHING if cell.tolerance is None else str(cell.tolerance)
-    yield _change(cell, cell.smallest if with_smallest else None).removeprefix("+")
+    none_found = with_smallest and cell.test is not None and cell.smallest is None
+    yield NOTHING_FOUND if none_found else _change(cell, cell.smallest if with_smallest else None).removeprefix("+")
     p_value = "" if cell.p_value is None else f", p = {_probability(cell.p_value)}"
     yield one_line(f"{cell.basis}{p_value}", CELL_LIMIT) or NOTHING
 

@@ -24,6 +24,8 @@ from harness.proof import ending_of
 from harness.readings import headline_scores, question
 from harness.record import Record, Score
 from harness.report.comparing.measures import TIME, measures
+from harness.report.reading.chosen import chosen_scores
+from harness.report.reading.joined import joined, seed_of
 from harness.report.reading.summary import newest_records
 from harness.toml_files import validate
 
@@ -65,6 +67,13 @@ class Subject:
     """Of the newest environment; None of a benchmark."""
     trains: bool = True
 
+    def repeats(self, other: Subject) -> bool:
+        """Return whether it holds just what another does, and no measurement of its own."""
+        return all(
+            getattr(self, part) == getattr(other, part)
+            for part in ("uuids", "statuses", "environment", "values", "scores")
+        )
+
     @property
     def title(self) -> str:
         """Return what the subject is called."""
@@ -91,7 +100,7 @@ def subjects_of_records(
     shared = {record.uuid for record in others}
     groups: dict[Key, list[Record]] = defaultdict(list)
     added: dict[str, list[Record]] = defaultdict(list)
-    for record in records:
+    for record in joined(records):
         if record.is_run:
             groups[record.suite, record.model_name, record.label].append(record)
         elif record.of is not None and record.is_ok:
@@ -121,20 +130,23 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     subject.device_type, subject.trains = newest.environment.device_type, newest.train_settings is not None
     outcomes = {record.uuid: ending_of(record) for record in records}
     for record in newest_records(records):
-        subject.statuses[record.seed] = outcomes[record.uuid]
+        subject.statuses[seed_of(record) or 0] = outcomes[record.uuid]
     for record in records:
         if outcomes[record.uuid][0] != "ok":
             continue
-        seed = record.seed
+        seed = seed_of(record) or 0
         for name, measure in measures().items():
             if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))
-        for score in headline_scores(record):
-            subject.scores[score.title].append(ScoreSample(seed, score, record.items))
-        for later in added.get(record.uuid, ()):
-            judge = "" if later.judging is None else f", judged by {later.judging.identity}"
-            for score in headline_scores(later) if later.ran_in(newest.environment_id) else ():
-                subject.scores[score.title + judge].append(ScoreSample(seed, score, later.items))
+        later = [one for one in added.get(record.uuid, ()) if one.ran_in(newest.environment_id)]
+        for chosen in chosen_scores(record, later).values():
+            if chosen.score.headline and isfinite(chosen.score.value):
+                subject.scores[chosen.score.title].append(ScoreSample(seed, chosen.score, chosen.items))
+        for judged in later:
+            judge = "" if judged.judging is None else f", judged by {judged.judging.identity}"
+            for score in headline_scores(judged) if judge else ():
+                if isfinite(score.value):
+                    subject.scores[score.title + judge].append(ScoreSample(seed, score, judged.items))
     return subject
 
 

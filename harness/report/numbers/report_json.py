@@ -37,7 +37,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         "evaluation": view.evaluation.model_dump(mode="json"),
         "max_steps": view.max_steps,
         "environment_id": view.environment_id,
-        "environment": view.environment.model_dump(mode="json"),
+        "environment": view.environment.model_dump(mode="json", exclude={"training_checksum"}),
         "interval_level": LEVEL,
         "notes": list(notes),
         "labels": [_label(summary, row) for row in summary.rows],

@@ -9,8 +9,9 @@ from harness.report.table import Column, Entry, Table
 
 DEFINITIONS = (
     "A group of tasks, as MMLU and each of its categories, is scored as lm-eval scores it: every item counts once, so "
-    "that a task with more items weighs more. In an average a group counts as one task. Its interval of one seed is "
-    "Wilson's over all its items taken together.",
+    "that a task with more items weighs more. In an average a group counts as one task. Its interval is "
+    "ours and not lm-eval's standard error: Wilson's over all its items taken together, of one seed for the choice of "
+    "items, of several for items and seeds.",
 )
 
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from statistics import stdev
 
 from harness.record import Judging, Score
+from harness.report.reading.items import outcomes_of
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import estimate_cell, label_text, row_status
-from harness.report.statistics.intervals import Estimate, estimate_score
+from harness.report.statistics.intervals import Estimate, Interval, estimate_score
+from harness.report.statistics.means import mean_interval
 from harness.report.table import Cell, Column, Entry, Table, counted
 from harness.report.units import NOTHING
 
@@ -16,11 +18,15 @@ NOT_JUDGED = "not judged"
 AGGREGATES = ("mean", "turn 1", "turn 2", "mean of 8 categories", "mean of 7 categories")
 """Metrics of the first table; all others are categories."""
 COUNTS = ("judgments", "without a score")
+SEVERAL = "several ratings"
+"""A column only where some judgment gives several that differ."""
 SPREAD = "repeats, standard deviation"
 DEFINITIONS = (
     "MT-Bench: a judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is "
     "their number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
-    "Judgments in which no score could be read are counted under 'without a score' and enter no mean.",
+    "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that give "
+    "several ratings that differ under 'several ratings', a column only where there are any: the first of them counts, "
+    "as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) is not read.",
     "Intervals of MT-Bench: one seed: normal, from the standard error over questions (turns and repeats of a question "
     "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
     f"{SPREAD}: of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers.",
@@ -40,7 +46,8 @@ def judge_tables(summary: Summary, model: str, judge: str) -> tuple[Table, Table
     rows = summary.rows_of(model)
     known = dict.fromkeys(score.metric for row in rows for scores in _scores(row, judge) for score in scores)
     repeated = any(judging.repeats > 1 for row in rows for judging in _judgings(row, judge))
-    counts = (*COUNTS, *((SPREAD,) if repeated else ()))
+    several = any(judging.num_several for row in rows for judging in _judgings(row, judge))
+    counts = (*COUNTS, *((SEVERAL,) if several else ()), *((SPREAD,) if repeated else ()))
     aggregates = [metric for metric in AGGREGATES if metric in known]
     categories = [metric for metric in known if metric not in AGGREGATES]
     return (
@@ -67,7 +74,25 @@ def points_of_row(row: Row, judge: str, metric: str) -> Estimate | None:
     """Return the estimate of one metric over a row's finished runs; None unless the judge gave all of them one."""
     found = [next((s for s in scores if s.metric == metric), None) for scores in _scores(row, judge)]
     known = [score for score in found if score is not None]
-    return estimate_score(known) if known and len(known) == len(row.finished) else None
+    if not known or len(known) < len(row.finished):
+        return None
+    return estimate_score(known, _by_item(row, judge, known) if len(known) > 1 else None)
+
+
+def _by_item(row: Row, judge: str, scores: Sequence[Score]) -> Interval | None:
+    """Return the interval over questions and seeds; None unless a judge's points are there for the same questions."""
+    import numpy as np
+
+    records = [
+        next(r for r in reversed(run.judgings) if r.judging is not None and r.judging.identity == judge)
+        for run in row.finished
+    ]
+    files = [None if record.items is None else row.read_items(record.items) for record in records]
+    found = [None if file is None else outcomes_of(score, file) for score, file in zip(scores, files, strict=True)]
+    known = [outcomes for outcomes in found if outcomes is not None]
+    if len(known) < len(found) or any(outcomes.keys() != known[0].keys() for outcomes in known):
+        return None
+    return mean_interval([np.array([[outcomes[key] for key in known[0]] for outcomes in known])])
 
 
 def counts_of_row(row: Row, judge: str) -> tuple[int, int]:
@@ -90,6 +115,7 @@ def _table(rows: Sequence[Row], judge: str, metrics: Sequence[str], counts: Sequ
         points = [points_of_row(row, judge, metric) for metric in metrics]
         shown = [NOT_JUDGED if cell is None else estimate_cell(cell, "points") for cell in points]
         numbers: dict[str, Entry] = dict(zip(COUNTS, map(counted, counts_of_row(row, judge)), strict=True))
+        numbers[SEVERAL] = counted(sum(judging.num_several or 0 for judging in _judgings(row, judge)))
         numbers[SPREAD] = _spread(row, judge)
         cells.append((label_text(row), *shown, *(numbers[title] for title in counts)))
     return Table(columns, tuple(cells))

@@ -21,7 +21,7 @@ from harness.report.pages.document import (
     TableBlock,
     file_stem,
 )
-from harness.report.pages.pairs import ReadItems, comparison_blocks
+from harness.report.pages.pairs import comparison_blocks
 from harness.report.pages.proofs import proof_blocks
 from harness.report.pages.tables import (
     common_training,
@@ -35,6 +35,7 @@ from harness.report.pages.tables import (
     tuning_table,
 )
 from harness.report.plots.shown import DRAWN
+from harness.report.reading.items import ReadItems
 from harness.report.reading.proofs import failing_rows
 from harness.report.reading.remarks import remark_sentences
 from harness.report.reading.summary import Summary
@@ -48,7 +49,8 @@ SCORE_DEFINITIONS = (
     "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
     f"Intervals are at the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the "
     "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
-    "Student's t over the seeds: it covers the seed, not the choice of items, and has no width where all seeds agree. "
+    "the same with the variances of items and seeds, from the outcomes item by item, as between two labels: it covers "
+    "both, and is left out where the outcomes are not at hand or the seeds answered other items. "
     "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
     "average: unweighted mean of the headline metrics of the suite's tasks. Where tasks have `acc_norm`, accuracy by "
     "log-likelihood a character, a second mean takes it for these tasks and `acc` for the others; the first is the "
@@ -176,7 +178,7 @@ def all_notes(summary: Summary) -> list[str]:
     """Return the notes of a page: those, and what was left out of the tables."""
     notes = result_notes(summary)
     if summary.suite.ranking and summary.columns:
-        notes.append("Nothing is marked as best: this report makes no tests between labels.")
+        notes.append("Nothing is marked as best: the order of the averages is no test between labels.")
     return notes + list(summary.notes)
 
 

@@ -7,38 +7,39 @@ group: an order among them would be made up. A label without training ran once, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.record import Score
 from harness.report.pages.document import Block, Bullets, Heading, Paragraph, TableBlock
-from harness.report.reading.items import ItemFile, ItemKey, outcomes_of
+from harness.report.reading.items import ItemFile, ItemKey, ReadItems, outcomes_of
 from harness.report.reading.summary import Row, ScoreColumn, Summary
 from harness.report.statistics.family import POWER, holm, letters_of
 from harness.report.statistics.intervals import LEVEL, mean_value
 from harness.report.statistics.pairs import PairResult, compare_methods
-from harness.report.table import Cell, Column, Table, counted
+from harness.report.table import Cell, Column, Entry, Table, counted
 from harness.report.units import NOTHING, percent
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ReadItems = Callable[[str], ItemFile | None]
-"""Returns the outcomes in a file of items by its name in a record, or None."""
+NOTHING_FOUND = "nothing"
 MOST_PAIRS = 30
 """Rows of a model's table of pairs."""
 DEFINITIONS = (
     f"Two labels are compared item by item on the seeds that both have. p: two-sided, by Holm's correction over all "
     f"pairs of the model; at most {1 - LEVEL:.2f} tells two labels apart. Labels that share a letter cannot be told "
     "apart. A label without training counts with its one run for every seed.",
-    "test: exact McNemar for one task and seed; a bootstrap over the items of each task for several tasks and one "
-    "seed, which covers the choice of items and not the seed; Student's t with the variances of items and seeds for "
-    "several seeds. The interval is that of this one pair.",
+    "test: of one seed the signs of the items that differ, exactly (McNemar's for one task; in general a randomisation "
+    "test, items weighing as in the average), which covers the choice of items and not the seed; of several seeds "
+    "besides Student's t with the variances of items and seeds, and the larger p of the two. The interval is that of "
+    "this one pair, by the same variances with parts of an item won and lost added; where no outcome differs it is the "
+    "exact bound on what could.",
     f"could be found: the smallest true difference that these items and seeds would have shown in {POWER:.0%} of "
-    f"cases, at the share of the level that one pair has; {NOTHING} where no outcome differs. "
-    "effect: Cohen's h of the two accuracies; 0.2 is small, 0.5 medium, 0.8 large.",
+    f"cases, at the share of the level that one pair has; {NOTHING_FOUND}: none that the scale holds; {NOTHING} where "
+    "no outcome differs. effect: Cohen's h of the two accuracies; 0.2 is small, 0.5 medium, 0.8 large.",
 )
 
 
@@ -52,7 +53,7 @@ class Pair:
     p_value: float
     """Corrected over the pairs of the model."""
     smallest: float | None
-    """None where no outcome differs, which tells nothing of what could be found."""
+    """None: nothing that the scale holds, or no outcome differs, which tells nothing of it."""
 
 
 def comparison_blocks(summary: Summary, read_items: ReadItems) -> list[Block]:
@@ -123,21 +124,28 @@ def pair_table(pairs: Sequence[Pair]) -> Table:
     rows = []
     for pair in pairs:
         result, difference = pair.result, pair.result.difference
-        low, high = (f"{100 * edge:+.1f}" for edge in result.interval)
+        bounds = () if result.interval is None else ("[{:+.1f}, {:+.1f}]".format(*(100 * e for e in result.interval)),)
         rows.append(
             (
                 pair.first,
                 pair.second,
-                Cell(f"{100 * difference.mean:+.1f}", difference.mean, (f"[{low}, {high}]",)),
+                Cell(f"{100 * difference.mean:+.1f}", difference.mean, bounds),
                 Cell("<0.0001" if pair.p_value < 1e-4 else f"{pair.p_value:.2g}", pair.p_value),
                 NOTHING if result.effect_size is None else Cell(f"{result.effect_size:+.2f}", result.effect_size),
-                NOTHING if pair.smallest is None else _percent(pair.smallest),
+                _smallest(pair),
                 counted(difference.num_items),
                 counted(difference.num_seeds),
                 result.test,
             )
         )
     return Table(tuple(Column(title, "left" if title in left else "right") for title in titles), tuple(rows))
+
+
+def _smallest(pair: Pair) -> Entry:
+    """Return what could be found; without an outcome that differs nothing is known of that."""
+    if not pair.result.difference.standard_error:
+        return NOTHING
+    return NOTHING_FOUND if pair.smallest is None else _percent(pair.smallest)
 
 
 def _percent(value: float) -> Cell:
@@ -187,7 +195,8 @@ def _arrays(
         found = []
         for seed in seeds:
             run = runs.get(seed, row.finished[0])
-            score, file = run.score(column), None if run.record is None else run.record.items
+            score = run.score(column)
+            file = None if score is None else run.files.get(score.key)
             outcomes = None if score is None or file is None else _outcomes(score, read_items(file))
             if outcomes is None:
                 return None

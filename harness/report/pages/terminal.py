@@ -15,6 +15,7 @@ from harness.report.pages import mt_bench as judging
 from harness.report.pages.costs import short_cell, short_heading, shown_quantities
 from harness.report.pages.page import result_notes
 from harness.report.reading.estimates import average_of_row, has_normalised, normalised_average_of_row, score_of_row
+from harness.report.reading.items import ReadItems
 from harness.report.reading.summary import Row, ScoreColumn, Summary, summarize
 from harness.report.reading.words import BUSY, is_busy, marks, row_status, status_words
 from harness.report.statistics.intervals import Estimate
@@ -39,13 +40,19 @@ SHORT_STATUS = {"out_of_memory": "OOM", "interrupted": "stopped"}
 TASK_WIDTH = 9
 
 
-def terminal_table(suite: Suite, contents: Contents, console: Console, tuned: Tuned | None = None) -> None:
+def terminal_table(
+    suite: Suite,
+    contents: Contents,
+    console: Console,
+    tuned: Tuned | None = None,
+    read_items: ReadItems | None = None,
+) -> None:
     """Print the scores and the cost of every recorded label.
 
     Raises:
         HarnessError: there is no record of the suite.
     """
-    summary = summarize(suite, contents, tuned)
+    summary = summarize(suite, contents, tuned, read_items)
     parts: list[RenderableType] = []
     for model in summary.models:
         rows = summary.rows_of(model)

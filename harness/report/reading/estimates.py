@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
+from typing import TYPE_CHECKING
 
 from harness.quantity import Quantity
 from harness.record import Score
+from harness.report.reading.items import ItemKey, outcomes_of
 from harness.report.reading.summary import Row, Run, ScoreColumn, Summary
-from harness.report.statistics.intervals import Estimate, estimate_average, estimate_score
+from harness.report.statistics.intervals import Estimate, Interval, estimate_average, estimate_score
+from harness.report.statistics.means import mean_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 NORMALISED = "acc_norm"
 
@@ -44,7 +51,46 @@ def _estimate_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | No
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
         return None
-    return estimate_score(known), known[0].unit
+    return estimate_score(known, _by_item(row, [column])), known[0].unit
+
+
+def _by_item(row: Row, columns: Sequence[ScoreColumn]) -> Interval | None:
+    """Return the interval of a row's mean over tasks from its items; None where any are missing.
+
+    One run needs its items only where its scores are not enough, as those of a group that weighs its tasks.
+    """
+    if not row.finished:
+        return None
+    lone = row.finished[0].score(columns[0]) if len(row.finished) == 1 and len(columns) == 1 else None
+    if len(row.finished) == 1 and (lone is None or not lone.subtasks):
+        return None
+    found = [_outcomes(row, column) for column in columns]
+    known = [outcomes for outcomes in found if outcomes is not None]
+    return mean_interval(known) if len(known) == len(found) else None
+
+
+def _outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
+    """Return what each run scored on each item of a task, (num_seeds, num_items); None unless all have the same."""
+    key = "outcomes", column
+    if key not in row.estimates:
+        row.estimates[key] = _read_outcomes(row, column)
+    found: NDArray[np.float64] | None = row.estimates[key]
+    return found
+
+
+def _read_outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
+    import numpy as np
+
+    found: list[dict[ItemKey, float]] = []
+    for run in row.finished:
+        score = run.score(column)
+        name = None if score is None else run.files.get(score.key)
+        file = None if name is None else row.read_items(name)
+        outcomes = None if score is None or file is None else outcomes_of(score, file)
+        if outcomes is None or (found and outcomes.keys() != found[0].keys()):
+            return None
+        found.append(outcomes)
+    return np.array([[outcomes[key] for key in found[0]] for outcomes in found])
 
 
 def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
@@ -67,7 +113,7 @@ def _average_of_row(row: Row, entering: Sequence[ScoreColumn]) -> tuple[Estimate
         if not known or len(known) < len(scores):
             return None
         runs.append(known)
-    return _average(runs)
+    return _average(runs, _by_item(row, entering))
 
 
 def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
@@ -75,7 +121,10 @@ def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple
     if average_of_row(row, columns) is None:
         return None
     entering = [column for column in columns if column.in_average]
-    return _average([[_normalised(run, column) for column in entering] for run in row.finished])
+    chosen = [[_normalised(run, column) for column in entering] for run in row.finished]
+    metrics = [{score.metric for score in scores} for scores in zip(*chosen, strict=True)]
+    alike = [replace(column, metric=min(found)) for column, found in zip(entering, metrics, strict=True)]
+    return _average(chosen, _by_item(row, alike) if all(len(found) == 1 for found in metrics) else None)
 
 
 def has_normalised(summary: Summary) -> bool:
@@ -96,9 +145,9 @@ def _normalised(run: Run, column: ScoreColumn) -> Score:
     return own
 
 
-def _average(runs: Sequence[Sequence[Score]]) -> tuple[Estimate, str] | None:
+def _average(runs: Sequence[Sequence[Score]], by_item: Interval | None) -> tuple[Estimate, str] | None:
     units = {score.unit for run in runs for score in run}
-    return (estimate_average(runs), units.pop()) if len(units) == 1 else None
+    return (estimate_average(runs, by_item), units.pop()) if len(units) == 1 else None
 
 
 def column_title(column: ScoreColumn) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
 from harness.errors import HarnessError
@@ -16,10 +16,17 @@ ItemKey = tuple[str, int, str]
 Outcomes = Mapping[ItemKey, float]
 ItemFile = Mapping[tuple[str, str], Outcomes]
 """Outcomes by task and metric."""
+ReadItems = Callable[[str], ItemFile | None]
+"""Returns the outcomes in a file of items by its name in a record, or None."""
 LARGEST_BYTES = 256 << 20
 """Of the items of one run, unpacked; a small file can say that it holds any number of them."""
 ROUNDING = 1e-6
 """How far a score may be from the mean of its items: farther, and the score is no mean of them."""
+
+
+def no_items(name: str) -> ItemFile | None:
+    """Return nothing: no file of items is at hand."""
+    return None
 
 
 def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, float]]:

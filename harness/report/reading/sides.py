@@ -30,6 +30,8 @@ class Side:
     benchmarks: tuple[dict[str, Any], ...] = ()
     """Whole documents of pytest-benchmark."""
     warnings: list[str] = field(default_factory=list)
+    damage: list[str] = field(default_factory=list)
+    """Those of the warnings that are of records that could not be read."""
     read_file: Callable[[str], bytes | None] = lambda name: None
     """Bytes of a file beside the records, or None where it is not."""
     _items: dict[str, ItemFile | None] = field(default_factory=dict)
@@ -118,7 +120,8 @@ def _side(name: str, parts: list[tuple[str, bytes]], read_file: Callable[[str], 
     if not contents.records:
         why = f": {contents.warnings[0]}" if contents.warnings else ""
         raise HarnessError(f"{name} holds no record and no document of pytest-benchmark{why}")
-    return Side(name, contents.records, warnings=list(contents.warnings), read_file=read_file)
+    damage = list(contents.warnings)
+    return Side(name, contents.records, warnings=list(damage), damage=damage, read_file=read_file)
 
 
 def _benchmark_document(where: str, data: bytes) -> dict[str, Any] | None:

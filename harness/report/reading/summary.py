@@ -8,8 +8,8 @@ counted in a note that says why. What the suite asks for and has no result is th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,9 @@ from harness.errors import HarnessError
 from harness.proof import ending_of
 from harness.readings import question, source_of
 from harness.record import Record, Score
+from harness.report.reading.chosen import ScoreKey, chosen_scores, passed_over_notes
+from harness.report.reading.items import ReadItems, no_items
+from harness.report.reading.joined import joined, joined_note, scored_anew, with_scored_anew
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
 from harness.spec import RunSpec
@@ -37,7 +40,9 @@ class Run:
     seed: int
     record: Record | None
     scores: tuple[Score, ...] = ()
-    """The record's own and those added later to its weights."""
+    """The record's own and those added later to its weights, of each the one over the most items."""
+    files: Mapping[ScoreKey, str | None] = field(default_factory=dict)
+    """Of each score the file of its items."""
     judgings: tuple[Record, ...] = ()
     """Of its MT-Bench answers: the newest of each judge."""
 
@@ -87,6 +92,8 @@ class Row:
     runs: tuple[Run, ...]
     choice: Choice | None = None
     """Where its learning rate comes from, when harness tune chose it."""
+    read_items: ReadItems = no_items
+    """Returns a file of items; without it several seeds have no interval."""
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
@@ -162,19 +169,27 @@ class Summary:
         return tuple(row for row in self.rows if row.model == model)
 
 
-def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> Summary:
+def summarize(
+    suite: Suite, contents: Contents, tuned: Tuned | None = None, read_items: ReadItems | None = None
+) -> Summary:
     """Return what the report shows of a suite's records.
 
     Args:
         suite: As it is asked for now.
         contents: The records.
         tuned: The learning rates that the suite takes from a file.
+        read_items: Returns a file of items; None: there are none, and several seeds have no interval.
 
     Raises:
         HarnessError: there is no record of the suite.
     """
-    records = [record for record in contents.records if record.suite == suite.name]
+    recorded = [record for record in contents.records if record.suite == suite.name]
+    records = joined(recorded)
     newest = newest_records([record for record in records if record.is_run])
+    anew = _scored_anew(suite, newest, records)
+    if anew:
+        records = with_scored_anew(records, anew)
+        newest = newest_records([record for record in records if record.is_run])
     if not newest:
         raise HarnessError(f"there is no record of suite '{suite.name}' to report; run it with: {_command(suite)}")
     view = choose_view(suite, newest)
@@ -183,18 +198,34 @@ def summarize(suite: Suite, contents: Contents, tuned: Tuned | None = None) -> S
     runs = {
         (record.model_name, record.label, record.seed): _run(record, added.get(record.uuid, ())) for record in shown
     }
-    rows = tuple(replace(row, choice=_choice(row, tuned)) for row in _rows(suite, runs))
+    rows = tuple(
+        replace(row, choice=_choice(row, tuned, suite), read_items=read_items or no_items) for row in _rows(suite, runs)
+    )
     notes = [
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
     ]
-    notes += view_notes(suite, view) + _data_notes(shown)
+    notes += view_notes(suite, view) + _data_notes(shown) + joined_note(recorded, records)
+    notes += passed_over_notes((record, added.get(record.uuid, ())) for record in shown)
     superseded = sum(record.is_run for record in records) - len(newest)
     if superseded:
         notes.append(f"Of runs recorded more than once the newest outcome counts; older records: {superseded}.")
     notes += list(contents.warnings)
     left = tuple(_run(record, ()) for record in left_out)
-    return Summary(suite, view, rows, _columns(suite, rows), left, failed, tuple(notes), suite.tune)
+    columns = _columns(suite, rows)
+    notes += _uneven_notes(rows, columns)
+    return Summary(suite, view, rows, columns, left, failed, tuple(notes), suite.tune)
+
+
+def _scored_anew(suite: Suite, newest: Sequence[Record], records: Sequence[Record]) -> dict[str, Record]:
+    """Return the runs whose kept weights were scored as the table shows them; none where it shows what they were."""
+    if not newest:
+        return {}
+    asked = {record.spec.evaluation_id for record in newest}
+    asked |= {record.spec.evaluation_id for record in records if record.evaluation_settings == suite.evaluation}
+    anew = scored_anew(records, asked)
+    view = choose_view(suite, sorted([*newest, *anew.values()], key=lambda record: record.in_time))
+    return {uuid: run for uuid, run in anew.items() if not view.differences(run)}
 
 
 def newest_records(records: Iterable[Record]) -> list[Record]:
@@ -226,7 +257,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
                 f"label {label} scored in {record.scored_dtype}, where what was trained from {model} is scored in "
                 f"{' and '.join(sorted(precisions[model]))}"
             )
-        elif configs.setdefault((model, label), asked := question(record)) != asked:
+        elif configs.setdefault((model, label), asked := _trained(record)) != asked:
             reason = f"other settings of label {label} than its newest record"
         else:
             shown.append(record)
@@ -243,6 +274,11 @@ def _trained_precisions(view: View, records: Sequence[Record]) -> dict[str, set[
         if record.train_settings is not None and not view.differences(record):
             found[record.model_name].add(record.scored_dtype)
     return dict(found)
+
+
+def _trained(record: Record) -> dict[str, Any]:
+    """Return what was asked, but for the seed and the evaluation, which the view has looked at."""
+    return {name: value for name, value in question(record).items() if name != "evaluation"}
 
 
 def _added_scores(
@@ -275,11 +311,17 @@ def _judged(record: Record) -> tuple[str | None, str | None]:
 
 
 def _run(record: Record, added: Sequence[Record]) -> Run:
-    later = [score for evaluation in added if evaluation.judging is None for score in evaluation.scores]
-    scores = {score.key: score for score in (*record.scores, *later)}
+    chosen = chosen_scores(record, added)
     judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
-    given = tuple(judgings.values())
-    return Run(record.model_name, record.label, record.seed, record, tuple(scores.values()), given)
+    return Run(
+        record.model_name,
+        record.label,
+        record.seed,
+        record,
+        tuple(one.score for one in chosen.values()),
+        {key: one.items for key, one in chosen.items()},
+        tuple(judgings.values()),
+    )
 
 
 def _command(suite: Suite) -> str:
@@ -300,7 +342,7 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
             found = seeds.get((model, label), [])
             wanted = suite.seeds if model in suite.models and label in asked else ()
             if any((record := runs[model, label, seed].record) and record.train_settings is None for seed in found):
-                wanted = wanted[:1]  # a label without training runs once a model
+                wanted = ()  # a label without training runs once a model, whatever its seed
             both = dict.fromkeys((*wanted, *sorted(found)))
             rows.append(
                 Row(
@@ -312,12 +354,15 @@ def _rows(suite: Suite, runs: dict[tuple[str, str, int], Run]) -> tuple[Row, ...
     return tuple(rows)
 
 
-def _choice(row: Row, tuned: Tuned | None) -> Choice | None:
-    """Return the choice that the recorded runs of a row were made with."""
+def _choice(row: Row, tuned: Tuned | None, suite: Suite) -> Choice | None:
+    """Return the choice that the recorded runs of a row were made with, unless it was made on something else."""
     choice = None if tuned is None else tuned.choice(row.model, row.label)
-    trained = [run.record.train_settings for run in row.runs if run.record is not None]
-    rates = {None if train is None else train.learning_rate for train in trained}
-    return choice if choice is not None and rates == {choice.learning_rate} else None
+    specs = [run.record.spec for run in row.runs if run.record is not None]
+    if choice is None or suite.tune is None:
+        return None
+    if {None if spec.train is None else spec.train.learning_rate for spec in specs} != {choice.learning_rate}:
+        return None
+    return None if any(choice.refusal(spec, suite.tune.max_steps) for spec in specs) else choice
 
 
 def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
@@ -371,6 +416,22 @@ def _categories(
         if its_metric == metric and set(members) <= set(subtasks) and len(members) > len(found.get(task, ())):
             found[task] = members
     return [ScoreColumn(task, metric, False, members) for task, members in found.items()]
+
+
+def _uneven_notes(rows: Sequence[Row], columns: Sequence[ScoreColumn]) -> list[str]:
+    """Return a note for each column of which a model's cells are over unlike numbers of items."""
+    notes = []
+    for column in columns:
+        for model in dict.fromkeys(row.model for row in rows):
+            counts: dict[int, set[str]] = defaultdict(set)
+            for row in rows:
+                for run in row.finished if row.model == model else ():
+                    if (score := run.score(column)) is not None:
+                        counts[score.n].add(row.label)
+            if len(counts) > 1:
+                told = "; ".join(f"{n} items: {', '.join(sorted(counts[n]))}" for n in sorted(counts, reverse=True))
+                notes.append(f"Scores of {column.task} on {model} are not over the same items: {told}.")
+    return list(dict.fromkeys(notes))
 
 
 def _data_notes(records: Sequence[Record]) -> list[str]:

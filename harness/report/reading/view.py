@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from harness.answers import answers
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.report.units import memory_text
@@ -34,8 +35,8 @@ class View:
             if ours != theirs:
                 found.append(f"{what} {theirs} instead of {ours}")
         if record.is_run:
-            if spec.evaluation != self.evaluation:
-                found += _changed_fields(self.evaluation.model_dump(), spec.evaluation.model_dump())
+            if not answers(spec.evaluation, self.evaluation):
+                found += _changed_fields(_told(self.evaluation), _told(spec.evaluation))
             if spec.train is not None and spec.max_steps != self.max_steps:
                 found.append(f"max_steps {_said(spec.max_steps)} instead of {_said(self.max_steps)}")
         if not record.ran_in(self.environment_id):
@@ -64,7 +65,7 @@ def choose_view(suite: Suite, records: Sequence[Record]) -> View:
         return (
             spec.suite_version == suite.version,
             spec.protocol == suite.protocol,
-            spec.evaluation == suite.evaluation,
+            _told(spec.evaluation) == _told(suite.evaluation),
             position,
         )
 
@@ -76,7 +77,7 @@ def choose_view(suite: Suite, records: Sequence[Record]) -> View:
         if record.train_settings is not None
         and record.ran_in(view.environment_id)
         and (record.spec.suite_version, record.spec.protocol) == (spec.suite_version, spec.protocol)
-        and record.evaluation_settings == view.evaluation
+        and answers(record.evaluation_settings, view.evaluation)
     ]
     return replace(view, max_steps=max(bounds)[2] if bounds else None)
 
@@ -90,12 +91,17 @@ def view_notes(suite: Suite, view: View) -> list[str]:
         )
     if view.protocol != suite.protocol:
         notes.append(f"The records follow protocol {view.protocol}; the suite follows {suite.protocol} now.")
-    changes = _changed_fields(suite.evaluation.model_dump(), view.evaluation.model_dump())
+    changes = _changed_fields(_told(suite.evaluation), _told(view.evaluation))
     if view.max_steps is not None:
         changes.append(f"at most {view.max_steps} optimizer steps")
     if changes:
         notes.append(f"These runs were cut or changed against the suite: {'; '.join(changes)}.")
     return notes
+
+
+def _told(evaluation: EvaluationSettings) -> dict[str, object]:
+    """Return what moves a score: how many tokens a forward pass takes does not."""
+    return evaluation.model_dump(exclude={"batch_tokens"})
 
 
 def _flat(environment: Environment) -> dict[str, object]:

@@ -120,13 +120,6 @@ def inverse_trigamma(value: float) -> float:
     return x
 
 
-def p_more_lost_than_won(lost: int, won: int) -> float:
-    """Return the exact one-sided p-value that as many items are lost among ``lost + won`` fair coins (McNemar)."""
-    from scipy.special import bdtrc
-
-    return 1.0 if lost == 0 else float(bdtrc(lost - 1, lost + won, 0.5))
-
-
 def _squares(values: Sequence[float]) -> float:
     if max(values) - min(values) <= ROUNDING:
         return 0.0  # equal ratios need not have equal logarithms

@@ -1,7 +1,8 @@
 """Intervals for one accuracy, for a mean over tasks and for a mean over seeds, at the level 95%.
 
-Two sources of variation, never mixed silently: the items of a task (one run) and the seeds (several runs). An estimate
-says which one its interval covers. Comparisons between methods are not made here.
+Two sources of variation: the items of a task and the seeds. With one run the interval covers the items, with several
+both, from the outcomes item by item (``harness.report.statistics.means``); an estimate says which, and without the
+outcomes several runs have none. Comparisons between methods are not made here.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ WHOLE = 1e-6
 """How far value x n may be from a whole number for the value to count as a share of right answers."""
 
 Interval = tuple[float, float]
-Basis = Literal["items", "seeds", "none"]
+Basis = Literal["items", "items and seeds", "none"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Estimate:
     mean: float
     interval: Interval | None
     basis: Basis
-    """What the interval covers: the items of one run, or the seeds of several; ``none`` where nothing is known."""
+    """The items of one run are covered, or items and seeds of several; ``none`` where no interval can be had."""
     num_items: tuple[int, int]
     """Smallest and largest number of items behind one seed's value, over all its tasks."""
     num_seeds: int
@@ -46,13 +47,16 @@ def wilson_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
     Statistics in Medicine 17:857-872.
     """
     assert 0 <= successes <= n and n > 0
-    z = _normal_quantile(level)
-    p = successes / n
+    return wilson(successes / n, n, _normal_quantile(level))
+
+
+def wilson(p: float, n: float, z: float) -> Interval:
+    """Return the same of a proportion ``p`` that is known as well as from ``n`` items, at the quantile ``z``."""
     centre = p + z * z / (2 * n)
     half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    low = 0.0 if successes == 0 else (centre - half) / scale
-    high = 1.0 if successes == n else (centre + half) / scale
+    low = 0.0 if p == 0 else (centre - half) / scale
+    high = 1.0 if p == 1 else (centre + half) / scale
     return low, high
 
 
@@ -93,41 +97,50 @@ def mean_value(scores: Iterable[Score]) -> float:
     return fmean(score.value for score in scores)
 
 
-def estimate_score(scores: Sequence[Score]) -> Estimate:
+def estimate_score(scores: Sequence[Score], by_item: Interval | None = None) -> Estimate:
     """Return the mean of one metric over seeds: one score a seed, all of the same task and metric.
 
     One seed: Wilson's interval where the value is a share of right answers, else normal from the recorded standard
-    error. Several: Student's over the seeds.
+    error. Several: that of items and seeds.
+
+    Args:
+        scores: One a seed.
+        by_item: ``mean_interval`` of their outcomes; None: these are not known.
     """
-    return estimate_average([[score] for score in scores])
+    return estimate_average([[score] for score in scores], by_item)
 
 
-def estimate_average(runs: Sequence[Sequence[Score]]) -> Estimate:
+def estimate_average(runs: Sequence[Sequence[Score]], by_item: Interval | None = None) -> Estimate:
     """Return the unweighted mean over tasks, averaged over seeds.
 
     Args:
         runs: For each seed the scores that enter the mean, one a task, the same tasks for every seed.
+        by_item: ``mean_interval`` of their outcomes; None: these are not known.
     """
     assert runs and all(len(run) == len(runs[0]) for run in runs)
     values = [mean_value(run) for run in runs]
     items = [sum(score.n for score in run) for run in runs]
-    if len(runs) > 1:
-        interval: Interval | None = t_interval(values)
-        if interval is not None and all(score.is_fraction for run in runs for score in run):
-            interval = max(0.0, interval[0]), min(1.0, interval[1])
-        basis: Basis = "seeds"
-    else:
-        interval = _items_interval(runs[0])
-        basis = "items" if interval is not None else "none"
+    counted = _items_interval(runs[0]) if len(runs) == 1 else None
+    interval = by_item if counted is None else counted
+    covered: Basis = "items" if len(runs) == 1 else "items and seeds"
+    basis: Basis = "none" if interval is None else covered
     return Estimate(fmean(values), interval, basis, (min(items), max(items)), len(runs))
 
 
 def _items_interval(scores: Sequence[Score]) -> Interval | None:
+    """Return the interval of one run; None where a score has neither counts nor a standard error of single items.
+
+    The error that a group of tasks is recorded with is of lm-eval's making, and is not taken.
+    """
     counts = [_counts(score) for score in scores]
     whole = [count for count in counts if count is not None]
     if len(whole) == len(scores):
         return wilson_interval(*whole[0]) if len(whole) == 1 else mean_of_accuracies_interval(whole)
-    errors = [score.stderr for score in scores if score.stderr is not None and math.isfinite(score.stderr)]
+    errors = [
+        score.stderr
+        for score in scores
+        if score.stderr is not None and math.isfinite(score.stderr) and not score.subtasks
+    ]
     if len(errors) < len(scores):
         return None
     mean = mean_value(scores)

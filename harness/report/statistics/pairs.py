@@ -1,4 +1,4 @@
-"""Two methods on the same items: exact McNemar for one task of one seed, else differences item by item.
+"""Two methods on the same items: the signs of what differs, and the variance of differences item by item.
 
 Items and seeds are both sources of variation, and crossed: every seed answers every item. The variance of the mean over
 T tasks of the difference d is
@@ -10,9 +10,16 @@ T tasks of the difference d is
 since what is new in each pair of seed and item is in both of the first two (Cameron, Gelbach and Miller 2011, Journal
 of Business and Economic Statistics 29:238-249). Few seeds give a poor V_seeds, often one below V_both; V is therefore
 at least half of V_items, and V_seeds is taken as at least a fifth of V_both in the degrees of freedom, which are at
-least S - 1. The two shares are ours, chosen by simulation. V_items is what a bootstrap over items within each task
-gives, in closed form. With one seed the bootstrap itself is made; it says nothing of seeds, and the result names what
-its interval covers. Seeds are never resampled: there are mostly fewer than ten.
+least S - 1. The two shares are ours, chosen by simulation. With one seed V is V_items, which says nothing of seeds,
+and the result names what its interval covers.
+
+The p-value is never below that of the signs: where nothing tells the two apart, the sign of each item's difference is a
+fair coin, and the sum of the differences, each with its task's weight, has a distribution that is known exactly
+whatever the number of items. For one task of one seed that is McNemar's test; it needs six items that differ to reach
+0.05. V_items alone knows too little: two items that both became worse have no variance. The interval therefore counts
+``1 / T`` of an item won and as much of one lost in each task (Bonett and Price 2012, Journal of Educational and
+Behavioral Statistics 37:479-488, who add one of each to one task), of the size of the largest difference there is.
+Where no outcome differs, it is the exact bound on how many items could.
 
 Simulated coverage of the 95% interval, differences that swing by 0 to 10 points from seed to seed: 0.94 to 0.97 with
 one seed and with three or more; with two 0.95 to 0.98 up to 2 points, and 0.91 to 0.94 at 5 to 10 points.
@@ -27,6 +34,7 @@ from typing import TYPE_CHECKING, Literal
 
 from harness.report.statistics.family import smallest_difference
 from harness.report.statistics.intervals import LEVEL, Interval
+from harness.report.statistics.signs import sign_p_value
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,15 +43,12 @@ if TYPE_CHECKING:
     Outcomes = NDArray[np.float64]
     """(num_seeds, num_items) of one task: what each seed's run scored on each item."""
 
-RESAMPLES = 10_000
 LEAST_VARIANCE = 0.5
 """Share of V_items that V is at least."""
 LEAST_SEEDS = 0.2
 """Share of V_both that V_seeds is at least, in the degrees of freedom."""
-SEED = 20_041
-"""Of the generator of the resamples: the same outcomes give the same report."""
 
-Test = Literal["McNemar, exact", "paired bootstrap over items", "paired over items and seeds"]
+Test = Literal["McNemar, exact", "signs of items", "paired over items and seeds"]
 
 
 @dataclass(frozen=True)
@@ -70,29 +75,21 @@ class PairResult:
     difference: Difference
     p_value: float
     """Two-sided, before any correction."""
-    interval: Interval
+    interval: Interval | None
+    """None where no outcome differs, and outcomes have no bounds."""
     test: Test
     effect_size: float | None
     """Cohen's h of the two accuracies; None where an outcome is no right or wrong."""
 
-    def smallest(self, level: float) -> float:
-        """Return the smallest difference that these items and seeds would have shown at a level."""
-        return smallest_difference(self.difference.standard_error, self.difference.degrees, level)
+    def smallest(self, level: float) -> float | None:
+        """Return the smallest difference that these items and seeds would have shown at a level; None: none at all.
 
-
-def mcnemar_p_value(lost: int, won: int) -> float:
-    """Return the exact two-sided p-value of McNemar's test: the smaller count among ``lost + won`` fair coins.
-
-    Args:
-        lost: Items that only the first method has right.
-        won: Items that only the second has right.
-
-    Source: McNemar (1947), Psychometrika 12:153-157; the exact form as in Fagerland, Lydersen and Laake (2013), BMC
-    Medical Research Methodology 13:91.
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    return 1.0 if lost + won == 0 else min(1.0, float(mcnemar([[0, lost], [won, 0]], exact=True).pvalue))
+        Of right and wrong answers none is larger than 1, and the signs of too few items show nothing.
+        """
+        if 2 * 0.5**self.difference.num_items > level:
+            return None
+        found = smallest_difference(self.difference.standard_error, self.difference.degrees, level)
+        return None if self.effect_size is not None and found > 1 else found
 
 
 def cohens_h(first: float, second: float) -> float:
@@ -105,22 +102,27 @@ def cohens_h(first: float, second: float) -> float:
     return float(proportion_effectsize(second, first))
 
 
-def paired_difference(tasks: Sequence[Outcomes]) -> Difference:
+def paired_difference(tasks: Sequence[Outcomes], *, added: bool = False) -> Difference:
     """Return the mean over tasks of the mean difference, with the variance of items and of seeds.
 
     Args:
         tasks: Differences of each task, (num_seeds, num_items) with at least one item; the same seeds in each.
+        added: With the parts of items won and lost that few items need (see above); the mean stays.
     """
     import numpy as np
 
     num_seeds, num_items = len(tasks[0]), sum(task.shape[1] for task in tasks)
     assert tasks and all(len(task) == num_seeds and task.shape[1] > 0 for task in tasks)
     by_seed = np.mean([task.mean(axis=1) for task in tasks], axis=0)
-    items = [_items_part(task.mean(axis=0), len(tasks)) for task in tasks]
+    largest = max(float(np.abs(task).max()) for task in tasks)
+    if added and largest:
+        items = [_added_part(task.mean(axis=0), len(tasks), largest)[0] for task in tasks]
+    else:
+        items = [_items_part(task.mean(axis=0), len(tasks)) for task in tasks]
     error, degrees = sum_of_variances(items)
     if num_seeds > 1:
         seeds = float(by_seed.var(ddof=1)) / num_seeds
-        both = [_both_part(task, len(tasks)) for task in tasks]
+        both = [both_part(task, len(tasks)) for task in tasks]
         shared = sum(part for part, _ in both)
         variance = max(LEAST_VARIANCE * error**2, error**2 + seeds - shared)
         if variance > 0:
@@ -142,42 +144,70 @@ def compare_methods(first: Sequence[Outcomes], second: Sequence[Outcomes], level
 
     assert [task.shape for task in first] == [task.shape for task in second]
     tasks = [b - a for a, b in zip(first, second, strict=True)]
-    difference = paired_difference(tasks)
+    difference = paired_difference(tasks, added=True)
     binary = all(bool(np.isin(task, (0.0, 1.0)).all()) for task in (*first, *second))
     effect = cohens_h(_mean(first), _mean(second)) if binary else None
-    if difference.num_seeds > 1:
-        p_value, interval = _student(difference, level)
-        return PairResult(difference, p_value, interval, "paired over items and seeds", effect)
-    resampled = resampled_means([task[0] for task in tasks])
-    low, high = (float(np.quantile(resampled, share)) for share in ((1 - level) / 2, (1 + level) / 2))
-    test: Test = "paired bootstrap over items"
-    if binary and len(tasks) == 1:
-        p_value = mcnemar_p_value(int((tasks[0] < 0).sum()), int((tasks[0] > 0).sum()))
-        test = "McNemar, exact"
-    else:
-        farther = np.abs(resampled - difference.mean) >= abs(difference.mean) - 1e-12
-        p_value = (1 + int(farther.sum())) / (1 + len(resampled))
-    return PairResult(difference, p_value, (low, high), test, effect)
+    if not any(bool(task.any()) for task in tasks):
+        difference = paired_difference(tasks)
+        bound = largest_unseen([task.shape[1] for task in tasks], 1 - level)
+        interval = (-bound, bound) if binary else None
+        return PairResult(difference, 1.0, interval, _name(tasks, binary), effect)
+    signs = sign_p_value([task.mean(axis=0) for task in tasks])
+    student = _student_p_value(difference) if difference.num_seeds > 1 else 0.0
+    bounds = _interval(tasks, difference, level)
+    if binary:
+        bounds = max(-1.0, bounds[0]), min(1.0, bounds[1])
+    return PairResult(difference, max(signs, student), bounds, _name(tasks, binary), effect)
 
 
-def resampled_means(tasks: Sequence[NDArray[np.float64]], resamples: int = RESAMPLES) -> NDArray[np.float64]:
-    """Return bootstrap means over tasks, (resamples,), the items of each task drawn again within it.
+def _name(tasks: Sequence[Outcomes], binary: bool) -> Test:
+    if len(tasks[0]) > 1:
+        return "paired over items and seeds"
+    return "McNemar, exact" if binary and len(tasks) == 1 else "signs of items"
+
+
+def largest_unseen(num_items: Sequence[int], level: float) -> float:
+    """Return the largest mean over tasks of the share of items that differ, where none of the items seen do.
+
+    The mean of the shares ``d_t`` is largest, under ``prod (1 - d_t)^n_t = level``, where ``1 - d_t = min(1, m n_t)``;
+    for one task it is ``1 - level^(1/n)`` (Clopper and Pearson 1934, Biometrika 26:404-413), as for equal tasks of so
+    many items in all.
 
     Args:
-        tasks: (num_items,) of each task.
-        resamples: How many.
-
-    Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap, section 8.3.
+        num_items: Of each task.
+        level: The chance of seeing none of them that is left.
     """
-    import numpy as np
+    from scipy.optimize import brentq
 
-    draw = np.random.default_rng(SEED)
-    total = np.zeros(resamples)
-    for items in tasks:
-        # Drawing items is drawing how often each distinct value comes.
-        values, counts = np.unique(items, return_counts=True)
-        total += draw.multinomial(len(items), counts / len(items), size=resamples) @ values / len(items)
-    return total / len(tasks)
+    def kept(log_m: float) -> list[float]:
+        return [min(0.0, log_m + math.log(n)) for n in num_items]
+
+    def beyond(log_m: float) -> float:
+        return sum(n * log for n, log in zip(num_items, kept(log_m), strict=True)) - math.log(level)
+
+    # At the upper end nothing is left out; at the lower one the least task alone is beyond the level.
+    log_m = float(brentq(beyond, math.log(level) - math.log(min(num_items)) - 1e-9, -math.log(min(num_items))))
+    return sum(1 - math.exp(log) for log in kept(log_m)) / len(num_items)
+
+
+def _added_part(items: Outcomes, num_tasks: int, largest: float) -> tuple[tuple[float, float], float]:
+    """Return a task's variance with its degrees, and its mean, with a part of an item won and of one lost."""
+    weight = 1 / num_tasks
+    n = len(items) + 2 * weight
+    mean = float(items.sum()) / n
+    variance = (float((items**2).sum()) + 2 * weight * largest**2) / n - mean**2
+    return (variance / n / num_tasks**2, max(1, len(items) - 1)), mean
+
+
+def _interval(tasks: Sequence[Outcomes], difference: Difference, level: float) -> Interval:
+    """Return Student's interval around the mean with parts of items added."""
+    import numpy as np
+    from scipy.special import stdtrit
+
+    largest = max(float(np.abs(task).max()) for task in tasks)
+    centre = sum(_added_part(task.mean(axis=0), len(tasks), largest)[1] for task in tasks) / len(tasks)
+    half = float(stdtrit(difference.degrees, 0.5 + level / 2)) * difference.standard_error
+    return centre - half, centre + half
 
 
 def _items_part(items: Outcomes, num_tasks: int) -> tuple[float, float]:
@@ -187,8 +217,8 @@ def _items_part(items: Outcomes, num_tasks: int) -> tuple[float, float]:
     return float(items.var(ddof=1)) / n / num_tasks**2, n - 1
 
 
-def _both_part(task: Outcomes, num_tasks: int) -> tuple[float, float]:
-    """Return the variance of a task's part in the mean that lies in single pairs of seed and item."""
+def both_part(task: Outcomes, num_tasks: int) -> tuple[float, float]:
+    """Return the variance of a task's part in the mean that lies in single pairs of seed and item, and its degrees."""
     num_seeds, n = task.shape
     if n < 2:
         return 0.0, num_seeds - 1
@@ -208,14 +238,10 @@ def sum_of_variances(parts: Sequence[tuple[float, float]]) -> tuple[float, float
     return math.sqrt(variance), variance**2 / sum(part**2 / degrees for part, degrees in parts)
 
 
-def _student(difference: Difference, level: float) -> tuple[float, Interval]:
-    from scipy.special import stdtr, stdtrit
+def _student_p_value(difference: Difference) -> float:
+    from scipy.special import stdtr
 
-    error, degrees, mean = difference.standard_error, difference.degrees, difference.mean
-    half = float(stdtrit(degrees, 0.5 + level / 2)) * error
-    if error == 0:
-        return (1.0 if mean == 0 else 0.0), (mean, mean)
-    return 2 * float(stdtr(degrees, -abs(mean) / error)), (mean - half, mean + half)
+    return 2 * float(stdtr(difference.degrees, -abs(difference.mean) / difference.standard_error))
 
 
 def _mean(tasks: Sequence[Outcomes]) -> float:

@@ -23,11 +23,13 @@ PLOTS = ("memory_score", "memory", "loss", "blocks")
 
 def golden_files() -> dict[str, bytes]:
     """Return each file's content by its path in the folder of the report."""
-    suite, contents = runpy.run_path(str(HERE / "factory.py"))["golden"]()
-    summary = summarize(suite, contents)
+    factory = runpy.run_path(str(HERE / "factory.py"))
+    suite, contents = factory["golden"]()
+    read_items = factory["read_items"](contents)
+    summary = summarize(suite, contents, read_items=read_items)
     out = Path("out")
     plots = {name: [out / "plots" / f"{name}.{kind}" for kind in ("svg", "png")] for name in PLOTS}
-    document = report_document(summary, plots)
+    document = report_document(summary, plots, read_items)
     files = {"report.md": markdown(document, out), **latex(document, out)}
     files["report.json"] = report_json(summary, all_notes(summary))
     for name, frame in (("scores.csv", score_frame(summary)), ("runs.csv", run_frame(summary))):
