@@ -94,8 +94,8 @@ class TextEncoder:
 
     def is_blank(self, text: str) -> bool:
         """Return whether a text holds nothing that shows, the tokenizer's special tokens aside."""
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(str(token), "")
+        for token in self._special_texts:
+            text = text.replace(token, "")
         return not text.translate(INVISIBLE).strip()
 
     def facts(self) -> EncodingFacts:
@@ -106,6 +106,10 @@ class TextEncoder:
             left_out=tuple(self._texts(self.left_out)),
             end=None if end is None else str(end),
         )
+
+    @cached_property
+    def _special_texts(self) -> tuple[str, ...]:
+        return tuple(map(str, self.tokenizer.all_special_tokens))
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids))]

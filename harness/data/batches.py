@@ -215,7 +215,7 @@ def validation_batches(
 
 def _not_blank(rows: Sequence[Row | Example], text: TextEncoder | None) -> Sequence[Row | Example]:
     """Return the rows without those that hold nothing but special tokens; examples are taken as they are."""
-    if text is None:
+    if text is None or (rows and isinstance(rows[0], Example)):
         return rows
     return [row for row in rows if isinstance(row, Example) or not text.is_blank(row.output)]
 
