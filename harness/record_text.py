@@ -35,6 +35,12 @@ class RowFacts(Part):
     """Tokens that ``sequence_length`` left out of the rows trained on, as often as they were."""
     num_cut_answers: int | None = None
     """Rows trained on whose answer lost its end, as often as they were."""
+    num_packed_tokens: int | None = None
+    """Tokens of an epoch's packed rows; None where rows are not packed, as of the two below."""
+    num_unpacked_tokens: int | None = None
+    """Tokens behind the last whole packed row: left out."""
+    num_untrained_rows: int | None = None
+    """Packed rows without a token to train on: left out."""
     num_validated_rows: int | None = None
     """Rows of the held-out batch."""
     num_validated_cut_rows: int | None = None

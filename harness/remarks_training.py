@@ -15,7 +15,7 @@ MUCH_MORE = 1.2
 LARGE_SHARE = 0.2
 """Of all rows: above, what was held out is said."""
 REPEATED = 0.01
-"""Of the rows to train on: above, repeated ones are said."""
+"""Of the rows to train on: above, repeated ones are said; of packed tokens, what did not fill a row."""
 
 
 def _rows_cut(record: Record) -> str | None:
@@ -40,6 +40,20 @@ def _rows_cut(record: Record) -> str | None:
         which = f"{rows.num_validated_cut_rows} of {rows.num_validated_rows} rows of the held-out batch were cut"
         said.append(f"{which}, by {rows.num_validated_cut_tokens or 0:,} tokens")
     return ", ".join(said) or None
+
+
+def _packing(record: Record) -> str | None:
+    """Return what packing left out: rows of prompts alone, and the rest behind the last whole row if it is much."""
+    rows, asked = record.rows, record.train_settings
+    if rows is None or asked is None or rows.num_packed_tokens is None:
+        return None
+    said, length = [], asked.sequence_length
+    kept, rest, untrained = rows.num_packed_tokens, rows.num_unpacked_tokens or 0, rows.num_untrained_rows or 0
+    if untrained:
+        said.append(f"{untrained} of {kept // length + untrained} packed rows hold no token to train on")
+    if rest > REPEATED * (total := kept + untrained * length + rest):
+        said.append(f"{rest:,} of {total:,} tokens stand behind the last whole packed row")
+    return f"{' and '.join(said)}: left out" if said else None
 
 
 def _holding_out(record: Record) -> str | None:
@@ -121,6 +135,7 @@ def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None
 
 TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
+    "packing": _packing,
     "blank rows": _blank_rows,
     "held out": _holding_out,
     "held-out questions": _held_out_asked,

@@ -140,10 +140,18 @@ class TrainData:
         self.num_blank = len(rows) - len(self._rows)
         """Rows that hold nothing but special tokens, and were left out."""
         self._packed: list[Example] | None = None
+        self.packing_counts: dict[str, int] = {}
+        """What packing kept and left out, by field of the record; empty without packing."""
         if settings.packing:
             examples = [encode(row, self._text, settings, conversation) for row in self._rows]
             packed = pack(examples, settings.sequence_length)
             self._packed = [example for example in packed if any(example.trained[1:])]
+            total, length = sum(len(example.ids) for example in examples), settings.sequence_length
+            self.packing_counts = {
+                "num_packed_tokens": len(self._packed) * length,
+                "num_unpacked_tokens": total - len(packed) * length,
+                "num_untrained_rows": len(packed) - len(self._packed),
+            }
         if not len(self):
             raise HarnessError(f"data set '{settings.data}' holds no example with a token to train on")
 

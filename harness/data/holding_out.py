@@ -58,6 +58,8 @@ def hold_out(rows: Sequence[TrainingRow], at_least: int, name: str) -> tuple[lis
     held: list[str] = []
     total = 0
     for prompt in sorted(by_prompt):
+        if len(held) == len(by_prompt) - 1:
+            break  # one prompt is left to train on
         if total < wanted and total + len(by_prompt[prompt]) <= wanted + wanted // 10:
             held.append(prompt)
             total += len(by_prompt[prompt])
@@ -67,7 +69,7 @@ def hold_out(rows: Sequence[TrainingRow], at_least: int, name: str) -> tuple[lis
         if len(rest) > 1 and nearest <= MOST_OVER * wanted:
             held.append(rest[0])
             total = nearest
-    if total < at_least or len(held) == len(by_prompt):
+    if total < at_least:
         raise HarnessError(_too_few(name, len(rows), len(by_prompt), wanted))
     validation = [row for prompt in held for row in by_prompt[prompt]]
     kept = set(held)

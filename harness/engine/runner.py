@@ -286,6 +286,7 @@ def _data(run: _Run, settings: TrainSettings, model: nn.Module, tokenizer: Any) 
     counts = {
         "num_rows": len(rows.train) - data.num_blank,
         "num_blank_rows": (rows.facts.num_blank_rows or 0) + data.num_blank,
+        **data.packing_counts,
         "num_validated_rows": sum(len(batch.input_ids) for batch in held_out),
         "num_validated_cut_rows": sum(batch.num_truncated for batch in held_out),
         "num_validated_cut_tokens": told.cut_tokens,

@@ -72,6 +72,14 @@ def test_packing_concatenates_and_cuts(tokenizer: Any) -> None:
     assert packed[0].trained == (False, False, True, True, True)
 
 
+def test_what_packing_leaves_out_is_counted(tokenizer: Any) -> None:
+    settings = TRAIN.model_copy(update={"packing": True, "sequence_length": 4, "prompt": "plain"})
+    data = TrainData([Row("0123456789", "a"), Row("b", "cde")], tokenizer, settings, seed=1)  # 13 and 6 tokens
+    assert len(data) == 2
+    assert data.packing_counts == {"num_packed_tokens": 8, "num_unpacked_tokens": 3, "num_untrained_rows": 2}
+    assert TrainData([Row("a", "b")], tokenizer, TRAIN, seed=1).packing_counts == {}
+
+
 def test_padding_carries_no_loss_and_is_masked(tokenizer: Any) -> None:
     batch = collate([encode(Row("a", "bcd"), tokenizer, TRAIN), encode(Row("a", "b"), tokenizer, TRAIN)], pad_id=EOS)
     assert batch.input_ids.shape == (2, 6)

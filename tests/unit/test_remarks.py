@@ -74,6 +74,10 @@ def score(task: str, shots: int, n: int) -> Score:
             ("rows cut", "and were cut, which left 1,234 tokens out, 1 of these rows lost the end of their answer"),
         ),
         (
+            {"rows": RowFacts(num_packed_tokens=0, num_unpacked_tokens=1500, num_untrained_rows=1)},
+            ("packing", "1 of 1 packed rows hold no token to train on and 1,500 of "),
+        ),
+        (
             {"encoding": EncodingFacts(left_out=("[SEP]",))},
             ("end left out", "puts [SEP] behind every text, which was left out"),
         ),
@@ -143,6 +147,7 @@ def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
     [
         {},
         {"rows": RowFacts(num_blank_rows=0)},
+        {"rows": RowFacts(num_packed_tokens=100_000, num_unpacked_tokens=900, num_untrained_rows=0)},
         {"rows": RowFacts(num_rows=1000, num_held_out_rows=10, num_held_out_prompts=10, num_prompts=1010)},
         {"rows": RowFacts(num_rows=10, num_held_out_rows=30, num_held_out_asked=0, num_repeated_rows=0)},
         {"encoding": EncodingFacts(beginning=("<s>",), left_out=(), end="</s>", num_rows_begun=0, num_rows_ended=0)},
@@ -153,6 +158,7 @@ def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
     ids=[
         "no facts",
         "no blank rows",
+        "little behind the last packed row",
         "the share held out",
         "parts of its own",
         "nothing added or left out",

@@ -150,6 +150,8 @@ def prompts(*sizes: int) -> list[TrainingRow]:
         ((30, 30, 30, 17), 10, 17),  # nothing fits: the prompt with the fewest rows
         ((100, 100, 100), 0, 0),  # nobody asked: nothing rather than a third
         ((300,), 0, 0),
+        ((1,), 0, 0),  # one row is trained on
+        ((1, 1), 0, 1),
     ],
 )
 def test_the_share_is_kept_as_closely_as_prompts_allow(sizes: tuple[int, ...], at_least: int, held: int) -> None:
