@@ -166,17 +166,22 @@ def prediction_difference(record: Record) -> float | None:
     return prediction.peak_bytes / measured - 1.0
 
 
-def shows_predicted_step(record: Record, prediction: Prediction) -> bool:
+def shows_predicted_step(record: Record, prediction: Prediction, *, by_tracker: bool = False) -> bool:
     """Return whether the measured peak is of steps like the predicted one: that step, and rows of full length.
 
-    A tracker on a CPU sees a run's first steps, and a method may need most later. Rows are padded to the longest of
-    their batch: as long as predicted are those that fill the sequence, or were cut to it.
+    A tracker sees a run's first steps, and a method may need most later. Rows are padded to the longest of their
+    batch: as long as predicted are those that fill the sequence, or were cut to it.
+
+    Args:
+        record: What was measured.
+        prediction: What it is held against.
+        by_tracker: Whether what a tracker saw is meant on CUDA too, where every step's allocated peak is known.
     """
     train, settings, tracked = record.train, record.train_settings, live_peak(record)
     if train is None or settings is None:
         return False
     steps: Sequence[int] = range(len(train.curve.tokens))
-    if not ran_on_cuda(record):
+    if by_tracker or not ran_on_cuda(record):
         if tracked is None or prediction.peak_step > max(tracked.steps, default=-1):
             return False
         steps = [step for step in tracked.steps if step < len(train.curve.tokens)]

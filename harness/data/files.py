@@ -146,9 +146,14 @@ def _is_asked(present: dict[str, Any], layout: str) -> bool:
 
 def _choices_row(value: dict[str, Any], where: str, task: str) -> TrainingRow:
     choices, answer = value["choices"], int(value["answer"])
-    texts = all(isinstance(choice, str) and not HALF.search(choice) for choice in choices)
-    if not texts or not 0 < len(choices) <= len(ascii_uppercase):
+    if not 0 < len(choices) <= len(ascii_uppercase):
         raise HarnessError(f"{where}: field 'choices' holds {len(choices)} entries, expected 1 to 26 texts")
+    for position, choice in enumerate(choices):
+        if is_missing(choice):
+            raise HarnessError(f"{where}: position {position} of 'choices' is a missing value, expected a text")
+        if not isinstance(choice, str) or HALF.search(choice):
+            kind = "no Unicode text" if isinstance(choice, str) else type(choice).__name__
+            raise HarnessError(f"{where}: position {position} of 'choices' is {kind}, expected a text")
     if not 0 <= answer < len(choices):
         raise HarnessError(f"{where}: field 'answer' is {answer}, expected a position from 0 to {len(choices) - 1}")
     instruction, output = letter_question({**value, "answer": answer})

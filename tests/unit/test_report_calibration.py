@@ -140,6 +140,15 @@ def test_a_prediction_for_another_kind_of_device_is_not_compared() -> None:
     assert (line.predicted, line.difference, line.reached) == (NOTHING, NOTHING, "")
 
 
+def test_a_peak_of_other_steps_than_the_tracked_ones_is_not_compared() -> None:
+    record = make.with_memory(make.make_record("lora"))
+    later = record.prediction.model_copy(update={"peak_step": record.train.num_steps - 1})
+    found = lines_of(record.model_copy(update={"prediction": later}))["tracked peak"]
+    assert found.predicted != NOTHING != found.measured
+    assert (found.difference, found.asked, found.reached) == (NOTHING, "", "")
+    assert found.notes == "measured in other steps or rows than the predicted ones"
+
+
 def test_what_is_asked_of_a_peak_is_asked_of_runs_of_the_suite() -> None:
     suite = load_suite(SUITES["full"])
     assert all(label in labels_of(suite, model) for model, label in MOST_BYTES)

@@ -6,6 +6,7 @@ import runpy
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -108,6 +109,27 @@ def test_bars_without_data_are_absent_and_said_so(tmp_path: Path) -> None:
     ]  # nothing recorded says that base does not train
     assert "allocated peak of the train phase (CUDA)" not in found
     assert {"weights", "gradients", "optimizer state", "activations", "other"} <= set(found)
+
+
+@pytest.mark.parametrize(
+    ("environment", "told", "said"),
+    [
+        (make.CPU, {}, ""),
+        (make.CUDA, {}, ""),
+        (make.CPU, {"peak_step": 11}, ": of other steps or rows than the tracked ones"),
+        (make.CUDA, {"peak_step": 11}, ": of other steps or rows than the tracked ones"),
+        (make.CPU, {"device": "cuda"}, ": for another kind of device"),
+    ],
+)
+def test_a_prediction_of_what_was_not_tracked_says_so(
+    environment: Any, told: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    record = make.with_memory(make.make_record("full", environment=environment))
+    record = record.model_copy(update={"prediction": record.prediction.model_copy(update=told)})
+    found = bars_of(tmp_path, record, labels=("full",)).splitlines()
+    assert [line.partition(":")[1:] for line in found if ": of" in line or ": for" in line] == (
+        [(":", said[1:])] if said else []
+    )
 
 
 def test_on_cuda_the_allocated_peak_is_marked(tmp_path: Path) -> None:

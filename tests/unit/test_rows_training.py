@@ -76,7 +76,8 @@ def test_choices_are_put_as_lm_eval_puts_them(tmp_path: Path) -> None:
             "row 1: field 'answer' is 2, expected a position from 0 to 1",
         ),
         ([{"question": "q", "choices": "ab", "answer": 0}], "choices", "'choices' is str, expected a list of texts"),
-        ([{"question": "q", "choices": [1], "answer": 0}], "choices", "field 'choices' holds 1 entries"),
+        ([{"question": "q", "choices": [1], "answer": 0}], "choices", "position 0 of 'choices' is int, expected"),
+        ([{"question": "q", "choices": [], "answer": 0}], "choices", "field 'choices' holds 0 entries"),
         (
             [{"question": "q", "choices": ["a"], "answer": True}],
             "choices",
@@ -255,6 +256,14 @@ def test_a_null_is_a_value_that_is_missing(
         file = write(tmp_path, [given])
     (found,) = read_data_file(file, layout, "d")
     assert (found.instruction, found.input, found.output) == read
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), 3, "\ud800", ["b"]])
+def test_a_choice_that_is_no_text_is_refused_by_position_and_kind(tmp_path: Path, missing: Any) -> None:
+    file = write(tmp_path, [{"question": "a", "choices": ["x", missing], "answer": 0}])
+    said = {int: "is int", str: "is no Unicode text", list: "is list"}.get(type(missing), "is a missing value")
+    with pytest.raises(HarnessError, match=f"row 1: position 1 of 'choices' {said}, expected a text"):
+        read_data_file(file, "choices", "d")
 
 
 def test_a_label_that_a_table_made_a_float_is_a_label(tmp_path: Path) -> None:

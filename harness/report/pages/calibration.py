@@ -14,6 +14,7 @@ from harness.readings import (
     own_prediction,
     predictable_peak_bytes,
     predicted_peak_bytes,
+    prediction_difference,
     ran_on_cuda,
     step_seconds,
     steps_done,
@@ -31,6 +32,7 @@ TIME_WITHIN = 0.10
 """How far a step time may be from what its operations take at the measured rate of matrix products."""
 MOST_BYTES = {("llama2-7b", "owlore-offload-16x512"): 17.5e9, ("llama2-7b", "owlore-1x512"): 15.5e9}
 """Largest peak that is asked of a run, by model and label."""
+OTHER_STEPS = "measured in other steps or rows than the predicted ones"
 GROUP_TITLES: dict[Group, str] = {
     "checks": "Checks",
     "constants": "Constants that planning assumes",
@@ -180,15 +182,17 @@ def _run_lines(record: Record, rates: Rates) -> Iterator[Line]:
     predicted = None if prediction is None else predicted_peak_bytes(record)
     yield _peak_line(f"{what}: {name}", predicted, predictable_peak_bytes(record), record)
     if (reserved := RESERVED_MEMORY.read(record)) is not None:
-        yield _bytes_line(f"{what}: reserved", None if prediction is None else prediction.reserved_bytes, reserved)
+        told = None if prediction is None else prediction.reserved_bytes
+        yield _bytes_line(f"{what}: reserved", told, reserved, compared=prediction_difference(record) is not None)
     if step_seconds(record) is not None:
         yield _time_line(what, record, rates)
 
 
 def _peak_line(what: str, predicted: float | None, measured: float | None, record: Record) -> Line:
-    line = _bytes_line(what, predicted, measured)
+    alike = prediction_difference(record) is not None
+    line = _bytes_line(what, predicted, measured, compared=alike)
     asked, reached = [], []
-    if predicted is not None and measured:
+    if predicted is not None and measured and alike:
         asked.append(f"within {percent(PREDICTED_WITHIN)} %")
         reached.append(abs(predicted / measured - 1.0) <= PREDICTED_WITHIN)
     most = MOST_BYTES.get((record.model_name, record.label))
@@ -198,12 +202,13 @@ def _peak_line(what: str, predicted: float | None, measured: float | None, recor
     word = "" if not reached else "yes" if all(reached) else "no"
     busy = "the device was not idle" if began_busy(record) else ""
     error = "" if record.prediction_error is None else f"no prediction: {record.prediction_error}"
-    notes = "; ".join(text for text in (busy, error) if text)
+    apart = OTHER_STEPS if predicted is not None and measured and not alike else ""
+    notes = "; ".join(text for text in (busy, error, apart) if text)
     return Line(line.group, line.what, line.predicted, line.measured, line.difference, ", ".join(asked), word, notes)
 
 
-def _bytes_line(what: str, predicted: float | None, measured: float | None) -> Line:
-    difference = predicted / measured - 1.0 if predicted is not None and measured else None
+def _bytes_line(what: str, predicted: float | None, measured: float | None, *, compared: bool = True) -> Line:
+    difference = predicted / measured - 1.0 if compared and predicted is not None and measured else None
     return Line("ladder", what, _cell(predicted, "bytes"), _cell(measured, "bytes"), _difference(difference))
 
 

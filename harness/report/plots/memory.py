@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.quantities import PEAK_MEMORY
-from harness.readings import live_parts, predicted_parts
+from harness.readings import live_parts, own_prediction, predicted_parts, shows_predicted_step
 from harness.record_training import MemoryBreakdown
 from harness.report.plots.panels import CHAR_INCHES, finish
 from harness.report.plots.style import COLORS, GREY, LABEL_LIMIT, PAGE_INCHES, LabelStyle
@@ -54,7 +54,8 @@ REST = Category("rest_bytes", "activations and other, not told apart", "#D0D0D0"
 CAPTION = (
     "Two bars a label: what a tracker measured in the first steps, and what was predicted. A diamond is the allocated "
     "peak of the whole training. A run out of memory has a bar up to what was alive when it died, with a cross at its "
-    "end: it needed more than that."
+    "end: it needed more than that. Where the tracked steps are not the predicted one, or no row filled the sequence, "
+    "the predicted bar says so, and the two are not to be held against each other."
 )
 
 
@@ -69,6 +70,8 @@ class _Bar:
     """Where a marker stands on it."""
     died: str = ""
     """Where memory ran out, of a bar that ends there."""
+    apart: str = ""
+    """Why its length is not to be held against the other bar's."""
 
     @property
     def total_bytes(self) -> int:
@@ -111,7 +114,17 @@ def _bars(row: Row) -> tuple[_Bar, _Bar]:
     measured = _Bar("measured", _parts(tracked), absent, allocated or 0)
     if not row.finished and (died := _died(row)) is not None:
         measured = died
-    return measured, _Bar("predicted", _parts(predicted), "not predicted")
+    apart = _apart(row) if measured.parts and not measured.died else ""
+    return measured, _Bar("predicted", _parts(predicted), "not predicted", apart=apart)
+
+
+def _apart(row: Row) -> str:
+    """Return why what was predicted of a row is not what was tracked; empty where some run's tracker saw it."""
+    told = [record for record in row.records if record.prediction is not None]
+    own = [(record, prediction) for record in told if (prediction := own_prediction(record)) is not None]
+    if not told or any(shows_predicted_step(record, prediction, by_tracker=True) for record, prediction in own):
+        return ""
+    return "of other steps or rows than the tracked ones" if own else "for another kind of device"
 
 
 def _largest(breakdowns: Iterable[MemoryBreakdown | None]) -> MemoryBreakdown | None:
@@ -205,7 +218,8 @@ def _draw_parts(axis: Axes, placed: Sequence[tuple[float, _Bar]]) -> None:
 
 
 def _end_text(bar: _Bar) -> str:
-    return f"{gib(bar.total_bytes)}: {bar.died}" if bar.died else gib(bar.total_bytes)
+    said = bar.died or bar.apart
+    return f"{gib(bar.total_bytes)}: {said}" if said else gib(bar.total_bytes)
 
 
 def _entries(bars: Sequence[_Bar]) -> list[tuple[Artist, str]]:
