@@ -2,7 +2,8 @@
 
 A run says its remarks when it ends, ``harness show`` and the report say them again, and the report marks the label. A
 new kind is one more function in ``harness.remarks_training`` or ``harness.remarks_scoring``; it reads facts that the
-record holds and returns None where there is nothing to say, so that records of every age are told about in words of today.
+record holds and returns None where there is nothing to say, so that records of every age are told about in today's
+words.
 """
 
 from __future__ import annotations
