@@ -7,7 +7,7 @@ same and the evaluation another, kept weights are scored, and nothing is trained
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from harness.record import Record
@@ -53,7 +53,9 @@ def answers(given: EvaluationSettings, asked: EvaluationSettings) -> bool:
     return given.limit is None or (asked.limit is not None and given.limit >= asked.limit)
 
 
-def kept_training(records: Sequence[Record], spec: RunSpec, environment: Environment | None) -> Record | None:
+def kept_training(
+    records: Sequence[Record], spec: RunSpec, environment: Environment | None, there: Callable[[Record], bool]
+) -> Record | None:
     """Return the newest run with kept weights that was trained as a run asks and would be here; None: there is none.
 
     MT-Bench's answers are judged by the run that gave them, so a run that asks for some trains. So does one that has an
@@ -63,6 +65,7 @@ def kept_training(records: Sequence[Record], spec: RunSpec, environment: Environ
         records: Of the suite, in the order of time.
         spec: The run.
         environment: Where it would take place; None: not known, and anywhere counts.
+        there: Says of a record that names kept weights whether they still are where it says.
     """
     if spec.evaluation.mt_bench is not None or not spec.evaluation.tasks:
         return None
@@ -75,7 +78,7 @@ def kept_training(records: Sequence[Record], spec: RunSpec, environment: Environ
         if record.weights is not None
         and (environment is None or record.environment.training_id == environment.training_id)
     ]
-    return found[-1] if found else None
+    return next((record for record in reversed(found) if there(record)), None)
 
 
 def trained_alike(records: Iterable[Record], spec: RunSpec) -> list[Record]:

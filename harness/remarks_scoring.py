@@ -18,6 +18,8 @@ LONGEST_SETTING = 40
 
 def _scored_text_read(record: Record) -> str | None:
     """Return which tasks score questions whose text the run read before."""
+    if record.train is None and not record.scores:
+        return None  # it ended before it read or scored anything
     spec = record.spec
     read = {
         purpose: tasks

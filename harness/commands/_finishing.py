@@ -11,6 +11,11 @@ from harness.store import Store
 from harness.task import RunTask
 
 
+def are_there(store: Store, record: Record) -> bool:
+    """Return whether the kept weights that a record names can still be scored."""
+    return can_be_scored(within(store.folder, str(record.weights)))
+
+
 def awaiting(records: Iterable[Record], store: Store) -> Record | None:
     """Return the newest run among some records whose weights wait to be scored; None where it was scored since.
 
@@ -19,7 +24,7 @@ def awaiting(records: Iterable[Record], store: Store) -> Record | None:
         store: Where they and the weights are.
     """
     for record in reversed([record for record in records if record.is_run]):
-        if record.awaits_scores and can_be_scored(within(store.folder, str(record.weights))):
+        if record.awaits_scores and are_there(store, record):
             return record
         if record.has_outcome() and not record.awaits_scores:
             return None

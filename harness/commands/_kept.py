@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from harness.answers import kept_training, trained_alike
 from harness.beside import within
-from harness.kept import ADAPTER, can_be_scored
+from harness.commands._finishing import are_there, awaiting
+from harness.kept import ADAPTER
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.spec import RunSpec
@@ -16,25 +18,26 @@ from harness.task import RunTask
 
 TRAIN = "train"
 SCORE = "score kept weights"
-AGAIN = "train again: scored otherwise before, and its weights were not kept"
+AGAIN = "train again: scored otherwise before, and there are no kept weights"
 ELSEWHERE = "train again: trained before by other code or on another device"
 
 
-def way_of(records: Sequence[Record], spec: RunSpec, environment: Environment | None) -> str:
+def way_of(records: Sequence[Record], spec: RunSpec, environment: Environment | None, store: Store) -> str:
     """Return how a run that has no outcome comes to one.
 
     Args:
         records: Of the suite.
         spec: The run.
         environment: Where it would take place; None: not known.
+        store: Where the records and kept weights are.
     """
     if spec.train is None:
         return "score"
     runs = runs_of(records, spec.run_id)
     own = [record for record in runs if environment is None or record.ran_in(environment.environment_id)]
-    if own and own[-1].awaits_scores:
+    if awaiting(own, store) is not None:
         return SCORE
-    if kept_training(records, spec, environment) is not None:
+    if kept_training(records, spec, environment, partial(are_there, store)) is not None:
         return SCORE
     # Of another evaluation: the same one was not done here, or is to be done once more.
     alike = [record for record in trained_alike(records, spec) if record.run_id != spec.run_id]
@@ -44,33 +47,39 @@ def way_of(records: Sequence[Record], spec: RunSpec, environment: Environment | 
     return AGAIN if here else ELSEWHERE
 
 
-def ways_sentences(records: Sequence[Record], specs: Iterable[RunSpec], environment: Environment) -> list[str]:
-    """Return a sentence for each way but plain training, with how many runs go it."""
-    counts = Counter(way_of(records, spec, environment) for spec in specs)
+def ways_sentences(
+    records: Sequence[Record], specs: Iterable[RunSpec], environment: Environment, store: Store, *, reached: bool
+) -> list[str]:
+    """Return a sentence for each way but plain training, with how many runs go it.
+
+    Args:
+        records: Of the suite.
+        specs: The runs that are to be done.
+        environment: Where.
+        store: Where the records and kept weights are.
+        reached: Whether runs take place on the machine on which kept weights lie.
+    """
+    counts = Counter(way_of(records, spec, environment, store) for spec in specs)
     runs = {way: f"{count} run{'s' if count > 1 else ''}" for way, count in counts.items()}
     found = []
-    if SCORE in runs:
-        found.append(
-            f"{runs[SCORE]} trained before and scored otherwise: scored from the kept weights, not trained again"
-        )
+    if SCORE in runs and reached:
+        found.append(f"{runs[SCORE]} trained before: scored from the kept weights, not trained again")
+    elif SCORE in runs:
+        found.append(f"{runs[SCORE]} to train again: kept weights are scored with --executor local alone")
     if AGAIN in runs:
         found.append(
-            f"{runs[AGAIN]} to train again: scored otherwise before, and no weights were kept (--keep-weights)"
+            f"{runs[AGAIN]} to train again: scored otherwise before, and there are no kept weights (--keep-weights)"
         )
     return found
 
 
 def from_kept(task: RunTask, store: Store, records: Sequence[Record], environment: Environment) -> RunTask:
     """Return the task that scores the kept weights of a run's training, or the task as it is where there are none."""
-    record = kept_training(records, task.spec, environment)
+    record = kept_training(records, task.spec, environment, partial(are_there, store))
     if record is None or task.refusal is not None:
         return task
     weights = within(store.folder, str(record.weights))
     adapter = weights / ADAPTER
-    if not can_be_scored(weights):
-        return task
-    if adapter.is_dir() and not (adapter / "adapter_model.safetensors").is_file():
-        return task  # peft would load a pickle in its place
     return task.model_copy(
         update={
             "of": record.uuid,

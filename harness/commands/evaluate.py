@@ -168,7 +168,7 @@ def _with_weights(found: Sequence[Record], store: Store) -> Record:
         how = "--keep-weights" + (f" --retry {newest}" if newest in OUTCOMES else "")
         raise HarnessError(f"the weights of run '{found[-1].run_id}' were not kept; run it again with {how}")
     weights = within(store.folder, str(kept[-1].weights))
-    if not can_be_scored(weights):
+    if not can_be_scored(weights) and not (weights / ADAPTER).is_dir():  # of an adapter more can be said
         raise HarnessError(f"the weights of {kept[-1].called} are no longer in {weights}")
     return kept[-1]
 

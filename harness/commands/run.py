@@ -110,7 +110,8 @@ def execute_on(
         print(f"{skipped} of {len(selection.specs)} runs skipped: their outcome is recorded")
     if not how.repeat:
         to_do = _hopeful(to_do, known.endings())
-        for sentence in ways_sentences(known.contents().records, to_do.specs, environment):
+        records = known.contents().records
+        for sentence in ways_sentences(records, to_do.specs, environment, store, reached=_is_here(chosen)):
             print(sentence)
     if not to_do.specs:
         return Tally(()), 0
@@ -131,7 +132,7 @@ def execute_on(
         for _ in range(how.repeat or 1)
         for spec in to_do.specs
     ]
-    if not how.repeat and isinstance(chosen, LocalMachine):  # kept weights lie on this machine
+    if not how.repeat and _is_here(chosen):
         tasks = [known.begun(task, environment) for task in tasks]
     tasks = _that_can_be_scored(tasks)
     with Display(len(tasks)) as display:
@@ -139,6 +140,11 @@ def execute_on(
         tried = frozenset(how.retry)
         tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried), display)
     return tally, len(tasks)
+
+
+def _is_here(chosen: Executor) -> bool:
+    """Return whether runs take place on this machine, where kept weights lie."""
+    return isinstance(chosen, LocalMachine)
 
 
 def _that_can_be_scored(tasks: Sequence[RunTask]) -> list[RunTask]:
@@ -310,7 +316,7 @@ def _dry_run(selection: Selection, store: Store) -> int:
                 "label": spec.label,
                 "seed": str(spec.seed),
                 "recorded": "yes" if known is not None else "no",
-                "what is done": "nothing" if known is not None else way_of(contents.records, spec, None),
+                "what is done": "nothing" if known is not None else way_of(contents.records, spec, None, store),
             }
         )
     print_table(rows)

@@ -35,8 +35,8 @@ def without_thinking(judgment: str) -> str:
     """
     opened = _OPENED.match(judgment)
     if opened is not None:
-        _, closing, rest = judgment.partition(f"</{opened.group(1)}>")
-        return rest if closing else ""
+        closing = re.search(f"</{opened.group(1)}>", judgment, re.IGNORECASE)
+        return "" if closing is None else judgment[closing.end() :]
     closed = _CLOSED.search(judgment)
     if closed is not None and ratings(judgment[closed.end() :]):
         return judgment[closed.end() :]

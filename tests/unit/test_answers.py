@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.answers import answer, answers, kept_training
+from harness.commands._finishing import are_there
 from harness.commands._kept import AGAIN, ELSEWHERE, SCORE, TRAIN, from_kept, way_of, ways_sentences
 from harness.record import Record, Score
 from harness.report.reading.summary import summarize
@@ -117,24 +119,54 @@ def test_a_template_is_of_the_training_only_where_it_trains() -> None:
     assert spoken[0].training_id != spoken[1].training_id
 
 
-def test_kept_weights_are_scored_where_only_the_evaluation_is_another() -> None:
+def everywhere(_record: Record) -> bool:
+    return True
+
+
+def weights_in(folder: Path) -> Store:
+    """Return a store with the kept weights that ``weights/x`` names."""
+    kept = folder / "weights" / "x"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    (kept / "model.safetensors").write_text("")
+    return Store(folder)
+
+
+def test_kept_weights_are_scored_where_only_the_evaluation_is_another(tmp_path: Path) -> None:
+    store = weights_in(tmp_path)
     kept, wanted = recorded(weights="weights/x"), asked(tasks=("hellaswag",))
-    assert kept_training([kept], wanted, HERE) is kept
-    assert way_of([kept], wanted, HERE) == SCORE
-    assert way_of([recorded()], wanted, HERE) == AGAIN
-    assert way_of([], wanted, HERE) == TRAIN
-    assert way_of([kept], wanted.model_copy(update={"seed": 7}), HERE) == TRAIN
+    assert kept_training([kept], wanted, HERE, everywhere) is kept
+    assert way_of([kept], wanted, HERE, store) == SCORE
+    assert way_of([recorded()], wanted, HERE, store) == AGAIN
+    assert way_of([], wanted, HERE, store) == TRAIN
+    assert way_of([kept], wanted.model_copy(update={"seed": 7}), HERE, store) == TRAIN
     elsewhere = HERE.model_copy(update={"training_checksum": "b" * 64, "source_checksum": "b" * 64})
-    assert way_of([kept], wanted, elsewhere) == ELSEWHERE
-    assert kept_training([kept.model_copy(update={"status": "diverged"})], wanted, HERE) is None
-    assert kept_training([kept], asked(mt_bench=MTBenchSettings(data="m", max_new_tokens=8)), HERE) is None
-    assert kept_training([kept], kept.spec, HERE) is None, "a run that is asked for once more trains"
-    assert ways_sentences([kept], [wanted], HERE) == [
-        "1 run trained before and scored otherwise: scored from the kept weights, not trained again"
+    assert way_of([kept], wanted, elsewhere, store) == ELSEWHERE
+    assert kept_training([kept.model_copy(update={"status": "diverged"})], wanted, HERE, everywhere) is None
+    assert kept_training([kept], asked(mt_bench=MTBenchSettings(data="m", max_new_tokens=8)), HERE, everywhere) is None
+    assert kept_training([kept], kept.spec, HERE, everywhere) is None, "a run that is asked for once more trains"
+    assert ways_sentences([kept], [wanted], HERE, store, reached=True) == [
+        "1 run trained before: scored from the kept weights, not trained again"
     ]
-    assert ways_sentences([recorded()], [wanted], HERE) == [
-        "1 run to train again: scored otherwise before, and no weights were kept (--keep-weights)"
+    assert ways_sentences([kept], [wanted], HERE, store, reached=False) == [
+        "1 run to train again: kept weights are scored with --executor local alone"
     ]
+    assert ways_sentences([recorded()], [wanted], HERE, store, reached=True) == [
+        "1 run to train again: scored otherwise before, and there are no kept weights (--keep-weights)"
+    ]
+
+
+def test_weights_that_are_gone_are_promised_by_nothing(tmp_path: Path) -> None:
+    store, wanted = weights_in(tmp_path), asked(tasks=("hellaswag",))
+    older, newest = recorded(weights="weights/x"), recorded(weights="weights/y", uuid="newest")
+    waiting = newest.model_copy(update={"status": "failed", "spec": wanted})
+    there = partial(are_there, store)
+    assert kept_training([older, newest], wanted, HERE, there) is older, "the newest that is still there"
+    (tmp_path / "weights" / "x" / "model.safetensors").unlink()
+    assert kept_training([older, newest], wanted, HERE, there) is None
+    assert way_of([older, newest], wanted, None, store) == AGAIN
+    assert way_of([waiting], wanted, None, store) == TRAIN
+    assert ways_sentences([waiting], [wanted], HERE, store, reached=True) == []
 
 
 def test_a_change_of_the_code_that_evaluates_scores_kept_weights() -> None:
@@ -142,7 +174,7 @@ def test_a_change_of_the_code_that_evaluates_scores_kept_weights() -> None:
     now = HERE.model_copy(update={"source_checksum": "e" * 64})
     assert now.environment_id != HERE.environment_id
     assert answer([kept], kept.spec, now.environment_id) is None
-    assert kept_training([kept], kept.spec, now) is kept
+    assert kept_training([kept], kept.spec, now, everywhere) is kept
     later = evaluation(kept, kept.spec, environment=now, environment_id=now.environment_id)
     assert answer([kept, later], kept.spec, now.environment_id) is later
     failed = later.model_copy(update={"status": "failed"})
@@ -169,6 +201,8 @@ def test_the_task_takes_the_kept_weights(tmp_path: Path, adapter: bool) -> None:
     assert from_kept(task, Store(tmp_path), [kept], HERE) == task, "weights that are gone are trained again"
     (folder / "adapter").mkdir(parents=True) if adapter else folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
+    assert from_kept(task, Store(tmp_path), [kept], HERE) == task, "tensors that were deleted"
+    (folder / "model.safetensors").write_text("")
     if adapter:
         assert from_kept(task, Store(tmp_path), [kept], HERE) == task, "an adapter that is no safetensors file"
         (folder / "adapter" / "adapter_model.safetensors").write_text("")
@@ -205,7 +239,7 @@ def test_a_run_scored_anew_stands_in_the_table_beside_one_that_was_trained_anew(
         (row,) = summary.rows
         found = {run.seed: {s.task: s.value for s in run.scores} for run in row.runs if run.record is not None}
         assert found == {seed: {"piqa": 0.25, "hellaswag": 0.75} for seed in range(1, 2 + len(others))}
-        assert not [note for note in summary.notes if "left out" in note]
+        assert not [note for note in summary.notes if "left out" in note or "does not train" in note]
 
 
 def test_a_few_items_added_later_make_no_run_anew() -> None:

@@ -87,6 +87,8 @@ class StandInRay:
             return reference
         if reference.cancelled():
             raise Cancelled
+        if reference.done() and isinstance(reference.exception(), KeyboardInterrupt):
+            raise Cancelled  # it came before the task's own code or after it: raised here it would be this process's
         return reference.result()
 
     def wait(self, references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:

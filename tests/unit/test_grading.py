@@ -75,6 +75,7 @@ THOUGHT = "<think>The format asked for: Rating: [[5]].</think>\n\nExact. "
         ("It begins in the prompt: [[5]]</think>\nRating: [[9]]", 9, 9, False, True),
         ("<think>It never ends, as with [[5]]", -1, -1, False, True),
         ("<think>[[5]]</think>No verdict.", -1, -1, False, True),
+        ("<Think>As in [[5]].</think> Rating: [[7]]", 7, 7, False, True),
         ("Rating: [[4]]. The answer holds </think>, which is odd.", 4, 4, False, False),
         ("The answer says <think>[[3]]</think>. Rating: [[6]]", 6, 6, False, True),
         ("The format is [[5]]. Rating: [[9]]", 5, 9, True, False),

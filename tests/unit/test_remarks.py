@@ -138,6 +138,8 @@ def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
     assert remark.sentence == (
         "text of questions that rows = 'hub' scores was read for training (boolq, piqa), the general text (boolq)"
     )
+    ended = {"spec": spec, "status": "failed", "train": None, "scores": ()}
+    assert remarks_of(record.model_copy(update=ended)) == (), "it ended before it read anything"
     scored = evaluation.model_copy(update={"rows": "packaged-scored"})
     assert remarks_of(record.model_copy(update={"spec": spec.model_copy(update={"evaluation": scored})})) == ()
 
@@ -201,6 +203,36 @@ def test_a_report_marks_the_label_and_says_it_once_for_all_alike(tmp_path: Path)
     terminal_table(suite, Contents(records), page)
     assert isinstance(page.file, io.StringIO)
     assert "¶ Blank rows" in page.file.getvalue()
+
+
+def test_a_report_says_it_of_scores_that_were_added_later(tmp_path: Path) -> None:
+    record = a_run("full")
+    few, many = (
+        make.make_record("full", minute=minute, kind="evaluation", of=record.uuid, scores=(score("mmlu", 5, n),))
+        for minute, n in ((10, 3), (20, 9))
+    )
+    few = few.model_copy(update={"scoring": ScoringFacts(cut_contexts={"mmlu": 1})})
+    many = many.model_copy(update={"scoring": ScoringFacts(cut_contexts={"mmlu": 7})})
+    suite = make.make_suite(labels=("full", "lora"), seeds=(1,))
+    md, machine = write_report(suite, Contents((record, few, many)), tmp_path, ["md", "json"])[:2]
+    assert "full ¶" in md.read_text()
+    assert "lost their beginning, 5-shot is not true of them: mmlu 7 of 9 (full)." in md.read_text()
+    assert "mmlu 1 of 3" not in md.read_text(), "of a score that stands in no cell nothing is said"
+    assert [one["kind"] for one in json.loads(machine.read_text())["remarks"]] == ["contexts cut"]
+
+
+def test_of_several_models_a_report_says_which_are_meant(tmp_path: Path) -> None:
+    suite = make.make_suite(models=("first", "second"), labels=("full", "lora"), seeds=(1,))
+    blank, cut = RowFacts(num_blank_rows=3), EncodingFacts(left_out=("[SEP]",))
+    changes = {"train": training(())}
+    records = (
+        make.make_record("full", model="first", suite=suite, rows=blank, encoding=cut, **changes),
+        make.make_record("lora", model="first", suite=suite, rows=blank, **changes),
+        make.make_record("full", model="second", suite=suite, encoding=cut, **changes),
+    )
+    (file, *_) = write_report(suite, Contents(records), tmp_path, ["md"])
+    assert "training data were left out (first: full, lora)." in file.read_text()
+    assert "contexts and answers (full)." in file.read_text(), "alike on both"
 
 
 def test_of_many_sentences_of_one_kind_the_first_are_said_and_the_rest_counted(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ class Chosen:
 
     score: Score
     items: str | None
+    evaluation: Record | None = None
+    """Which added it; None: the run's own."""
 
 
 def chosen_scores(record: Record, added: Sequence[Record]) -> dict[ScoreKey, Chosen]:
@@ -52,7 +54,7 @@ def _choose(record: Record, added: Sequence[Record]) -> tuple[dict[ScoreKey, Cho
             elif known is None or score.n >= known.score.n:
                 if known is not None and score.n > known.score.n and score.headline:
                     passed_over.append(_fewer(record, known.score, score))
-                chosen[score.key] = Chosen(score, later.items)
+                chosen[score.key] = Chosen(score, later.items, later)
             elif score.headline:
                 passed_over.append(_fewer(record, score, known.score))
     return chosen, passed_over

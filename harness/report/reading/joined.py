@@ -83,8 +83,8 @@ def seed_of(record: Record) -> int | None:
 
 def joined_note(before: Iterable[Record], after: Iterable[Record]) -> list[str]:
     """Return a sentence on how many records were joined."""
-    labels = {record.uuid: record.label for record in before}
-    gone = [label for uuid, label in labels.items() if uuid not in {record.uuid for record in after}]
+    stayed = {record.uuid for record in after}
+    gone = [label for uuid, label in {r.uuid: r.label for r in before}.items() if uuid not in stayed]
     if not gone:
         return []
     return [

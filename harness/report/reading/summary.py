@@ -43,6 +43,8 @@ class Run:
     """The record's own and those added later to its weights, of each the one over the most items."""
     files: Mapping[ScoreKey, str | None] = field(default_factory=dict)
     """Of each score the file of its items."""
+    evaluations: tuple[Record, ...] = ()
+    """Which added scores that stand here."""
     judgings: tuple[Record, ...] = ()
     """Of its MT-Bench answers: the newest of each judge."""
 
@@ -59,6 +61,11 @@ class Run:
     @cached_property
     def _ending(self) -> tuple[str, str | None]:
         return (ABSENT, None) if self.record is None else ending_of(self.record)
+
+    @property
+    def told_by(self) -> tuple[Record, ...]:
+        """Return the records whose figures stand here: the run's own, of scores added later, and of judges."""
+        return () if self.record is None else (self.record, *self.evaluations, *self.judgings)
 
     @property
     def uuid(self) -> str | None:
@@ -185,6 +192,7 @@ def summarize(
     """
     recorded = [record for record in contents.records if record.suite == suite.name]
     records = joined(recorded)
+    said_of_joined = joined_note(recorded, records)
     newest = newest_records([record for record in records if record.is_run])
     anew = _scored_anew(suite, newest, records)
     if anew:
@@ -205,7 +213,7 @@ def summarize(
         f"{count} {'record is' if count == 1 else 'records are'} left out of the tables: {reason}."
         for reason, count in reasons.items()
     ]
-    notes += view_notes(suite, view) + _data_notes(shown) + joined_note(recorded, records)
+    notes += view_notes(suite, view) + _data_notes(shown) + said_of_joined
     notes += passed_over_notes((record, added.get(record.uuid, ())) for record in shown)
     superseded = sum(record.is_run for record in records) - len(newest)
     if superseded:
@@ -313,6 +321,7 @@ def _judged(record: Record) -> tuple[str | None, str | None]:
 def _run(record: Record, added: Sequence[Record]) -> Run:
     chosen = chosen_scores(record, added)
     judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
+    evaluations = {one.evaluation.uuid: one.evaluation for one in chosen.values() if one.evaluation is not None}
     return Run(
         record.model_name,
         record.label,
@@ -320,6 +329,7 @@ def _run(record: Record, added: Sequence[Record]) -> Run:
         record,
         tuple(one.score for one in chosen.values()),
         {key: one.items for key, one in chosen.items()},
+        tuple(evaluations.values()),
         tuple(judgings.values()),
     )
 
