@@ -295,7 +295,9 @@ def test_a_process_that_is_killed_while_it_saves_leaves_no_weights(tmp_path: Pat
 
 def test_which_of_a_runs_records_waits_to_be_scored(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    (tmp_path / "weights" / "a" / "adapter").mkdir(parents=True)
+    adapter = tmp_path / "weights" / "a" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_model.safetensors").write_text("")
 
     def of(uuid: str, status: str, weights: str | None = None) -> Record:
         return make_record(uuid=uuid, status=status, weights=weights, reason=None if status == "ok" else "why")
