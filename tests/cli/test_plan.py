@@ -22,7 +22,8 @@ from harness.record_training import MemoryBreakdown, Prediction
 from tests.cli.conftest import command
 from tests.records import ENVIRONMENT
 
-SHAPE = ["--max-steps", "4", "--batch-size", "2", "--seq-len", "32", "--set", "max_grad_norm=1.0"]
+SHORT = ["--batch-size", "2", "--seq-len", "32", "--set", "max_grad_norm=1.0"]
+SHAPE = ["--max-steps", "4", *SHORT]
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +144,7 @@ def test_a_refused_configuration_is_said_and_the_others_are_planned(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"), [("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("1.5 GiB", 3 * 2**29), ("1000", 1000)]
+    ("text", "expected"), [("24GiB", 24 * 2**30), ("80GB", 80 * 10**9), ("1.5 GiB", 3 * 2**29), ("1000B", 1000)]
 )
 def test_sizes_are_read(text: str, expected: int) -> None:
     assert parse_memory(text) == expected
@@ -236,7 +237,7 @@ def profile(folder: Path, kind: str = "cuda", sizes: str = "full") -> str:
 
 
 def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("--model", "smollm2-135m", "--method", "full", *SHAPE, "--max-steps", "3")
+    asked = ("--model", "smollm2-135m", "--method", "full", *SHORT, "--max-steps", "3")
     (plain,) = planned(cache, tmp_path, *asked, "--seed", "1")
     (given,) = planned(cache, tmp_path, *asked, "--seed", "1", "--device-profile", profile(tmp_path))
     assert plain["device_memory_bytes"] is plain["step_seconds"] is None
@@ -252,7 +253,7 @@ def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache
 def test_a_profile_of_a_cpu_is_refused_and_one_of_tiny_shapes_is_warned_of(
     tmp_path: Path, cache: dict[str, str]
 ) -> None:
-    asked = ("plan", "--model", "smollm2-135m", "--method", "full", *SHAPE, "--max-steps", "3", "--device-profile")
+    asked = ("plan", "--model", "smollm2-135m", "--method", "full", *SHORT, "--max-steps", "3", "--device-profile")
     refused = command(*asked, profile(tmp_path, kind="cpu"), cwd=tmp_path, environment=cache)
     assert refused.returncode == 2
     assert "which is no CUDA device" in refused.stderr
