@@ -35,10 +35,16 @@ def results(tmp_path: Path, bench: Path) -> Path:
 
 
 def arguments(url: str, results: Path, bench: Path, *more: str) -> list[str]:
-    return [
-        *(sys.executable, "-P", "-m", "harness.cli", "judge", "--suite", "mt-bench-small", "--judge", url),
-        *("--judge-model", "gpt-4", "--results", str(results), "--data", f"mt_bench={bench}", *more),
-    ]
+    """Return a judging's command line; what ``more`` says itself is not said before it."""
+    usual = {
+        "--suite": "mt-bench-small",
+        "--judge": url,
+        "--judge-model": "gpt-4",
+        "--results": str(results),
+        "--data": f"mt_bench={bench}",
+    }
+    said = [part for option, value in usual.items() if option not in more for part in (option, value)]
+    return [sys.executable, "-P", "-m", "harness.cli", "judge", *said, *more]
 
 
 def judge(url: str, results: Path, bench: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
