@@ -186,6 +186,7 @@ def test_show_prints_a_record_and_its_json(folder: Path, records: dict[str, Reco
     whole = command("show", run_id, "--json", cwd=folder)
     shown_record = json.loads(whole.stdout)
     judgement = shown_record.pop("judgement")
+    assert isinstance(shown_record.pop("remarks"), list)
     assert Record.model_validate_json(json.dumps(shown_record)) == records["galore"]
     assert judgement["sentence"] == f"the proof holds in all {len(judgement['checks'])} checks"
     assert {check["verdict"] for check in judgement["checks"]} == {"passed"}
