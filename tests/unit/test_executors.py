@@ -347,10 +347,12 @@ def test_other_seeds_of_what_failed_before_its_first_step_are_not_started(place:
     tally = place.executor.run(Runs(tasks, store), Watcher(store))
     ran = {record.spec.seed for record in tally.records if record.status == "failed"}
     spared = {one.spec.seed for one in tally.not_started}
-    assert ran and not ran & spared and 3 in spared
+    # a cluster may have begun others before it tells how the first ended; none is lost, and none both ran and was spared
+    seeds = {record.spec.seed for record in tally.records}
+    assert ran and not seeds & spared and seeds | spared == {1, 2, 3}
     if place.name == "local":
         assert (ran, spared) == ({1}, {2, 3})
-    assert {one.ending.reason for one in tally.not_started} == {"no such layer"}
+    assert {one.ending.reason for one in tally.not_started} <= {"no such layer"}
     assert (tally.left_by_failures, tally.num_by_others, tally.exit_code) == (None, 0, 1)
     assert nothing_is_left(store)
 
