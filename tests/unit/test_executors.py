@@ -347,7 +347,7 @@ def test_other_seeds_of_what_failed_before_its_first_step_are_not_started(place:
     tally = place.executor.run(Runs(tasks, store), Watcher(store))
     ran = {record.spec.seed for record in tally.records if record.status == "failed"}
     spared = {one.spec.seed for one in tally.not_started}
-    # a cluster may have begun others before it tells how the first ended; none is lost, and none both ran and was spared
+    # a cluster may have begun others before it tells how the first ended: none is lost, none both ran and was spared
     seeds = {record.spec.seed for record in tally.records}
     assert ran and not seeds & spared and seeds | spared == {1, 2, 3}
     if place.name == "local":
