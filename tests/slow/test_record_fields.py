@@ -13,8 +13,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import architecture as figures  # noqa: E402
 
 pytestmark = pytest.mark.slow
-MOST_MODULES = 6
-"""A field that more modules ask for is asked for by what they want to know: a property, or one of harness.readings."""
+MOST_MODULES = 12
+"""A field that more modules ask for is asked for by what they want to know: a property, or one of harness.readings.
+Spec, environment and names of a record are asked for by most; half of all fields by two modules or less."""
 
 
 def test_no_field_of_a_record_is_named_all_over_the_house() -> None:
