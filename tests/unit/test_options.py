@@ -85,7 +85,11 @@ def test_what_would_change_nothing_is_refused_in_a_sentence(
 def test_a_full_disk_under_standard_output_is_one_sentence(words: list[str]) -> None:
     with FULL.open("w") as full:
         done = subprocess.run(
-            [sys.executable, "-m", "harness.cli", *words], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            [sys.executable, "-P", "-m", "harness.cli", *words],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
         )
     assert done.returncode == 2
     assert done.stderr.count("standard output cannot be written: No space left on device") == 1
@@ -93,7 +97,7 @@ def test_a_full_disk_under_standard_output_is_one_sentence(words: list[str]) -> 
 
 
 def test_a_closed_standard_output_is_one_sentence_and_a_reader_that_left_is_none() -> None:
-    command = f"{sys.executable} -m harness.cli list devices"
+    command = f"{sys.executable} -P -m harness.cli list devices"
     done = subprocess.run(["bash", "-c", f"{command} >&-"], stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr.count("standard output is closed")) == (2, 1)
     read, write = os.pipe()

@@ -106,7 +106,7 @@ def test_a_plug_in_never_stands_in_for_a_method_of_ours(site: Path, monkeypatch:
 def test_commands_work_beside_a_plug_in_that_ends_the_interpreter(site: Path) -> None:
     odd(site, "raise SystemExit('bye')")
     done = subprocess.run(
-        [sys.executable, "-m", "harness.cli", "list", "methods", "--json"],
+        [sys.executable, "-P", "-m", "harness.cli", "list", "methods", "--json"],
         env={**os.environ, "PYTHONPATH": str(site)},
         capture_output=True,
         text=True,

@@ -47,7 +47,7 @@ def files() -> dict[str, Path]:
 
 
 def test_every_module_that_a_run_loads_is_in_its_checksum(files: dict[str, Path]) -> None:
-    done = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", LOADS], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert {"harness.engine.training", "harness.methods.galore", "harness.evaluation.scoring"} <= loaded
     assert loaded <= closure(files, RUN_ROOTS)
