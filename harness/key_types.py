@@ -19,9 +19,9 @@ LONGEST_LIST = 8
 
 def field_schema(field: FieldInfo) -> dict[str, Any]:
     """Return the JSON schema of a field's value, without its default."""
-    annotated = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation  # type: ignore[valid-type]
+    annotated: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     try:
-        return TypeAdapter(annotated).json_schema()
+        return TypeAdapter[Any](annotated).json_schema()
     except (PydanticInvalidForJsonSchema, PydanticUserError):
         return {}
 
