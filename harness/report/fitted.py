@@ -189,8 +189,8 @@ def _below(key: Sequence[_Laid], columns: Sequence[_Laid], shown: Iterable[int],
         lines += [Line(text, True) for text in _wrapped(_named(one.cells[i] for one in key), width)]
         for one in columns:
             if one.cells[i] not in ENTRIES:
-                head = " ".join(one.column.title.split())
-                lines += [Line(GAP + text) for text in _wrapped(f"{head}: {one.cells[i]}", width - len(GAP))]
+                told = f"{' '.join(one.column.title.split())}: {' '.join(one.cells[i].split())}"
+                lines += [Line(GAP + text) for text in _wrapped(told, width - len(GAP))]
     return lines
 
 
