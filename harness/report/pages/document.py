@@ -59,6 +59,13 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Definitions:
+    """A list of terms, each with what it means."""
+
+    entries: tuple[tuple[str, Text], ...]
+
+
+@dataclass(frozen=True)
 class TableBlock:
     """A table with what stands above it."""
 
@@ -85,7 +92,7 @@ class PlotBlock:
         return next((by_ending[ending] for ending in endings if ending in by_ending), None)
 
 
-Block = Heading | Paragraph | Bullets | TableBlock | PlotBlock
+Block = Heading | Paragraph | Bullets | Definitions | TableBlock | PlotBlock
 Document = tuple[Block, ...]
 
 
