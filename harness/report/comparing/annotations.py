@@ -1,7 +1,7 @@
 """A comparison as annotations of GitHub's workflows: lines on standard output that its runner takes for commands.
 
-Source: actions/toolkit, packages/core/src/command.ts, for what is escaped and how; the limit of ten errors, ten warnings
-and ten notices a step is GitHub's documentation of workflow commands.
+Source: actions/toolkit, packages/core/src/command.ts, for what is escaped and how. A runner shows few annotations of a
+kind, so that of more the last that is shown counts the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.report.comparing.page import by_rank, cell_sentence, headline
 from harness.report.table import one_line
 
 SHOWN = 10
-"""Annotations of one kind that GitHub shows of a step."""
+"""Annotations of one kind at most."""
 
 
 def comparison_annotations(comparison: Comparison) -> str:

@@ -142,7 +142,7 @@ class Comparison:
 
     @property
     def unusable(self) -> str | None:
-        """Return why this is no answer, where nothing in it fails: what could not be read, or that nothing was compared."""
+        """Return why this is no answer where nothing fails: what could not be read, or that nothing was compared."""
         if self.damage:
             more = f"; and {len(self.damage) - 1} more" if len(self.damage) > 1 else ""
             return f"records are damaged, and what they held is not compared: {self.damage[0]}{more}"

@@ -1,8 +1,8 @@
 """A comparison as JUnit XML, which CI systems read: a test case a cell.
 
-The dialect is that of pytest's ``--junitxml``: ``testsuites`` of ``testsuite`` of ``testcase``. What fails the gate is a
-``failure``, what was not compared is ``skipped``, and a comparison that is no answer holds an ``error``, so that a reader
-of the file alone does not take it for a pass.
+The dialect is that of pytest's ``--junitxml``: ``testsuites`` of ``testsuite`` of ``testcase``. What fails the gate is
+a ``failure``, what was not compared is ``skipped``, and a comparison that is no answer holds an ``error``, so that a
+reader of the file alone does not take it for a pass.
 """
 
 from __future__ import annotations
