@@ -51,6 +51,7 @@ WINGS: dict[str, set[str]] = {
     "pages": {"statistics", "reading", "plots", "table", "units"},
     "numbers": {"statistics", "reading"},
     "comparing": {"statistics", "reading", "plots", "table", "units"},
+    "overview": {"comparing", "pages", "reading", "table", "units"},
     "write": {"reading", "plots", "pages", "numbers", "files", "formats"},
 }
 """The rooms inside report/, each with those that it may import beside itself."""

@@ -90,7 +90,7 @@ def history(records: Sequence[Record], metric: str) -> dict[Series, list[Point]]
         value = _value(record, metric)
         if value is not None:
             view = view_of(record)
-            found[_series(record, view)][_commit(view.environment)].append((record.started_at, record.seed, value))
+            found[_series(record, view)][commit_of(view.environment)].append((record.started_at, record.seed, value))
     if not found:
         raise HarnessError(f"no run with a result has the metric '{metric}'{_needed(metric)}")
     return {
@@ -299,7 +299,8 @@ def _series(record: Record, view: View) -> Series:
     return Series(record.model_name, record.label, question, view.environment.device)
 
 
-def _commit(where: Environment) -> str:
+def commit_of(where: Environment) -> str:
+    """Return how a point is called: the commit as far as it is known, and the source of what is not in it."""
     if where.commit is None:
         return f"source {where.source_checksum[:8]}"
     return where.commit[:12] + (f" + source {where.source_checksum[:8]}" if where.dirty else "")
