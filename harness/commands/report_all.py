@@ -66,8 +66,8 @@ def report_all(
         taken.append(stem)
         report, why_none = None, None
         try:
-            found = _suite(name, own)
-            _write(found, Contents(tuple(by_suite[name]), ()), folder / stem, items, results)
+            suite = _suite(name, own)
+            _write(suite, Contents(tuple(by_suite[name]), ()), folder / stem, items, results)
             report = f"{stem}/report.html"
         except HarnessError as error:
             why_none = f"{error}."
