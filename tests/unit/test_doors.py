@@ -59,10 +59,10 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "list.list_kind",
         ["models", "--catalogue", "c.toml", "--json"],
-        ["models"],
+        ["models", None],
         {"catalogue": Path("c.toml"), "in_json": True},
     ),
-    ("list.list_kind", ["models"], ["models"], {"catalogue": None, "in_json": False}),
+    ("list.list_kind", ["models", "m"], ["models", "m"], {"catalogue": None, "in_json": False}),
     (
         "prepare.prepare_suite",
         [
