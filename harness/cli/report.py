@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli._arguments import add_catalogue, add_results, add_suite, catalogue_from, results_from
+from harness.cli._arguments import (
+    add_catalogue,
+    add_results,
+    add_suite,
+    add_tasks,
+    catalogue_from,
+    results_from,
+    tasks_from,
+)
 from harness.report.formats import FORMATS
 
 
@@ -13,6 +21,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     add_suite(command)
     add_catalogue(command)
+    add_tasks(command)
     add_results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument(
@@ -30,4 +39,5 @@ def main(args: argparse.Namespace) -> int:
         out=None if args.out is None else Path(args.out),
         formats=args.format or FORMATS,
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
     )

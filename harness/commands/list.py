@@ -10,14 +10,20 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.resolved import Catalogue
+from harness.catalogue.tasks import TaskPlaces
 from harness.commands._output import print_table, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TasksRequest
+from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks, check_places
 from harness.expansion import load_suite
 from harness.method import METHODS
 from harness.suite import suite_names
 
 
-def list_kind(what: str, *, catalogue: Path | None = None, in_json: bool = False) -> int:
+def list_kind(
+    what: str, *, catalogue: Path | None = None, tasks: TasksRequest = NO_TASKS, in_json: bool = False
+) -> int:
     """Print what there is of one kind, with what a catalogue adds."""
     kinds = {
         "methods": _methods,
@@ -27,7 +33,7 @@ def list_kind(what: str, *, catalogue: Path | None = None, in_json: bool = False
         "benchmarks": _benchmarks,
         "devices": _devices,
     }
-    rows = kinds[what](given_catalogue(catalogue))
+    rows = kinds[what](given_catalogue(catalogue, tasks))
     if in_json:
         print(json.dumps(rows, indent=2))
     else:
@@ -135,8 +141,36 @@ def _suites(_: Catalogue) -> list[dict[str, Any]]:
     ]
 
 
-def _benchmarks(_: Catalogue) -> list[dict[str, Any]]:
+def _own_tasks(places: TaskPlaces) -> list[dict[str, Any]]:
+    """Return a row for each task, group and tag of the user's own, with why it cannot be scored where it cannot."""
+    check_places(places)
+    own = OwnTasks(places)
     rows: list[dict[str, Any]] = []
+    faults: list[str] = own.faults()
+    for entry in own.names():
+        said = {} if entry.table is None else entry.table.values
+        try:
+            for name in own.expand(entry.name):
+                if name in own:
+                    own.task(name)
+        except HarnessError as error:
+            faults.append(str(error))
+            continue
+        rows.append(
+            {
+                "benchmark": entry.name,
+                "suite": f"your own {entry.kind}",
+                "rows": str(said.get("dataset_path", "")) if entry.kind == "task" else "",
+                "num_fewshot": said.get("num_fewshot"),
+                "limit": None,
+            }
+        )
+    warn(faults)
+    return rows
+
+
+def _benchmarks(catalogue: Catalogue) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = _own_tasks(catalogue.tasks)
     for name in suite_names():
         evaluation = load_suite(name).evaluation
         rows.extend(
