@@ -61,7 +61,8 @@ def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
     if name.endswith(".toml"):
         suite = suite.placed(Path(name).parent)
     known = catalogue_for(suite, where, catalogue)
-    check_packaged_rows(suite.evaluation, f"{where}: [evaluation]")
+    if not known.tasks.include_path:  # else what has rows of its own is known once their YAML is read
+        check_packaged_rows(suite.evaluation, f"{where}: [evaluation]", known.tasks.rows)
     for label in suite.labels:
         for settings in sweep_points(suite.sweep.get(label, {})):
             _resolve(suite, label, known, settings, where)
@@ -147,6 +148,7 @@ def expand(
     limit: int | None = None,
     max_steps: int | None = None,
     tuned: Tuned | None = None,
+    own: Mapping[str, str] = MappingProxyType({}),
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed; with a ladder in that of its rungs.
 
@@ -162,6 +164,7 @@ def expand(
         limit: Items of each task instead of the suite's.
         max_steps: Upper bound of optimizer steps.
         tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
+        own: What identifies tasks and rows of the user's own that the suite scores, by role of ``sources``.
 
     Raises:
         HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
@@ -213,7 +216,7 @@ def expand(
                         evaluation=evaluation,
                         calibration=calibration,
                         general=general,
-                        sources=_sources_of(train, evaluation, calibration, general, sources),
+                        sources=_sources_of(train, evaluation, calibration, general, sources) | own,
                         max_steps=max_steps if method.trains else None,
                         seed=seed,
                         base_dtype=dtype,

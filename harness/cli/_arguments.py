@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, WhereToRun
+from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 RESULTS = "results/records"
 
@@ -27,6 +27,7 @@ def add_selection(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
     add_data(command, "a local file for a data set; may be repeated")
     add_catalogue(command)
+    add_tasks(command)
 
 
 def selection_from(
@@ -54,6 +55,7 @@ def selection_from(
         labels=tuple(args.method or ()),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
         seeds=tuple(seeds or ()),
         overrides=tuple(overrides),
         limit=limit,
@@ -76,6 +78,29 @@ def add_catalogue(command: argparse.ArgumentParser) -> None:
 def catalogue_from(args: argparse.Namespace) -> Path | None:
     """Return what :func:`add_catalogue` declared."""
     return None if args.catalogue is None else Path(args.catalogue)
+
+
+def add_tasks(command: argparse.ArgumentParser) -> None:
+    """Add where tasks of one's own are, which :func:`add_selection` has already."""
+    command.add_argument(
+        "--include-path",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with lm-eval's YAML files of tasks of yours; may be repeated",
+    )
+    command.add_argument(
+        "--trust-tasks",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="such a folder whose Python code may be run; without it a task that has some is refused",
+    )
+
+
+def tasks_from(args: argparse.Namespace) -> TasksRequest:
+    """Return what :func:`add_tasks` declared."""
+    return TasksRequest(include=tuple(args.include_path), trusted=tuple(args.trust_tasks))
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli._arguments import add_catalogue, add_results, catalogue_from, results_from
+from harness.cli._arguments import (
+    add_catalogue,
+    add_results,
+    add_tasks,
+    catalogue_from,
+    results_from,
+    tasks_from,
+)
 from harness.errors import HarnessError
 from harness.report.formats import FORMATS
 
@@ -22,6 +29,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "repeated, names the files of suites of yours",
     )
     add_catalogue(command)
+    add_tasks(command)
     add_results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE)")
     command.add_argument(
@@ -47,4 +55,5 @@ def main(args: argparse.Namespace) -> int:
         out=out,
         formats=args.format or FORMATS,
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
     )
