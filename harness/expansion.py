@@ -20,6 +20,7 @@ from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
 from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
+from harness.gathering import Gathered, early_train_faults
 from harness.method import METHODS, Method
 from harness.outside import file_checksums, outside_code
 from harness.settings import (
@@ -36,6 +37,8 @@ from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
 from harness.toml_files import read_toml, validate
 
+ENOUGH_FAULTS = 100
+"""Found in labels at the points of their sweeps; the message holds fewer."""
 MODELS_TABLE = re.compile(r"^[ \t]*\[models\.", re.MULTILINE)
 
 
@@ -57,15 +60,24 @@ def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
         if name not in packaged:
             raise HarnessError(f"there is no suite '{name}'{near_miss(name, packaged)}")
         table, where = read_toml(f"{name}.toml")
-    suite = validate(Suite, named(table, where), f"{where}:")
+    faults = Gathered(where)
+    with faults.taken():
+        suite = validate(Suite, named(table, where), f"{where}:")
+    if faults.found:
+        faults.take(*early_train_faults(table, where))
+        faults.raise_any()
     if name.endswith(".toml"):
         suite = suite.placed(Path(name).parent)
     known = catalogue_for(suite, where, catalogue)
     if not known.tasks.include_path:  # else what has rows of its own is known once their YAML is read
-        check_packaged_rows(suite.evaluation, f"{where}: [evaluation]", known.tasks.rows)
+        with faults.taken():
+            check_packaged_rows(suite.evaluation, f"{where}: [evaluation]", known.tasks.rows)
     for label in suite.labels:
         for settings in sweep_points(suite.sweep.get(label, {})):
-            _resolve(suite, label, known, settings, where)
+            if len(faults.found) < ENOUGH_FAULTS:
+                with faults.taken():
+                    _resolve(suite, label, known, settings, where)
+    faults.raise_any()
     return suite
 
 
@@ -313,6 +325,7 @@ def _resolve(
         method = METHODS.get(entry.method)
     except HarnessError as error:
         raise HarnessError(f"{where}: label '{label}': {error}") from error
+    faults = Gathered(where)
     config: dict[str, Any] = {}
     train: dict[str, Any] = with_implied(suite.train, TrainSettings.implied)
     packaged = packaged_catalogue().labels
@@ -334,12 +347,17 @@ def _resolve(
                 _keep_one_length(train, key)
             else:
                 settable = method_keys | train_keys
-                raise HarnessError(
-                    f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
-                    f"{near_miss(key, settable)}"
+                faults.take(
+                    HarnessError(
+                        f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
+                        f"{near_miss(key, settable)}"
+                    )
                 )
-    checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
-    settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    with faults.taken():
+        checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
+    with faults.taken():
+        settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    faults.raise_any()
     _check_data(suite, settings, known, f"{where}: label '{label}'")
     if settings is not None and settings.sequence_length == 1:
         raise HarnessError(

@@ -35,8 +35,11 @@ class Entries(Strict):
     """What a file of the user's may define beside all else that it holds."""
 
     base_models: dict[Name, BaseModelSpec] = Field(default_factory=dict)
+    """Base models of one's own, by name."""
     datasets: dict[Name, DatasetSpec] = Field(default_factory=dict)
+    """Data sets of one's own, by name."""
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
+    """Labels of one's own, by name."""
     tasks: TaskTable = TaskTable()
     """Folders of tasks of one's own, and rows of files for tasks of lm-eval's."""
 
