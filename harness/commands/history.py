@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.commands._output import plot_file, print_table, warn
 from harness.errors import HarnessError
+from harness.label_text import same_label
 from harness.report.comparing.history import history, history_rows, write_history
 from harness.store import Store
 
@@ -29,6 +30,7 @@ def show_history(
     """
     file = None if plot is None else plot_file("--plot", plot)
     contents = Store(results).read()
+    labels = {same_label(label) for label in labels}
     warn(contents.warnings)
     records = [
         record
