@@ -152,7 +152,7 @@ def expand(
         sources: Identity of each data set by name.
         known: What names stand for, the suite's own among them, as :func:`catalogue_for` has it; None: that of the
             packaged catalogue.
-        labels: Labels to run instead of the suite's; any of methods.toml or the suite's own, with settings of its own in
+        labels: Labels to run instead of the suite's; any of methods.toml or the suite's own, with settings in
             brackets: ``lora[rank=8]`` is that point of a sweep, else the label under these settings.
         seeds: Seeds instead of the suite's.
         overrides: ``--set`` values, of the method or of training; each must fit every label that is run.

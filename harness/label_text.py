@@ -1,7 +1,7 @@
 """Labels as a person gives them: plain, or with changed settings as every output prints them, ``owlore[rank=64]``.
 
-What is printed can be given back: ``lora[rank=8]`` is that point of a sweep, and else the label with the setting changed
-as ``--set`` would change it, of that label alone.
+What is printed can be given back: ``lora[rank=8]`` is that point of a sweep, and else the label with the setting
+changed as ``--set`` would change it, of that label alone.
 """
 
 from __future__ import annotations

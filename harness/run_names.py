@@ -1,8 +1,9 @@
 """What runs are called: ``MODEL/LABEL/SEED``, and by which texts the records of one are found.
 
 A text is a name or a part of one that no other run shares (``lora``, ``llama2-7b/lora``, ``lora/2``), with the suite
-before it where that is needed (``quickstart/lora``); ``last``, the newest run, or ``last/lora``, the newest of those; the
-first digits of a run's id, or those of a record's own; or the folder of kept weights. A name goes before digits.
+before it where that is needed (``quickstart/lora``); ``last``, the run of the newest record, or ``last/lora``, the
+newest of those; the first digits of a run's id, or those of a record's own; or the folder of kept weights. A name goes
+before digits.
 """
 
 from __future__ import annotations
@@ -92,6 +93,4 @@ def _label_in_order(text: str) -> str:
 def _by_digits(records: Sequence[Record], text: str) -> list[Record]:
     """Return the records of runs whose id begins so, else those whose own does, or run and record together."""
     of_runs = [record for record in records if record.run_id.startswith(text)]
-    return of_runs or [
-        record for record in records if record.uuid.startswith(text) or record.file_stem.startswith(text)
-    ]
+    return of_runs or [r for r in records if r.uuid.startswith(text) or r.file_stem.startswith(text)]

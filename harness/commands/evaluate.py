@@ -136,8 +136,8 @@ def _check_sources(spec: RunSpec, known: Mapping[str, str]) -> None:
     for role, name in names.items():
         if name is not None and known[name] != spec.sources.get(role):
             raise HarnessError(
-                f"run {spec.run_name} ({spec.run_id}) asked for {name} {spec.sources.get(role)}, and here that is {known[name]}: the "
-                "command that ran it, with its --data, finishes it"
+                f"run {spec.run_name} ({spec.run_id}) asked for {name} {spec.sources.get(role)}, and here that is "
+                f"{known[name]}: the command that ran it, with its --data, finishes it"
             )
 
 

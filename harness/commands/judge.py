@@ -151,9 +151,7 @@ def _answered(records: Sequence[Record], suite: str, run_ids: Sequence[str]) -> 
     for wanted in run_ids:
         named = {record.run_id for record in records_called(found, wanted)}
         if not named:
-            raise HarnessError(
-                f"--run {wanted}: no run of suite '{suite}' with answers is called so, or has such an id"
-            )
+            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers is called so, or has that id")
         chosen |= named
     return [record for record in found if not run_ids or record.run_id in chosen]
 

@@ -87,9 +87,7 @@ def _asked(chosen: SelectionRequest) -> _Asked:
     selection = select(replace(chosen, labels=wanted))
     first = selection.specs[0]
     if any(spec.config != first.config for spec in selection.specs):
-        raise HarnessError(
-            f"suite '{suite.name}' sweeps settings of label '{wanted[0]}': name one point, as {first.label}"
-        )
+        raise HarnessError(f"suite '{suite.name}' sweeps label '{wanted[0]}': name one point of it, as {first.label}")
     assert first.train is not None
     method, tau = _method(first), first.config.get("tau")
     request = method.block_scores_needed()

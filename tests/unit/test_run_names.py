@@ -67,8 +67,10 @@ def test_a_name_a_part_of_one_or_digits_find_the_runs(text: str, found: list[int
 
 @pytest.mark.parametrize(
     "text",
-    ["", "/", "lor", "lora/3", "lora[rank=16]", "last/nothing", "lora/..", "../lora", "lora=1", "tiny/1/lora"]
-    + ["lora[", "lora]", "[rank=8]", "lora[rank]", "\x1b[31m", "l" * 100_000, "[" * 5_000 + "]" * 5_000],
+    [
+        *("", "/", "lor", "lora/3", "lora[rank=16]", "last/nothing", "lora/..", "../lora", "lora=1", "tiny/1/lora"),
+        *("lora[", "lora]", "[rank=8]", "lora[rank]", "\x1b[31m", "l" * 100_000, "[" * 5_000 + "]" * 5_000),
+    ],
 )
 def test_what_names_no_run_finds_none(text: str) -> None:
     assert records_called(RECORDS, text) == []
@@ -127,7 +129,7 @@ def test_runs_of_one_name_that_were_asked_differently_are_told_by_their_digits(t
 
 def test_a_suite_narrows_and_is_named_where_runs_are_of_several(tmp_path: Path) -> None:
     other = run_of("lora", 1, 8, suite="second")
-    with pytest.raises(HarnessError, match="second/tiny/lora/1.*narrow it with --suite"):
+    with pytest.raises(HarnessError, match=r"second/tiny/lora/1.*narrow it with --suite"):
         found_in(tmp_path, "lora/1", records=[RECORDS[1], other])
     assert find_records(tmp_path, "lora/1", "second") == [other]
     file = tmp_path / "mine.toml"
