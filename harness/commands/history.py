@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.commands._output import plot_file, print_table, say, warn
 from harness.errors import HarnessError
+from harness.label_text import same_label
 from harness.report.comparing.history import (
     Point,
     Series,
@@ -40,6 +41,7 @@ def show_history(
     """
     file = None if plot is None else plot_file("--plot", plot)
     contents = Store(results).read()
+    labels = {same_label(label) for label in labels}
     warn(contents.warnings)
     records = [
         record

@@ -313,16 +313,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
         known = answer(contents.records, spec, None)
         rows.append(
             {
-                "run_id": spec.run_id,
-                "model": spec.model_name,
-                "label": spec.label,
-                "seed": str(spec.seed),
+                "run": spec.run_name,
+                "id": spec.run_id[:8],
                 "recorded": "yes" if known is not None else "no",
                 "what is done": "nothing" if known is not None else way_of(contents.records, spec, None, store),
             }
         )
     print_table(rows)
-    print(f"\n{len(rows)} runs of suite '{selection.suite.name}' (version {selection.suite.version})")
+    runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    print(f"\n{runs} of suite '{selection.suite.name}' (version {selection.suite.version})")
     return 0
 
 
