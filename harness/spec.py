@@ -37,7 +37,13 @@ FIRST_LATER_SETTINGS: dict[str, JsonValue] = {
 
 
 EVALUATION_ROLES = ("evaluation", "mt_bench")
-"""Of ``sources``: what is scored, and not what is trained on."""
+TASK_ROLE, GROUP_ROLE, ROWS_ROLE = "task ", "group ", "rows "
+"""Each with a name behind it: what a task or a group of the user's own says, and rows of files that are scored."""
+
+
+def is_scored(role: str) -> bool:
+    """Return whether a role in ``sources`` is of what is scored, and not of what is trained on."""
+    return role in EVALUATION_ROLES or role.startswith((TASK_ROLE, GROUP_ROLE, ROWS_ROLE))
 
 
 class RunSpec(Strict):
@@ -59,7 +65,7 @@ class RunSpec(Strict):
     general: Annotated[GeneralTextSettings | None, Later(None)] = None
     sources: dict[str, str]
     """What identifies the data: ``train``, ``evaluation``, ``calibration``, ``general`` -> name and checksum or
-    revision."""
+    revision; and tasks and rows of the user's own that are scored, see ``TASK_ROLE``."""
     max_steps: PositiveInt | None
     seed: Seed
     base_dtype: Annotated[Dtype | None, Later(None)] = None
@@ -88,7 +94,7 @@ class RunSpec(Strict):
         """Return the identity of what is trained and how, whatever it is scored on: equal ones give equal weights."""
         asked = self.asked()
         del asked["evaluation"]
-        asked["sources"] = {role: source for role, source in self.sources.items() if role not in EVALUATION_ROLES}
+        asked["sources"] = {role: source for role, source in self.sources.items() if not is_scored(role)}
         if self.train is None or self.train.prompt != "conversation":
             asked.pop("conversation", None)
             asked["code"] = {what: code for what, code in (self.code or {}).items() if not what.startswith("template ")}
@@ -105,7 +111,7 @@ class RunSpec(Strict):
     def scored_on(self) -> dict[str, str | None]:
         """Return what identifies the rows and questions of the evaluation, and MT-Bench's template."""
         asks = self.evaluation.mt_bench is not None
-        rows = {role: self.sources[role] for role in EVALUATION_ROLES if role in self.sources}
+        rows = {role: source for role, source in self.sources.items() if is_scored(role)}
         return rows | ({"conversation": self.conversation} if asks else {})
 
     def asked(self) -> dict[str, Any]:
@@ -123,6 +129,11 @@ class RunSpec(Strict):
     def dtype(self) -> Dtype:
         """Return the precision in which the weights are loaded, trained and scored."""
         return self.train.dtype if self.train is not None else self.base_dtype or "fp32"
+
+    @property
+    def run_name(self) -> str:
+        """Return what runs of this question are called: ``MODEL/LABEL/SEED``."""
+        return f"{self.model_name}/{self.label}/{self.seed}"
 
     @property
     def model_name(self) -> str:

@@ -19,6 +19,7 @@ class DatasetSpec(BaseModel):
 
     name: str
     summary: str = ""
+    """One line for ``harness list datasets``."""
     layout: Literal["instructions", "questions", "choices", "text", "tokens", "mt-bench"]
     """Fields of a row. ``instructions``: instruction, input (may be missing), output; ``questions``: question, answer;
     ``choices``: question, choices, answer (position of the right one), put as lm-eval puts MMLU's questions;
@@ -31,10 +32,12 @@ class DatasetSpec(BaseModel):
     repository: str | None = None
     """``owner/name`` of the public GitHub repository that holds the file."""
     commit: str | None = None
+    """Of the repository."""
     git_blob: str | None = None
     """Git's SHA-1 of the file at that commit, read from the repository's tree: identifies it before it was ever
     downloaded."""
     hub_id: str | None = None
+    """``owner/name`` of a data set on the hub."""
     revision: str | None = None
     """Commit hash on the hub; None until ``harness prepare`` resolves it and pins it in the lock file."""
     path: str | None = None
@@ -48,6 +51,7 @@ class DatasetSpec(BaseModel):
     source: str | None = None
     """The public source where repository, commit or hub id was read."""
     licence: str = ""
+    """Of the rows."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DatasetSpec:

@@ -8,6 +8,9 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.resolved import Catalogue
+from harness.catalogue.tasks import TaskPlaces
+from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks, check_places
 from harness.expansion import load_suite
 from harness.method import METHODS
 from harness.suite import suite_names
@@ -124,6 +127,33 @@ def suites(_: Catalogue) -> list[dict[str, Any]]:
         }
         for suite in found
     ]
+
+
+def own_tasks(places: TaskPlaces) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return a row for each task, group and tag of the user's own, and why others cannot be scored."""
+    check_places(places)
+    own = OwnTasks(places)
+    rows: list[dict[str, Any]] = []
+    faults: list[str] = own.faults()
+    for entry in own.names():
+        said = {} if entry.table is None else entry.table.values
+        try:
+            for name in own.expand(entry.name):
+                if name in own:
+                    own.task(name)
+        except HarnessError as error:
+            faults.append(str(error))
+            continue
+        rows.append(
+            {
+                "benchmark": entry.name,
+                "suite": f"your own {entry.kind}",
+                "rows": str(said.get("dataset_path", "")) if entry.kind == "task" else "",
+                "num_fewshot": said.get("num_fewshot"),
+                "limit": None,
+            }
+        )
+    return rows, faults
 
 
 def task_rows() -> list[dict[str, Any]]:

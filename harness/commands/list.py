@@ -14,6 +14,7 @@ from harness.commands import _listed as listings
 from harness.commands._described import described, plain
 from harness.commands._output import note, print_table, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TasksRequest
 from harness.method import METHODS
 from harness.printable import as_json
 
@@ -28,15 +29,25 @@ SHORT: Mapping[str, tuple[str, ...]] = {
 """What stands in the line of an entry."""
 
 
-def list_kind(what: str, name: str | None = None, *, catalogue: Path | None = None, in_json: bool = False) -> int:
+def list_kind(
+    what: str,
+    name: str | None = None,
+    *,
+    catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
+    in_json: bool = False,
+) -> int:
     """Print what there is of one kind, with what a catalogue adds; or all that there is to say of one entry.
 
     Raises:
         HarnessError: there is no entry of that name.
     """
-    known = given_catalogue(catalogue)
+    known = given_catalogue(catalogue, tasks)
+    own, faults = listings.own_tasks(known.tasks) if what == "benchmarks" else ([], [])
+    warn(faults)
     if name is not None:
-        facts, rows = described(what, name, known)
+        mine = next((row for row in own if row["benchmark"] == name), None)
+        facts, rows = described(what, name, known) if mine is None else (mine, [])
         if in_json:
             print(as_json({**facts, "rows": rows}))
             return 0
@@ -53,8 +64,9 @@ def list_kind(what: str, name: str | None = None, *, catalogue: Path | None = No
         "benchmarks": listings.benchmarks,
         "devices": listings.devices,
     }[what](known)
+    entries = [{"benchmark": row["benchmark"], "suites": row["suite"]} for row in own] + entries
     if in_json:
-        print(json.dumps(listings.task_rows() if what == "benchmarks" else entries, indent=2))
+        print(json.dumps([*own, *listings.task_rows()] if what == "benchmarks" else entries, indent=2))
     else:
         print_table([_short(what, entry) for entry in entries])
         print()

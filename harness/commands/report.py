@@ -9,6 +9,7 @@ from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
 from harness.commands._output import console, say, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TasksRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
@@ -27,9 +28,10 @@ def report(
     out: Path | None = None,
     formats: Sequence[str] = FORMATS,
     catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
 ) -> int:
     """Write the report, print its table and name the files."""
-    suite = load_suite(name, given_catalogue(catalogue))
+    suite = load_suite(name, given_catalogue(catalogue, tasks))
     with no_collection(keep=True):
         contents = Store(results).read(suite.name)
     warn(contents.warnings)

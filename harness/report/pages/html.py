@@ -22,6 +22,7 @@ from harness.report.pages.document import (
     Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     Prose,
@@ -111,6 +112,11 @@ def _block(block: Block, anchor: str) -> str:
         return "<ul>\n" + "".join(f"<li>{_text(line)}</li>\n" for line in block.lines) + "</ul>"
     if isinstance(block, Definitions):
         return _definitions(block.entries)
+    if isinstance(block, Links):
+        lines = "".join(
+            f'<li><a href="{_escaped(address)}">{_escaped(text)}</a></li>\n' for text, address in block.lines
+        )
+        return f"<ul>\n{lines}</ul>"
     return _figure(block) if isinstance(block, PlotBlock) else _table(block)
 
 

@@ -15,6 +15,7 @@ from harness.report.pages.document import (
     Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     TableBlock,
@@ -134,6 +135,8 @@ def _part(block: Block, out: Path) -> str:
     if isinstance(block, Definitions):
         items = "".join(f"\\item {{}}{escape_latex(term)}: {_text(text)}\n" for term, text in block.entries)
         return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.entries else ""
+    if isinstance(block, Links):
+        return "".join(f"{_text(text)}\\par\n" for text, _ in block.lines)
     if isinstance(block, PlotBlock):
         return _figure(block, out)
     return _long_tables(block)

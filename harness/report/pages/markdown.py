@@ -10,6 +10,7 @@ from harness.report.pages.document import (
     Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     Text,
@@ -37,6 +38,8 @@ def _parts(block: Block, out: Path) -> list[str]:
         return ["".join(f"- {_text(line)}\n" for line in block.lines)]
     if isinstance(block, Definitions):
         return ["".join(f"- {escape_markdown(term)}: {_text(text)}\n" for term, text in block.entries)]
+    if isinstance(block, Links):
+        return ["".join(f"- [{escape_markdown(text)}]({address})\n" for text, address in block.lines)]
     if isinstance(block, PlotBlock):
         return _plot(block, out)
     caption = [] if block.caption is None else [f"{escape_markdown(block.caption)}\n"]
