@@ -148,7 +148,7 @@ class OwnTasks:
         of_mmlu = settings.subtasks is None and not set(settings.tasks).isdisjoint(MMLU_GROUPS)
         for name, rows in self.places.rows.items():
             if name in (settings.subtasks or leaves) or (of_mmlu and name.startswith(MMLU_PREFIX)):
-                parts = {"scored": (rows.scored,), "fewshot": (rows.fewshot,) if rows.fewshot else ()}
+                parts: Files = {"scored": (rows.scored,), "fewshot": (rows.fewshot,) if rows.fewshot else ()}
                 found[f"{ROWS_ROLE}{name}"] = _rows_identity(parts)
         return found
 
