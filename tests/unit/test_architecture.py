@@ -44,13 +44,15 @@ WINGS: dict[str, set[str]] = {
     "table": set(),
     "units": set(),
     "files": set(),
+    "fitted": {"table", "units"},
     "formats": set(),
     "statistics": set(),
     "reading": {"statistics", "table", "units"},
     "plots": {"statistics", "reading", "table", "units", "files"},
-    "pages": {"statistics", "reading", "plots", "table", "units"},
+    "pages": {"statistics", "reading", "plots", "table", "units", "fitted"},
     "numbers": {"statistics", "reading"},
     "comparing": {"statistics", "reading", "plots", "table", "units"},
+    "overview": {"comparing", "pages", "reading", "table", "units"},
     "write": {"reading", "plots", "pages", "numbers", "files", "formats"},
 }
 """The rooms inside report/, each with those that it may import beside itself."""

@@ -85,7 +85,15 @@ class PlotBlock:
         return next((by_ending[ending] for ending in endings if ending in by_ending), None)
 
 
-Block = Heading | Paragraph | Bullets | TableBlock | PlotBlock
+@dataclass(frozen=True)
+class Links:
+    """A list of pages beside this one."""
+
+    lines: tuple[tuple[str, str], ...]
+    """Text, and address relative to the page's folder, of letters that :func:`file_stem` makes."""
+
+
+Block = Heading | Paragraph | Bullets | Links | TableBlock | PlotBlock
 Document = tuple[Block, ...]
 
 

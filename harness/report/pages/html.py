@@ -19,6 +19,7 @@ from harness.report.pages.document import (
     Bullets,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     TableBlock,
@@ -96,6 +97,11 @@ def _block(block: Block, anchor: str) -> str:
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Bullets):
         return "<ul>\n" + "".join(f"<li>{_text(line)}</li>\n" for line in block.lines) + "</ul>"
+    if isinstance(block, Links):
+        lines = "".join(
+            f'<li><a href="{_escaped(address)}">{_escaped(text)}</a></li>\n' for text, address in block.lines
+        )
+        return f"<ul>\n{lines}</ul>"
     return _figure(block) if isinstance(block, PlotBlock) else _table(block)
 
 

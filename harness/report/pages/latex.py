@@ -14,6 +14,7 @@ from harness.report.pages.document import (
     Bullets,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     TableBlock,
@@ -130,6 +131,8 @@ def _part(block: Block, out: Path) -> str:
     if isinstance(block, Bullets):
         items = "".join(f"\\item {{}}{_text(line)}\n" for line in block.lines)
         return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.lines else ""
+    if isinstance(block, Links):
+        return "".join(f"{_text(text)}\\par\n" for text, _ in block.lines)
     if isinstance(block, PlotBlock):
         return _figure(block, out)
     return _long_tables(block)

@@ -45,8 +45,9 @@ from harness.report.units import percent
 
 MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (
-    "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
-    "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
+    "A score cell holds the mean accuracy in % and its interval in brackets; n, the number of items (of all tasks in "
+    "an average), stands in the heading where all labels have the same. Another metric than `acc` is named in the "
+    "heading; a score in points is shown as it is.",
     f"Intervals are at the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the "
     "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
     "the same with the variances of items and seeds, from the outcomes item by item, as between two labels: it covers "
@@ -123,14 +124,14 @@ def _results(summary: Summary) -> list[Block]:
         stem, reasons = file_stem(model, taken), tuple(map(row_reasons, rows))
         taken.append(stem)
         if summary.columns:
-            caption = "Scores: mean in %, [95% interval], (n = items)."
+            caption = "Scores: mean in %, [95% interval]; n: items."
             blocks.append(TableBlock(score_table(summary, model), caption, f"{stem}-scores", reasons))
         for group in groups.groups_of(summary):
-            caption = f"{group.task} by task: mean in %, [95% interval], (n = items)."
+            caption = f"{group.task} by task: mean in %, [95% interval]; n: items."
             blocks.append(TableBlock(groups.subtask_table(summary, model, group), caption))
         for judge in judging.judges_of(summary):
             means, categories = judging.judge_tables(summary, model, judge)
-            caption = f"MT-Bench, judged by {judge}: points, [95% interval], (n = judgments)."
+            caption = f"MT-Bench, judged by {judge}: points, [95% interval]; n: judgments."
             blocks += [TableBlock(means, caption, reasons=reasons), TableBlock(categories, reasons=reasons)]
         blocks.append(TableBlock(cost_table(summary, model), "Cost.", f"{stem}-cost", reasons))
     return blocks

@@ -8,6 +8,7 @@ from harness.catalogue.tuned import mean_losses
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.report.pages.costs import cost_cell, heading, shown_quantities
+from harness.report.pages.estimated import Found, estimate_table
 from harness.report.reading.estimates import (
     average_of_row,
     average_title,
@@ -21,13 +22,11 @@ from harness.report.reading.words import (
     BUSY,
     NO_TRAINING,
     NOT_SCORED,
-    estimate_cell,
     is_busy,
     label_text,
     row_status,
     status_words,
 )
-from harness.report.statistics.intervals import Estimate
 from harness.report.table import Cell, Column, Entry, Table, counted
 from harness.report.units import NOTHING, memory_text
 from harness.spec import RunSpec
@@ -40,45 +39,41 @@ MOST_REASONS = 8
 
 def score_table(summary: Summary, model: str) -> Table:
     """Return the scores of one model: a row a label, a column a task, the average last."""
-    columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
+    titles = [column_title(column) for column in summary.columns]
     averaged = summary.lone_group is None
     if averaged:
-        columns.append(Column(average_title(summary)))
+        titles.append(average_title(summary))
     normalised = has_normalised(summary)
     if normalised:
-        columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it"))
-    rows: list[tuple[Entry, ...]] = []
+        titles.append(f"{average_title(summary)}, acc_norm where a task has it")
+    rows: list[tuple[list[Entry], list[Found | Entry]]] = []
     for row in summary.rows_of(model):
         if not row.finished:
-            rows.append((row.label, *[row_status(row)] * (len(columns) - 1)))
+            rows.append(([row.label], [row_status(row)] * len(titles)))
             continue
-        cells = [score_of_row(row, column) for column in summary.columns]
+        found = [score_of_row(row, column) for column in summary.columns]
         if averaged:
-            cells.append(average_of_row(row, summary.columns))
+            found.append(average_of_row(row, summary.columns))
         if normalised:
-            cells.append(normalised_average_of_row(row, summary.columns))
-        rows.append((label_text(row), *map(score_cell, cells)))
-    return Table(tuple(columns), tuple(rows))
-
-
-def score_cell(found: tuple[Estimate, str] | None) -> Entry:
-    """Return the cell of an estimate and its unit, or that there is none."""
-    return NOT_SCORED if found is None else estimate_cell(*found)
+            found.append(normalised_average_of_row(row, summary.columns))
+        rows.append(([label_text(row)], [NOT_SCORED if one is None else one for one in found]))
+    return estimate_table((Column("label", "left"),), titles, rows)
 
 
 def cost_table(summary: Summary, model: str) -> Table:
     """Return what each label of one model cost, beside its average and held-out loss where the suite takes them."""
     quantities = shown_quantities(summary.rows, "table")
-    titles = [*([AVERAGE] if summary.columns else []), *map(heading, quantities)]
-    rows: list[tuple[Entry, ...]] = []
+    averages = [AVERAGE] if summary.columns else []
+    rows: list[tuple[list[Entry], list[Found | Entry]]] = []
     for row in summary.rows_of(model):
         if not row.finished:
-            rows.append((row.label, *[row_status(row)] * len(titles)))
+            rows.append(([row.label], [row_status(row)] * (len(averages) + len(quantities))))
             continue
-        average = [score_cell(average_of_row(row, summary.columns))] if summary.columns else []
+        average = [average_of_row(row, summary.columns) or NOT_SCORED] if averages else []
         costs = [cost_cell(row, quantity, summary) for quantity in quantities]
-        rows.append((label_text(row) + (f" {BUSY}" if is_busy(row) else ""), *average, *costs))
-    return Table((Column("label", "left"), *map(Column, titles)), tuple(rows))
+        label = label_text(row) + (f" {BUSY}" if is_busy(row) else "") + f" ({NO_TRAINING})" * (not row.trains)
+        rows.append(([label], [*average, *costs]))
+    return estimate_table((Column("label", "left"),), [*averages, *map(heading, quantities)], rows)
 
 
 def missing_table(summary: Summary) -> Table | None:
