@@ -225,7 +225,7 @@ def expand(
                         evaluation=evaluation,
                         calibration=calibration,
                         general=general,
-                        sources=_sources_of(train, evaluation, calibration, general, sources) | own,
+                        sources=_sources_of(train, evaluation, calibration, general, sources) | dict(own),
                         max_steps=max_steps if method.trains else None,
                         seed=seed,
                         base_dtype=dtype,

@@ -39,6 +39,8 @@ FIRST_LATER_SETTINGS: dict[str, JsonValue] = {
 EVALUATION_ROLES = ("evaluation", "mt_bench")
 TASK_ROLE, GROUP_ROLE, ROWS_ROLE = "task ", "group ", "rows "
 """Each with a name behind it: what a task or a group of the user's own says, and rows of files that are scored."""
+SCORED = "scored/"
+"""Before the split, in the source of rows of files, of each file whose rows are scored: ``scored/SPLIT:SHA-256``."""
 
 
 def is_scored(role: str) -> bool:
@@ -113,6 +115,23 @@ class RunSpec(Strict):
         asks = self.evaluation.mt_bench is not None
         rows = {role: source for role, source in self.sources.items() if is_scored(role)}
         return rows | ({"conversation": self.conversation} if asks else {})
+
+    @property
+    def stands_in(self) -> dict[str, str]:
+        """Return the tasks of lm-eval that are scored on rows of files, not on its own, with what identifies these."""
+        roles = [role.removeprefix(ROWS_ROLE) for role in self.sources if role.startswith(ROWS_ROLE)]
+        return {task: self.sources[ROWS_ROLE + task] for task in roles if TASK_ROLE + task not in self.sources}
+
+    @property
+    def scored_files(self) -> dict[str, frozenset[str]]:
+        """Return the SHA-256 of every file whose rows are scored, by task."""
+        found = {
+            role.removeprefix(ROWS_ROLE): text for role, text in self.sources.items() if role.startswith(ROWS_ROLE)
+        }
+        return {
+            task: frozenset(part.rpartition(":")[2] for part in text.split() if part.startswith(SCORED))
+            for task, text in found.items()
+        }
 
     def asked(self) -> dict[str, Any]:
         """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""

@@ -5,14 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli._arguments import (
-    add_catalogue,
-    add_results,
-    add_tasks,
-    catalogue_from,
-    results_from,
-    tasks_from,
-)
+from harness.cli._arguments import add_catalogue, add_results, add_tasks, catalogue_from, results_from, tasks_from
 from harness.errors import HarnessError
 from harness.report.formats import FORMATS
 
@@ -46,7 +39,13 @@ def main(args: argparse.Namespace) -> int:
     if args.all:
         if args.format:
             raise HarnessError("--all writes HTML and Markdown: leave --format out")
-        return report_all(results=results_from(args), out=out, suites=args.suite, catalogue=catalogue_from(args))
+        return report_all(
+            results=results_from(args),
+            out=out,
+            suites=args.suite,
+            catalogue=catalogue_from(args),
+            tasks=tasks_from(args),
+        )
     if len(args.suite) != 1:
         raise HarnessError("name one suite with --suite, or take --all")
     return report(

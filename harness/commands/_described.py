@@ -97,8 +97,8 @@ def _rate(flops: float | None) -> str | None:
     return None if flops is None else f"{tera(flops):g} TFLOP/s, dense"
 
 
-def _benchmark(name: str, _: Catalogue) -> tuple[Facts, Rows]:
-    rows = task_rows()
+def _benchmark(name: str, catalogue: Catalogue) -> tuple[Facts, Rows]:
+    rows = task_rows(catalogue.tasks)
     found = [row for row in rows if row["benchmark"] == name]
     if not found:
         raise HarnessError(

@@ -130,11 +130,15 @@ def suites(_: Catalogue) -> list[dict[str, Any]]:
 
 
 def own_tasks(places: TaskPlaces) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return a row for each task, group and tag of the user's own, and why others cannot be scored."""
+    """Return a row for each task, group and tag of the user's own that can be asked for, and why others cannot.
+
+    Raises:
+        HarnessError: a folder is not there.
+    """
     check_places(places)
     own = OwnTasks(places)
     rows: list[dict[str, Any]] = []
-    faults: list[str] = own.faults()
+    faults = own.faults()
     for entry in own.names():
         said = {} if entry.table is None else entry.table.values
         try:
@@ -148,7 +152,7 @@ def own_tasks(places: TaskPlaces) -> tuple[list[dict[str, Any]], list[str]]:
             {
                 "benchmark": entry.name,
                 "suite": f"your own {entry.kind}",
-                "rows": str(said.get("dataset_path", "")) if entry.kind == "task" else "",
+                "rows": str(said.get("dataset_path", "")) if entry.kind == "task" else None,
                 "num_fewshot": said.get("num_fewshot"),
                 "limit": None,
             }
@@ -156,9 +160,14 @@ def own_tasks(places: TaskPlaces) -> tuple[list[dict[str, Any]], list[str]]:
     return rows, faults
 
 
-def task_rows() -> list[dict[str, Any]]:
-    """Return a row for each task of each packaged suite."""
-    rows: list[dict[str, Any]] = []
+def task_faults(places: TaskPlaces) -> list[str]:
+    """Return why files and tasks of the user's own cannot be scored, in sentences."""
+    return list(dict.fromkeys(own_tasks(places)[1]))
+
+
+def task_rows(places: TaskPlaces) -> list[dict[str, Any]]:
+    """Return a row for each task of the user's own, and for each of each packaged suite."""
+    rows = own_tasks(places)[0]
     for name in suite_names():
         evaluation = load_suite(name).evaluation
         rows.extend(
@@ -184,9 +193,9 @@ def task_rows() -> list[dict[str, Any]]:
     return rows
 
 
-def benchmarks(_: Catalogue) -> list[dict[str, Any]]:
-    """Return the tasks of the packaged suites, each with the suites that ask for it."""
+def benchmarks(catalogue: Catalogue) -> list[dict[str, Any]]:
+    """Return the tasks of the user's own, and those of the packaged suites, each with the suites that ask for it."""
     suites: dict[str, list[str]] = {}
-    for row in task_rows():
+    for row in task_rows(catalogue.tasks):
         suites.setdefault(row["benchmark"], []).append(row["suite"])
     return [{"benchmark": task, "suites": names} for task, names in suites.items()]

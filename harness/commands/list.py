@@ -43,11 +43,8 @@ def list_kind(
         HarnessError: there is no entry of that name.
     """
     known = given_catalogue(catalogue, tasks)
-    own, faults = listings.own_tasks(known.tasks) if what == "benchmarks" else ([], [])
-    warn(faults)
     if name is not None:
-        mine = next((row for row in own if row["benchmark"] == name), None)
-        facts, rows = described(what, name, known) if mine is None else (mine, [])
+        facts, rows = described(what, name, known)
         if in_json:
             print(as_json({**facts, "rows": rows}))
             return 0
@@ -64,15 +61,16 @@ def list_kind(
         "benchmarks": listings.benchmarks,
         "devices": listings.devices,
     }[what](known)
-    entries = [{"benchmark": row["benchmark"], "suites": row["suite"]} for row in own] + entries
     if in_json:
-        print(json.dumps([*own, *listings.task_rows()] if what == "benchmarks" else entries, indent=2))
+        print(json.dumps(listings.task_rows(known.tasks) if what == "benchmarks" else entries, indent=2))
     else:
         print_table([_short(what, entry) for entry in entries])
         print()
         note(f"harness list {what} NAME says the rest of one of them.")
     if what == "methods":
         warn(METHODS.broken().values())
+    if what == "benchmarks":
+        warn(listings.task_faults(known.tasks))
     return 0
 
 

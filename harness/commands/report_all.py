@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.calibration_log import SUITES, read_log
 from harness.commands._output import warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TasksRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.proof import ending_of
@@ -33,7 +34,12 @@ METRICS = ("peak_memory", "tracked_peak", "step_time", "loss", SCORE)
 
 
 def report_all(
-    *, results: Path, out: Path | None = None, suites: Sequence[str] = (), catalogue: Path | None = None
+    *,
+    results: Path,
+    out: Path | None = None,
+    suites: Sequence[str] = (),
+    catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
 ) -> int:
     """Write the page and the reports, and name the page.
 
@@ -42,11 +48,12 @@ def report_all(
         out: Where the page goes; None: ``report-all``.
         suites: Files of suites of one's own; a packaged suite is found by the name in its records.
         catalogue: File with base models, data sets and labels of the user's.
+        tasks: Where tasks of the user's own are.
 
     Raises:
         HarnessError: there is no record, a suite's file cannot be read, or a file cannot be written.
     """
-    given = [(name, load_suite(name, given_catalogue(catalogue))) for name in suites]
+    given = [(name, load_suite(name, given_catalogue(catalogue, tasks))) for name in suites]
     own = {suite.name: (name, suite) for name, suite in given}
     with no_collection(keep=True):
         contents = Store(results).read()

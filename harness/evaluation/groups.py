@@ -108,7 +108,7 @@ def _group_scores(group: Group, scores: Sequence[Score], headlines: set[tuple[st
                 results[score.task][f"{metric}_stderr,{filter_name or 'none'}"] = score.stderr
             parts[key].append(score)
     aggregated: dict[str, Any] = dict(group.aggregate(results))  # type: ignore[arg-type]
-    made = []
+    made: list[Score] = []
     for key, count in aggregated.get("sample_count", {}).items():
         metric, filter_name = key.split(",")
         stderr = aggregated[f"{metric}_stderr,{filter_name}"]

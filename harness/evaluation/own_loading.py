@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,20 @@ import datasets
 import lm_eval.utils
 from jinja2.sandbox import SandboxedEnvironment
 from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.config.task import TaskConfig
 from lm_eval.tasks._yaml_loader import load_yaml
 from pyarrow import ArrowException
 
 from harness.assets.cache import known_file_checksum
 from harness.errors import HarnessError
-from harness.evaluation.own_rules import SPLITS, TEXTS
+from harness.evaluation.own_rules import SPLITS
 from harness.evaluation.own_tasks import OwnTask
 from harness.evaluation.yaml_files import codes_in
 
 CHECKED_ROWS = 4
 """Whose templates are rendered before anything is scored."""
+MISREAD = (OSError, ValueError, TypeError, LookupError, StopIteration)
+"""What ``datasets`` raises beside its own of files that are not what they are called; an empty one stops it."""
 STRUCTURAL = ("tag", "group", "task_list", "include")
 """Keys that are none of a task's own."""
 
@@ -52,13 +56,13 @@ def load_own(task: OwnTask, *, datasets_cache: Path, offline: bool) -> Task:
         _check_splits(task, config, rows)
         config |= {"custom_dataset": lambda **_: rows, "dataset_kwargs": None}
     try:
-        built: Task = ConfigurableTask(config=config)
-        _check_rows(task, built)
+        if rows is not None and config.get("process_docs") is None:
+            _check_before(task, copy.deepcopy(config), rows)
+        return ConfigurableTask(config=config)
     except HarnessError:
         raise
-    except Exception as error:  # whatever lm-eval, a template or a task's own functions raise
-        raise _fault(task, config, rows, error) from error
-    return built
+    except Exception as error:  # whatever lm-eval, or a trusted task's own functions, raise
+        raise HarnessError(f"{task.table.file}: task '{task.name}' cannot be built: {_first(error)}") from error
 
 
 def sandbox_templates() -> None:
@@ -123,7 +127,7 @@ def _read(kind: str, files: Mapping[str, Sequence[Path]], options: dict[str, Any
     names = {split: [str(file) for file in of_split] for split, of_split in files.items()}
     try:
         return datasets.load_dataset(kind, data_files=names, cache_dir=str(folder), **options)
-    except (datasets.exceptions.DatasetGenerationError, ArrowException, OSError, ValueError, TypeError) as error:
+    except (datasets.exceptions.DatasetGenerationError, ArrowException, *MISREAD) as error:
         cause = error.__cause__ or error
         raise HarnessError(
             f"{place}: the rows of {', '.join(sorted(files))} cannot be read: {_first(cause)}"
@@ -145,40 +149,51 @@ def _check_splits(task: OwnTask, config: Mapping[str, Any], rows: Any) -> None:
         raise HarnessError(f"{task.table.at('dataset_kwargs')}: split '{scored}' holds no rows to score")
 
 
-def _check_rows(task: OwnTask, built: Task) -> None:
-    """Refuse choices and answers that cannot be scored; lm-eval counts such an item as wrong."""
-    if built.get_config("output_type") != "multiple_choice":
-        return
-    for number, doc in zip(range(CHECKED_ROWS), built.eval_docs, strict=False):
-        choices, target = built.doc_to_choice(doc), built.doc_to_target(doc)  # type: ignore[attr-defined]
-        where = f"{task.table.at('doc_to_choice')}: doc_to_choice of row {number}"
-        if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
-            raise HarnessError(f"{where} gives {choices!r:.80}, expected a list of texts that are not empty")
-        if built.multiple_input:  # type: ignore[attr-defined]
+def _check_rows(task: OwnTask, built: ConfigurableTask, docs: Iterable[Any]) -> None:
+    """Refuse texts that cannot be rendered, and choices and answers that cannot be scored.
+
+    lm-eval ends in the middle of itself at some, and counts the items of others as wrong.
+    """
+    is_choice = built.get_config("output_type") == "multiple_choice"
+    for number, doc in zip(range(CHECKED_ROWS), docs, strict=False):
+        text = _rendered(task, "doc_to_text", number, built.doc_to_text, doc)
+        target = _rendered(task, "doc_to_target", number, built.doc_to_target, doc)
+        for key in ("description", "gen_prefix"):
+            if isinstance(value := built.get_config(key), str) and value not in doc:
+                _rendered(task, key, number, partial(lm_eval.utils.apply_template, value), doc)
+        if built.get_config("doc_to_choice") is None:
             continue
-        for answer in target if isinstance(target, list) else [target]:
+        choices = _rendered(task, "doc_to_choice", number, built.doc_to_choice, doc)
+        if not isinstance(choices, list) or not choices or not all(isinstance(c, str) and c for c in choices):
+            raise HarnessError(
+                f"{task.table.at('doc_to_choice')}: doc_to_choice of row {number} gives {choices!r:.80}, expected a "
+                "list of texts that are not empty"
+            )
+        # Of a task with several contexts the right one is what doc_to_text says.
+        key, right = ("doc_to_text", text) if isinstance(text, int) else ("doc_to_target", target)
+        for answer in (right if isinstance(right, list) else [right]) if is_choice else ():
             if not (0 <= answer < len(choices) if isinstance(answer, int) else answer in choices):
                 raise HarnessError(
-                    f"{task.table.at('doc_to_target')}: doc_to_target of row {number} is {answer!r:.80}, which is none "
-                    f"of its {len(choices)} choices"
+                    f"{task.table.at(key)}: {key} of row {number} is {answer!r:.80}, which is none of its "
+                    f"{len(choices)} choices"
                 )
 
 
-def _fault(task: OwnTask, config: Mapping[str, Any], rows: Any, error: Exception) -> HarnessError:
-    """Return why a task cannot be built, with the template that cannot be rendered where that is it."""
+def _rendered(task: OwnTask, key: str, number: int, render: Callable[[Any], Any], doc: Any) -> Any:
+    try:
+        return render(doc)
+    except Exception as error:  # of Jinja, of what a template calls, or of a trusted task's functions
+        said = f"{task.table.at(key)}: {key} cannot be rendered on row {number}: {_first(error)}"
+        raise HarnessError(said) from error
+
+
+def _check_before(task: OwnTask, config: Mapping[str, Any], rows: Any) -> None:
+    """Check the first rows of a task that lm-eval has not built yet: it renders the first one as it is built."""
     scored = config.get("test_split") or config.get("validation_split")
-    docs = rows[scored] if isinstance(rows, dict) and scored in rows else []
-    for number, doc in zip(range(CHECKED_ROWS), docs, strict=False):
-        for key in TEXTS:
-            text = config.get(key)
-            if isinstance(text, str) and text not in doc:
-                try:
-                    lm_eval.utils.apply_template(text, doc)
-                except Exception as fault:  # of Jinja and of whatever a template calls
-                    return HarnessError(
-                        f"{task.table.at(key)}: {key} cannot be rendered on row {number}: {_first(fault)}"
-                    )
-    return HarnessError(f"{task.table.file}: task '{task.name}' cannot be built: {_first(error)}")
+    probe = ConfigurableTask.__new__(ConfigurableTask)
+    probe._config = TaskConfig(**config)
+    probe.prompt, probe.features = None, list(rows[scored].features)
+    _check_rows(task, probe, rows[scored])
 
 
 def _first(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from harness.evaluation.own_rules import TASK_NAME, Files, check_group, check_ta
 from harness.evaluation.task_names import MMLU_PREFIX, is_stock_name, stock_tasks_folder
 from harness.evaluation.yaml_files import Code, Table
 from harness.settings import EvaluationSettings
-from harness.spec import GROUP_ROLE, ROWS_ROLE, TASK_ROLE
+from harness.spec import GROUP_ROLE, ROWS_ROLE, SCORED, TASK_ROLE
 
 GROUP_FIELDS = ("group", "group_alias", "task", "aggregate_metric_list", "metadata", "tag", "include")
 """Of a group's YAML; what else it says is said to each of its tasks."""
@@ -139,6 +139,8 @@ class OwnTasks:
             of_name = self.expand(name) if name in self else (name,)
             if self.is_group(name):
                 found[f"{GROUP_ROLE}{name}"] = f"yaml:{_digest(_said(self.group(name).config))}"
+            elif name in self and self._entry(name).kind == "tag":
+                found[f"{GROUP_ROLE}{name}"] = f"tag:{_digest(list(of_name))}"
             if of_name != (name,) and settings.subtasks is not None:
                 of_name = tuple(task for task in of_name if task in settings.subtasks)
             leaves += of_name
@@ -148,7 +150,7 @@ class OwnTasks:
         of_mmlu = settings.subtasks is None and not set(settings.tasks).isdisjoint(MMLU_GROUPS)
         for name, rows in self.places.rows.items():
             if name in (settings.subtasks or leaves) or (of_mmlu and name.startswith(MMLU_PREFIX)):
-                parts = {"scored": (rows.scored,), "fewshot": (rows.fewshot,) if rows.fewshot else ()}
+                parts: Files = {f"{SCORED}rows": (rows.scored,), "fewshot": (rows.fewshot,) if rows.fewshot else ()}
                 found[f"{ROWS_ROLE}{name}"] = _rows_identity(parts)
         return found
 
@@ -283,10 +285,12 @@ def _identity(task: OwnTask) -> dict[str, str]:
         options = {key: value for key, value in task.config["dataset_kwargs"].items() if key != "data_files"}
         said["config"] = said["config"] | {"dataset_kwargs": _said(options)}
     if task.trusted:
-        files = sorted(file for file in task.root.rglob("*.py") if not set(IGNORED) & set(file.parts))
-        said["code"] = {file.relative_to(task.root).as_posix(): _checksum(file) for file in files}
+        code = sorted(file for file in task.root.rglob("*.py") if not set(IGNORED) & set(file.parts))
+        said["code"] = {file.relative_to(task.root).as_posix(): _checksum(file) for file in code}
+    scored = task.config.get("test_split") or task.config.get("validation_split")
+    files = {f"{SCORED if split == scored else ''}{split}": of_split for split, of_split in task.files.items()}
     found = {f"{TASK_ROLE}{task.name}": f"yaml:{_digest(said)}"}
-    return found | ({f"{ROWS_ROLE}{task.name}": _rows_identity(task.files)} if task.files else {})
+    return found | ({f"{ROWS_ROLE}{task.name}": _rows_identity(files)} if task.files else {})
 
 
 def _rows_identity(files: Files) -> str:

@@ -40,7 +40,7 @@ from harness.tensors.seeding import fenced
 
 HEADLINE_METRIC = "acc"
 NO_FRACTIONS = frozenset(
-    {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood", "bypass"}
+    {"brier_score", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood", "bypass"}
     | {"bleu", "chrf", "chrf++", "ter"}
 )
 """Metrics of lm-eval that are no shares of one."""

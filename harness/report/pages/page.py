@@ -212,7 +212,7 @@ def _plots(plots: Mapping[str, Sequence[Path]]) -> list[Block]:
 def _protocol(summary: Summary) -> list[Block]:
     view = summary.view
     bench = view.evaluation.mt_bench
-    unused = {name for name in ("mt_bench", "subtasks") if getattr(view.evaluation, name) is None}
+    unused = {name for name in ("mt_bench", "subtasks", "metrics") if getattr(view.evaluation, name) is None}
     asked = view.evaluation.model_dump(mode="json", exclude=unused)
     evaluation = settings_text(asked) if view.evaluation.tasks or bench else "none"
     training = settings_text(common_training(summary))

@@ -131,8 +131,12 @@ def _head(rows: Sequence[Row], column: ScoreColumn) -> str:
     name = SHORT_TASKS.get(column.task, one_line(column.task.removeprefix("mmlu_")))
     if column.subtasks and column.in_average:
         name += "\noverall"
+    if column.on_files:
+        name += "\nof file"
     if column.metric is not None and "," in column.metric:
         name += f"\n{column.metric.partition(',')[2].partition('-')[0]}"  # strict or flexible
+    elif column.metric not in (None, "acc"):
+        name += f"\n{one_line(column.metric)}"
     counts = [cell[0].num_items for row in rows if row.finished and (cell := score_of_row(row, column)) is not None]
     if not counts:
         return name

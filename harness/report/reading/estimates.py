@@ -151,8 +151,12 @@ def _average(runs: Sequence[Sequence[Score]], by_item: Interval | None) -> tuple
 
 
 def column_title(column: ScoreColumn) -> str:
-    """Return how a task's column is called: the metric is named where it is not accuracy, of a group how many tasks."""
+    """Return how a task's column is called: the metric is named where it is not accuracy, of a group how many tasks.
+
+    So is what it was scored on where that is not lm-eval's.
+    """
     name = column.task if column.metric in {None, "acc"} else f"{column.task} {column.metric}"
+    name += " on rows of a file" * column.on_files
     if not column.subtasks:
         return name
     count = len(column.subtasks)
