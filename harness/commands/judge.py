@@ -36,10 +36,11 @@ from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
-from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
+from harness.readings import how_it_ended, run_title, source_of, values_of
 from harness.record import Judging, Record, Status
 from harness.remarks_scoring import judging_remarks
 from harness.report.reading.summary import newest_records
+from harness.run_names import records_called
 from harness.store import Store
 from harness.task import judged_record
 
@@ -87,7 +88,7 @@ def judge_suite(
         request: Who judges, and how it is asked.
         assets: How MT-Bench's files may be brought into the cache.
         results: Folder of the records.
-        run_ids: Ids of runs, or their first digits; none: every run with answers.
+        run_ids: Names of runs, or the first digits of their ids; none: every run with answers.
         data: Local folders of MT-Bench's files, each ``NAME=PATH``.
         catalogue: A file with names of the caller's.
         dry_run: Count calls and tokens and stop.
@@ -146,10 +147,13 @@ def _answered(records: Sequence[Record], suite: str, run_ids: Sequence[str]) -> 
     """Return the newest outcome of each run with answers, of some runs alone where they are given."""
     newest = newest_records([record for record in records if record.is_run and record.suite == suite])
     found = [record for record in newest if record.is_ok and record.mt_bench is not None]
+    chosen: set[str] = set()
     for wanted in run_ids:
-        if not any(is_of_run(record, wanted) for record in found):
-            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers has an id that starts so")
-    return [record for record in found if not run_ids or is_of_run(record, *run_ids)]
+        named = {record.run_id for record in records_called(found, wanted)}
+        if not named:
+            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers is called so, or has that id")
+        chosen |= named
+    return [record for record in found if not run_ids or record.run_id in chosen]
 
 
 def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequest, known: Catalogue) -> _Job:

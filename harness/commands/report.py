@@ -7,8 +7,9 @@ from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
-from harness.commands._output import console, warn
+from harness.commands._output import console, say, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TasksRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
@@ -16,6 +17,8 @@ from harness.report.reading.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
 from harness.suite import Suite
+
+PLOTS = "plots"
 
 
 def report(
@@ -25,9 +28,10 @@ def report(
     out: Path | None = None,
     formats: Sequence[str] = FORMATS,
     catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
 ) -> int:
     """Write the report, print its table and name the files."""
-    suite = load_suite(name, given_catalogue(catalogue))
+    suite = load_suite(name, given_catalogue(catalogue, tasks))
     with no_collection(keep=True):
         contents = Store(results).read(suite.name)
     warn(contents.warnings)
@@ -38,10 +42,21 @@ def report(
     files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
     warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned, items.items)
+    _say_files(files, folder)
+    return 1 if contents.warnings or calibration.warnings else 0
+
+
+def _say_files(files: Sequence[Path], folder: Path) -> None:
+    """Name the files, plots as a count, and last the one to open."""
+    plots = [file for file in files if file.parent.name == PLOTS]
     print()
     for file in files:
-        print(file)
-    return 1 if contents.warnings or calibration.warnings else 0
+        if file not in plots:
+            say(str(file))
+    if plots:
+        say(f"{len({file.stem for file in plots})} plots in {folder / PLOTS}")
+    if (page := folder / "report.html") in files:
+        say(f"\nopen {page}")
 
 
 def _tuned(name: str, suite: Suite) -> Tuned | None:

@@ -12,6 +12,19 @@ from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
+class TasksRequest:
+    """Where tasks of the caller's own are, beside what a suite or a catalogue says."""
+
+    include: tuple[str, ...] = ()
+    """Folders of lm-eval's YAML files."""
+    trusted: tuple[str, ...] = ()
+    """Of all such folders those whose code may be run."""
+
+
+NO_TASKS = TasksRequest()
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectionRequest:
     """A suite, and what is chosen from it or changed in it."""
 
@@ -25,6 +38,7 @@ class SelectionRequest:
     """Local files that stand in for data sets, each ``NAME=PATH``."""
     catalogue: Path | None = None
     """A ``.toml`` file with base models, data sets and labels of the caller's."""
+    tasks: TasksRequest = NO_TASKS
     seeds: tuple[int, ...] = ()
     """None: the suite's."""
     overrides: tuple[str, ...] = ()

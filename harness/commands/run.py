@@ -26,6 +26,7 @@ from harness.commands._selection import Selection, given_wheels, select
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.task_names import check_task_names
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
@@ -61,7 +62,7 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
         )
     wheels = given_wheels(assets.wheels)
     selection = choose()
-    check_task_names(selection.suite.evaluation)
+    check_task_names(selection.suite.evaluation, OwnTasks(selection.tasks))
     if how.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(results.resolve())
@@ -238,6 +239,7 @@ def _task(
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         mt_bench_folder=prepared.mt_bench_folder,
+        own_tasks=selection.tasks,
         datasets=selection.datasets_of(spec),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),
@@ -311,16 +313,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
         known = answer(contents.records, spec, None)
         rows.append(
             {
-                "run_id": spec.run_id,
-                "model": spec.model_name,
-                "label": spec.label,
-                "seed": str(spec.seed),
+                "run": spec.run_name,
+                "id": spec.run_id[:8],
                 "recorded": "yes" if known is not None else "no",
                 "what is done": "nothing" if known is not None else way_of(contents.records, spec, None, store),
             }
         )
     print_table(rows)
-    print(f"\n{len(rows)} runs of suite '{selection.suite.name}' (version {selection.suite.version})")
+    runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    print(f"\n{runs} of suite '{selection.suite.name}' (version {selection.suite.version})")
     return 0
 
 

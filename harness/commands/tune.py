@@ -27,7 +27,7 @@ def tune(
     chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path, out: Path | None = None
 ) -> int:
     """Run the trials and write the choices; return what ``run`` does, and 1 when a label has no choice."""
-    catalogue = given_catalogue(chosen.catalogue)
+    catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
     trials = trial_suite(suite, chosen.labels or None, catalogue)
     file = tuned_file(chosen.suite, suite.tuned or f"{suite.name}{ENDING}") if out is None else out

@@ -119,7 +119,7 @@ def source_identities(datasets: Mapping[str, DatasetSpec]) -> Mapping[str, str]:
         return spec.identity() + (f":{spec.layout}" if spec.layout != usual else "")
 
     packaged = packaged_rows.rows_identity()
-    kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
+    kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub", "own": "own"}
     return _OnDemand([*datasets, *kinds], lambda name: kinds.get(name) or of_data(name))
 
 

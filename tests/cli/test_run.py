@@ -406,7 +406,7 @@ def test_a_kill_loses_nothing_and_the_same_command_does_the_rest(tmp_path: Path,
     resumed = command(*arguments, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "1 of 2 runs skipped" in resumed.stdout
-    undisturbed = command(*arguments, "--method", "owlore", "--results", "other", cwd=tmp_path)
+    undisturbed = command(*arguments, "--label", "owlore", "--results", "other", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     after = store.read("tiny")
     assert after.records[: len(kept.records)] == kept.records
