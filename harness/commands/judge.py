@@ -39,8 +39,10 @@ from harness.preparing.assets import resolve_dataset
 from harness.readings import how_it_ended, run_title, source_of, values_of
 from harness.record import Judging, Record, Status
 from harness.remarks_scoring import judging_remarks
+from harness.report.pages.model_card import model_card
 from harness.report.reading.summary import newest_records
 from harness.run_names import records_called
+from harness.runs.describing import describe_again
 from harness.store import Store
 from harness.task import judged_record
 
@@ -132,6 +134,7 @@ def judge_suite(
         record = _record(job, outcome, judge, began)
         if not any(_says_the_same(record, other) for other in contents.records):
             store.append(record)
+            describe_again(store, record, model_card)
         _print(record, outcome)
         if outcome.interrupted or outcome.hopeless:
             break

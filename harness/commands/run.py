@@ -31,6 +31,7 @@ from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
 from harness.record_environment import Environment
 from harness.record_training import Prediction
+from harness.report.pages.model_card import model_card
 from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.failing import Endings, NotStarted, told
@@ -68,7 +69,7 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
     if how.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
-    if recovered := recover(store):
+    if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
     with executor(how.where) as chosen:
         tally, num_tasks = execute_on(
@@ -138,7 +139,9 @@ def execute_on(
     with Display(len(tasks)) as display:
         limits = Limits(how.timeout_seconds, stop_at, how.max_failures)
         tried = frozenset(how.retry)
-        tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried), display)
+        tally = chosen.run(
+            Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried, card=model_card), display
+        )
     return tally, len(tasks)
 
 
