@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, WhereToRun
-
-RESULTS = "results/records"
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:

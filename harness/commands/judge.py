@@ -36,7 +36,7 @@ from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
-from harness.readings import how_it_ended, run_title, source_of, values_of
+from harness.readings import how_it_ended, source_of, values_of
 from harness.record import Judging, Record, Status
 from harness.remarks_scoring import judging_remarks
 from harness.report.pages.model_card import model_card
@@ -300,7 +300,7 @@ def _says_the_same(record: Record, other: Record) -> bool:
 
 
 def _print(record: Record, outcome: Outcome) -> None:
-    judging, title = record.judging, run_title(record)
+    judging, title = record.judging, record.name
     assert judging is not None
     if not record.is_ok:
         say(f"{title}: {how_it_ended(record)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
+from harness.commands._files_said import say_files
 from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
 from harness.errors import HarnessError
@@ -39,8 +40,7 @@ def report(
     warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned, items.items)
     print()
-    for file in files:
-        print(file)
+    say_files(files)
     return 1 if contents.warnings or calibration.warnings else 0
 
 
