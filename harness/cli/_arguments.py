@@ -147,7 +147,9 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
-        help="run again what ended so, and every seed of a label that did; may be repeated",
+        metavar="OUTCOME",
+        help="run again what ended so, and every seed of a label that did: ok, unproven, refused, out_of_memory, "
+        "diverged, failed; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(
