@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
-
-RESULTS = "results/records"
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:
@@ -174,7 +172,9 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
-        help="run again what ended so, and every seed of a label that did; may be repeated",
+        metavar="OUTCOME",
+        help="run again what ended so, and every seed of a label that did: ok, unproven, refused, out_of_memory, "
+        "diverged, failed; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(

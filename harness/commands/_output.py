@@ -8,17 +8,18 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Task as Bar
 from rich.progress import TimeRemainingColumn as _TimeRemaining
 from rich.text import Text
 
+from harness.commands._result_line import result_line
+from harness.commands._time_left import TimeLeft
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.progress import throttled
-from harness.readings import how_it_ended, run_title
 from harness.record import Record, Score
 from harness.redaction import redacted
 from harness.remarks import remarks_of
@@ -130,15 +131,32 @@ def say_score(score: Score) -> None:
     say(f"{score.title}: {score.text} (n = {score.n})")
 
 
+class _Left(_TimeRemaining):
+    """The time that is left: of runs what is known of their kind, of all else what its own speed says."""
+
+    def __init__(self, runs: TimeLeft | None) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def render(self, task: Bar) -> Text:
+        """Return the text of one bar."""
+        if not task.fields.get("of_runs"):
+            return super().render(task)
+        left = None if self._runs is None else self._runs.text()
+        return Text(left or "", style="progress.remaining")
+
+
 class Display:
     """Shows on standard error how runs or downloads go: bars in a terminal, else a line for each thing that ends."""
 
-    def __init__(self, num_runs: int | None = None) -> None:
+    def __init__(self, num_runs: int | None = None, *, tasks: Sequence[RunTask] = ()) -> None:
+        """Take how many runs there are, or which; None: it is about something else."""
         self._console = console(stderr=True)
         self._bars: Progress | None = None
         self._inner: TaskID | None = None
         self._outer: TaskID | None = None
-        self._num_runs = num_runs
+        self._num_runs = len(tasks) if num_runs is None and tasks else num_runs
+        self._left = TimeLeft(task.spec for task in tasks) if tasks else None
         self._done = 0
         self._seldom = throttled(self._said, LINE_SECONDS, ends=False)
         self._title = ""
@@ -151,12 +169,12 @@ class Display:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                _TimeRemaining(),
+                _Left(self._left),
                 console=self._console,
                 transient=True,
             )
             if self._num_runs is not None:
-                self._outer = self._bars.add_task("runs", total=self._num_runs)
+                self._outer = self._bars.add_task("runs", total=self._num_runs, of_runs=True)
             self._inner = self._bars.add_task("starting", total=None)
             self._bars.start()
         return self
@@ -169,9 +187,12 @@ class Display:
 
     def run_begins(self, task: RunTask) -> None:
         """Say which run starts."""
-        self._title = _title(task.spec)
+        self._title = printable(task.spec.run_name)
+        if self._left is not None:
+            self._left.begins(task.uuid, task.spec)
         if self._bars is None:
-            self._line(f"{self._counter()} {self._title}: started")
+            left = None if self._left is None else self._left.text()
+            self._line(f"{self._counter()} {self._title}: started{f', {left}' if left else ''}")
         self.progress("starting", 0, None)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
@@ -189,10 +210,12 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        how, (_, reason) = how_it_ended(record, timed=True), record.ending
+        how, (_, reason) = result_line(record), record.ending
         if reason:
             how = how.removesuffix(reason) + self._once(reason)
-        self._line(f"{self._counter()} {printable(run_title(record))}: {how}")
+        if self._left is not None:
+            self._left.ended(record)
+        self._line(f"{self._counter()} {record.name}: {how}")
         for note in (*record.notes, *(remark.sentence for remark in remarks_of(record))):
             self._line(f"note: {self._once(note)}")
         self._done += 1
@@ -222,7 +245,3 @@ class Display:
             self._bars.console.print(text, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
-
-
-def _title(spec: Any) -> str:
-    return printable(f"{spec.model_name} {spec.label} seed {spec.seed}")

@@ -33,6 +33,7 @@ from harness.planning.questions import PlanAnswer
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.report.pages.calibration import COLUMNS, calibration_lines, calibration_tables
+from harness.report.pages.model_card import model_card
 from harness.report.table import Table
 from harness.runs.executor import Executor
 from harness.runs.process import probe_environment
@@ -191,7 +192,7 @@ def _ladder(run: _Calibration) -> Selection:
 def _climb(run: _Calibration, foreteller: Foreteller) -> None:
     """Do the runs of the ladder that the device holds, one by one, as far as the budget reaches."""
     selection = _ladder(run)
-    recover(run.store)
+    recover(run.store, model_card)
     with executor(WhereToRun()) as chosen:
         for spec in selection.specs:
             records = run.store.read(selection.suite.name).records

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
-from harness.commands._output import console, say, warn
+from harness.commands._files_said import say_files
+from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
 from harness.commands.requests import NO_TASKS, TasksRequest
 from harness.errors import HarnessError
@@ -18,51 +19,3 @@ from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
 from harness.suite import Suite
 
-PLOTS = "plots"
-
-
-def report(
-    name: str,
-    *,
-    results: Path,
-    out: Path | None = None,
-    formats: Sequence[str] = FORMATS,
-    catalogue: Path | None = None,
-    tasks: TasksRequest = NO_TASKS,
-) -> int:
-    """Write the report, print its table and name the files."""
-    suite = load_suite(name, given_catalogue(catalogue, tasks))
-    with no_collection(keep=True):
-        contents = Store(results).read(suite.name)
-    warn(contents.warnings)
-    tuned = _tuned(name, suite)
-    folder = Path(f"report-{suite.name}") if out is None else out
-    items = items_beside(results)
-    calibration = read_log(results) if suite.name in SUITES.values() else Log()
-    files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
-    warn((*items.warnings, *calibration.warnings))
-    terminal_table(suite, contents, console(), tuned, items.items)
-    _say_files(files, folder)
-    return 1 if contents.warnings or calibration.warnings else 0
-
-
-def _say_files(files: Sequence[Path], folder: Path) -> None:
-    """Name the files, plots as a count, and last the one to open."""
-    plots = [file for file in files if file.parent.name == PLOTS]
-    print()
-    for file in files:
-        if file not in plots:
-            say(str(file))
-    if plots:
-        say(f"{len({file.stem for file in plots})} plots in {folder / PLOTS}")
-    if (page := folder / "report.html") in files:
-        say(f"\nopen {page}")
-
-
-def _tuned(name: str, suite: Suite) -> Tuned | None:
-    """Return the tuned learning rates; records can be reported without them, but then nothing is marked as tuned."""
-    try:
-        return load_tuned(name, suite)
-    except HarnessError as error:
-        warn([f"{error}; no label is marked as tuned"])
-        return None

@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+RESULTS = "results/records"
+"""Folder of the records where no other is named."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TasksRequest:
