@@ -147,6 +147,7 @@ def expand(
     limit: int | None = None,
     max_steps: int | None = None,
     tuned: Tuned | None = None,
+    data: str | None = None,
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed; with a ladder in that of its rungs.
 
@@ -162,6 +163,7 @@ def expand(
         limit: Items of each task instead of the suite's.
         max_steps: Upper bound of optimizer steps.
         tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
+        data: What every label that trains is trained on instead of what the suite says; it shows in their labels.
 
     Raises:
         HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
@@ -174,7 +176,8 @@ def expand(
     for name, label in model_labels(suite, models, labels):
         model = models[name]
         for point in sweep_points(suite.sweep.get(label, {})):
-            changes = {**point, **(overrides or {})}
+            own = {} if data is None or not _trains(label, known) else {"data": data}
+            changes = {**point, **own, **(overrides or {})}
             choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
             rate = {} if choice is None else {"learning_rate": choice.learning_rate}
             method, entry, config, train, dtype = _resolve(suite, label, known, changes, where, tuned=rate)
@@ -248,12 +251,12 @@ def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue
     Raises:
         HarnessError: a label is unknown.
     """
-    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
-    return [
-        label
-        for label in labels or suite.labels
-        if METHODS.get(entries[label].method if label in entries else label).trains
-    ]
+    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue)
+    return [label for label in labels or suite.labels if _trains(label, entries)]
+
+
+def _trains(label: str, known: Catalogue) -> bool:
+    return METHODS.get(known.labels[label].method if label in known.labels else label).trains
 
 
 def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -13,6 +13,7 @@ from harness.errors import HarnessError, near_miss
 from harness.toml_files import read_tables, validate
 
 Layout = Literal["instructions", "questions", "choices", "prompt-completion", "messages", "text", "tokens", "mt-bench"]
+"""Of the rows of a data set, or of what else it holds."""
 FIELDS: Mapping[str, tuple[str, ...]] = {
     "instructions": ("instruction", "output"),
     "questions": ("question", "answer"),
@@ -91,8 +92,8 @@ class DatasetSpec(BaseModel):
             return
         if self.file is None and (self.packaged or self.drawn):
             raise ValueError("columns are those of a file, and these rows come from none")
-        layouts = FIELDS if self.layout is None else [self.layout]
-        known = {name for one in layouts for name in (*FIELDS.get(one, ()), *OPTIONAL.get(one, ()))}
+        layouts = get_args(Layout) if self.layout is None else (self.layout,)
+        known = {name for one in layouts for name in fields_of(one)}
         for ours, theirs in self.columns.items():
             if ours not in known:
                 of = "any layout" if self.layout is None else f"the layout '{self.layout}'"
@@ -119,6 +120,11 @@ class DatasetSpec(BaseModel):
         """Return which column is read as which field, where their names differ; empty: none do."""
         renamed = {ours: theirs for ours, theirs in sorted(self.columns.items()) if ours != theirs}
         return json.dumps(renamed, ensure_ascii=False, separators=(",", ":")) if renamed else ""
+
+
+def fields_of(layout: Layout | None) -> tuple[str, ...]:
+    """Return the fields that a row of a layout may have; of one that is not known, or that no file has, none."""
+    return (*FIELDS.get(layout or "", ()), *OPTIONAL.get(layout or "", ()))
 
 
 def load_datasets(file: Path | None = None) -> dict[str, DatasetSpec]:

@@ -25,7 +25,7 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         help="run this base model, from a local folder with =PATH; may be repeated",
     )
     command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
 
 

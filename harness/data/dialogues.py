@@ -34,8 +34,6 @@ from harness.turns import Rewritten, Turn, TurnWriter
 
 MARKED = re.compile(r"\{%-?\s*generation\s*-?%\}")
 V = TypeVar("V")
-CONVERSATIONS = ("chat", "conversation")
-"""Values of ``prompt`` that can write a conversation."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from harness.conversation import ConversationTemplate, TrainingTurn, chat_turn, training_turn
-from harness.data.dialogues import CONVERSATIONS, Dialogue, DialogueWriter
+from harness.data.dialogues import Dialogue, DialogueWriter
 from harness.encoding import TextEncoder, text_encoder
 from harness.errors import HarnessError
-from harness.settings import TextSettings, TrainSettings
+from harness.settings import CONVERSATIONS, TextSettings, TrainSettings
 from harness.turns import Turn
 
 # Source: tatsu-lab/stanford_alpaca, README, the two prompts.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.catalogue.datasets import FIELDS, OPTIONAL
+from harness.catalogue.datasets import FIELDS
 from harness.data.tables import Values, read_values
 from harness.errors import HarnessError, near_miss
 
@@ -33,6 +33,7 @@ def find_layout(file: Path, columns: Mapping[str, str]) -> str:
     best = [one for one, fields in fitting.items() if not any(fields < others for others in fitting.values())]
     if len(best) == 1:
         return best[0]
+    _check_named(columns, found, file)
     told = "; ".join(f"{layout}: {' and '.join(fields)}" for layout, fields in FIELDS.items())
     which = f"the layouts {' and '.join(best)} alike" if best else "no layout that there is"
     raise HarnessError(
@@ -63,13 +64,17 @@ def with_our_names(values: Values, columns: Mapping[str, str], file: Path) -> li
     if not columns:
         return values.values
     found = columns_of(values.values)
+    _check_named(columns, found, file)
+    return [renamed(value, columns) if isinstance(value, dict) else value for value in values.values]
+
+
+def _check_named(columns: Mapping[str, str], found: Sequence[str], file: Path) -> None:
     for ours, theirs in columns.items():
         if theirs not in found:
             raise HarnessError(
                 f"{file}: columns = {{ {ours} = '{theirs}' }}: no row has a column '{theirs}'"
                 f"{near_miss(theirs, found[:LONGEST_LIST])}"
             )
-    return [renamed(value, columns) if isinstance(value, dict) else value for value in values.values]
 
 
 def renamed(value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -88,8 +93,3 @@ def _listed(names: Iterable[str]) -> str:
     all_names = [*names]
     shown = ", ".join(all_names[:LONGEST_LIST])
     return f"{shown}, …" if len(all_names) > LONGEST_LIST else shown or "none"
-
-
-def fields_of(layout: str) -> tuple[str, ...]:
-    """Return the fields that a row of a layout may have."""
-    return (*FIELDS[layout], *OPTIONAL.get(layout, ()))
