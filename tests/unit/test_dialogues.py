@@ -178,8 +178,8 @@ SYSTEM_IN_THE_LAST = (
     "{% elif m.role == 'assistant' %} {{ m.content + eos_token }}{% endif %}{% endfor %}"
 )
 CLOSED_AT_THE_END = (
-    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% if loop.last %}{{ eos_token }}{% else %}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    "{% for m in messages %}{{ m.role + ': ' + m.content }}{% if m.role == 'assistant' and loop.last %}{{ eos_token }}"
+    "{% else %}{{ '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 )
 PROMPT_THAT_THINKS = unmarked(CHATML).replace("assistant\n' }}{% endif %}", "assistant\n<think>\n' }}{% endif %}")
 LAST_ANSWER_ALONE = (
@@ -193,7 +193,7 @@ UPPER = unmarked(CHATML).replace("m.content", "m.content | upper")
     ("template", "system", "said"),
     [
         (SYSTEM_IN_THE_LAST, "Be brief.", "leaves a turn out, or writes it twice or elsewhere"),
-        (CLOSED_AT_THE_END, None, "what a model reads before|closes the last turn otherwise"),
+        (CLOSED_AT_THE_END, None, "closes the last turn otherwise than those before"),
         (PROMPT_THAT_THINKS, None, "what a model reads before an answer is not how"),
         (LAST_ANSWER_ALONE, None, "leaves a turn out"),
         (UPPER, None, "leaves a turn out|does not write what was said"),
