@@ -34,7 +34,7 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         help="this base model, from a local folder with =PATH; may be repeated",
     )
     add_labels(command, "this label, or one with settings as lora[rank=8]; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
     add_tasks(command)
 

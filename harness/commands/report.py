@@ -19,3 +19,37 @@ from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
 from harness.suite import Suite
 
+
+def report(
+    name: str,
+    *,
+    results: Path,
+    out: Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
+) -> int:
+    """Write the report, print its table and name the files."""
+    suite = load_suite(name, given_catalogue(catalogue, tasks))
+    with no_collection(keep=True):
+        contents = Store(results).read(suite.name)
+    warn(contents.warnings)
+    tuned = _tuned(name, suite)
+    folder = Path(f"report-{suite.name}") if out is None else out
+    items = items_beside(results)
+    calibration = read_log(results) if suite.name in SUITES.values() else Log()
+    files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
+    warn((*items.warnings, *calibration.warnings))
+    terminal_table(suite, contents, console(), tuned, items.items)
+    print()
+    say_files(files)
+    return 1 if contents.warnings or calibration.warnings else 0
+
+
+def _tuned(name: str, suite: Suite) -> Tuned | None:
+    """Return the tuned learning rates; records can be reported without them, but then nothing is marked as tuned."""
+    try:
+        return load_tuned(name, suite)
+    except HarnessError as error:
+        warn([f"{error}; no label is marked as tuned"])
+        return None

@@ -38,7 +38,7 @@ class SelectionRequest:
     labels: tuple[str, ...] = ()
     """None: the suite's."""
     data: tuple[str, ...] = ()
-    """Local files that stand in for data sets, each ``NAME=PATH``."""
+    """Local files, each ``NAME=PATH``, that stand in for data sets, or under a new name are what is trained on."""
     catalogue: Path | None = None
     """A ``.toml`` file with base models, data sets and labels of the caller's."""
     tasks: TasksRequest = NO_TASKS

@@ -86,6 +86,8 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
     if how.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(results.resolve())
+    if selection.stand_in is not None:
+        print(selection.stand_in)
     if how.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
