@@ -9,6 +9,7 @@ from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
 from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import TableRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
@@ -42,6 +43,20 @@ def report(
     for file in files:
         print(file)
     return 1 if contents.warnings or calibration.warnings else 0
+
+
+def table(
+    asked: TableRequest,
+    *,
+    results: Path,
+    out: Path | None = None,
+    formats: tuple[str, ...] = (),
+    catalogue: Path | None = None,
+) -> int:
+    """Write one table for a paper, or print it."""
+    from harness.commands.table import report_table
+
+    return report_table(asked, results=results, tuned=_tuned, out=out, formats=formats, catalogue=catalogue)
 
 
 def _tuned(name: str, suite: Suite) -> Tuned | None:

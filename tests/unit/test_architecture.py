@@ -50,6 +50,7 @@ WINGS: dict[str, set[str]] = {
     "plots": {"statistics", "reading", "table", "units", "files"},
     "pages": {"statistics", "reading", "plots", "table", "units"},
     "numbers": {"statistics", "reading"},
+    "tables": {"statistics", "reading", "pages", "table", "units"},
     "comparing": {"statistics", "reading", "plots", "table", "units"},
     "write": {"reading", "plots", "pages", "numbers", "files", "formats"},
 }
