@@ -628,3 +628,17 @@ def test_a_report_without_a_suite_says_so(capsys: pytest.CaptureFixture[str]) ->
     assert "a report is of one suite, and none is named" in capsys.readouterr().err
     assert main(["report", "--table", "avg"]) == 2
     assert "needs --suite, or --spec FILE" in capsys.readouterr().err
+
+
+def test_the_docs_say_what_is_taken(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8").partition("## A table for your paper")[2]
+    (kept,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "table.toml").write_text(kept, encoding="utf-8")
+    assert read_choice(tmp_path / "table.toml", {}).names == {"llama2-7b": "Llama 2 7B", "lora": "LoRA"}
+    short = re.findall(r"`([a-z_]+)`", page.partition("short name (")[2].partition(")")[0])
+    ((*columns,),) = choose_columns(short, [summary_of()[0]], {})
+    assert [column.quantity is not None for column in columns] == [True] * len(short)
+    named = {column.quantity.name for column in columns if column.quantity is not None}
+    assert named >= {q.name for q in quantities.ALL if "terminal" in q.shown.places} - {
+        *("predicted_against_measured", "optimizer_seconds_mean", "refresh_seconds")
+    }
