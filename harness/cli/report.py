@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--all",
         action="store_true",
-        help="a page over all suites and commits of the results, and a report of each suite; --suite names the files of "
+        help="a page over all suites and commits of the results, and a report of each suite; --suite names files of "
         "suites of yours",
     )
     add_catalogue(command)
