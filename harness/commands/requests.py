@@ -139,3 +139,21 @@ class JudgeRequest:
     concurrency: int = 1
     timeout_seconds: float = 120.0
     max_retries: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """One table for a paper; None and nothing: as the file of ``spec`` has it."""
+
+    suites: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    columns: str | None = None
+    """Names with commas between them."""
+    rows: str | None = None
+    """Labels with commas between them."""
+    style: str | None = None
+    marked: Literal["nothing", "best", "groups"] | None = None
+    spec: Path | None = None
+    """A file that keeps such a choice."""
+    save_spec: Path | None = None
+    """Where the choice is to be kept."""
