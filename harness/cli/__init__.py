@@ -27,7 +27,7 @@ from harness.printable import printable
 from harness.redaction import redacted
 
 COMMANDS = {
-    "list": "what there is: methods, models, suites, benchmarks, devices",
+    "list": "what there is: methods, models, datasets, suites, benchmarks, devices",
     "prepare": "download and convert what a suite needs",
     "doctor": "what this machine has and lacks; for reports of bugs too",
     "layers": "outlier scores of a model's blocks, and how often each would be drawn",

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, WhereToRun
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:
@@ -34,8 +34,9 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         help="this base model, from a local folder with =PATH; may be repeated",
     )
     add_labels(command, "this label, or one with settings as lora[rank=8]; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
+    add_tasks(command)
 
 
 def selection_from(
@@ -63,6 +64,7 @@ def selection_from(
         labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
         seeds=tuple(seeds or ()),
         overrides=tuple(overrides),
         limit=limit,
@@ -97,6 +99,29 @@ def add_catalogue(command: argparse.ArgumentParser) -> None:
 def catalogue_from(args: argparse.Namespace) -> Path | None:
     """Return what :func:`add_catalogue` declared."""
     return None if args.catalogue is None else Path(args.catalogue)
+
+
+def add_tasks(command: argparse.ArgumentParser) -> None:
+    """Add where tasks of one's own are, which :func:`add_selection` has already."""
+    command.add_argument(
+        "--include-path",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with lm-eval's YAML files of tasks of yours; may be repeated",
+    )
+    command.add_argument(
+        "--trust-tasks",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="such a folder whose Python code may be run; without it a task that has some is refused",
+    )
+
+
+def tasks_from(args: argparse.Namespace) -> TasksRequest:
+    """Return what :func:`add_tasks` declared."""
+    return TasksRequest(include=tuple(args.include_path), trusted=tuple(args.trust_tasks))
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:

@@ -9,10 +9,12 @@ from harness.cli._arguments import (
     add_catalogue,
     add_results,
     add_run,
+    add_tasks,
     assets_from,
     catalogue_from,
     positive,
     results_from,
+    tasks_from,
 )
 
 
@@ -30,6 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME=PATH", help="the folder of the base model that the run trained an adapter on"
     )
     add_catalogue(command)
+    add_tasks(command)
     add_results(command)
     add_assets(command)
 
@@ -46,5 +49,6 @@ def main(args: argparse.Namespace) -> int:
         suite=args.suite,
         limit=args.limit,
         catalogue=catalogue_from(args),
+        own=tasks_from(args),
         model=args.model,
     )

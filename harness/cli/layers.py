@@ -10,9 +10,11 @@ from harness.cli._arguments import (
     add_catalogue,
     add_data,
     add_labels,
+    add_tasks,
     assets_from,
     catalogue_from,
     labels_from,
+    tasks_from,
 )
 from harness.commands.requests import SelectionRequest
 
@@ -31,6 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
     add_data(command, "a local file for a data set; may be repeated")
     add_catalogue(command)
+    add_tasks(command)
     add_assets(command)
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
@@ -46,6 +49,7 @@ def main(args: argparse.Namespace) -> int:
         labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
         overrides=() if args.tau is None else (f"tau={args.tau!r}",),
     )
     return show_layers(selection, assets_from(args), in_json=args.json, plot=args.out)

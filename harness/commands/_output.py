@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Task as Bar
 from rich.progress import TimeRemainingColumn as _TimeRemaining
-from rich.table import Table
 from rich.text import Text
 
 from harness.commands._result_line import result_line
@@ -23,11 +23,14 @@ from harness.progress import throttled
 from harness.record import Record, Score
 from harness.redaction import redacted
 from harness.remarks import remarks_of
+from harness.report.fitted import NARROWEST, Line, alignment, fitted, wrapped_prose
 from harness.report.plots.style import FORMATS
+from harness.report.table import Column
 from harness.task import RunTask
 
-PIPE_WIDTH = 160
-"""Columns of a table when the output is no terminal."""
+PIPE_WIDTH = 120
+"""Columns of a table when the output is no terminal and COLUMNS is not set."""
+WIDEST = 1000
 LINE_SECONDS = 10.0
 """Between two lines about one download when the output is no terminal."""
 SHORT = 60
@@ -43,23 +46,47 @@ class _Console(Console):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console; one that is no terminal is wide and plain."""
+    """Return a console; one that is no terminal is plain, and as wide as COLUMNS says or else wide."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PIPE_WIDTH
+    asked = os.environ.get("COLUMNS", "")
+    width: int | None = None
+    if asked.isascii() and asked.isdigit() and int(asked[:9]) > 0:
+        width = min(max(int(asked[:9]), NARROWEST), WIDEST)
+    elif not stream.isatty():
+        width = PIPE_WIDTH
     return _Console(file=stream, width=width, highlight=False, soft_wrap=False)
 
 
-def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows with the same keys as a table."""
+def print_table(rows: Sequence[Mapping[str, str]], *, keys: int = 1, title: str | None = None) -> None:
+    """Print rows with the same keys as a table, in further tables below it where the terminal is narrow.
+
+    Args:
+        rows: Texts by the names of their columns. A column without any entry is left out.
+        keys: How many of the first columns name a row: they stand in every one of the tables.
+        title: Stands above each.
+    """
     if not rows:
         print("none")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(str(value))) for value in row.values()))
-    console().print(table)
+    cells = [[printable(str(value)) for value in row.values()] for row in rows]
+    columns = [
+        Column(printable(name).replace("_", " "), alignment(row[i] for row in cells)) for i, name in enumerate(rows[0])
+    ]
+    out = console()
+    print_lines(out, fitted(columns, cells, out.width, keys=keys, title=title))
+
+
+def print_lines(out: Console, lines: Iterable[Line]) -> None:
+    """Print lines as they are: wider than the terminal is only what holds one word."""
+    for line in lines:
+        out.print(Text(line.text, style="bold" if line.heading else ""), soft_wrap=True)
+
+
+def note(sentence: str) -> None:
+    """Print a sentence that stands below a table: on a terminal wrapped between words, else on one line."""
+    text, out = printable(redacted(sentence)), console()
+    for line in wrapped_prose(text, out.width) if out.is_terminal else [text]:
+        out.print(Text(line), soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:

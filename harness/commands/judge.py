@@ -104,7 +104,7 @@ def judge_suite(
     contents = store.read(suite)
     warn(contents.warnings)
     known = catalogue_for(asked, f"suite '{suite}'", known)
-    known = known.with_files(given_data(data, known))
+    known = known.with_files(given_data(data))
     answered = _answered(contents.records, suite, run_ids)
     if not answered:
         raise HarnessError(

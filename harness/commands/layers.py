@@ -73,7 +73,7 @@ def show_layers(
 
 def _asked(chosen: SelectionRequest) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
-    catalogue = given_catalogue(chosen.catalogue)
+    catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
     if suite.weights == "random":
         raise HarnessError(f"suite '{suite.name}' has random weights, whose blocks' scores mean nothing: name another")

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.commands._output import print_table, warn
+from harness.commands._output import note, print_table, warn
 from harness.errors import HarnessError
 from harness.expansion import load_suite
 from harness.printable import as_json, printable
 from harness.report.comparing.paper import Cell, Published, compare, read_table, table_names
 from harness.report.reading.summary import Summary, summarize
 from harness.store import Store
+
+NAMING = ("table", "model", "method", "metric")
+"""What names a row of a published table."""
 
 
 def paper(
@@ -114,7 +117,21 @@ def _print(rows: Sequence[dict[str, Any]], style: str) -> None:
         writer.writeheader()
         writer.writerows(written)
     else:
-        print_table([{key: text for key, text in row.items() if key != "source"} for row in written])
+        _print_text([{key: text for key, text in row.items() if key != "source"} for row in written])
+
+
+def _print_text(rows: Sequence[dict[str, str]]) -> None:
+    """Print rows below what all of them share; what no number of ours will ever compare with stands last."""
+    names = list(rows[0])
+    shared = [key for key in names[1:] if len(rows) > 1 and len({row[key] for row in rows}) == 1]
+    if said := [f"{key} {text}" for key in shared if (text := rows[0][key])]:
+        note(f"of all rows: {'; '.join(said)}")
+        print()
+    kept = [{key: text for key, text in row.items() if key not in shared} for row in rows]
+    if "ours" in names:
+        kept.sort(key=lambda row: (not row.get("ours", ""), row.get("verdict", "") == "not comparable"))
+    naming = sum(key in kept[0] for key in NAMING)
+    print_table(kept, keys=max(1, naming))
 
 
 def _text(value: Any) -> str:

@@ -27,6 +27,7 @@ from harness.commands._selection import Selection, given_catalogue, given_wheels
 from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.task_names import check_task_names
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask, ask
@@ -81,10 +82,12 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
         )
     wheels = given_wheels(assets.wheels)
     selection = choose()
-    check_task_names(selection.suite.evaluation)
+    check_task_names(selection.suite.evaluation, OwnTasks(selection.tasks))
     if how.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(results.resolve())
+    if selection.stand_in is not None:
+        print(selection.stand_in)
     if how.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
@@ -260,6 +263,7 @@ def _task(
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         mt_bench_folder=prepared.mt_bench_folder,
+        own_tasks=selection.tasks,
         datasets=selection.datasets_of(spec),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),

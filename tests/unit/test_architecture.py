@@ -44,13 +44,16 @@ WINGS: dict[str, set[str]] = {
     "table": set(),
     "units": set(),
     "files": set(),
+    "fitted": {"table", "units"},
     "formats": set(),
     "statistics": set(),
     "reading": {"statistics", "table", "units"},
     "plots": {"statistics", "reading", "table", "units", "files"},
-    "pages": {"statistics", "reading", "plots", "table", "units"},
+    "pages": {"statistics", "reading", "plots", "table", "units", "fitted"},
     "numbers": {"statistics", "reading"},
+    "tables": {"statistics", "reading", "pages", "table", "units"},
     "comparing": {"statistics", "reading", "plots", "table", "units"},
+    "overview": {"comparing", "pages", "reading", "table", "units"},
     "write": {"reading", "plots", "pages", "numbers", "files", "formats"},
 }
 """The rooms inside report/, each with those that it may import beside itself."""
@@ -203,7 +206,7 @@ def test_parsed_arguments_end_where_they_are_unpacked() -> None:
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "args":
                 assert isinstance(node.ctx, ast.Load), file
     groups = {name for stem, name in takers if stem == "_arguments"}
-    shared = {"selection", "labels", "catalogue", "assets", "results", "how_to_run"}
+    shared = {"selection", "labels", "catalogue", "tasks", "assets", "results", "how_to_run"}
     assert groups == {f"{group}_from" for group in shared}
     assert {name for stem, name in takers if stem != "_arguments"} == {"main"}
 

@@ -20,6 +20,7 @@ from harness.commands.requests import (
     HowToRun,
     JudgeRequest,
     SelectionRequest,
+    TasksRequest,
     WhereToRun,
 )
 from harness.commands.run import run
@@ -30,12 +31,16 @@ from harness.report.formats import FORMATS
 
 SUITE = ["--suite", "s"]
 CHOICE = [*SUITE, "--model", "m=p", "--model", "n", "--label", "l", "--data", "d=f", "--catalogue", "c.toml"]
+OWN = ["--include-path", "t", "--include-path", "u", "--trust-tasks", "u"]
+THEIRS = TasksRequest(include=("t", "u"), trusted=("u",))
+CHOICE += OWN
 CHOSEN: dict[str, Any] = {
     "suite": "s",
     "models": ("m=p", "n"),
     "labels": ("l",),
     "data": ("d=f",),
     "catalogue": Path("c.toml"),
+    "tasks": THEIRS,
 }
 ASSETS = ["--offline", "--wheel", "w"]
 BROUGHT = AssetsRequest(offline=True, wheels=("w",))
@@ -58,11 +63,16 @@ ASKED = {
 HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "list.list_kind",
-        ["models", "--catalogue", "c.toml", "--json"],
-        ["models"],
-        {"catalogue": Path("c.toml"), "in_json": True},
+        ["models", "--catalogue", "c.toml", "--json", *OWN],
+        ["models", None],
+        {"catalogue": Path("c.toml"), "tasks": THEIRS, "in_json": True},
     ),
-    ("list.list_kind", ["models"], ["models"], {"catalogue": None, "in_json": False}),
+    (
+        "list.list_kind",
+        ["models", "m"],
+        ["models", "m"],
+        {"catalogue": None, "tasks": TasksRequest(), "in_json": False},
+    ),
     (
         "prepare.prepare_suite",
         [
@@ -89,7 +99,7 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         "layers.show_layers",
         [
             *(*SUITE, "--model", "m=p", "--label", "l", "--tau", "2", "--data", "d=f", "--catalogue", "c.toml"),
-            *(*ASSETS, "--json", "--out", "o.png"),
+            *(*OWN, *ASSETS, "--json", "--out", "o.png"),
         ],
         [SelectionRequest(**{**CHOSEN, "models": ("m=p",)}, overrides=("tau=2.0",)), BROUGHT],
         {"in_json": True, "plot": "o.png"},
@@ -175,17 +185,18 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "evaluate.evaluate",
         [
+            *OWN,
             *("abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", "--model", "m=p"),
             *(*SUITE, *RESULTS, *ASSETS),
         ],
         ["abc", ["t", "u"], BROUGHT],
-        {"results": Path("r"), "suite": "s", "limit": 5, "catalogue": Path("c"), "model": "m=p"},
+        {"results": Path("r"), "suite": "s", "limit": 5, "catalogue": Path("c"), "own": THEIRS, "model": "m=p"},
     ),
     (
         "evaluate.evaluate",
         ["abc", *RESULTS, *ASSETS],
         ["abc", (), BROUGHT],
-        {"results": Path("r"), "suite": None, "limit": None, "catalogue": None, "model": None},
+        {"results": Path("r"), "suite": None, "limit": None, "catalogue": None, "own": TasksRequest(), "model": None},
     ),
     (
         "judge.judge_suite",
@@ -240,15 +251,21 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "report.report",
-        [*SUITE, "--catalogue", "c", *RESULTS, "--out", "o", "--format", "md", "--format", "csv"],
+        [*SUITE, *OWN, "--catalogue", "c", *RESULTS, "--out", "o", "--format", "md", "--format", "csv"],
         ["s"],
-        {"results": Path("r"), "out": Path("o"), "formats": ["md", "csv"], "catalogue": Path("c")},
+        {"results": Path("r"), "out": Path("o"), "formats": ["md", "csv"], "catalogue": Path("c"), "tasks": THEIRS},
     ),
     (
         "report.report",
         SUITE,
         ["s"],
-        {"results": Path("results/records"), "out": None, "formats": FORMATS, "catalogue": None},
+        {
+            "results": Path("results/records"),
+            "out": None,
+            "formats": FORMATS,
+            "catalogue": None,
+            "tasks": TasksRequest(),
+        },
     ),
     (
         "compare.compare",
