@@ -163,4 +163,5 @@ def average_title(summary: Summary) -> str:
     """Return the heading of the average; of one group alone it is the group's overall score."""
     if summary.lone_group is not None:
         return column_title(summary.lone_group)
-    return f"average of {sum(column.in_average for column in summary.columns)} tasks"
+    count = sum(column.in_average for column in summary.columns)
+    return f"average of {count} {'task' if count == 1 else 'tasks'}"
