@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +97,8 @@ def write_names(axis: Axes, points: Sequence[Named], segments: Sequence[Segment]
 
     figure = axis.get_figure(root=True)
     assert figure is not None
-    renderer = FigureCanvasAgg(figure).get_renderer()
+    canvas: Any = FigureCanvasAgg(figure)  # its methods have no types
+    renderer = canvas.get_renderer()
     points_a_pixel = 72.0 / figure.dpi
     ends = axis.get_window_extent(renderer)
     inside = Box(*(value * points_a_pixel for value in (ends.x0, ends.y0, ends.x1, ends.y1)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.readings import live_parts, live_peak_place, run_peak_bytes, step_curve, step_peak
@@ -83,7 +83,7 @@ def _draw_parts(axis: Axes, record: Record, parts: MemoryBreakdown) -> None:
     left = 0.0
     for category in CATEGORIES:
         width = getattr(parts, category.field) / GIB
-        look = {"color": category.color, "hatch": category.hatch, "edgecolor": "white", "linewidth": 0.4}
+        look: dict[str, Any] = {"color": category.color, "hatch": category.hatch, "edgecolor": "white", "linewidth": 0.4}
         axis.barh([0], [width], 0.8, [left], label=category.name, **look)
         left += width
     axis.set_yticks([])
