@@ -157,6 +157,7 @@ def expand(
     max_steps: int | None = None,
     tuned: Tuned | None = None,
     own: Mapping[str, str] = MappingProxyType({}),
+    data: str | None = None,
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed; with a ladder in that of its rungs.
 
@@ -174,6 +175,7 @@ def expand(
         max_steps: Upper bound of optimizer steps.
         tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
         own: What identifies tasks and rows of the user's own that the suite scores, by role of ``sources``.
+        data: What every label that trains is trained on instead of what the suite says; it shows in their labels.
 
     Raises:
         HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
@@ -186,7 +188,9 @@ def expand(
     asked = _asked(labels or (), overrides or {})
     for name, label in model_labels(suite, models, None if labels is None else list(asked)):
         model = models[name]
-        for point, changes in _points(suite.sweep.get(label, {}), asked.get(label, [overrides or {}])):
+        rows = {} if data is None or not _trains(label, known) else {"data": data}
+        settings = [{**rows, **changes} for changes in asked.get(label, [overrides or {}])]
+        for point, changes in _points(suite.sweep.get(label, {}), settings):
             choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
             rate = {} if choice is None else {"learning_rate": choice.learning_rate}
             method, entry, config, train, dtype = _resolve(suite, label, known, changes, where, tuned=rate)
@@ -291,12 +295,12 @@ def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue
     Raises:
         HarnessError: a label is unknown.
     """
-    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
-    return [
-        label
-        for label in labels or suite.labels
-        if METHODS.get(entries[label].method if label in entries else label).trains
-    ]
+    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue)
+    return [label for label in labels or suite.labels if _trains(label, entries)]
+
+
+def _trains(label: str, known: Catalogue) -> bool:
+    return METHODS.get(known.labels[label].method if label in known.labels else label).trains
 
 
 def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:

@@ -66,6 +66,9 @@ def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
+CONVERSATIONS = ("chat", "conversation")
+"""Values of ``prompt`` that can write the turns of a conversation."""
+
 Implied = Mapping[str, tuple[tuple[JsonValue, Mapping[str, JsonValue]], ...]]
 """By setting, values of it and the settings that follow: they need not be said, and must not be contradicted."""
 

@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
-
-RESULTS = "results/records"
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:
@@ -36,7 +34,7 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         help="this base model, from a local folder with =PATH; may be repeated",
     )
     add_labels(command, "this label, or one with settings as lora[rank=8]; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
     add_tasks(command)
 
@@ -174,7 +172,9 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
-        help="run again what ended so, and every seed of a label that did; may be repeated",
+        metavar="OUTCOME",
+        help="run again what ended so, and every seed of a label that did: ok, unproven, refused, out_of_memory, "
+        "diverged, failed; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(

@@ -29,6 +29,7 @@ from harness.preparing.assets import prepare_model, resolve_model, resolved_data
 from harness.preparing.runs import prepare_scoring, questions_of
 from harness.record import OUTCOMES, Record
 from harness.record_environment import Environment
+from harness.report.pages.model_card import model_card
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment
@@ -116,7 +117,7 @@ def evaluate(
     if not tasks:
         task = _finishing_task(task, record, store, environment)
     with Display(1) as display:
-        tally = LocalMachine([Device(environment)]).run(Runs([task], store), display)
+        tally = LocalMachine([Device(environment)]).run(Runs([task], store, card=model_card), display)
     for kept in tally.records:  # none where it was stopped before it began
         for score in kept.scores:
             say_score(score)

@@ -36,11 +36,13 @@ from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
-from harness.readings import how_it_ended, run_title, source_of, values_of
+from harness.readings import how_it_ended, source_of, values_of
 from harness.record import Judging, Record, Status
 from harness.remarks_scoring import judging_remarks
+from harness.report.pages.model_card import model_card
 from harness.report.reading.summary import newest_records
 from harness.run_names import records_called
+from harness.runs.describing import describe_again
 from harness.store import Store
 from harness.task import judged_record
 
@@ -102,7 +104,7 @@ def judge_suite(
     contents = store.read(suite)
     warn(contents.warnings)
     known = catalogue_for(asked, f"suite '{suite}'", known)
-    known = known.with_files(given_data(data, known))
+    known = known.with_files(given_data(data))
     answered = _answered(contents.records, suite, run_ids)
     if not answered:
         raise HarnessError(
@@ -132,6 +134,7 @@ def judge_suite(
         record = _record(job, outcome, judge, began)
         if not any(_says_the_same(record, other) for other in contents.records):
             store.append(record)
+            describe_again(store, record, model_card)
         _print(record, outcome)
         if outcome.interrupted or outcome.hopeless:
             break
@@ -297,7 +300,7 @@ def _says_the_same(record: Record, other: Record) -> bool:
 
 
 def _print(record: Record, outcome: Outcome) -> None:
-    judging, title = record.judging, run_title(record)
+    judging, title = record.judging, record.name
     assert judging is not None
     if not record.is_ok:
         say(f"{title}: {how_it_ended(record)}")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
-from harness.commands._output import console, say, warn
+from harness.commands._files_said import say_files
+from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
-from harness.commands.requests import NO_TASKS, TasksRequest
+from harness.commands.requests import NO_TASKS, TableRequest, TasksRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
@@ -17,8 +18,6 @@ from harness.report.reading.sides import items_beside
 from harness.report.write import terminal_table, write_report
 from harness.store import Store, no_collection
 from harness.suite import Suite
-
-PLOTS = "plots"
 
 
 def report(
@@ -42,21 +41,25 @@ def report(
     files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
     warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned, items.items)
-    _say_files(files, folder)
+    print()
+    say_files(files)
     return 1 if contents.warnings or calibration.warnings else 0
 
 
-def _say_files(files: Sequence[Path], folder: Path) -> None:
-    """Name the files, plots as a count, and last the one to open."""
-    plots = [file for file in files if file.parent.name == PLOTS]
-    print()
-    for file in files:
-        if file not in plots:
-            say(str(file))
-    if plots:
-        say(f"{len({file.stem for file in plots})} plots in {folder / PLOTS}")
-    if (page := folder / "report.html") in files:
-        say(f"\nopen {page}")
+def table(
+    asked: TableRequest,
+    *,
+    results: Path,
+    out: Path | None = None,
+    formats: tuple[str, ...] = (),
+    catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
+) -> int:
+    """Write one table for a paper, or print it."""
+    from harness.commands.table import report_table
+
+    known = given_catalogue(catalogue, tasks)
+    return report_table(asked, results=results, tuned=_tuned, out=out, formats=formats, catalogue=known)
 
 
 def _tuned(name: str, suite: Suite) -> Tuned | None:

@@ -53,7 +53,10 @@ def folder(tmp_path: Path) -> Path:
         (["run", "--suite", "tiny.toml", "--label", "full", "--set", "rank=2"], "has no setting 'rank'"),
         (["run", "--suite", "tiny.toml", "--label", "lora", "--set", "rank=-1"], "rank is -1"),
         (["run", "--suite", "tiny.toml", "--set", "rank"], "expected key=value"),
-        (["run", "--suite", "tiny.toml", "--data", "rows=file"], "there is no data set 'rows'"),
+        (
+            ["run", "--suite", "tiny.toml", "--data", "rows=file"],
+            "file: is neither a JSON list nor JSON Lines of objects",
+        ),
         (["run", "--suite", "tiny.toml", "--limit", "-1"], "'-1' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--max-steps", "0"], "'0' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--budget-seconds", "0"], "'0' is not a number of seconds above 0"),

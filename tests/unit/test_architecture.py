@@ -54,6 +54,7 @@ WINGS: dict[str, set[str]] = {
     "plots": {"statistics", "reading", "table", "units", "files"},
     "pages": {"statistics", "reading", "plots", "table", "units", "fitted"},
     "numbers": {"statistics", "reading"},
+    "tables": {"statistics", "reading", "pages", "table", "units"},
     "comparing": {"statistics", "reading", "plots", "table", "units"},
     "overview": {"comparing", "pages", "reading", "table", "units"},
     "write": {"reading", "plots", "pages", "numbers", "files", "formats"},

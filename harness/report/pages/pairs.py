@@ -99,19 +99,29 @@ def told_apart_blocks(summary: Summary, found: Mapping[str, Sequence[Pair]]) -> 
 
 def pairs_of(summary: Summary, model: str, read_items: ReadItems) -> list[Pair]:
     """Return the comparison of each pair of a model's labels that answered the same items, in the order of the rows."""
-    columns = [column for column in summary.columns if column.in_average]
-    rows = [row for row in summary.rows_of(model) if row.finished]
-    found: list[tuple[str, str, PairResult]] = []
-    for one, other in itertools.combinations(rows, 2):
-        result = _compare(one, other, columns, read_items)
-        if result is not None:
-            found.append((one.label, other.label, result))
+    found = compared(summary, model, [column for column in summary.columns if column.in_average], read_items)
     adjusted = holm([result.p_value for _, _, result in found])
     level = (1 - LEVEL) / max(1, len(found))
     return [
         Pair(first, second, result, p_value, result.smallest(level) if result.difference.standard_error else None)
         for (first, second, result), p_value in zip(found, adjusted, strict=True)
     ]
+
+
+def compared(
+    summary: Summary, model: str, columns: Sequence[ScoreColumn], read_items: ReadItems
+) -> list[tuple[str, str, PairResult]]:
+    """Return the tests between a model's labels on the mean of some columns, not corrected, in the order of the rows.
+
+    Two labels without the same items, seeds or precision have none.
+    """
+    rows = [row for row in summary.rows_of(model) if row.finished]
+    found: list[tuple[str, str, PairResult]] = []
+    for one, other in itertools.combinations(rows, 2):
+        result = _compare(one, other, columns, read_items)
+        if result is not None:
+            found.append((one.label, other.label, result))
+    return found
 
 
 def group_table(pairs: Sequence[Pair], averages: dict[str, float]) -> Table:
