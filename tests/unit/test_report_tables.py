@@ -72,7 +72,7 @@ def test_a_metric_through_another_filter_stands_beside_it_and_enters_no_average(
     row = cells(score_table(summary_of(suite, record), "tiny"), "lora")
     assert row["gsm8k exact_match,strict-match"].startswith("25.0 ")
     assert row["gsm8k exact_match,flexible-extract"].startswith("50.0 ")
-    assert row["average of 1 tasks"].startswith("25.0 ")
+    assert row["average of 1 task"].startswith("25.0 ")
 
 
 def test_seeds_are_counted_and_missing_ones_named() -> None:
