@@ -108,7 +108,7 @@ def test_a_group_over_other_tasks_added_later_stands_apart() -> None:
 def test_a_group_without_a_score_is_a_column_still() -> None:
     suite = suite_of("mmlu")
     summary = summarize(suite, Contents((make.make_record("lora", suite=suite, status="failed", reason="why"),)))
-    assert [column.title for column in score_table(summary, "tiny").columns] == ["label", "mmlu", "average of 1 tasks"]
+    assert [column.title for column in score_table(summary, "tiny").columns] == ["label", "mmlu", "average of 1 task"]
 
 
 def test_terminal_and_csv_show_categories_and_overall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
