@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli._arguments import add_catalogue, add_results, catalogue_from, results_from
+from harness.cli._arguments import add_catalogue, add_results, add_tasks, catalogue_from, results_from, tasks_from
 from harness.commands.requests import TableRequest
 from harness.errors import HarnessError
 from harness.report.formats import FORMATS
@@ -17,9 +17,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--suite",
         action="append",
         metavar="NAME",
-        help="a packaged suite, or the path of a .toml file; with --table it may be repeated",
+        help="a packaged suite, or the path of a .toml file; with --table and --all it may be repeated",
+    )
+    command.add_argument(
+        "--all",
+        action="store_true",
+        help="a page over all suites and commits of the results, and a report of each suite; --suite names files of "
+        "suites of yours",
     )
     add_catalogue(command)
+    add_tasks(command)
     add_results(command)
     command.add_argument("--out", metavar="DIR", help="where the report goes (default: report-SUITE), or the table")
     command.add_argument(
@@ -64,8 +71,14 @@ def main(args: argparse.Namespace) -> int:
         HarnessError: an option has nothing to choose from, or there is not one suite for a report.
     """
     from harness.commands.report import report, table
+    from harness.commands.report_all import report_all
 
     out = None if args.out is None else Path(args.out)
+    given, own = catalogue_from(args), tasks_from(args)
+    if args.all:
+        if args.format or args.table is not None or args.spec is not None:
+            raise HarnessError("--all writes HTML and Markdown of every suite: leave --format, --table and --spec out")
+        return report_all(results=results_from(args), out=out, suites=args.suite or (), catalogue=given, tasks=own)
     if args.table is not None or args.spec is not None:
         asked = TableRequest(
             suites=tuple(args.suite or ()),
@@ -78,12 +91,12 @@ def main(args: argparse.Namespace) -> int:
             save_spec=None if args.save_spec is None else Path(args.save_spec),
         )
         formats = tuple(args.format or ())
-        return table(asked, results=results_from(args), out=out, formats=formats, catalogue=catalogue_from(args))
-    if any(given is not None for given in (args.model, args.rows, args.style, args.marked, args.save_spec)):
+        return table(asked, results=results_from(args), out=out, formats=formats, catalogue=given, tasks=own)
+    if any(option is not None for option in (args.model, args.rows, args.style, args.marked, args.save_spec)):
         raise HarnessError("what chooses rows, models, a style or marks is of a table: name its columns by --table")
     if len(args.suite or ()) != 1:
         found = "none is named" if not args.suite else f"{len(args.suite)} are named"
-        raise HarnessError(f"--suite: a report is of one suite, and {found}; --table takes several")
+        raise HarnessError(f"--suite: a report is of one suite, and {found}; --table and --all take several")
     if "text" in (args.format or ()):
         raise HarnessError("--format text is of a table for a paper: name its columns by --table")
     return report(
@@ -91,5 +104,6 @@ def main(args: argparse.Namespace) -> int:
         results=results_from(args),
         out=out,
         formats=args.format or FORMATS,
-        catalogue=catalogue_from(args),
+        catalogue=given,
+        tasks=own,
     )

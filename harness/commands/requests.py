@@ -10,6 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+RESULTS = "results/records"
+"""Folder of the records where no other is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksRequest:
+    """Where tasks of the caller's own are, beside what a suite or a catalogue says."""
+
+    include: tuple[str, ...] = ()
+    """Folders of lm-eval's YAML files."""
+    trusted: tuple[str, ...] = ()
+    """Of all such folders those whose code may be run."""
+
+
+NO_TASKS = TasksRequest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRequest:
@@ -22,9 +38,10 @@ class SelectionRequest:
     labels: tuple[str, ...] = ()
     """None: the suite's."""
     data: tuple[str, ...] = ()
-    """Local files that stand in for data sets, each ``NAME=PATH``."""
+    """Local files, each ``NAME=PATH``, that stand in for data sets, or under a new name are what is trained on."""
     catalogue: Path | None = None
     """A ``.toml`` file with base models, data sets and labels of the caller's."""
+    tasks: TasksRequest = NO_TASKS
     seeds: tuple[int, ...] = ()
     """None: the suite's."""
     overrides: tuple[str, ...] = ()

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from harness.catalogue.resolved import Catalogue
 from harness.commands._output import console, warn
-from harness.commands._selection import given_catalogue
 from harness.commands.requests import TableRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite
@@ -34,7 +34,7 @@ def report_table(
     tuned: Callable[[str, Suite], Any],
     out: Path | None = None,
     formats: tuple[str, ...] = (),
-    catalogue: Path | None = None,
+    catalogue: Catalogue | None = None,
 ) -> int:
     """Write one table, or print it.
 
@@ -44,11 +44,11 @@ def report_table(
         tuned: Returns the tuned learning rates of a suite by its name or path.
         out: A file; None: standard output.
         formats: One of ``FORMATS``; none: what the ending of ``out`` says, else LaTeX.
-        catalogue: A file with names of the user's.
+        catalogue: What names stand for; None: the packaged one.
     """
     choice = read_choice(asked.spec, _given(asked))
     form = _format(formats, out)
-    suites = [(name, load_suite(name, given_catalogue(catalogue))) for name in choice.suites]
+    suites = [(name, load_suite(name, catalogue)) for name in choice.suites]
     names = [suite.name for _, suite in suites]
     if (twice := next((name for i, name in enumerate(names) if name in names[:i]), None)) is not None:
         raise HarnessError(f"--suite: two suites of the table are called '{twice}'")

@@ -13,8 +13,10 @@ from pathlib import Path
 from harness.report.pages.document import (
     Block,
     Bullets,
+    Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     TableBlock,
@@ -148,6 +150,11 @@ def _part(block: Block, out: Path) -> str:
     if isinstance(block, Bullets):
         items = "".join(f"\\item {{}}{_text(line)}\n" for line in block.lines)
         return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.lines else ""
+    if isinstance(block, Definitions):
+        items = "".join(f"\\item {{}}{escape_latex(term)}: {_text(text)}\n" for term, text in block.entries)
+        return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.entries else ""
+    if isinstance(block, Links):
+        return "".join(f"{_text(text)}\\par\n" for text, _ in block.lines)
     if isinstance(block, PlotBlock):
         return _figure(block, out)
     return _long_tables(block)
