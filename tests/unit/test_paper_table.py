@@ -270,6 +270,14 @@ def test_the_caption_says_protocol_items_seeds_device_and_commit() -> None:
     )
 
 
+def test_the_notes_say_what_each_quantity_is_and_that_a_column_has_no_value() -> None:
+    notes = table_of(summary_of(), columns=("loss", "mfu", "avg")).notes
+    assert notes[0].startswith("loss: held-out loss: mean cross-entropy in nats")
+    assert notes[0].endswith("The column holds what it was after training.")
+    assert notes[1].startswith("mfu: MFU: those operations a second")
+    assert notes[2] == "mfu has no value in any row of quick."
+
+
 # Marks
 
 
