@@ -150,6 +150,11 @@ class RunSpec(Strict):
         return self.train.dtype if self.train is not None else self.base_dtype or "fp32"
 
     @property
+    def run_name(self) -> str:
+        """Return what runs of this question are called: ``MODEL/LABEL/SEED``."""
+        return f"{self.model_name}/{self.label}/{self.seed}"
+
+    @property
     def model_name(self) -> str:
         """Return the base model's name."""
         return str(self.model["name"])

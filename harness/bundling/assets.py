@@ -91,7 +91,7 @@ def copy_assets(
         models_chosen = models_chosen or any(model.folder is not None for model in models)
         for model in models:
             copier.model(model, models_chosen)
-        copier.options += [("--method", label, None) for label in labels]
+        copier.options += [("--label", label, None) for label in labels]
         if any(spec.evaluation.tasks and spec.evaluation.rows == "hub" for spec in specs):
             copier.hub_rows(suite.name)
         copier.lock_file()

@@ -29,16 +29,27 @@ class ModelShape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden_size: int
+    """Width of the residual stream."""
     intermediate_size: int
+    """Width inside the MLP."""
     num_layers: int
+    """Decoder blocks."""
     num_heads: int
+    """Query heads."""
     num_kv_heads: int
+    """Key and value heads."""
     head_dim: int
+    """Width of a head."""
     vocab_size: int
+    """Rows of the embedding."""
     max_positions: int
+    """Longest sequence, in tokens."""
     rope_theta: float
+    """Base of the rotary frequencies."""
     tied_head: bool
+    """True: the head's weight is the embedding's."""
     sliding_window: int | None = None
+    """Tokens that attention looks back; left out: all."""
 
     def config_settings(self, architecture: str) -> dict[str, Any]:
         """Return the settings of transformers' configuration of ``architecture``, by its names.
@@ -75,8 +86,11 @@ class BaseModelSpec(BaseModel):
 
     name: Name
     summary: str = ""
+    """One line for ``harness list models``."""
     architecture: Literal["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] | str
+    """The class of transformers that is built."""
     hub_id: str | None = None
+    """``owner/name`` on the hub."""
     hub_id_source: str | None = None
     """The public source where the hub id was read."""
     revision: str | None = None
@@ -88,15 +102,22 @@ class BaseModelSpec(BaseModel):
     checksum: str | None = None
     """SHA-256 over the files of ``folder``, or of the packaged asset."""
     licence: str = ""
+    """Of the weights."""
     gated: bool = False
+    """True: the hub asks to accept the licence, and for HF_TOKEN."""
     shape: ModelShape | None = None
+    """Enough to build the model without its weights: for planning, and for random weights."""
     weights: Weights = "pretrained"
     """Set by the suite; ``random`` needs shape or folder, and takes nothing but the configuration from them."""
 
     blocks: str = "model.layers"
+    """Where the list of decoder blocks is in the model."""
     embedding: str = "model.embed_tokens"
+    """Where the input embedding is."""
     final_norm: str = "model.norm"
+    """Where the norm behind the last block is."""
     head: str = "lm_head"
+    """Where the output projection is."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModelSpec:

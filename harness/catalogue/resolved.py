@@ -9,6 +9,7 @@ a suite may say for itself.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +24,7 @@ from harness.catalogue.models import BaseModelSpec, find_model, load_models
 from harness.catalogue.packaged_tasks import PACKAGED
 from harness.catalogue.tasks import TaskPlaces, TaskTable
 from harness.errors import HarnessError
-from harness.settings import Name, Strict
+from harness.settings import NAME_PATTERN, Name, Strict
 from harness.toml_files import read_toml, validate
 
 COMPUTED = {"base_models": ("name", "checksum", "weights"), "datasets": ("name", "checksum")}
@@ -35,8 +36,11 @@ class Entries(Strict):
     """What a file of the user's may define beside all else that it holds."""
 
     base_models: dict[Name, BaseModelSpec] = Field(default_factory=dict)
+    """Base models of one's own, by name."""
     datasets: dict[Name, DatasetSpec] = Field(default_factory=dict)
+    """Data sets of one's own, by name."""
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
+    """Labels of one's own, by name."""
     tasks: TaskTable = TaskTable()
     """Folders of tasks of one's own, and rows of files for tasks of lm-eval's."""
 
@@ -134,6 +138,26 @@ class Catalogue:
                 )
             # How many rows the source holds says nothing of the file.
             placed[name] = spec.model_copy(update={"file": file, "num_rows": None})
+        return replace(self, datasets={**self.datasets, **placed})
+
+    def with_rows(self, files: Mapping[str, Path]) -> Catalogue:
+        """Return this with data sets that there are not yet, each a local file whose layout is found in it.
+
+        Raises:
+            HarnessError: a name is none, or is taken by a kind of evaluation rows.
+        """
+        placed = {}
+        for name, file in files.items():
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise HarnessError(
+                    f"--data: {name!r} is no name for a data set: expected at most 64 letters, digits, '.', '_' and "
+                    "'-', of which the first is a letter or a digit"
+                )
+            if name in ("hub", *PACKAGED):
+                raise HarnessError(
+                    f"--data {name}={file}: kinds of evaluation rows have the name '{name}': choose another"
+                )
+            placed[name] = DatasetSpec(name=name, file=file)
         return replace(self, datasets={**self.datasets, **placed})
 
 

@@ -6,14 +6,23 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
-
-RESULTS = "results/records"
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:
     """Add ``--suite``, which must be given."""
     command.add_argument("--suite", required=True, metavar="NAME", help="a packaged suite, or the path of a .toml file")
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Add the run that is asked for, and ``--suite``, which narrows it."""
+    command.add_argument(
+        "run",
+        metavar="RUN",
+        help="MODEL/LABEL/SEED or what of it no other run shares (lora, lora/2), last or last/LABEL for the newest, or "
+        "the first digits of its id",
+    )
+    command.add_argument("--suite", metavar="NAME", help="only runs of this suite")
 
 
 def add_selection(command: argparse.ArgumentParser) -> None:
@@ -22,10 +31,10 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="NAME[=PATH]",
-        help="run this base model, from a local folder with =PATH; may be repeated",
+        help="this base model, from a local folder with =PATH; may be repeated",
     )
-    command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_labels(command, "this label, or one with settings as lora[rank=8]; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
     add_tasks(command)
 
@@ -52,7 +61,7 @@ def selection_from(
     return SelectionRequest(
         suite=suite or args.suite,
         models=tuple(args.model or ()),
-        labels=tuple(args.method or ()),
+        labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
         tasks=tasks_from(args),
@@ -61,6 +70,18 @@ def selection_from(
         limit=limit,
         max_steps=max_steps,
     )
+
+
+def add_labels(command: argparse.ArgumentParser, what: str, *, action: str = "append") -> None:
+    """Add ``--label``, and the ``--method`` by which it is known too: a label names a method and its settings."""
+    command.add_argument("--label", action=action, metavar="LABEL", help=what)
+    command.add_argument("--method", action=action, metavar="LABEL", dest="label", help=argparse.SUPPRESS)
+
+
+def labels_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return what :func:`add_labels` declared."""
+    given = args.label or ()
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def add_data(command: argparse.ArgumentParser, what: str) -> None:
@@ -151,7 +172,9 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
-        help="run again what ended so, and every seed of a label that did; may be repeated",
+        metavar="OUTCOME",
+        help="run again what ended so, and every seed of a label that did: ok, unproven, refused, out_of_memory, "
+        "diverged, failed; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(

@@ -8,6 +8,7 @@ from harness.cli._arguments import (
     add_assets,
     add_catalogue,
     add_results,
+    add_run,
     add_tasks,
     assets_from,
     catalogue_from,
@@ -19,7 +20,7 @@ from harness.cli._arguments import (
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    add_run(command)
     command.add_argument(
         "--benchmark",
         action="append",
@@ -41,10 +42,11 @@ def main(args: argparse.Namespace) -> int:
     from harness.commands.evaluate import evaluate
 
     return evaluate(
-        args.run_id,
+        args.run,
         args.benchmark or (),
         assets_from(args),
         results=results_from(args),
+        suite=args.suite,
         limit=args.limit,
         catalogue=catalogue_from(args),
         own=tasks_from(args),

@@ -9,9 +9,11 @@ from harness.cli._arguments import (
     add_assets,
     add_catalogue,
     add_data,
+    add_labels,
     add_tasks,
     assets_from,
     catalogue_from,
+    labels_from,
     tasks_from,
 )
 from harness.commands.requests import SelectionRequest
@@ -25,10 +27,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite", default="quickstart", metavar="NAME", help="its [calibration] is used (default: quickstart)"
     )
-    command.add_argument(
-        "--method",
-        metavar="LABEL",
-        help="whose sampling law is shown (default: the first label that draws blocks by scores)",
+    add_labels(
+        command, "whose sampling law is shown (default: the first label that draws blocks by scores)", action="store"
     )
     command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
     add_data(command, "a local file for a data set; may be repeated")
@@ -46,7 +46,7 @@ def main(args: argparse.Namespace) -> int:
     selection = SelectionRequest(
         suite=args.suite,
         models=(args.model,),
-        labels=() if args.method is None else (args.method,),
+        labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
         tasks=tasks_from(args),

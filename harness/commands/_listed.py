@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.catalogue.datasets import DatasetSpec
+from harness.catalogue.datasets import DatasetSpec, fields_of
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.resolved import Catalogue
@@ -74,12 +74,20 @@ def datasets(catalogue: Catalogue) -> list[dict[str, Any]]:
         {
             "dataset": name,
             "source": origin_of(spec),
+            "layout": spec.layout or "found in the file",
+            "columns": [_column(field, spec) for field in fields_of(spec.layout)],
             "rows": spec.num_rows,
             "licence": spec.licence,
             "summary": spec.summary,
         }
         for name, spec in catalogue.datasets.items()
     ]
+
+
+def _column(field: str, spec: DatasetSpec) -> str:
+    """Return a field of a layout with what its column is called in the file, where that is something else."""
+    theirs = spec.columns.get(field, field)
+    return field if theirs == field else f"{field} = {theirs}"
 
 
 def origin_of(spec: DatasetSpec) -> str:

@@ -14,13 +14,13 @@ from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, load_catalogue
 from harness.catalogue.tasks import TaskPlaces
 from harness.commands.requests import NO_TASKS, SelectionRequest, TasksRequest
-from harness.errors import HarnessError, near_miss
+from harness.errors import HarnessError
 from harness.evaluation.own_tasks import OwnTasks, check_places
 from harness.evaluation.task_names import check_task_names
 from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
 from harness.preparing.assets import resolve_model, resolved_datasets, source_identities
 from harness.preparing.runs import datasets_of, questions_of
-from harness.settings import EvaluationSettings
+from harness.settings import CONVERSATIONS, EvaluationSettings
 from harness.spec import RunSpec
 from harness.suite import Suite
 
@@ -36,6 +36,8 @@ class Selection:
     specs: tuple[RunSpec, ...]
     tasks: TaskPlaces = field(default_factory=TaskPlaces)
     """Where tasks and evaluation rows of the user's own lie."""
+    stand_in: str | None = None
+    """What is trained on in the place of what the suite says, as a sentence."""
 
     def datasets_of(self, spec: RunSpec) -> dict[str, DatasetSpec]:
         """Return the data sets that a run needs, by name."""
@@ -53,6 +55,8 @@ class Known:
     datasets: Mapping[str, DatasetSpec]
     sources: Mapping[str, str]
     """What identifies each data set and each kind of evaluation rows."""
+    trains_on: str | None = None
+    """The data set of the caller's that the suite does not name, and is to train on."""
 
 
 def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
@@ -79,8 +83,10 @@ def select(chosen: SelectionRequest, *, tuned: bool = True) -> Selection:
         max_steps=chosen.max_steps,
         tuned=load_tuned(chosen.suite, suite) if tuned else None,
         own=own_sources(suite.evaluation, known.catalogue.tasks, f"suite '{suite.name}': [evaluation]"),
+        data=known.trains_on,
     )
-    return checked(Selection(suite, known.models, known.datasets, tuple(specs), known.catalogue.tasks), chosen)
+    said = _stand_in(suite, known)
+    return checked(Selection(suite, known.models, known.datasets, tuple(specs), known.catalogue.tasks, said), chosen)
 
 
 def own_sources(evaluation: EvaluationSettings, places: TaskPlaces, where: str) -> dict[str, str]:
@@ -107,15 +113,31 @@ def own_sources(evaluation: EvaluationSettings, places: TaskPlaces, where: str) 
     return found
 
 
+def _stand_in(suite: Suite, known: Known) -> str | None:
+    """Return what is said of data that the suite does not name."""
+    if known.trains_on is None:
+        return None
+    dataset = known.datasets[known.trains_on]
+    instead = f" in the place of {suite.train['data']}" if "data" in suite.train else ""
+    return (
+        f"suite '{suite.name}' trains on {dataset.name}{instead} (layout {dataset.layout}, {dataset.file}): labels say "
+        f"[data={dataset.name}]"
+    )
+
+
 def checked(selection: Selection, chosen: SelectionRequest) -> Selection:
     """Return a selection all of whose runs name data sets that there are, and that uses whatever was given.
 
     Raises:
-        HarnessError: a run does not, or no run uses a model or a data set that was given.
+        HarnessError: a run does not, or would train on conversations that its prompt cannot write, or no run uses a
+            model or a data set that was given.
     """
     used = (*datasets_of(selection.specs), *questions_of(selection.specs))
     for name in used:
         find_dataset(name, selection.datasets)
+    for spec in selection.specs:
+        if spec.train is not None and spec.train.prompt not in CONVERSATIONS:
+            _check_prompt(spec.train.prompt, selection.datasets[spec.train.data], spec)
     run = {spec.model_name for spec in selection.specs}
     for option, given, of_runs in (("--model", chosen.models, run), ("--data", chosen.data, set(used))):
         for text in given:
@@ -125,6 +147,14 @@ def checked(selection: Selection, chosen: SelectionRequest) -> Selection:
     return selection
 
 
+def _check_prompt(prompt: str, dataset: DatasetSpec, spec: RunSpec) -> None:
+    if dataset.layout == "messages":
+        raise HarnessError(
+            f"suite '{spec.suite}': label '{spec.label}': data '{dataset.name}' are conversations, which prompt = "
+            f"'{prompt}' cannot write: set prompt = 'chat' or 'conversation'"
+        )
+
+
 def known_names(suite: Suite, chosen: SelectionRequest) -> Known:
     """Return what names stand for: the packaged catalogue, the user's, the suite's own, and what is put in their place.
 
@@ -132,9 +162,36 @@ def known_names(suite: Suite, chosen: SelectionRequest) -> Known:
         HarnessError: a model or a data set is not known or not there.
     """
     catalogue = catalogue_for(suite, f"suite '{suite.name}'", given_catalogue(chosen.catalogue, chosen.tasks))
-    catalogue = catalogue.with_files(given_data(chosen.data, catalogue))
+    files = given_data(chosen.data)
+    known = catalogue.datasets
+    own = {name: file for name, file in files.items() if name not in known}
+    catalogue = catalogue.with_files({name: file for name, file in files.items() if name in known}).with_rows(own)
+    trains_on = _not_named([*own], suite, chosen, catalogue)
     datasets = resolved_datasets(catalogue.datasets)
-    return Known(catalogue, _models(suite, chosen.models, catalogue), datasets, source_identities(datasets))
+    models = _models(suite, chosen.models, catalogue)
+    return Known(catalogue, models, datasets, source_identities(datasets), trains_on)
+
+
+def _not_named(own: Sequence[str], suite: Suite, chosen: SelectionRequest, catalogue: Catalogue) -> str | None:
+    """Return which of the caller's data sets neither the suite nor ``--set`` names: it is what is trained on.
+
+    Raises:
+        HarnessError: there are two.
+    """
+    labels = chosen.labels or suite.labels
+    of_labels = [catalogue.labels[label].values() for label in labels if label in catalogue.labels]
+    tables = [suite.train, _overrides(chosen.overrides), *suite.settings.values(), *of_labels]
+    named = {table.get("data") for table in tables} | {
+        name for sweep in suite.sweep.values() for name in sweep.get("data", ())
+    }
+    texts = (suite.calibration, suite.general, suite.evaluation.mt_bench)
+    named |= {text.data for text in texts if text is not None}
+    others = [name for name in own if name not in named]
+    if len(others) > 1:
+        raise HarnessError(
+            f"--data gives {' and '.join(others)}, none of which suite '{suite.name}' names: a suite trains on one"
+        )
+    return others[0] if others else None
 
 
 def given_catalogue(file: Path | None, tasks: TasksRequest = NO_TASKS) -> Catalogue:
@@ -183,23 +240,20 @@ def _models(suite: Suite, wanted: Sequence[str], catalogue: Catalogue) -> dict[s
     return found
 
 
-def given_data(assignments: Sequence[str], catalogue: Catalogue) -> dict[str, Path]:
+def given_data(assignments: Sequence[str]) -> dict[str, Path]:
     """Return the local files and folders given with ``--data``, by data set.
 
     Args:
         assignments: As given.
-        catalogue: Which data sets there are.
 
     Raises:
-        HarnessError: one names no data set, or is not there.
+        HarnessError: one names none, or is not there.
     """
-    chosen = {}
+    chosen: dict[str, Path] = {}
     for text in assignments:
         name, equals, path = text.partition("=")
         if not equals:
             raise HarnessError(f"--data {text}: expected NAME=PATH")
-        if name not in catalogue.datasets:
-            raise HarnessError(f"--data {text}: there is no data set '{name}'{near_miss(name, catalogue.datasets)}")
         if name in chosen:
             raise HarnessError(f"--data {text}: '{name}' is given twice")
         chosen[name] = existing(path, f"--data {text}")

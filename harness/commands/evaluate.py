@@ -29,6 +29,7 @@ from harness.preparing.assets import prepare_model, resolve_model, resolved_data
 from harness.preparing.runs import prepare_scoring, questions_of
 from harness.record import OUTCOMES, Record
 from harness.record_environment import Environment
+from harness.report.pages.model_card import model_card
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment
@@ -40,11 +41,12 @@ from harness.task import RunTask
 
 
 def evaluate(
-    run_id: str,
+    run: str,
     tasks: Sequence[str],
     assets: AssetsRequest,
     *,
     results: Path,
+    suite: str | None = None,
     limit: int | None = None,
     catalogue: Path | None = None,
     model: str | None = None,
@@ -53,17 +55,18 @@ def evaluate(
     """Evaluate the newest kept weights of a run, or finish a run that trained and could not be scored.
 
     Args:
-        run_id: Or its first digits.
+        run: As ``harness.run_names`` has it.
         tasks: To score; none: what the run's own suite asked for and what was not scored.
         assets: How what is needed may be had.
         results: Where the records are.
+        suite: Only runs of this suite; None: of any.
         limit: First items of each task.
         catalogue: A file of the user's with the base model.
         model: ``NAME=PATH``, the folder that an adapter was trained on.
         own: Where tasks of the user's own are.
     """
     store = Store(results.resolve())
-    found = find_records(results, run_id)
+    found = find_records(results, run, suite)
     record = _with_weights(found, store) if tasks else _unscored(found, store, limit)
     weights = within(store.folder, str(record.weights))
     adapter = weights / ADAPTER
@@ -114,7 +117,7 @@ def evaluate(
     if not tasks:
         task = _finishing_task(task, record, store, environment)
     with Display(1) as display:
-        tally = LocalMachine([Device(environment)]).run(Runs([task], store), display)
+        tally = LocalMachine([Device(environment)]).run(Runs([task], store, card=model_card), display)
     for kept in tally.records:  # none where it was stopped before it began
         for score in kept.scores:
             say_score(score)
@@ -156,8 +159,8 @@ def _check_sources(spec: RunSpec, known: Mapping[str, str], own: Mapping[str, st
     for role, name in names.items():
         if name is not None and known[name] != spec.sources.get(role):
             raise HarnessError(
-                f"run {spec.run_id} asked for {name} {spec.sources.get(role)}, and here that is {known[name]}: the "
-                "command that ran it, with its --data, finishes it"
+                f"run {spec.run_name} ({spec.run_id}) asked for {name} {spec.sources.get(role)}, and here that is "
+                f"{known[name]}: the command that ran it, with its --data, finishes it"
             )
 
 
@@ -188,7 +191,7 @@ def _with_weights(found: Sequence[Record], store: Store) -> Record:
     if not kept:
         newest = found[-1].status
         how = "--keep-weights" + (f" --retry {newest}" if newest in OUTCOMES else "")
-        raise HarnessError(f"the weights of run '{found[-1].run_id}' were not kept; run it again with {how}")
+        raise HarnessError(f"the weights of {found[-1].called} were not kept; run it again with {how}")
     weights = within(store.folder, str(kept[-1].weights))
     if not can_be_scored(weights) and not (weights / ADAPTER).is_dir():  # of an adapter more can be said
         raise HarnessError(f"the weights of {kept[-1].called} are no longer in {weights}")

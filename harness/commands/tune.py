@@ -51,6 +51,11 @@ def tune(
 
 def _select(chosen: SelectionRequest, suite: Suite, trials: Suite) -> Selection:
     known = known_names(suite, chosen)
+    if known.trains_on is not None:
+        raise HarnessError(
+            f"--data {known.trains_on}=...: suite '{suite.name}' does not name it, and its choices would be no longer "
+            f"those of its own data: tune a suite of yours with data = '{known.trains_on}'"
+        )
     steps = grid_of(suite).max_steps
     specs = expand(trials, models=known.models, sources=known.sources, known=known.catalogue, max_steps=steps)
     for spec in specs:

@@ -499,11 +499,12 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
 
 def _keep(run: _Run, trained: _Trained) -> None:
     """Keep the weights before they are scored; where the disk refuses, the scores are worth having all the same."""
-    folder = run.task.work_folder / WEIGHTS
+    task, train = run.task, run.task.spec.train
+    folder, data = task.work_folder / WEIGHTS, None if train is None else task.datasets.get(train.data)
     with run.meter.phase("save"):
         run.progress("saving", 0, None)
         try:
-            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, run.task.model)
+            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, task.model, data=data)
         except (OSError, SafetensorError) as error:
             remove(folder)
             run.outcome.weights_error = f"the weights could not be kept: {first_line(error)}"

@@ -66,7 +66,7 @@ def test_a_row_is_a_column_of_every_page_with_its_definition() -> None:
     }
     for page in pages.values():
         assert "planted size (GiB)" in page
-        assert "planted size: what a test planted." in page
+        assert "planted size: what a test planted." in page.replace("</dt><dd>", ": ")
     assert f'data-key="{3 * make.GIB}.0">3.00' in pages["HTML"]
     row = next(line for line in pages["Markdown"].splitlines() if line.startswith("| lora") and "M (" in line)
     assert row.split("|")[-2].strip() == "3.00"

@@ -78,7 +78,7 @@ def test_before_judging_the_report_says_how_to_judge(results: Path, capsys: pyte
         assert "answers of 3 runs are not judged yet: harness judge --suite mt-bench-small --judge URL" in text
     assert "judged by" not in markdown
     assert "average" not in printed
-    assert "Conversation template of tiny, in training and in generation: chatml (harness)." in markdown
+    assert "conversation template of tiny: in training and in generation: chatml (harness)." in markdown
 
 
 def test_each_judge_has_a_table_of_its_own(results: Path, capsys: pytest.CaptureFixture[str]) -> None:

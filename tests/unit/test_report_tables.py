@@ -13,7 +13,7 @@ from harness.readings import model_flops_utilization, step_flops
 from harness.record import Record
 from harness.report.pages.markdown import markdown
 from harness.report.pages.page import report_document, result_notes
-from harness.report.pages.tables import cost_table, label_table, missing_table, score_table
+from harness.report.pages.tables import common_settings, cost_table, label_table, missing_table, score_table
 from harness.report.reading.summary import Summary, summarize
 from harness.report.reading.words import NOT_SCORED
 from harness.report.table import Column, Table, escape_markdown, markdown_table, one_line
@@ -205,10 +205,16 @@ def test_a_step_time_over_less_than_a_refresh_cycle_is_marked() -> None:
 
 def test_labels_are_explained_by_their_settings() -> None:
     train = {**make.TRAIN, "learning_rate": 3e-4}
-    records = [make.make_record("lora"), make.make_record("full", minute=1, spec={"train": train})]
+    config = {"rank": 16, "update_in_backward": False, "own": True}
+    changed = {"train": train, "config": config}
+    records = [make.make_record("lora"), make.make_record("full", minute=1, spec=changed)]
     summary = summary_of(make.make_suite(labels=("full", "lora")), *records)
     assert cells(label_table(summary), "full")["training, where labels differ"] == "learning_rate = 0.0003"
-    assert cells(label_table(summary), "lora")["settings"] == "rank = 8, update_in_backward = false"
+    assert cells(label_table(summary), "lora")["settings, where labels differ"] == "rank = 8"
+    assert cells(label_table(summary), "full")["settings, where labels differ"] == "rank = 16, own = true"
+    assert common_settings(summary) == {"update_in_backward": False}
+    page = markdown(report_document(summary, {}), Path())
+    assert page.count("update_in_backward") == 1
 
 
 def test_a_model_without_records_is_one_row_of_the_missing() -> None:
@@ -277,7 +283,7 @@ def test_a_suite_without_tasks_has_cost_alone() -> None:
     page = markdown(report_document(summary, {}), Path())
     for absent in ("Scores:", "average", "tasks ="):
         assert absent not in page
-    assert "Evaluation: none." in page
+    assert "evaluation: none." in page
 
 
 def test_mfu_is_the_operations_needed_over_time_and_the_stated_peak() -> None:

@@ -44,9 +44,9 @@ def short_heading(quantity: Quantity) -> str:
     return quantity.shown.short or "\n".join(wrap(heading(quantity), HEADING_WIDTH))
 
 
-def definition(quantity: Quantity) -> str:
-    """Return what stands below a report of a quantity in its tables."""
-    return f"{quantity.title}: {quantity.definition}"
+def definition(quantity: Quantity) -> tuple[str, str]:
+    """Return what a report calls a quantity in its tables, and what it says it is."""
+    return quantity.title, quantity.definition
 
 
 def cost_cell(row: Row, quantity: Quantity, summary: Summary) -> Entry:

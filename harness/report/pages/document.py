@@ -59,6 +59,13 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Definitions:
+    """A list of terms, each with what it means."""
+
+    entries: tuple[tuple[str, Text], ...]
+
+
+@dataclass(frozen=True)
 class TableBlock:
     """A table with what stands above it."""
 
@@ -93,7 +100,7 @@ class Links:
     """Text, and address relative to the page's folder, of letters that :func:`file_stem` makes."""
 
 
-Block = Heading | Paragraph | Bullets | Links | TableBlock | PlotBlock
+Block = Heading | Paragraph | Bullets | Definitions | Links | TableBlock | PlotBlock
 Document = tuple[Block, ...]
 
 

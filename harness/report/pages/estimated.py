@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from harness.report.reading.words import estimate_cell, n_text
 from harness.report.statistics.intervals import Estimate
@@ -12,22 +13,28 @@ from harness.report.units import NOTHING
 Found = tuple[Estimate, str]
 """An estimate and its unit."""
 SEEDS = "seeds"
+SEEDS_DEFINITION = "Seeds that the row's estimates are over."
 
 
 def estimate_table(
-    leading: Sequence[Column], titles: Sequence[str], rows: Sequence[tuple[Sequence[Entry], Sequence[Found | Entry]]]
+    leading: Sequence[Column],
+    columns: Sequence[Column],
+    rows: Sequence[tuple[Sequence[Entry], Sequence[Found | Entry]]],
 ) -> Table:
     """Return a table of rows that begin with some cells and go on with estimates.
 
     Args:
         leading: The columns of the cells.
-        titles: Of the columns of the estimates.
+        columns: Those of the estimates.
         rows: The cells and estimates of each; an entry stands where there is no estimate.
     """
-    counts = [_common({e.num_items for e in _estimates(found[i] for _, found in rows)}) for i in range(len(titles))]
+    counts = [_common({e.num_items for e in _estimates(found[i] for _, found in rows)}) for i in range(len(columns))]
     seeds = [{e.num_seeds for e in _estimates(found)} for _, found in rows]
     told = any(max(numbers, default=1) > 1 for numbers in seeds)
-    heads = [title if n is None else f"{title}, {n_text(n)}" for title, n in zip(titles, counts, strict=True)]
+    heads = [
+        column if n is None else replace(column, title=f"{column.title}, {n_text(n)}")
+        for column, n in zip(columns, counts, strict=True)
+    ]
     lines: list[tuple[Entry, ...]] = []
     for (cells, found), numbers in zip(rows, seeds, strict=True):
         alike = told and len(numbers) == 1
@@ -37,8 +44,8 @@ def estimate_table(
         ]
         shown: list[Entry] = [counted(next(iter(numbers))) if alike else NOTHING] if told else []
         lines.append((*cells, *shown, *entries))
-    extra = [Column(SEEDS)] * told
-    return Table((*leading, *extra, *map(Column, heads)), tuple(lines))
+    extra = [Column(SEEDS, definition=SEEDS_DEFINITION)] * told
+    return Table((*leading, *extra, *heads), tuple(lines))
 
 
 def _estimates(found: Iterable[Found | Entry]) -> list[Estimate]:

@@ -9,10 +9,13 @@ from harness.report.reading.words import NOT_SCORED, label_text, row_status
 from harness.report.table import Column, Entry, Table
 
 DEFINITIONS = (
-    "A group of tasks, as MMLU and each of its categories, is scored as lm-eval scores it: every item counts once, so "
-    "that a task with more items weighs more. In an average a group counts as one task. Its interval is "
-    "ours and not lm-eval's standard error: Wilson's over all its items taken together, of one seed for the choice of "
-    "items, of several for items and seeds.",
+    (
+        "group of tasks",
+        "A group, as MMLU and each of its categories, is scored as lm-eval scores it: every item counts once, so "
+        "that a task with more items weighs more. In an average a group counts as one task. Its interval is ours and "
+        "not lm-eval's standard error: Wilson's over all its items taken together, of one seed for the choice of "
+        "items, of several for items and seeds.",
+    ),
 )
 
 
@@ -35,4 +38,4 @@ def subtask_table(summary: Summary, model: str, group: ScoreColumn) -> Table:
             estimate = score_of_row(row, own) if row.finished else None
             cells.append(estimate or (NOT_SCORED if row.finished else row_status(row)))
         lines.append(([task, category], cells))
-    return estimate_table(columns, [label_text(row) for row in rows], lines)
+    return estimate_table(columns, [Column(label_text(row)) for row in rows], lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from harness.report.pages.document import (
     Block,
     Bullets,
+    Definitions,
     Document,
     Heading,
     Links,
@@ -35,6 +36,8 @@ def _parts(block: Block, out: Path) -> list[str]:
         return [f"{_text(block.text)}\n"]
     if isinstance(block, Bullets):
         return ["".join(f"- {_text(line)}\n" for line in block.lines)]
+    if isinstance(block, Definitions):
+        return ["".join(f"- {escape_markdown(term)}: {_text(text)}\n" for term, text in block.entries)]
     if isinstance(block, Links):
         return ["".join(f"- [{escape_markdown(text)}]({address})\n" for text, address in block.lines)]
     if isinstance(block, PlotBlock):

@@ -23,14 +23,24 @@ SEVERAL = "several ratings"
 """A column only where some judgment gives several that differ."""
 SPREAD = "repeats, standard deviation"
 DEFINITIONS = (
-    "MT-Bench: a judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is "
-    "their number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
-    "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that give "
-    "several ratings that differ under 'several ratings', a column only where there are any: the first of them counts, "
-    "as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) is not read.",
-    "Intervals of MT-Bench: one seed: normal, from the standard error over questions (turns and repeats of a question "
-    "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
-    f"{SPREAD}: of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers.",
+    (
+        "MT-Bench",
+        "A judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is their "
+        "number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
+    ),
+    (
+        "judgments without a score",
+        "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that "
+        "give several ratings that differ under 'several ratings', a column only where there are any: the first of "
+        "them counts, as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) "
+        "is not read.",
+    ),
+    (
+        "intervals of MT-Bench",
+        "One seed: normal, from the standard error over questions (turns and repeats of a question "
+        "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
+    ),
+    (SPREAD, "Of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers."),
 )
 
 
@@ -119,7 +129,7 @@ def _table(rows: Sequence[Row], judge: str, metrics: Sequence[str], counts: Sequ
         numbers[SEVERAL] = counted(sum(judging.num_several or 0 for judging in _judgings(row, judge)))
         numbers[SPREAD] = _spread(row, judge)
         cells.append(([label_text(row)], [*shown, *(numbers[title] for title in counts)]))
-    return estimate_table((Column("label", "left"),), titles, cells)
+    return estimate_table((Column("label", "left"),), [Column(title) for title in titles], cells)
 
 
 def _spread(row: Row, judge: str) -> Entry:
