@@ -135,7 +135,7 @@ def find_template(name: str) -> ConversationTemplate:
     if find_spec("fastchat") is None:
         raise HarnessError(
             f"conversation template '{name}' is none of ours ({', '.join(sorted(OWN_TEMPLATES))}), and fschat, which "
-            "has others, is not installed: pip install 'finetune-harness[mt-bench]'"
+            "has others, is not installed: pip install fschat, or in a checkout pip install '.[mt-bench]'"
         )
     from fastchat.conversation import conv_templates
 

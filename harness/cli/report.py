@@ -96,7 +96,7 @@ def main(args: argparse.Namespace) -> int:
         raise HarnessError("what chooses rows, models, a style or marks is of a table: name its columns by --table")
     if len(args.suite or ()) != 1:
         found = "none is named" if not args.suite else f"{len(args.suite)} are named"
-        raise HarnessError(f"--suite: a report is of one suite, and {found}; --table takes several")
+        raise HarnessError(f"--suite: a report is of one suite, and {found}; --table and --all take several")
     if "text" in (args.format or ()):
         raise HarnessError("--format text is of a table for a paper: name its columns by --table")
     return report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -23,14 +23,14 @@ from harness.progress import throttled
 from harness.record import Record, Score
 from harness.redaction import redacted
 from harness.remarks import remarks_of
-from harness.report.fitted import NARROWEST, Line, alignment, fitted, wrapped_prose
+from harness.report.fitted import ENTRIES, NARROWEST, Line, alignment, fitted, wrapped_prose
 from harness.report.plots.style import FORMATS
 from harness.report.table import Column
 from harness.task import RunTask
 
 PIPE_WIDTH = 120
 """Columns of a table when the output is no terminal and COLUMNS is not set."""
-WIDEST = 1000
+WIDEST, HEIGHT = 1000, 25
 LINE_SECONDS = 10.0
 """Between two lines about one download when the output is no terminal."""
 SHORT = 60
@@ -54,7 +54,8 @@ def console(*, stderr: bool = False) -> Console:
         width = min(max(int(asked[:9]), NARROWEST), WIDEST)
     elif not stream.isatty():
         width = PIPE_WIDTH
-    return _Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    height = None if width is None else HEIGHT  # without one rich takes 80 columns for a terminal that it calls dumb
+    return _Console(file=stream, width=width, height=height, highlight=False, soft_wrap=False)
 
 
 def print_table(rows: Sequence[Mapping[str, str]], *, keys: int = 1, title: str | None = None) -> None:
@@ -74,6 +75,25 @@ def print_table(rows: Sequence[Mapping[str, str]], *, keys: int = 1, title: str 
     ]
     out = console()
     print_lines(out, fitted(columns, cells, out.width, keys=keys, title=title))
+
+
+def print_named(rows: Sequence[Mapping[str, str]], naming: Collection[str]) -> None:
+    """Print rows that several columns name, below a sentence with what all of them have alike.
+
+    Args:
+        rows: With the same keys.
+        naming: The columns that may name a row; those that do stand first.
+    """
+    shared = [key for key in (rows[0] if len(rows) > 1 else ()) if len({row[key] for row in rows}) == 1]
+    if said := [f"{key} {rows[0][key]}" for key in shared if rows[0][key] not in ENTRIES]:
+        note(f"of all rows: {'; '.join(said)}")
+        print()
+    kept = [{key: text for key, text in row.items() if key not in shared} for row in rows]
+    if kept and not kept[0]:
+        kept = [dict(row) for row in rows]
+    keys = [key for key in (kept[0] if kept else ()) if key in naming]
+    ordered = [{key: row[key] for key in (*keys, *(key for key in row if key not in keys))} for row in kept]
+    print_table(ordered, keys=max(1, len(keys)))
 
 
 def print_lines(out: Console, lines: Iterable[Line]) -> None:

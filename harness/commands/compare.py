@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from harness.commands._output import print_table, say
+from harness.commands._output import note, print_table, say
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
 from harness.printable import printable, printable_json
@@ -73,10 +73,10 @@ def compare(
 def _print(comparison: Comparison) -> None:
     top, parts, below = comparison_text(comparison)
     for line in top:
-        say(line)
+        note(line)
     for part in parts:
         say(f"\n{part.title}")
         print_table(part.rows)
     print()
     for line in below:
-        say(line)
+        note(line)

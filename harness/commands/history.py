@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.commands._output import plot_file, print_table, say, warn
+from harness.commands._output import note, plot_file, print_named, warn
 from harness.errors import HarnessError
 from harness.label_text import same_label
 from harness.report.comparing.history import (
@@ -22,6 +22,9 @@ from harness.report.comparing.history import (
 )
 from harness.report.statistics.steps import FEWEST_POINTS
 from harness.store import Store
+
+NAMING = ("model", "label", "suite", "device", "commit")
+"""What names a point of a series."""
 
 
 def show_history(
@@ -71,11 +74,11 @@ def show_history(
         ]
         print(json.dumps(points, indent=2))
     else:
-        print_table(history_rows(series, metric, marks))
+        print_named(history_rows(series, metric, marks), NAMING)
         print()
         for turn in marks:
-            say(turn_sentence(turn, metric))
-        say(_legend(series, marks))
+            note(turn_sentence(turn, metric))
+        note(_legend(series, marks))
     if file is not None:
         write_history(series, metric, file, marks)
         if not in_json:

@@ -14,7 +14,7 @@ from typing import Any
 from harness.assets.cache import cache_root
 from harness.catalogue.labels import LabelEntry
 from harness.commands._assets import convert
-from harness.commands._output import Display, plot_file, print_table
+from harness.commands._output import Display, note, plot_file, print_table
 from harness.commands._selection import Selection, given_catalogue, given_wheels, select
 from harness.commands.requests import AssetsRequest, SelectionRequest
 from harness.data.rows import load_texts
@@ -196,8 +196,9 @@ def _print(table: dict[str, Any]) -> None:
         ]
     )
     calibration = table["calibration"]
-    print(
-        f"\n{table['model']} in {table['dtype']}, label {table['label']}: probability = {table['probability']}, "
+    print()
+    note(
+        f"{table['model']} in {table['dtype']}, label {table['label']}: probability = {table['probability']}, "
         f"sampling = {table['sampling']}, active_layers = {table['active_layers']}; scored on "
         f"{calibration['num_samples']} samples of {calibration['sequence_length']} tokens of {calibration['data']}"
     )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.commands._output import note, print_table, warn
+from harness.commands._output import print_named, warn
 from harness.errors import HarnessError
 from harness.expansion import load_suite
 from harness.printable import as_json, printable
@@ -122,16 +122,9 @@ def _print(rows: Sequence[dict[str, Any]], style: str) -> None:
 
 def _print_text(rows: Sequence[dict[str, str]]) -> None:
     """Print rows below what all of them share; what no number of ours will ever compare with stands last."""
-    names = list(rows[0])
-    shared = [key for key in names[1:] if len(rows) > 1 and len({row[key] for row in rows}) == 1]
-    if said := [f"{key} {text}" for key in shared if (text := rows[0][key])]:
-        note(f"of all rows: {'; '.join(said)}")
-        print()
-    kept = [{key: text for key, text in row.items() if key not in shared} for row in rows]
-    if "ours" in names:
-        kept.sort(key=lambda row: (not row.get("ours", ""), row.get("verdict", "") == "not comparable"))
-    naming = sum(key in kept[0] for key in NAMING)
-    print_table(kept, keys=max(1, naming))
+    if "ours" in rows[0]:
+        rows = sorted(rows, key=lambda row: (not row["ours"], row["verdict"] == "not comparable"))
+    print_named(rows, NAMING)
 
 
 def _text(value: Any) -> str:

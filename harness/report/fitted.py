@@ -22,6 +22,8 @@ NARROWEST = 40
 """Columns below which no table is laid out: a terminal that is narrower wraps its lines itself."""
 COMFORT = 28
 """Columns that text which can wrap is given before it moves into a further table."""
+FEW = 4
+"""One row of so many may stand by itself before all do."""
 GAP = "  "
 BARS = "|"
 NUMBER = re.compile(r"[-+<>~]?\d[\d,]*(\.\d+)?(e[-+]\d+)?%?")
@@ -89,7 +91,9 @@ def fitted(
     """
     width = max(width, NARROWEST)
     rows = [[_clean(cell) for cell in row] for row in rows]
-    laid = [_Laid(column, tuple(row[i] for row in rows)) for i, column in enumerate(columns)]
+    odd = _odd_rows(rows, columns, keys, width, bars)
+    usual = [i for i in range(len(rows)) if i not in odd]
+    laid = [_Laid(column, tuple(rows[i][k] for i in usual)) for k, column in enumerate(columns)]
     key, others = laid[:keys], [one for one in laid[keys:] if one.has_entries]
     if not others:
         others = laid[keys:][:1]
@@ -99,14 +103,34 @@ def fitted(
         lines += [Line("")] * bool(lines)
         if title is not None:
             lines += [Line(text, True) for text in _wrapped(title + ", continued" * (place > 0), width)]
-        shown = [i for i in range(len(rows)) if not place or any(one.cells[i] not in ENTRIES for one in part.columns)]
+        shown = [i for i in range(len(usual)) if not place or any(one.cells[i] not in ENTRIES for one in part.columns)]
         if part.beside:
             widths = [*names, *_widths(part.columns, width - _across(names, bars), BARS if bars else GAP)]
-            lines += _side_by_side([*key, *part.columns], widths, shown, bars)
+            heads, told = _side_by_side([*key, *part.columns], widths, shown, bars)
         else:
             heads = [Line(text, True) for text in _wrapped(_named(one.column.title for one in key), width)]
-            lines += heads * (place == 0) + _below(key, part.columns, shown, width)
+            heads = heads * (place == 0)
+            told = [_below([one.cells[i] for one in key], part.columns, i, width) for i in shown]
+        lines += heads
+        by_row = dict(zip((usual[i] for i in shown), told, strict=True))
+        if not place:
+            whole = [_Laid(column, tuple(row[k] for row in rows)) for k, column in enumerate(columns)]
+            by_row |= {i: _below(rows[i][:keys], whole[keys:], i, width) for i in odd}
+        lines += [line for i in sorted(by_row) for line in by_row[i]]
     return lines
+
+
+def _odd_rows(
+    rows: Sequence[Sequence[str]], columns: Sequence[Column], keys: int, width: int, bars: bool
+) -> frozenset[int]:
+    """Return the few rows that hold a word too wide for any place beside the names: they stand by themselves."""
+    laid = [_Laid(column, tuple(row[k] for row in rows)) for k, column in enumerate(columns)]
+    names = _widths(laid[:keys], width // 2, BARS if bars else GAP)
+    room = width - _across(names, bars)
+    found = frozenset(
+        i for i, row in enumerate(rows) if any(cell_len(word) > room for cell in row[keys:] for word in cell.split())
+    )
+    return found if len(found) * FEW <= len(rows) else frozenset()
 
 
 @dataclass(frozen=True)
@@ -141,9 +165,15 @@ def _across(names: Sequence[int], bars: bool) -> int:
 
 
 def _widths(columns: Sequence[_Laid], room: int, gap: str) -> list[int]:
-    """Return the width of each column: what it needs, and what is left over for those that would wrap."""
-    widths = [min(one.comfort, max(room, one.longest_word)) for one in columns]
+    """Return the width of each column: what it needs, and what is left over for those that would wrap.
+
+    Where that is more than the room, the widest give way, none further than to its longest word.
+    """
+    widths = [one.comfort for one in columns]
     left = room - sum(widths) - len(gap) * (len(columns) - 1)
+    while left < 0 and (giving := [i for i, one in enumerate(columns) if widths[i] > one.longest_word]):
+        widths[max(giving, key=lambda i: widths[i])] -= 1
+        left += 1
     while left > 0 and (wanting := [i for i, one in enumerate(columns) if widths[i] < one.natural]):
         for i in sorted(wanting, key=lambda i: columns[i].natural - widths[i]):
             more = min(columns[i].natural - widths[i], max(1, left // len(wanting)), left)
@@ -152,16 +182,19 @@ def _widths(columns: Sequence[_Laid], room: int, gap: str) -> list[int]:
     return widths
 
 
-def _side_by_side(columns: Sequence[_Laid], widths: Sequence[int], shown: Iterable[int], bars: bool) -> list[Line]:
+def _side_by_side(
+    columns: Sequence[_Laid], widths: Sequence[int], shown: Iterable[int], bars: bool
+) -> tuple[list[Line], list[list[Line]]]:
+    """Return the lines of the headings, and those of each row."""
     aligned = ["right" if one.column.align == "right" else "left" for one in columns]
     gap = BARS if bars else GAP
-    heads = _joined([one.column.title for one in columns], widths, aligned, gap, top=False)
-    lines = [Line(text, True) for text in heads]
+    heads = [
+        Line(text, True) for text in _joined([one.column.title for one in columns], widths, aligned, gap, top=False)
+    ]
     if bars:
-        lines.append(Line("+".join("-" * taken for taken in widths)))
-    for i in shown:
-        lines += [Line(text) for text in _joined([one.cells[i] for one in columns], widths, aligned, gap)]
-    return lines
+        heads.append(Line("+".join("-" * taken for taken in widths)))
+    rows = [_joined([one.cells[i] for one in columns], widths, aligned, gap) for i in shown]
+    return heads, [[Line(text) for text in row] for row in rows]
 
 
 def _joined(
@@ -182,15 +215,13 @@ def _joined(
     return lines
 
 
-def _below(key: Sequence[_Laid], columns: Sequence[_Laid], shown: Iterable[int], width: int) -> list[Line]:
-    """Return each row as its names, and below them a line for each of its entries."""
-    lines = []
-    for i in shown:
-        lines += [Line(text, True) for text in _wrapped(_named(one.cells[i] for one in key), width)]
-        for one in columns:
-            if one.cells[i] not in ENTRIES:
-                told = f"{' '.join(one.column.title.split())}: {' '.join(one.cells[i].split())}"
-                lines += [Line(GAP + text) for text in _wrapped(told, width - len(GAP))]
+def _below(names: Iterable[str], columns: Sequence[_Laid], i: int, width: int) -> list[Line]:
+    """Return a row as its names, and below them a line for each of its entries."""
+    lines = [Line(text, True) for text in _wrapped(_named(names), width)]
+    for one in columns:
+        if one.cells[i] not in ENTRIES:
+            told = f"{' '.join(one.column.title.split())}: {' '.join(one.cells[i].split())}"
+            lines += [Line(GAP + text) for text in _wrapped(told, width - len(GAP))]
     return lines
 
 

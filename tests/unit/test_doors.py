@@ -269,9 +269,9 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "compare.compare",
-        ["a", "b", "--fail-on", "f", "--level", "0.1", "--format", "json"],
+        ["a", "b", "--fail-on", "f", "--level", "0.1", "--format", "json", "--write", "junit=gate.xml"],
         ["a", "b"],
-        {"tolerances": "f", "level": 0.1, "in_json": True},
+        {"tolerances": "f", "level": 0.1, "output": "json", "files": [("junit", Path("gate.xml"))]},
     ),
     (
         "history.show_history",

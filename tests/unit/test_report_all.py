@@ -69,9 +69,9 @@ def test_a_file_of_ones_own_gives_its_records_a_report(results: Path, tmp_path: 
 
 def test_wrong_use_is_one_sentence(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--results", str(results)]) == 2
-    assert "name one suite with --suite, or take --all" in capsys.readouterr().err
+    assert "a report is of one suite, and none is named; --table and --all take several" in capsys.readouterr().err
     assert main(["report", "--all", "--results", str(results), "--format", "csv"]) == 2
-    assert "--all writes HTML and Markdown" in capsys.readouterr().err
+    assert "--all writes HTML and Markdown of every suite" in capsys.readouterr().err
     assert main(["report", "--all", "--results", str(tmp_path / "nothing")]) == 2
     assert "there is no record of a run in" in capsys.readouterr().err
 
