@@ -63,7 +63,7 @@ def _models(catalogue: Catalogue) -> list[dict[str, Any]]:
         {
             "model": name,
             "source": _source(spec),
-            "architecture": spec.architecture,
+            "architecture": spec.architecture or "as config.json says",
             "licence": f"{spec.licence} (gated)" if spec.gated else spec.licence,
             "summary": spec.summary,
         }
