@@ -36,15 +36,21 @@ class LoraConfig(AdamWSettings):
     """Settings of LoRA and its variants."""
 
     rank: PositiveInt
+    """Of every adapter."""
     lora_alpha: PositiveInt
+    """An adapter's output is scaled by it, divided by the rank."""
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Of an adapter's input."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     """Ends of the names of the linear layers that get an adapter."""
     use_rslora: bool
+    """Divide by the root of the rank in place of the rank."""
     use_dora: bool
+    """Train directions by the adapter and magnitudes apart."""
     lora_fa: bool
     """Freeze A and correct the gradient of B for it."""
     adapter_dtype: Dtype
+    """Of the adapters' weights."""
 
     @model_validator(mode="after")
     def _one_variant(self) -> LoraConfig:

@@ -43,16 +43,27 @@ class ModelShape(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     hidden_size: int
+    """Width of the residual stream."""
     intermediate_size: int
+    """Width inside the MLP."""
     num_layers: int
+    """Decoder blocks."""
     num_heads: int
+    """Query heads."""
     num_kv_heads: int
+    """Key and value heads."""
     head_dim: int
+    """Width of a head."""
     vocab_size: int
+    """Rows of the embedding."""
     max_positions: int
+    """Longest sequence, in tokens."""
     rope_theta: float
+    """Base of the rotary frequencies."""
     tied_head: bool
+    """True: the head's weight is the embedding's."""
     sliding_window: int | None = None
+    """Tokens that attention looks back; left out: all."""
 
     def config_settings(self, architecture: str) -> dict[str, Any]:
         """Return the settings of transformers' configuration of ``architecture``, by its names.
@@ -89,9 +100,11 @@ class BaseModelSpec(BaseModel):
 
     name: Name
     summary: str = ""
+    """One line for ``harness list models``."""
     architecture: str | None = None
     """Class of transformers; None: what config.json says."""
     hub_id: str | None = None
+    """``owner/name`` on the hub."""
     hub_id_source: str | None = None
     """The public source where the hub id was read."""
     revision: str | None = None
@@ -103,20 +116,24 @@ class BaseModelSpec(BaseModel):
     checksum: str | None = None
     """SHA-256 over the files of ``folder``, or of the packaged asset."""
     licence: str = ""
+    """Of the weights."""
     gated: bool = False
+    """True: the hub asks to accept the licence, and for HF_TOKEN."""
     shape: ModelShape | None = None
+    """Enough to build the model without its weights: for planning, and for random weights."""
     weights: Weights = "pretrained"
     """Set by the suite; ``random`` needs shape or folder, and takes nothing but the configuration from them."""
 
     config: Path | None = None
     """The configuration of a model on the hub, once it is in the cache."""
     blocks: str | None = None
-    """Where the list of decoder blocks is; this and the next three are found by looking at the model where they are
-    None."""
+    """Where the list of decoder blocks is in the model; it and the next three are found where they are left out."""
     embedding: str | None = None
+    """Where the input embedding is."""
     final_norm: str | None = None
-    """Empty: the model has none."""
+    """Where the norm behind the last block is; empty: the model has none."""
     head: str | None = None
+    """Where the output projection is."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModelSpec:

@@ -12,7 +12,7 @@ from harness.assets.cache import cache_root
 from harness.assets.hub import fetch_config, model_asset
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import DeviceSpec, find_device, load_devices
-from harness.commands._output import Display, print_table, say, warn
+from harness.commands._output import Display, note, print_table, warn
 from harness.commands._selection import Selection, existing, select
 from harness.commands.requests import SelectionRequest
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
@@ -255,11 +255,12 @@ def _print(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
             | ({"seeds": ", ".join(seeds)} if seeds_differ else {})
             | dict(zip(names[2:], cells[2:], strict=True))
             for cells, seeds in rows.items()
-        ]
+        ],
+        keys=2 + seeds_differ,
     )
     print()
     for sentence in _notes(lines, answers, against):
-        say(sentence)
+        note(sentence)
 
 
 def _cells(line: dict[str, Any]) -> dict[str, str]:
