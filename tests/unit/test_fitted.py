@@ -140,3 +140,10 @@ def test_a_sentence_wraps_between_words_alone() -> None:
     lines = wrapped_prose("the peak is 12.345 GiB of a well-known " + "x" * 70, 60)
     assert lines == ["the peak is 12.345 GiB of a well-known", "x" * 70]
     assert wrapped_prose("", 60) == [""]
+
+
+def test_a_column_is_as_wide_as_its_longest_word_so_that_the_next_stands_in_line() -> None:
+    columns = [Column(title, "left") for title in ("run", "source", "state")]
+    rows = [["one", "hub:organisation/a-model-of-a-long-name and more words", "ok"], ["two", "short", "failed"]]
+    lines = [line.text for line in fitted(columns, rows, 60)]
+    assert {line.index(word) for line, word in zip(lines, ("state", "ok"), strict=False)} == {lines[-1].index("failed")}
