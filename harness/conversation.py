@@ -118,7 +118,10 @@ class _FastChat:
             conversation.append_message(conversation.roles[number % 2], turn)
         if len(turns) % 2 == 1:
             conversation.append_message(conversation.roles[1], None)
-        return str(conversation.get_prompt())
+        try:
+            return str(conversation.get_prompt())
+        except ValueError as error:  # of a style that is an API's: it has no text
+            raise HarnessError(f"conversation template '{self.name}' of FastChat's writes no text: {error}") from error
 
 
 def find_template(name: str) -> ConversationTemplate:
@@ -132,7 +135,7 @@ def find_template(name: str) -> ConversationTemplate:
     if find_spec("fastchat") is None:
         raise HarnessError(
             f"conversation template '{name}' is none of ours ({', '.join(sorted(OWN_TEMPLATES))}), and fschat, which "
-            "has others, is not installed: pip install 'finetune-harness[mt-bench]'"
+            "has others, is not installed: pip install fschat, or in a checkout pip install '.[mt-bench]'"
         )
     from fastchat.conversation import conv_templates
 

@@ -151,7 +151,7 @@ def _settings(values: Mapping[str, JsonValue]) -> str:
 
 SCORING: Mapping[str, Callable[[Record], str | None]] = {
     "scored text read": _scored_text_read,
-    "rows of a file": _rows_of_files,
+    "evaluation rows": _rows_of_files,
     "contexts cut": _contexts_cut,
     "choices in pieces": _long_continuations,
     "tied choices": _ties,

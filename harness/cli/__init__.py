@@ -17,11 +17,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from harness import __version__
 from harness.cli._completion import SHELLS, PrintCompletion
 from harness.cli._examples import epilog
 from harness.cli._groups import group_options
 from harness.cli._stdout import OutputLost, stdout_that_says_so
+from harness.cli._version import PrintVersion
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.redaction import redacted
@@ -158,7 +158,7 @@ def build_parser(name: str, *, whole: bool = False) -> argparse.ArgumentParser:
         epilog=FIRST_STEPS,
         formatter_class=_Formatter,
     )
-    parser.add_argument("-V", "--version", action="version", version=f"harness {__version__}")
+    parser.add_argument("-V", "--version", action=PrintVersion, help="print version and commit")
     parser.add_argument(
         "--print-completion",
         action=PrintCompletion,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "selection": ("suite", "model", "label", "seed", "data", "catalogue", "benchmark", "limit", "max_steps", "metric"),
+    "selection": (
+        *("suite", "all", "model", "label", "seed", "data", "include_path", "trust_tasks", "catalogue", "benchmark"),
+        *("limit", "max_steps", "metric"),
+    ),
     "settings": ("overrides", "batch_size", "seq_len", "dtype", "checkpointing", "tau"),
     "which runs": ("retry", "any_environment", "repeat", "dry_run", "run", "again", "part", "smoke"),
     "limits": ("checkpoint_every", "timeout", "budget_seconds", "max_failures"),
@@ -17,7 +20,8 @@ GROUPS: dict[str, tuple[str, ...]] = {
     ),
     "a bundle for a machine without a network": ("bundle", "python", "platform", "without", "extra", "part_size"),
     "files": ("results", "out", "keep_weights", "offline", "wheel"),
-    "what is printed": ("json", "format", "plot", "n"),
+    "what counts as worse": ("fail_on", "level"),
+    "what is printed": ("json", "format", "write", "plot", "n"),
 }
 """Attributes of parsed arguments by heading, in the order of the help."""
 

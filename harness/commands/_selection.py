@@ -101,10 +101,12 @@ def own_sources(evaluation: EvaluationSettings, places: TaskPlaces, where: str) 
         HarnessError: a place is not there, or a task says what it may not or has no rows.
     """
     check_places(places)
-    if not places.any:
-        return {}
     own = OwnTasks(places)
+    if not places.any:
+        own.check_rows(evaluation)
+        return {}
     found = own.identities(evaluation)
+    own.check_rows(evaluation)
     asked = (*evaluation.tasks, *(evaluation.subtasks or ()))
     check_packaged_rows(evaluation, where, [*(name for name in asked if name in own), *places.rows])
     check_task_names(evaluation, own)

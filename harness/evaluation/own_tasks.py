@@ -154,6 +154,20 @@ class OwnTasks:
                 found[f"{ROWS_ROLE}{name}"] = _rows_identity(parts)
         return found
 
+    def check_rows(self, settings: EvaluationSettings) -> None:
+        """Refuse ``rows = 'own'`` where a task has none of its own.
+
+        Raises:
+            HarnessError: one of lm-eval's has not.
+        """
+        for name in settings.tasks if settings.rows == "own" else ():
+            for task in self.expand(name) if name in self else (name,):
+                given = task in self or task in self.places.rows
+                if not given and not (task in MMLU_GROUPS and self.places.rows):
+                    raise HarnessError(
+                        f"rows = 'own', and task '{task}' is lm-eval's: name its rows in [tasks.rows], or set rows"
+                    )
+
     def needs_network(self, tasks: Iterable[str]) -> bool:
         """Return whether the rows of one of the tasks may have to be fetched."""
         leaves = [leaf for name in tasks if name in self for leaf in self.expand(name) if leaf in self]
@@ -166,6 +180,10 @@ class OwnTasks:
                 raise HarnessError(self._unread[name])
             unread = f"; {self.faults()[0]}" if self._unread else ""
             raise HarnessError(f"{self._where()} define no task '{name}'{near_miss(name, self._index)}{unread}")
+        if not TASK_NAME.match(name):
+            raise HarnessError(
+                f"{entries[0].file}: {name!r:.80} is no name of a task: take letters, digits, . _ and -, at most 64"
+            )
         if len(entries) > 1:
             raise HarnessError(
                 f"task '{name}' is defined twice, in {entries[0].file} and in {entries[1].file}: rename one of them"

@@ -68,7 +68,7 @@ def folder_of_task(name: str) -> Path:
     hint = near_miss(name, folders)
     raise HarnessError(
         f"lm-eval has no task '{name}'{hint if 'did you mean' in hint else ''}; a group other than {MMLU} is given by "
-        "its tasks"
+        "its tasks, and one of your own has its folder named with --include-path"
     )
 
 

@@ -120,6 +120,8 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     steady = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
+    if getattr(run.optimizer, "reads_answered", 0):
+        assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     worst = max(taken, key=lambda one: one.peak_bytes)
     return Prediction(
         device=question.device,

@@ -148,6 +148,8 @@ rows = "packaged-scored"
 num_fewshot = 0
 """
 
+OWN = '[tasks]\ninclude_path = "tasks"\n[tasks.rows]\narc_easy = "rows.jsonl"\n'
+
 
 def suite_in(folder: Path, text: str = SUITE) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,6 +200,16 @@ def test_a_catalogue_and_the_command_line_name_the_same_tasks(tmp_path: Path) ->
         select(request)
     folder = TasksRequest(include=(str(tmp_path / "tasks"),))
     assert only(replace(request, tasks=folder)).run_id == spec.run_id
+
+
+def test_rows_of_ones_own_are_missed_before_anything_runs(tmp_path: Path) -> None:
+    own = SUITE.replace('"packaged-scored"', '"own"')
+    said = "rows = 'own', and task '{}' is lm-eval's: name its rows"
+    with pytest.raises(HarnessError, match=said.format("boolq")):
+        select(SelectionRequest(suite=str(suite_in(tmp_path / "a", own))))
+    alone = own.replace(OWN, "").replace('"capitals", ', "")
+    with pytest.raises(HarnessError, match=said.format("arc_easy")):
+        select(SelectionRequest(suite=str(suite_in(tmp_path / "b", alone))))
 
 
 @pytest.mark.parametrize(

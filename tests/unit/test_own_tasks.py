@@ -382,6 +382,8 @@ def test_links_that_leave_the_folder_are_refused_and_followed_where_it_is_truste
         ({"ring__yaml": "group: ring\ntask: [ring]\n"}, "ring", "group 'ring' holds itself"),
         ({"g__yaml": "group: g\ntask: ['../x']\n"}, "g", "group 'g' holds '../x', which is no name of a task"),
         ({"g__yaml": "group: g\ntask: [nothing]\n"}, "g", "holds 'nothing', which neither lm-eval nor .* has"),
+        ({"x__yaml": CHOICES.replace("capitals\n", '"../x"\n')}, "../x", "'../x' is no name of a task"),
+        ({"x__yaml": CHOICES.replace("capitals\n", '"a\\e[31mb"\n')}, "a\x1b[31mb", r"'a.x1b\[31mb' is no name"),
         ({"g__yaml": "group: g\ntask: []\n"}, "g", "group 'g' names no tasks"),
         ({"g__yaml": "group: g\ntask: [{task: piqa, num_fewshot: 1}]\n"}, "g", "sets num_fewshot of 'piqa'"),
         ({}, "capitels", r"define no task 'capitels'; did you mean 'capitals'"),
