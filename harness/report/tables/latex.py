@@ -26,8 +26,7 @@ POINTS_AN_INCH = 72.27
 NARROW, COLUMN, PAGE = 3.03 * POINTS_AN_INCH, 3.33 * POINTS_AN_INCH, 6.3 * POINTS_AN_INCH
 """Points of a narrow and of a wide column of a two-column article, and of both narrow ones.
 
-Source: acl-org/acl-style-files, acl.sty, for the narrow ones: A4, margins of 2.5 cm, 0.6 cm between the columns. Those of
-ACM's sigconf are 3.33 inches wide.
+Source: acl-org/acl-style-files, acl.sty, for the narrow ones: A4, margins of 2.5 cm, 0.6 cm between the columns.
 """
 WIDEST_GAP, NARROWEST_GAP = 6.0, 1.5
 r"""``\tabcolsep``: TeX's own, and the least by which two columns of figures still stand apart."""
