@@ -88,13 +88,23 @@ def _overlong_key(text: str) -> int | None:
     return next((number for number, line in enumerate(text.split("\n"), 1) if line.count(".") > MOST_DOTS), None)
 
 
-def validate(model: type[M], values: Any, where: str) -> M:
+def validate(model: type[M], values: Any, where: str, *, at_once: bool = True) -> M:
     """Return ``values`` as a ``model``.
 
+    Args:
+        model: The class.
+        values: What was read.
+        where: As a message begins.
+        at_once: Whether each of several faults is said; False: the first, for a row that nobody mends key by key.
+
     Raises:
-        Faults: with the place, what was found and what was expected; one is a sentence, several are a line each.
+        HarnessError: as ``Faults``, with the place, what was found and what was expected: one is a sentence, several
+            are a line each.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise Faults(where, fault_lines(model, error), f"{where}{first_fault(model, error)}") from error
+        sentence = f"{where}{first_fault(model, error)}"
+        if not at_once:
+            raise HarnessError(sentence) from error
+        raise Faults(where, fault_lines(model, error), sentence) from error

@@ -191,7 +191,7 @@ def subjects_of_benchmarks(documents: Sequence[Mapping[str, Any]], where: str) -
     """
     subjects: dict[Key, Subject] = {}
     for found in documents:
-        document = validate(_Document, found, f"{where}:")
+        document = validate(_Document, found, f"{where}:", at_once=False)
         machine, commit = document.machine_info, document.commit_info
         cpu = machine.cpu
         device = {"device": f"{cpu.brand_raw or machine.machine}, {cpu.count} processors"}
