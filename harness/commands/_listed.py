@@ -46,7 +46,7 @@ def models(catalogue: Catalogue) -> list[dict[str, Any]]:
         {
             "model": name,
             "source": source_of_model(spec),
-            "architecture": spec.architecture,
+            "architecture": spec.architecture or "as config.json says",
             "licence": licence_of(spec),
             "summary": spec.summary,
         }
