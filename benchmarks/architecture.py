@@ -34,11 +34,12 @@ TASKS = Path(__file__).with_name("architecture_tasks.toml")
 FLOORS = (
     {"harness", "contracts", "catalogue", "suites", "profiles", "published"},
     {"data", "assets", "tensors"},
-    {"methods"},
+    {"methods", "plugin"},
     {"preparing", "evaluation"},
     {"engine", "bundling"},
     {"planning", "runs"},
     {"calibration", "report"},
+    {"checking"},
     {"commands"},
     {"cli"},
 )

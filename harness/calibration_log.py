@@ -26,12 +26,12 @@ from pydantic import (
 )
 
 from harness.errors import HarnessError
+from harness.faults import first_fault
 from harness.files import append_line, make_folder, read_bytes_if_there, reason_of
 from harness.record_environment import Environment
 from harness.redaction import redacted
 from harness.settings import ComputeCapability, Strict
 from harness.store import LOCK_SECONDS, cut_off, json_of_line
-from harness.toml_files import first_fault
 
 FOLDER, FILE = "calibration", "parts.jsonl"
 Group = Literal["checks", "constants", "ladder", "evaluation"]

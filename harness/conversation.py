@@ -5,10 +5,10 @@ a model's name: FastChat's guess gives every Llama 3 its ``one_shot`` template w
 
 Ours:
 
-- ``llama-3``: fschat 0.2.36 has none. Source: llama3/tokenizer.py, ``ChatFormat`` (meta-llama/llama3), without a system
-  message. Difference from the template of that name in FastChat's later sources: the text does not begin with
-  ``<|begin_of_text|>``, which the tokenizer adds.
-- ``chatml``: the turns of SmolLM2's own chat template without its system message.
+- ``llama-3``: fschat 0.2.36 has none. Source: llama3/tokenizer.py, ``ChatFormat`` (meta-llama/llama3), with a system
+  message where one is given. Difference from the template of that name in FastChat's later sources: the text does not
+  begin with ``<|begin_of_text|>``, which the tokenizer adds.
+- ``chatml``: the turns of SmolLM2's own chat template, without a system message that nobody gave.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from importlib.util import find_spec
 from typing import Any, Protocol
 
 from harness.errors import HarnessError, near_miss
+from harness.turns import Turn
 
 
 class ConversationTemplate(Protocol):
@@ -45,8 +46,13 @@ class ConversationTemplate(Protocol):
     def stop_tokens(self) -> tuple[str, ...]:
         """Return the same as texts of special tokens, whose ids the tokenizer knows."""
 
-    def render(self, turns: Sequence[str]) -> str:
-        """Return the text of turns, the user's first; after a user's turn it stops where the answer begins."""
+    def render(self, turns: Sequence[str], system: str | None = None) -> str:
+        """Return the text of turns, the user's first; after a user's turn it stops where the answer begins.
+
+        Args:
+            turns: What user and assistant say, in turn.
+            system: What the system says before; None: what the template has it say, if anything.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,10 @@ class _Own:
     def stop_tokens(self) -> tuple[str, ...]:
         return (self.closing,)
 
-    def render(self, turns: Sequence[str]) -> str:
+    def render(self, turns: Sequence[str], system: str | None = None) -> str:
+        before = "" if system is None else f"{self.opening.format(role='system')}{system}{self.closing}{self.between}"
         roles = ["user" if number % 2 == 0 else "assistant" for number in range(len(turns) + 1)]
-        text = "".join(
+        text = before + "".join(
             f"{self.opening.format(role=role)}{turn}{self.closing}{self.between}"
             for role, turn in zip(roles, turns, strict=False)
         )
@@ -103,13 +110,18 @@ class _FastChat:
         self.stop_strings = (stops,) if isinstance(stops, str) else tuple(stops)
         self.stop_token_ids = tuple(conversation.stop_token_ids or ())
 
-    def render(self, turns: Sequence[str]) -> str:
+    def render(self, turns: Sequence[str], system: str | None = None) -> str:
         conversation = self._conversation.copy()
+        if system is not None:
+            conversation.set_system_message(system)
         for number, turn in enumerate(turns):
             conversation.append_message(conversation.roles[number % 2], turn)
         if len(turns) % 2 == 1:
             conversation.append_message(conversation.roles[1], None)
-        return str(conversation.get_prompt())
+        try:
+            return str(conversation.get_prompt())
+        except ValueError as error:  # of a style that is an API's: it has no text
+            raise HarnessError(f"conversation template '{self.name}' of FastChat's writes no text: {error}") from error
 
 
 def find_template(name: str) -> ConversationTemplate:
@@ -123,7 +135,7 @@ def find_template(name: str) -> ConversationTemplate:
     if find_spec("fastchat") is None:
         raise HarnessError(
             f"conversation template '{name}' is none of ours ({', '.join(sorted(OWN_TEMPLATES))}), and fschat, which "
-            "has others, is not installed: pip install 'finetune-harness[mt-bench]'"
+            "has others, is not installed: pip install fschat, or in a checkout pip install '.[mt-bench]'"
         )
     from fastchat.conversation import conv_templates
 
@@ -147,36 +159,78 @@ class TrainingTurn:
     """Whether the answer itself ended with such a text, so that what the template closes it with is left out."""
 
 
-def training_turn(template: ConversationTemplate, question: str, answer: str, eos_token: str) -> TrainingTurn:
+def training_turn(
+    template: ConversationTemplate, question: str, answer: str, eos_token: str, system: str | None = None
+) -> TrainingTurn:
     """Return question and answer in a template, cut where generation would stop.
 
     Raises:
-        HarnessError: the template does not keep the answer as it is.
+        HarnessError: the template does not keep the answer, or what the system says, as it is.
     """
-    prompt = template.render([question])
+    prompt = template.render([question], system)
+    if system and system not in prompt:
+        raise HarnessError(f"conversation template '{template.name}' leaves out what the system says")
     if not answer:
         return TrainingTurn(prompt, prompt, closed=False)
-    stops = (eos_token, *template.stop_tokens, *template.stop_strings)
-    turn = _cut_turn(prompt, template.render([question, answer]), answer, stops)
+    turn = _cut_turn(prompt, template.render([question, answer], system), answer, answer_ends(template, eos_token))
     if turn is None:
         raise HarnessError(f"conversation template '{template.name}' rewrites answers, so it cannot be trained on")
     return turn
 
 
-def chat_turn(tokenizer: Any, question: str, answer: str) -> TrainingTurn:
-    """Return question and answer in a tokenizer's own chat template, cut behind its end-of-sequence token.
+def answer_ends(template: ConversationTemplate, eos_token: str) -> tuple[str, ...]:
+    """Return the texts that end an answer in a template."""
+    return (eos_token, *template.stop_tokens, *template.stop_strings)
+
+
+def chat_turn(tokenizer: Any, asked: Sequence[Turn], answer: str) -> TrainingTurn:
+    """Return turns and the answer to them in a tokenizer's own chat template, cut behind its end-of-sequence token.
 
     A template that rewrites answers, or whose prompt for generation is not how its answers begin, is used for the
     prompt alone: the answer follows it as it is.
     """
-    asked = [{"role": "user", "content": question}]
-    prompt = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    prompt = write_chat(tokenizer, asked, True)
     if not answer:
         return TrainingTurn(prompt, prompt, closed=False)
-    told = [*asked, {"role": "assistant", "content": answer}]
-    whole = str(tokenizer.apply_chat_template(told, tokenize=False))
+    whole = write_chat(tokenizer, [*asked, Turn("assistant", answer)], False)
     turn = _cut_turn(prompt, whole, answer, (str(tokenizer.eos_token),))
     return TrainingTurn(prompt, f"{prompt}{answer}", closed=False) if turn is None else turn
+
+
+def write_chat(tokenizer: Any, turns: Sequence[Turn], prompt: bool) -> str:
+    """Return turns in a tokenizer's own chat template; ``prompt``: as the prompt of the assistant's next turn."""
+    return str(tokenizer.apply_chat_template(messages(turns), tokenize=False, add_generation_prompt=prompt))
+
+
+def messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """Return turns as chat templates take them."""
+    return [{"role": turn.role, "content": turn.content} for turn in turns]
+
+
+def write_conversation(template: ConversationTemplate, turns: Sequence[Turn]) -> str:
+    """Return turns in a conversation template; after a user's turn it stops where the answer begins.
+
+    Raises:
+        HarnessError: they are not those of a user and an assistant in turn, the system before them.
+    """
+    system, said = spoken(template, turns)
+    return template.render(said, system)
+
+
+def spoken(template: ConversationTemplate, turns: Sequence[Turn]) -> tuple[str | None, list[str]]:
+    """Return what the system says, and what user and assistant say in turn.
+
+    Raises:
+        HarnessError: others speak, or not in turn.
+    """
+    system = turns[0].content if turns and turns[0].role == "system" else None
+    said = turns[1:] if system is not None else turns
+    if any(turn.role != ("user", "assistant")[number % 2] for number, turn in enumerate(said)):
+        raise HarnessError(
+            f"conversation template '{template.name}' takes user and assistant in turn, the user first, with the "
+            f"system before them, and not {', '.join(turn.role for turn in turns)}"
+        )
+    return system, [turn.content for turn in said]
 
 
 def _cut_turn(prompt: str, whole: str, answer: str, stops: Sequence[str]) -> TrainingTurn | None:

@@ -13,7 +13,8 @@ Training, held-out and general text, calibration, scoring and generation all com
 - *Splitting.* Prompt and answer are encoded as one text, as generation will read them. The answer is what comes where
   the encodings of the prompt and of the whole part: a token that holds the end of the prompt and the beginning of the
   answer is the answer's, and carries loss. Encoded apart, a tokenizer that puts a space before every text would put one
-  before every answer.
+  before every answer. Of several answers in one conversation each begins so, and ends with the last token that holds
+  anything of it.
 
 lm-eval's own split of context and continuation stays in scoring: it differs where a token straddles the two, and its
 scores are to be those of HFLM. Of the beginning HFLM has the same rule; of an added end it has none, so that every
@@ -23,7 +24,7 @@ continuation is that end and nothing else.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -44,6 +45,8 @@ class TextEncoder:
     """What stands before every text."""
     left_out: tuple[int, ...]
     """What the tokenizer puts behind every text."""
+    writers: dict[str | None, object] = field(default_factory=dict, compare=False, repr=False)
+    """What writes conversations for it, by template: made where it is used, and kept as long as the encoder."""
 
     @cached_property
     def beginning_text(self) -> str:
@@ -73,10 +76,27 @@ class TextEncoder:
             rendered: As of :meth:`ids`.
         """
         before, both = self.ids(prompt, rendered=rendered), self.ids(whole, rendered=rendered)
-        shared = 0
-        while shared < min(len(before), len(both)) and before[shared] == both[shared]:
-            shared += 1
+        shared = _num_shared(before, both)
         return both[:shared], both[shared:]
+
+    def places(self, ids: Sequence[int], text: str, *, rendered: bool = False) -> tuple[int, int]:
+        """Return where the tokens of a beginning part from those of its whole, and how many tokens hold all of it.
+
+        The two are one number unless a token holds the end of the beginning and what comes behind it.
+
+        Args:
+            ids: Of the whole.
+            text: What the whole begins with.
+            rendered: As of :meth:`ids`.
+        """
+        before = self.ids(text, rendered=rendered)
+        shared = _num_shared(before, ids)
+        if shared == len(before):
+            return shared, shared
+        length, holding = len(str(self.tokenizer.decode(before))), shared + 1
+        while holding < len(ids) and len(str(self.tokenizer.decode(list(ids[:holding])))) < length:
+            holding += 1
+        return shared, min(holding, len(ids))
 
     def begins(self, ids: Sequence[int]) -> bool:
         """Return whether tokens begin with the beginning; what stands before every text may be nothing."""
@@ -113,6 +133,12 @@ class TextEncoder:
 
     def _texts(self, ids: Sequence[int]) -> list[str]:
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids))]
+
+
+def _num_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts begin with alike."""
+    least = min(len(one), len(other))
+    return next((place for place in range(least) if one[place] != other[place]), least)
 
 
 def text_encoder(tokenizer: Any) -> TextEncoder:

@@ -9,7 +9,7 @@ configurations of one suite.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -20,6 +20,8 @@ from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
 from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
+from harness.gathering import Gathered, early_train_faults
+from harness.label_text import points_with, read_label, setting_value
 from harness.method import METHODS, Method
 from harness.outside import file_checksums, outside_code
 from harness.settings import (
@@ -36,6 +38,8 @@ from harness.spec import RunSpec
 from harness.suite import Suite, label_with, model_labels, suite_names, sweep_points
 from harness.toml_files import read_toml, validate
 
+ENOUGH_FAULTS = 100
+"""Found in labels at the points of their sweeps; the message holds fewer."""
 MODELS_TABLE = re.compile(r"^[ \t]*\[models\.", re.MULTILINE)
 
 
@@ -57,14 +61,24 @@ def load_suite(name: str, catalogue: Catalogue | None = None) -> Suite:
         if name not in packaged:
             raise HarnessError(f"there is no suite '{name}'{near_miss(name, packaged)}")
         table, where = read_toml(f"{name}.toml")
-    suite = validate(Suite, named(table, where), f"{where}:")
+    faults = Gathered(where)
+    with faults.taken():
+        suite = validate(Suite, named(table, where), f"{where}:")
+    if faults.found:
+        faults.take(*early_train_faults(table, where))
+        faults.raise_any()
     if name.endswith(".toml"):
         suite = suite.placed(Path(name).parent)
     known = catalogue_for(suite, where, catalogue)
-    check_packaged_rows(suite.evaluation, f"{where}: [evaluation]")
+    if not known.tasks.include_path:  # else what has rows of its own is known once their YAML is read
+        with faults.taken():
+            check_packaged_rows(suite.evaluation, f"{where}: [evaluation]", known.tasks.rows)
     for label in suite.labels:
         for settings in sweep_points(suite.sweep.get(label, {})):
-            _resolve(suite, label, known, settings, where)
+            if len(faults.found) < ENOUGH_FAULTS:
+                with faults.taken():
+                    _resolve(suite, label, known, settings, where)
+    faults.raise_any()
     return suite
 
 
@@ -124,15 +138,10 @@ def parse_assignment(text: str) -> tuple[str, Any]:
     Raises:
         HarnessError: there is no ``=``.
     """
-    import tomllib
-
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise HarnessError(f"--set {text}: expected key=value, such as rank=64")
-    try:
-        return key.strip(), tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
+    return key.strip(), setting_value(value)
 
 
 def expand(
@@ -147,6 +156,8 @@ def expand(
     limit: int | None = None,
     max_steps: int | None = None,
     tuned: Tuned | None = None,
+    own: Mapping[str, str] = MappingProxyType({}),
+    data: str | None = None,
 ) -> list[RunSpec]:
     """Return the suite's runs in a fixed order: model, then label, then seed; with a ladder in that of its rungs.
 
@@ -156,12 +167,15 @@ def expand(
         sources: Identity of each data set by name.
         known: What names stand for, the suite's own among them, as :func:`catalogue_for` has it; None: that of the
             packaged catalogue.
-        labels: Labels to run instead of the suite's; any of methods.toml or the suite's own.
+        labels: Labels to run instead of the suite's; any of methods.toml or the suite's own, with settings in
+            brackets: ``lora[rank=8]`` is that point of a sweep, else the label under these settings.
         seeds: Seeds instead of the suite's.
         overrides: ``--set`` values, of the method or of training; each must fit every label that is run.
         limit: Items of each task instead of the suite's.
         max_steps: Upper bound of optimizer steps.
         tuned: Learning rates by model and label, from :func:`load_tuned`; None: those of the settings.
+        own: What identifies tasks and rows of the user's own that the suite scores, by role of ``sources``.
+        data: What every label that trains is trained on instead of what the suite says; it shows in their labels.
 
     Raises:
         HarnessError: a label is unknown, a setting does not fit, or a learning rate was to be tuned and was not.
@@ -171,10 +185,12 @@ def expand(
     known = catalogue_for(suite, where) if known is None else known
     evaluation = suite.evaluation if limit is None else suite.evaluation.model_copy(update={"limit": limit})
     runs = []
-    for name, label in model_labels(suite, models, labels):
+    asked = _asked(labels or (), overrides or {})
+    for name, label in model_labels(suite, models, None if labels is None else list(asked)):
         model = models[name]
-        for point in sweep_points(suite.sweep.get(label, {})):
-            changes = {**point, **(overrides or {})}
+        rows = {} if data is None or not _trains(label, known) else {"data": data}
+        settings = [{**rows, **changes} for changes in asked.get(label, [overrides or {}])]
+        for point, changes in _points(suite.sweep.get(label, {}), settings):
             choice = None if tuned is None else tuned.choice(model.name, label_with(label, point))
             rate = {} if choice is None else {"learning_rate": choice.learning_rate}
             method, entry, config, train, dtype = _resolve(suite, label, known, changes, where, tuned=rate)
@@ -213,7 +229,7 @@ def expand(
                         evaluation=evaluation,
                         calibration=calibration,
                         general=general,
-                        sources=_sources_of(train, evaluation, calibration, general, sources),
+                        sources=_sources_of(train, evaluation, calibration, general, sources) | dict(own),
                         max_steps=max_steps if method.trains else None,
                         seed=seed,
                         base_dtype=dtype,
@@ -225,6 +241,37 @@ def expand(
             if choice is not None and method.trains and "learning_rate" not in changes:
                 _check_tuned(suite, choice, runs[-1])
     return runs
+
+
+def _asked(labels: Sequence[str], overrides: Mapping[str, Any]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return by label, in order, the settings under which each is asked for: those in brackets and of ``--set``.
+
+    Raises:
+        HarnessError: a text is no label, is given twice, or ``--set`` says otherwise than its brackets.
+    """
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for text in labels:
+        asked = read_label(text)
+        for key, value in asked.changes.items():
+            if key in overrides and overrides[key] != value:
+                raise HarnessError(f"label '{text}' has {key}={value}, and --set {key}={overrides[key]}: leave one out")
+        changes = {**overrides, **asked.changes}
+        if changes in found.setdefault(asked.label, []):
+            raise HarnessError(f"label '{text}' is given twice")
+        found[asked.label].append(changes)
+    return found
+
+
+def _points(
+    sweep: Mapping[str, Sequence[Any]], asked: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield each point of a sweep with all that its run changes, under each of some settings."""
+    seen: list[dict[str, Any]] = []
+    for settings in asked:
+        for point in points_with(sweep, settings):
+            if (changes := {**point, **settings}) not in seen:
+                seen.append(changes)
+                yield point, changes
 
 
 def _check_tuned(suite: Suite, choice: Choice, spec: RunSpec) -> None:
@@ -248,12 +295,12 @@ def training_labels(suite: Suite, labels: Sequence[str] | None = None, catalogue
     Raises:
         HarnessError: a label is unknown.
     """
-    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
-    return [
-        label
-        for label in labels or suite.labels
-        if METHODS.get(entries[label].method if label in entries else label).trains
-    ]
+    entries = catalogue_for(suite, f"suite '{suite.name}'", catalogue)
+    return [label for label in labels or suite.labels if _trains(label, entries)]
+
+
+def _trains(label: str, known: Catalogue) -> bool:
+    return METHODS.get(known.labels[label].method if label in known.labels else label).trains
 
 
 def _conversation_of(suite: Suite, model: str, train: TrainSettings | None) -> str | None:
@@ -310,6 +357,7 @@ def _resolve(
         method = METHODS.get(entry.method)
     except HarnessError as error:
         raise HarnessError(f"{where}: label '{label}': {error}") from error
+    faults = Gathered(where)
     config: dict[str, Any] = {}
     train: dict[str, Any] = with_implied(suite.train, TrainSettings.implied)
     packaged = packaged_catalogue().labels
@@ -331,12 +379,17 @@ def _resolve(
                 _keep_one_length(train, key)
             else:
                 settable = method_keys | train_keys
-                raise HarnessError(
-                    f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
-                    f"{near_miss(key, settable)}"
+                faults.take(
+                    HarnessError(
+                        f"{where}: {origin}: label '{label}' (method {entry.method}) has no setting '{key}'"
+                        f"{near_miss(key, settable)}"
+                    )
                 )
-    checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
-    settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    with faults.taken():
+        checked = validate(method.Config, config, f"{where}: label '{label}' (method {entry.method}):")
+    with faults.taken():
+        settings = validate(TrainSettings, train, f"{where}: [train] of label '{label}':") if method.trains else None
+    faults.raise_any()
     _check_data(suite, settings, known, f"{where}: label '{label}'")
     if settings is not None and settings.sequence_length == 1:
         raise HarnessError(

@@ -84,7 +84,7 @@ class StateBytes(TypedDict):
 class StepOptimizer(Protocol):
     """What the engine and planning use of an optimizer, all of it: a ``torch.optim.Optimizer`` that does more.
 
-    A plain ``torch.optim`` optimizer becomes one through :class:`harness.engine.stepwise.Stepwise`.
+    A plain ``torch.optim`` optimizer becomes one through ``harness.plugin.Stepwise``.
     """
 
     param_groups: list[dict[str, Any]]

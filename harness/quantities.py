@@ -38,7 +38,9 @@ PEAK_MEMORY = Quantity(
     unit="bytes",
     read=run_peak_bytes,
     over_seeds="largest",
-    shown=Shown(short="CUDA\npeak, GiB", csv="train_allocated_peak_bytes", needs_cuda=True),
+    shown=Shown(
+        short="CUDA\npeak, GiB", csv="train_allocated_peak_bytes", needs_cuda=True, brief="peak", printed="Peak\n(GiB)"
+    ),
     judged=Judged("peak_memory", "3%", "cuda"),
     definition="`torch.cuda.max_memory_allocated` over the whole train phase, no reset after warm-up, largest over the "
     "seeds, GiB = 2^30 bytes. Without CUDA it is not measured.",
@@ -49,7 +51,7 @@ RESERVED_MEMORY = Quantity(
     unit="bytes",
     read=_phase("train", lambda phase: phase.reserved_peak_bytes),
     over_seeds="largest",
-    shown=Shown(short="reserved,\nGiB", optional=True),
+    shown=Shown(short="reserved,\nGiB", optional=True, brief="reserved", printed="Res.\n(GiB)"),
     judged=Judged("reserved_memory"),
     definition="the same of `torch.cuda.max_memory_reserved`: what the caching allocator held, in use or not, largest "
     "over the seeds.",
@@ -60,7 +62,7 @@ TRACKED_PEAK = Quantity(
     unit="bytes",
     read=live_peak_bytes,
     over_seeds="largest",
-    shown=Shown(short="tracked\npeak, GiB"),
+    shown=Shown(short="tracked\npeak, GiB", brief="tracked", printed="Tracked\n(GiB)"),
     judged=Judged("tracked_peak", "3%", "cpu"),
     definition="the largest sum of live storages on the run's device, CUDA or CPU, that a tracker saw in the run's "
     "first steps, largest over the seeds. A storage that an operation makes and frees inside itself is not in it. A – "
@@ -72,7 +74,7 @@ TRACKED_WEIGHTS = Quantity(
     unit="bytes",
     read=lambda record: None if (parts := live_parts(record)) is None else parts.weights_bytes,
     over_seeds="largest",
-    shown=Shown(places=frozenset({"csv"}), csv="tracked_peak_weights_bytes"),
+    shown=Shown(places=frozenset({"csv"}), csv="tracked_peak_weights_bytes", printed="Weights\n(GiB)"),
     judged=Judged("weights"),
     definition="parameters and buffers alive at the tracked peak, largest over the seeds.",
 )
@@ -83,7 +85,7 @@ PREDICTED_PEAK = Quantity(
     read=predicted_peak_bytes,
     over_seeds="largest",
     of_any_run=True,
-    shown=Shown(short="predicted\npeak, GiB"),
+    shown=Shown(short="predicted\npeak, GiB", brief="predicted", printed="Pred.\n(GiB)"),
     judged=Judged("predicted_memory"),
     definition="what `harness plan` says of the run from its settings and shapes alone, largest over the seeds. A – "
     "stands where the run has no prediction; `harness show` says why.",
@@ -94,7 +96,7 @@ PREDICTED_AGAINST_MEASURED = Quantity(
     unit="difference",
     read=prediction_difference,
     over_seeds="farthest",
-    shown=Shown(short="pred. less\nmeas., %"),
+    shown=Shown(short="pred. less\nmeas., %", brief="difference", printed="Diff.\n(%)"),
     judged=Judged(better=None),
     definition="predicted peak less measured peak in % of the measured one, of the run that is farthest from zero. "
     "Measured is the peak memory on CUDA and the tracked peak on a CPU. A – stands where either is missing, the "
@@ -107,7 +109,7 @@ HOST_PEAK = Quantity(
     unit="bytes",
     read=_phase("train", lambda phase: phase.host_peak_bytes),
     over_seeds="largest",
-    shown=Shown(short="host\nRSS, GiB", csv="train_host_peak_bytes"),
+    shown=Shown(short="host\nRSS, GiB", csv="train_host_peak_bytes", brief="host", printed="RSS\n(GiB)"),
     judged=Judged("host_memory"),
     definition="largest resident set of the run's process up to the end of training, loading of the model included, "
     "largest over the seeds. It is main memory, not GPU memory, and holds the libraries too.",
@@ -117,7 +119,7 @@ STEP_TIME = Quantity(
     title="step time",
     unit="seconds",
     read=step_seconds,
-    shown=Shown("step time, mean (s)", "step,\nmean s", absent=TOO_FEW_STEPS, of_cycle=True),
+    shown=Shown("step time, mean (s)", "step,\nmean s", absent=TOO_FEW_STEPS, of_cycle=True, printed="Step\n(s)"),
     judged=Judged("step_time", "2%"),
     definition="synchronised seconds of an optimizer step after the warm-up steps, resampling and projector refreshes "
     "included, loading of data left out; mean over the seeds. A `*` marks a run shorter than one refresh cycle.",
@@ -127,7 +129,7 @@ MEDIAN_STEP_TIME = Quantity(
     title="step time, median",
     unit="seconds",
     read=trained(lambda train: train.step_seconds_median),
-    shown=Shown(short="step,\nmedian s", absent=TOO_FEW_STEPS, of_cycle=True),
+    shown=Shown(short="step,\nmedian s", absent=TOO_FEW_STEPS, of_cycle=True, brief="median", printed="Median\n(s)"),
     definition="the median of the same steps, mean over the seeds.",
 )
 UPDATE_TIME = Quantity(
@@ -135,7 +137,7 @@ UPDATE_TIME = Quantity(
     title="updates in a step",
     unit="seconds",
     read=trained(lambda train: train.optimizer_seconds_mean),
-    shown=Shown(short="updates,\ns a step", optional=True, of_cycle=True),
+    shown=Shown(short="updates,\ns a step", optional=True, of_cycle=True, brief="updates", printed="Upd.\n(s)"),
     judged=Judged("update_time"),
     definition="seconds of the step time that the updates take, projector refreshes among them, mean over the seeds.",
 )
@@ -144,7 +146,7 @@ REFRESH_TIME = Quantity(
     title="projector refreshes",
     unit="seconds",
     read=trained(lambda train: train.refresh_seconds),
-    shown=Shown(short="refreshes,\ns", optional=True, of_cycle=True),
+    shown=Shown(short="refreshes,\ns", optional=True, of_cycle=True, brief="refreshes", printed="Refr.\n(s)"),
     judged=Judged("refresh_time"),
     definition="seconds of all projector refreshes of a run together, mean over the seeds.",
 )
@@ -153,7 +155,9 @@ SPEED = Quantity(
     title="tokens a second",
     unit="tokens/s",
     read=tokens_per_second,
-    shown=Shown("tokens a second", "tokens\na second", absent=TOO_FEW_STEPS, of_cycle=True),
+    shown=Shown(
+        "tokens a second", "tokens\na second", absent=TOO_FEW_STEPS, of_cycle=True, brief="tokens", printed="Tok.\n/s"
+    ),
     judged=Judged(better="larger"),
     definition="mean tokens of a step after the warm-up, padding left out, over the mean step time.",
 )
@@ -162,7 +166,7 @@ STEP_OPERATIONS = Quantity(
     title="operations a step",
     unit="FLOP",
     read=step_flops,
-    shown=Shown(short="TFLOP\na step"),
+    shown=Shown(short="TFLOP\na step", brief="flops", printed="TFLOP\n/step"),
     judged=Judged(better=None),
     definition="floating-point operations that a step of the method needs by the prediction, a multiply-add being two, "
     "attention counted without regard to the causal mask, what checkpointing computes again and projector refreshes "
@@ -173,7 +177,7 @@ UTILIZATION = Quantity(
     title="MFU",
     unit="fraction",
     read=model_flops_utilization,
-    shown=Shown(short="MFU,\n%", of_cycle=True),
+    shown=Shown(short="MFU,\n%", of_cycle=True, printed="MFU\n(%)"),
     judged=Judged("mfu", better="larger"),
     definition="those operations a second over the device's stated dense peak for the dtype of the weights (`harness "
     "list devices`); a – where the device's peak is not known.",
@@ -183,7 +187,9 @@ STEP_PARAMETERS = Quantity(
     title="trainable parameters a step",
     unit="parameters",
     read=trained(lambda train: train.trainable_params_mean),
-    shown=Shown("trainable parameters a step", "trained\na step, M", whole=_all_params),
+    shown=Shown(
+        "trainable parameters a step", "trained\na step, M", whole=_all_params, brief="trainable", printed="Train.\n(M)"
+    ),
     judged=Judged(better=None),
     definition="parameters that required a gradient, mean over the steps. In brackets the share of all parameters.",
 )
@@ -193,7 +199,7 @@ PARAMETERS_EVER = Quantity(
     unit="parameters",
     read=trained(lambda train: train.trainable_params_ever),
     over_seeds="largest",
-    shown=Shown("trainable parameters ever", "trained\never, M", whole=_all_params),
+    shown=Shown("trainable parameters ever", "trained\never, M", whole=_all_params, brief="ever", printed="Ever\n(M)"),
     judged=Judged(better=None),
     definition="those that required a gradient at any step, largest over the seeds.",
 )
@@ -203,7 +209,7 @@ OPTIMIZER_STATE = Quantity(
     unit="bytes",
     read=trained(lambda train: train.peak_optimizer_state_bytes),
     over_seeds="largest",
-    shown=Shown(short="optim.\nstate, GiB"),
+    shown=Shown(short="optim.\nstate, GiB", brief="state", printed="State\n(GiB)"),
     judged=Judged("optimizer_state", "1%"),
     definition="largest size of the optimizer's state after a step, in GiB, largest over the seeds.",
 )
@@ -212,7 +218,7 @@ EVALUATION_TIME = Quantity(
     title="evaluation time",
     unit="seconds",
     read=_phase("evaluate", lambda phase: phase.seconds),
-    shown=Shown(places=frozenset({"json", "csv", "show"})),
+    shown=Shown(places=frozenset({"json", "csv", "show"}), printed="Eval.\n(s)"),
     judged=Judged("evaluation_time"),
     definition="seconds of the whole evaluation, mean over the seeds.",
 )
@@ -221,7 +227,7 @@ HELD_OUT_BEFORE = Quantity(
     title="held-out loss before training",
     unit="nats",
     read=trained(lambda train: train.validation_loss_before),
-    shown=Shown(places=AS_NUMBERS),
+    shown=Shown(places=AS_NUMBERS, brief="loss_before", printed="Loss\nbefore"),
     judged=Judged(better=None),
     definition="the held-out loss of the model as it came.",
 )
@@ -231,7 +237,9 @@ HELD_OUT_LOSS = Quantity(
     unit="nats",
     read=trained(lambda train: train.validation_loss_after),
     before=HELD_OUT_BEFORE,
-    shown=Shown("held-out loss, before -> after (nats)", "held-out loss,\nbefore -> after", optional=True),
+    shown=Shown(
+        "held-out loss, before -> after (nats)", "held-out loss,\nbefore -> after", optional=True, printed="Loss"
+    ),
     judged=Judged("loss", "1%", "cpu"),
     definition="mean cross-entropy in nats on one fixed batch that is not trained on, before and after training.",
 )
@@ -240,7 +248,7 @@ GENERAL_BEFORE = Quantity(
     title="general text loss before training",
     unit="nats",
     read=trained(lambda train: train.general_loss_before),
-    shown=Shown(places=AS_NUMBERS),
+    shown=Shown(places=AS_NUMBERS, brief="general_before", printed="General\nbefore"),
     judged=Judged(better=None),
     definition="the general text loss of the model as it came.",
 )
@@ -250,7 +258,13 @@ GENERAL_LOSS = Quantity(
     unit="nats",
     read=trained(lambda train: train.general_loss_after),
     before=GENERAL_BEFORE,
-    shown=Shown("general text loss, before -> after (nats)", "general loss,\nbefore -> after", optional=True),
+    shown=Shown(
+        "general text loss, before -> after (nats)",
+        "general loss,\nbefore -> after",
+        optional=True,
+        brief="general",
+        printed="General\nloss",
+    ),
     judged=Judged("general_loss"),
     definition="the same on a fixed text that no label is trained on; where it rises, training has cost the model "
     "something else. It is there where the suite names such a text.",

@@ -28,6 +28,10 @@ class Shown:
     short: str | None = None
     """Heading on a terminal, in its lines; None: the title and the unit, broken between words."""
     places: frozenset[Place] = EVERYWHERE
+    brief: str | None = None
+    """What it may be called too where columns of a table are chosen; None: nothing else."""
+    printed: str | None = None
+    """Heading in the column of a paper, in its lines; None: the title and the unit, broken between words."""
     csv: str | None = None
     """Column of runs.csv; None: the quantity's name."""
     optional: bool = False

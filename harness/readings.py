@@ -25,25 +25,15 @@ class PeakPlace(NamedTuple):
     """Moment of the step: resample, forward, backward, clip or optimizer."""
 
 
-def run_title(record: Record) -> str:
-    """Return model, label and seed of a run."""
-    return f"{record.model_name} {record.label} seed {record.seed}"
-
-
-def how_it_ended(record: Record, *, timed: bool = False) -> str:
-    """Return how a run ended and why, in words, with the seconds that it took where that is asked."""
+def how_it_ended(record: Record) -> str:
+    """Return how a run ended and why, in words."""
     status, reason = record.ending
-    return status + f" in {seconds_taken(record):.1f} s" * timed + (f": {reason}" if reason else "")
+    return status + (f": {reason}" if reason else "")
 
 
 def seconds_taken(record: Record) -> float:
     """Return the seconds from its start to its end."""
     return (record.finished_at - record.started_at).total_seconds()
-
-
-def is_of_run(record: Record, *starts: str) -> bool:
-    """Return whether the run's id starts like one of these."""
-    return record.run_id.startswith(starts)
 
 
 def source_of(record: Record, role: str) -> str | None:

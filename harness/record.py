@@ -289,9 +289,14 @@ class Record(Part):
         return self.started_at, self.uuid
 
     @property
+    def name(self) -> str:
+        """Return what the run is called, by which commands find it."""
+        return self.spec.run_name
+
+    @property
     def called(self) -> str:
         """Return what sentences call the run."""
-        return f"run {self.run_id}"
+        return f"run {self.name} ({self.run_id})"
 
     @property
     def file_stem(self) -> str:

@@ -31,6 +31,9 @@ class RowFacts(Part):
     num_held_out_asked: int | None = None
     """Of texts that are trained on as a whole, held-out ones that ask what a training text asks: all but the last line
     is the same."""
+    num_open_rows: int | None = None
+    """Conversations in both parts that did not end with an answer: what stood behind the last was left out; None:
+    there is none."""
     num_cut_tokens: int | None = None
     """Tokens that ``sequence_length`` left out of the rows trained on, as often as they were."""
     num_cut_answers: int | None = None

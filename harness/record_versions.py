@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.errors import HarnessError
+from harness.faults import first_fault
 from harness.record import SCHEMA_VERSION, Record
-from harness.toml_files import first_fault
 
 
 def _from_1_to_2(data: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import JsonValue
 
 from harness.catalogue.packaged_tasks import tasks_read
 from harness.record import Judging, Record
+from harness.spec import RunSpec
 
 READ_FOR = {"train": "training", "calibration": "block scores", "general": "the general text"}
 """Roles of data in a run whose text should not be what is scored."""
@@ -24,12 +25,30 @@ def _scored_text_read(record: Record) -> str | None:
     read = {
         purpose: tasks
         for role, purpose in READ_FOR.items()
-        if role in spec.sources and (tasks := tasks_read(spec.sources[role], spec.evaluation))
+        if role in spec.sources
+        and (tasks := (*tasks_read(spec.sources[role], spec.evaluation), *_files_read(spec, spec.sources[role])))
     }
     if not read:
         return None
     said = ", ".join(f"{purpose} ({', '.join(tasks)})" for purpose, tasks in read.items())
     return f"text of questions that rows = '{spec.evaluation.rows}' scores was read for {said}"
+
+
+def _files_read(spec: RunSpec, source: str) -> tuple[str, ...]:
+    """Return the tasks whose scored rows lie in the very file that a source is."""
+    checksum = source.removeprefix("file:").partition(":")[0] if source.startswith("file:") else None
+    return tuple(task for task, files in spec.scored_files.items() if checksum in files)
+
+
+def _rows_of_files(record: Record) -> str | None:
+    """Return of which of lm-eval's tasks the scored rows are not lm-eval's."""
+    scored = {score.task for score in record.scores}
+    told = [
+        f"{task} (SHA-256 {', '.join(sorted(sha[:12] for sha in record.spec.scored_files[task]))})"
+        for task in record.spec.stands_in
+        if task in scored
+    ]
+    return f"rows of a file stand in for lm-eval's own: {', '.join(told)}" if told else None
 
 
 def _contexts_cut(record: Record) -> str | None:
@@ -132,6 +151,7 @@ def _settings(values: Mapping[str, JsonValue]) -> str:
 
 SCORING: Mapping[str, Callable[[Record], str | None]] = {
     "scored text read": _scored_text_read,
+    "evaluation rows": _rows_of_files,
     "contexts cut": _contexts_cut,
     "choices in pieces": _long_continuations,
     "tied choices": _ties,

@@ -96,6 +96,14 @@ def _blank_rows(record: Record) -> str | None:
     return f"{blank} blank rows of the training data were left out"
 
 
+def _open_rows(record: Record) -> str | None:
+    """Return how many conversations did not end with an answer."""
+    if record.rows is None or not (rows := record.rows.num_open_rows):
+        return None
+    whose = "conversation does not end" if rows == 1 else "conversations do not end"
+    return f"{rows} {whose} with an answer: what stood behind the last answer was left out"
+
+
 def _end_left_out(record: Record) -> str | None:
     """Return what a tokenizer would have put behind every text."""
     if record.encoding is None or not (ends := record.encoding.left_out):
@@ -137,6 +145,7 @@ TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "packing": _packing,
     "blank rows": _blank_rows,
+    "open conversations": _open_rows,
     "held out": _holding_out,
     "held-out questions": _held_out_asked,
     "repeated rows": _repeated_rows,

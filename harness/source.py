@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import json
 import re
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,9 +13,11 @@ from pathlib import Path
 
 from harness.catalogue.tuned import ENDING
 
+COMMIT_FILE = "commit.json"
+"""Beside the package in what was built from a checkout; setup.py writes it."""
 SOURCES = ("harness", "harness.methods", "harness.suites")
-APART = ("harness.methods", "harness.suites", "harness.published")
-"""Packages with a folder of their own in a checkout; published numbers move no run."""
+APART = ("harness.methods", "harness.suites", "harness.published", "harness.profiles")
+"""Packages with a folder of their own in a checkout; published numbers and devices' profiles move no run."""
 
 
 RUN_ROOTS = (
@@ -32,6 +35,7 @@ BLOCK_SCORE_ROOTS = (
     "harness.data.rows",
 )
 EVALUATION = "harness.evaluation"
+_COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _IMPORT = re.compile(
     r"^[ \t]*(?:from[ \t]+(harness[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+(harness[^\n]*))",
     re.MULTILINE,
@@ -146,7 +150,10 @@ def checksum_of(roots: Mapping[str, Path]) -> str:
 
 
 def checkout_state() -> tuple[str | None, bool | None]:
-    """Return commit and dirty flag of the checkout that this package lies in; (None, None) outside a checkout."""
+    """Return commit and dirty flag of the checkout that this package lies in, or that its wheel was built from.
+
+    (None, None): it lies in none, and was built outside of one.
+    """
     root = Path(str(importlib.resources.files("harness")))
 
     def git(*arguments: str) -> str | None:
@@ -159,6 +166,23 @@ def checkout_state() -> tuple[str | None, bool | None]:
         return done.stdout if done.returncode == 0 else None
 
     if git("ls-files", "--error-unmatch", "__init__.py") is None:
-        return None, None
+        return _built_from(root)
     commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
     return (commit.strip() if commit else None), (bool(changes.strip()) if changes is not None else None)
+
+
+def commit_text(commit: str | None, dirty: bool | None) -> str:
+    """Return the content of the file that says what a wheel was built from."""
+    return json.dumps({"commit": commit, "dirty": dirty}) + "\n"
+
+
+def _built_from(root: Path) -> tuple[str | None, bool | None]:
+    """Return what the build has left beside the package; a file that says anything else says nothing."""
+    try:
+        found = json.loads((root / COMMIT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None, None
+    commit, dirty = (found.get("commit"), found.get("dirty")) if isinstance(found, dict) else (None, None)
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
+        return None, None
+    return commit, dirty if isinstance(dirty, bool) else None

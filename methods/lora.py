@@ -36,15 +36,21 @@ class LoraConfig(AdamWSettings):
     """Settings of LoRA and its variants."""
 
     rank: PositiveInt
+    """Of every adapter."""
     lora_alpha: PositiveInt
+    """An adapter's output is scaled by it, divided by the rank."""
     lora_dropout: Annotated[float, Field(ge=0.0, lt=1.0)]
+    """Of an adapter's input."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)]
     """Ends of the names of the linear layers that get an adapter."""
     use_rslora: bool
+    """Divide by the root of the rank in place of the rank."""
     use_dora: bool
+    """Train directions by the adapter and magnitudes apart."""
     lora_fa: bool
     """Freeze A and correct the gradient of B for it."""
     adapter_dtype: Dtype
+    """Of the adapters' weights."""
 
     @model_validator(mode="after")
     def _one_variant(self) -> LoraConfig:
@@ -93,8 +99,12 @@ class Lora(TrainedMethod):
             raise Refused(
                 f"lora_fa corrects gradients by an adapter's input, and {embeddings[0]}, an embedding, has none"
             )
-        with context.seed_globally("lora_init"):
-            wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        try:
+            with context.seed_globally("lora_init"):
+                wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        except ValueError as error:  # layers of a kind of model whose forward pass takes their weights past them
+            reason = " ".join(str(error).split())
+            raise Refused(f"peft puts no adapter beside these target_modules: {reason}") from error
         refuse_rows_of_zeros(wrapped)
         dtype = DTYPES[config.adapter_dtype]
         for name, p in wrapped.named_parameters():

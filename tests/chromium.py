@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import select
 import shutil
 import subprocess
@@ -76,6 +77,12 @@ class Page:
     def screenshot(self, file: Path, *, whole: bool = True) -> None:
         data = self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         file.write_bytes(base64.b64decode(data))
+
+    def pdf(self, file: Path) -> int:
+        """Print the page as its style says, and return of how many sheets."""
+        data = base64.b64decode(self._call("Page.printToPDF", preferCSSPageSize=True, printBackground=False)["data"])
+        file.write_bytes(data)
+        return len(re.findall(rb"/Type\s*/Page\b(?!s)", data))
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         self._count += 1

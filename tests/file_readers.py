@@ -24,6 +24,7 @@ from harness.catalogue.tuned import read_tuned
 from harness.data import packaged as rows
 from harness.data import rows as training_rows
 from harness.data.files import read_data_file
+from harness.data.layouts import find_layout
 from harness.device_profile import packaged_profiles, read_profile
 from harness.errors import HarnessError
 from harness.evaluation.grading import Grading
@@ -55,6 +56,9 @@ class Reader:
     """Reads it. Returns None where a damaged file counts as none and is made anew."""
     sealed: bool = False
     """A checksum notices each flipped bit."""
+
+
+TURNS = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def _text(name: str, text: str) -> Callable[[Path], Path]:
@@ -322,6 +326,17 @@ READERS: dict[str, Reader] = {
         _text("r.jsonl", '{"question": "q", "answer": "a"}\n' * 9), lambda file: read_data_file(file, "questions", "t")
     ),
     "training rows, Parquet": Reader(_parquet, lambda file: read_data_file(file, "questions", "t")),
+    "training rows, CSV": Reader(
+        _text("r.csv", f'question,answer\n"q, ""x""{"y" * 99}",a\n'),
+        lambda file: read_data_file(file, "questions", "t"),
+    ),
+    "training rows, conversations": Reader(
+        _text("r.jsonl", (json.dumps({"messages": TURNS}) + "\n") * 9),
+        lambda file: read_data_file(file, "messages", "t"),
+    ),
+    "columns of training rows": Reader(
+        _text("r.csv", f'question,answer\n"q, ""x""{"y" * 99}",a\n'), lambda file: find_layout(file, {})
+    ),
     "training rows of a repository": Reader(_repository, _read_repository, sealed=True),
     "packaged rows": Reader(_packaged_rows, lambda file: rows.read_rows("piqa")),
     "evaluation rows": Reader(

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from harness.catalogue.datasets import load_datasets
+from harness.catalogue.datasets import FIELDS, load_datasets
 from harness.catalogue.devices import load_devices
 from harness.catalogue.models import load_models
 from harness.catalogue.resolved import load_catalogue
 from harness.catalogue.tuned import read_tuned, tuned_text
 from harness.commands.show import _facts
-from harness.data.files import FIELDS, read_data_file
+from harness.data.files import read_data_file
+from harness.data.layouts import find_layout
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.record import Record
@@ -76,7 +77,13 @@ ROW = {
     "choices": ["a", "b"],
     "answer": 1,
     "text": "t",
+    "prompt": [{"role": "user", "content": "q"}],
+    "completion": [{"role": "assistant", "content": "a"}],
+    "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+    "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
 }
+
+TABLE = [[*ROW], [cell if isinstance(cell, str) else json.dumps(cell) for cell in ROW.values()]]
 
 
 def _toml(*files: str) -> list[dict[str, Any]]:
@@ -194,6 +201,21 @@ def _rows(folder: Path) -> Callable[[bytes], object]:
     return read
 
 
+def _cells(folder: Path) -> Callable[[bytes], object]:
+    """A user's own training rows in a table."""
+    file = folder / "rows.csv"
+
+    def read(data: bytes) -> object:
+        file.write_bytes(data)
+        layout = [*sorted(FIELDS), ""][len(data) % (len(FIELDS) + 1)]
+        rows = read_data_file(
+            file, layout or find_layout(file, {}), "task", {"text": "prompt"} if layout == "text" else {}
+        )
+        return [f"{row.text}{row.place}".encode() for row in rows]
+
+    return read
+
+
 def _csv_text(node: Any) -> str:
     """Return nodes as CSV: a list of rows, each a list of cells."""
     out = io.StringIO()
@@ -225,6 +247,7 @@ TARGETS: dict[str, Target] = {
     ),
     "item files": Target(_items, documents([ITEM], as_json, *JSON_ONLY)),
     "training rows": Target(_rows, documents([[ROW, ROW], ROW, {"instances": [ROW]}], as_json, *JSON_ONLY)),
+    "training tables": Target(_cells, documents([TABLE, [["text"], ["a"], ["b\nc"]]], _csv_text)),
     **CALIBRATING,
     **JUDGING,
 }

@@ -20,6 +20,7 @@ from harness.assets.mt_bench import packaged_place
 from harness.assets.wheels import PACKAGED_MODELS, wheel_place
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import PACKAGED
 from harness.catalogue.tuned import tuned_file
 from harness.data.packaged import rows_place
 from harness.data.packaged_texts import texts_place
@@ -83,14 +84,14 @@ def copy_assets(
         copier.catalogue(catalogue)
         for dataset in dict.fromkeys([*datasets_of(specs), *questions_of(specs)]):
             copier.dataset(datasets[dataset])
-        if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
+        if any(spec.evaluation.tasks and spec.evaluation.rows in PACKAGED for spec in specs):
             copier.place(rows_place())
         models = list(models)
         # The option that gives one model a folder names all that are run.
         models_chosen = models_chosen or any(model.folder is not None for model in models)
         for model in models:
             copier.model(model, models_chosen)
-        copier.options += [("--method", label, None) for label in labels]
+        copier.options += [("--label", label, None) for label in labels]
         if any(spec.evaluation.tasks and spec.evaluation.rows == "hub" for spec in specs):
             copier.hub_rows(suite.name)
         copier.lock_file()

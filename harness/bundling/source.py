@@ -20,6 +20,7 @@ import harness
 from harness.assets.pip_program import run_pip
 from harness.errors import HarnessError
 from harness.progress import Progress
+from harness.source import COMMIT_FILE, checkout_state, commit_text
 
 DISTRIBUTION = "finetune-harness"
 _KEPT = ("METADATA", "WHEEL", "entry_points.txt", "top_level.txt")
@@ -106,11 +107,13 @@ def _built_wheel(root: Path, folder: Path, progress: Progress) -> Path:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".source.") as scratch:
         copy, built = Path(scratch) / "source", Path(scratch) / "built"
         copy.mkdir()
-        for name in ("pyproject.toml", "README.md", "LICENSE"):
+        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copyfile(root / name, copy / name)
         places = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]["package-dir"]
         for place in set(places.values()):
             shutil.copytree(root / place, copy / place, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        # The copy is no checkout, so it says itself of which commit it is.
+        (copy / places["harness"] / COMMIT_FILE).write_text(commit_text(*checkout_state()), encoding="utf-8")
         run_pip(
             ["wheel", "--no-deps", "--no-cache-dir", "--wheel-dir", str(built), str(copy)],
             "building the harness's own wheel",

@@ -22,9 +22,9 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import Outcome, PartResult, Reading
 from harness.engine.environment import default_device, describe_environment
 from harness.errors import HarnessError
+from harness.faults import first_fault
 from harness.runs.child import die_with_parent, end_with_parent
 from harness.tensors.out_of_memory import is_out_of_memory
-from harness.toml_files import first_fault
 
 LONGEST_SENTENCE = 500
 

@@ -18,9 +18,11 @@ class LabelEntry(Strict):
     method: Name = ""
     """Empty only together with ``alias_of``, until :func:`with_aliases` fills it in."""
     summary: str = ""
+    """One line for ``harness list methods``."""
     alias_of: Name | None = None
     """Another label, whose method and settings these begin with."""
     settings: dict[str, Any] = Field(default_factory=dict)
+    """Each a value, or ``{ value = ..., source = "...", note = "..." }``."""
 
     @model_validator(mode="after")
     def _method_or_alias(self) -> LabelEntry:

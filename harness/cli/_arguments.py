@@ -6,14 +6,23 @@ import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest, WhereToRun
-
-RESULTS = "results/records"
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 
 
 def add_suite(command: argparse.ArgumentParser) -> None:
     """Add ``--suite``, which must be given."""
     command.add_argument("--suite", required=True, metavar="NAME", help="a packaged suite, or the path of a .toml file")
+
+
+def add_run(command: argparse.ArgumentParser) -> None:
+    """Add the run that is asked for, and ``--suite``, which narrows it."""
+    command.add_argument(
+        "run",
+        metavar="RUN",
+        help="MODEL/LABEL/SEED or what of it no other run shares (lora, lora/2), last or last/LABEL for the newest, or "
+        "the first digits of its id",
+    )
+    command.add_argument("--suite", metavar="NAME", help="only runs of this suite")
 
 
 def add_selection(command: argparse.ArgumentParser) -> None:
@@ -22,11 +31,12 @@ def add_selection(command: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         metavar="NAME[=PATH]",
-        help="run this base model, from a local folder with =PATH; may be repeated",
+        help="this base model, from a local folder with =PATH; may be repeated",
     )
-    command.add_argument("--method", action="append", metavar="LABEL", help="run this label; may be repeated")
-    add_data(command, "a local file for a data set; may be repeated")
+    add_labels(command, "this label, or one with settings as lora[rank=8]; may be repeated")
+    add_data(command, "a local file in the place of a data set, or under a new name to train on; may be repeated")
     add_catalogue(command)
+    add_tasks(command)
 
 
 def selection_from(
@@ -51,14 +61,27 @@ def selection_from(
     return SelectionRequest(
         suite=suite or args.suite,
         models=tuple(args.model or ()),
-        labels=tuple(args.method or ()),
+        labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
         seeds=tuple(seeds or ()),
         overrides=tuple(overrides),
         limit=limit,
         max_steps=max_steps,
     )
+
+
+def add_labels(command: argparse.ArgumentParser, what: str, *, action: str = "append") -> None:
+    """Add ``--label``, and the ``--method`` by which it is known too: a label names a method and its settings."""
+    command.add_argument("--label", action=action, metavar="LABEL", help=what)
+    command.add_argument("--method", action=action, metavar="LABEL", dest="label", help=argparse.SUPPRESS)
+
+
+def labels_from(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return what :func:`add_labels` declared."""
+    given = args.label or ()
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def add_data(command: argparse.ArgumentParser, what: str) -> None:
@@ -76,6 +99,29 @@ def add_catalogue(command: argparse.ArgumentParser) -> None:
 def catalogue_from(args: argparse.Namespace) -> Path | None:
     """Return what :func:`add_catalogue` declared."""
     return None if args.catalogue is None else Path(args.catalogue)
+
+
+def add_tasks(command: argparse.ArgumentParser) -> None:
+    """Add where tasks of one's own are, which :func:`add_selection` has already."""
+    command.add_argument(
+        "--include-path",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder with lm-eval's YAML files of tasks of yours; may be repeated",
+    )
+    command.add_argument(
+        "--trust-tasks",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="such a folder whose Python code may be run; without it a task that has some is refused",
+    )
+
+
+def tasks_from(args: argparse.Namespace) -> TasksRequest:
+    """Return what :func:`add_tasks` declared."""
+    return TasksRequest(include=tuple(args.include_path), trusted=tuple(args.trust_tasks))
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
@@ -126,7 +172,9 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         choices=("ok", "unproven", "refused", "out_of_memory", "diverged", "failed"),
-        help="run again what ended so, and every seed of a label that did; may be repeated",
+        metavar="OUTCOME",
+        help="run again what ended so, and every seed of a label that did: ok, unproven, refused, out_of_memory, "
+        "diverged, failed; may be repeated",
     )
     command.add_argument("--any-environment", action="store_true", help="skip also what was run in another environment")
     command.add_argument(

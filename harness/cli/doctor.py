@@ -20,7 +20,7 @@ def main(args: argparse.Namespace) -> int:
     """Hand the arguments on."""
     from harness.commands.doctor import diagnose
 
-    if args.suite is None and (args.model or args.method or args.data):
-        raise HarnessError("--model, --method and --data choose from a suite; name one with --suite")
+    if args.suite is None and (args.model or args.label or args.data):
+        raise HarnessError("--model, --label and --data choose from a suite; name one with --suite")
     of = None if args.suite is None else selection_from(args)
     return diagnose(of, results=results_from(args), in_json=args.json)

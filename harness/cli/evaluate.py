@@ -8,16 +8,19 @@ from harness.cli._arguments import (
     add_assets,
     add_catalogue,
     add_results,
+    add_run,
+    add_tasks,
     assets_from,
     catalogue_from,
     positive,
     results_from,
+    tasks_from,
 )
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    add_run(command)
     command.add_argument(
         "--benchmark",
         action="append",
@@ -29,6 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--model", metavar="NAME=PATH", help="the folder of the base model that the run trained an adapter on"
     )
     add_catalogue(command)
+    add_tasks(command)
     add_results(command)
     add_assets(command)
 
@@ -38,11 +42,13 @@ def main(args: argparse.Namespace) -> int:
     from harness.commands.evaluate import evaluate
 
     return evaluate(
-        args.run_id,
+        args.run,
         args.benchmark or (),
         assets_from(args),
         results=results_from(args),
+        suite=args.suite,
         limit=args.limit,
         catalogue=catalogue_from(args),
+        own=tasks_from(args),
         model=args.model,
     )

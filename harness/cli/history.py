@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import add_results, results_from
+from harness.cli._arguments import add_labels, add_results, labels_from, results_from
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="step_time or another quantity of docs/reports.md, score, a task",
     )
     command.add_argument("--model", action="append", metavar="NAME", help="of this base model; may be repeated")
-    command.add_argument("--method", action="append", metavar="LABEL", help="of this label; may be repeated")
+    add_labels(command, "of this label; may be repeated")
     add_results(command)
     command.add_argument("--plot", metavar="FILE", help="also draw the series: FILE.png or FILE.svg")
     command.add_argument("--json", action="store_true", help="as JSON")
@@ -32,7 +32,7 @@ def main(args: argparse.Namespace) -> int:
         args.metric,
         results=results_from(args),
         models=args.model or (),
-        labels=args.method or (),
+        labels=labels_from(args),
         in_json=args.json,
         plot=args.plot,
     )

@@ -32,7 +32,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--key-variable", metavar="NAME", help="environment variable with the key (default: OPENAI_API_KEY, if set)"
     )
-    command.add_argument("--run", action="append", metavar="RUN_ID", help="this run only; may be repeated")
+    command.add_argument("--run", action="append", metavar="RUN", help="this run only, by name or id; may be repeated")
     command.add_argument(
         "--references", default="gpt-4", metavar="NAME", help="who gave the reference answers (default: gpt-4)"
     )

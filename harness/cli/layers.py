@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import above_zero, add_assets, add_catalogue, add_data, assets_from, catalogue_from
+from harness.cli._arguments import (
+    above_zero,
+    add_assets,
+    add_catalogue,
+    add_data,
+    add_labels,
+    add_tasks,
+    assets_from,
+    catalogue_from,
+    labels_from,
+    tasks_from,
+)
 from harness.commands.requests import SelectionRequest
 
 
@@ -16,14 +27,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite", default="quickstart", metavar="NAME", help="its [calibration] is used (default: quickstart)"
     )
-    command.add_argument(
-        "--method",
-        metavar="LABEL",
-        help="whose sampling law is shown (default: the first label that draws blocks by scores)",
+    add_labels(
+        command, "whose sampling law is shown (default: the first label that draws blocks by scores)", action="store"
     )
     command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
     add_data(command, "a local file for a data set; may be repeated")
     add_catalogue(command)
+    add_tasks(command)
     add_assets(command)
     command.add_argument("--json", action="store_true", help="as JSON")
     command.add_argument("--out", metavar="FILE", help="also draw a plot: FILE.png or FILE.svg")
@@ -36,9 +46,10 @@ def main(args: argparse.Namespace) -> int:
     selection = SelectionRequest(
         suite=args.suite,
         models=(args.model,),
-        labels=() if args.method is None else (args.method,),
+        labels=labels_from(args),
         data=tuple(args.data),
         catalogue=catalogue_from(args),
+        tasks=tasks_from(args),
         overrides=() if args.tau is None else (f"tau={args.tau!r}",),
     )
     return show_layers(selection, assets_from(args), in_json=args.json, plot=args.out)

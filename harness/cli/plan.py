@@ -17,7 +17,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--suite",
         metavar="NAME",
-        help="a packaged suite, or the path of a .toml file; without one --model and --method in the settings of suite "
+        help="a packaged suite, or the path of a .toml file; without one --model and --label in the settings of suite "
         f"{DEFAULT_SUITE}",
     )
     add_selection(command)
@@ -57,8 +57,8 @@ def main(args: argparse.Namespace) -> int:
     """Hand the arguments on."""
     from harness.commands.plan import plan
 
-    if args.suite is None and not (args.model and (args.method or args.fit)):
-        raise HarnessError("name a suite with --suite, or one run with --model and --method")
+    if args.suite is None and not (args.model and (args.label or args.fit)):
+        raise HarnessError("name a suite with --suite, or one run with --model and --label")
     settings = {
         "batch_size": args.batch_size,
         "sequence_length": args.seq_len,

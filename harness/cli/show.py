@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import add_results, results_from
+from harness.cli._arguments import add_results, add_run, results_from
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    command.add_argument("run_id", metavar="RUN_ID", help="or its first digits")
+    add_run(command)
     add_results(command)
     command.add_argument("--json", action="store_true", help="the whole record as JSON")
     command.add_argument(
@@ -21,4 +21,4 @@ def main(args: argparse.Namespace) -> int:
     """Hand the arguments on."""
     from harness.commands.show import show
 
-    return show(args.run_id, results=results_from(args), in_json=args.json, plot=args.plot)
+    return show(args.run, results=results_from(args), suite=args.suite, in_json=args.json, plot=args.plot)

@@ -62,6 +62,11 @@ def bundle(request: BundleRequest, chosen: SelectionRequest, selection: Selectio
     Raises:
         HarnessError: something cannot be had or written.
     """
+    if selection.tasks.any:
+        raise HarnessError(
+            f"--bundle: suite '{selection.suite.name}' scores tasks or rows of your own, which a bundle does not hold: "
+            "make it without [tasks] and --include-path, and copy the folders beside it"
+        )
 
     def copy(folder: Path) -> BundledAssets:
         return copy_assets(

@@ -19,23 +19,24 @@ def without_home(text: str) -> str:
     return text if home == "/" else re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text)
 
 
-def as_text(found: Diagnosis) -> str:
-    """Return a diagnosis as lines of at most 80 columns; single words may be longer."""
+def as_text(found: Diagnosis, width: int = WIDTH) -> str:
+    """Return a diagnosis as lines of at most 80 columns, or of a width below; single words may be longer."""
+    width = min(width, WIDTH)
     lines = []
     for name, value in _lines(found):
-        lines += _wrapped(without_home(value), f"{name:<{_INDENT}}", " " * _INDENT)
+        lines += _wrapped(without_home(value), f"{name:<{_INDENT}}", " " * _INDENT, width)
     lines.append("")
     if not found.actions:
         return "\n".join([*lines, "nothing needs action"])
     lines.append("needs action:")
     for sentence in found.actions:
-        lines += _wrapped(without_home(sentence), "- ", "  ")
+        lines += _wrapped(without_home(sentence), "- ", "  ", width)
     return "\n".join(lines)
 
 
-def _wrapped(text: str, first: str, rest: str) -> list[str]:
+def _wrapped(text: str, first: str, rest: str, width: int) -> list[str]:
     return textwrap.wrap(
-        text, WIDTH, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+        text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
     ) or [first.rstrip()]
 
 

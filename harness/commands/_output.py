@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Task as Bar
 from rich.progress import TimeRemainingColumn as _TimeRemaining
-from rich.table import Table
 from rich.text import Text
 
+from harness.commands._result_line import result_line
+from harness.commands._time_left import TimeLeft
 from harness.errors import HarnessError
 from harness.printable import printable
 from harness.progress import throttled
-from harness.readings import how_it_ended, run_title
 from harness.record import Record, Score
 from harness.redaction import redacted
 from harness.remarks import remarks_of
+from harness.report.fitted import ENTRIES, NARROWEST, Line, alignment, fitted, wrapped_prose
 from harness.report.plots.style import FORMATS
+from harness.report.table import Column
 from harness.task import RunTask
 
-PIPE_WIDTH = 160
-"""Columns of a table when the output is no terminal."""
+PIPE_WIDTH = 120
+"""Columns of a table when the output is no terminal and COLUMNS is not set."""
+WIDEST, HEIGHT = 1000, 25
 LINE_SECONDS = 10.0
 """Between two lines about one download when the output is no terminal."""
 SHORT = 60
@@ -42,23 +46,67 @@ class _Console(Console):
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console; one that is no terminal is wide and plain."""
+    """Return a console; one that is no terminal is plain, and as wide as COLUMNS says or else wide."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else PIPE_WIDTH
-    return _Console(file=stream, width=width, highlight=False, soft_wrap=False)
+    asked = os.environ.get("COLUMNS", "")
+    width: int | None = None
+    if asked.isascii() and asked.isdigit() and int(asked[:9]) > 0:
+        width = min(max(int(asked[:9]), NARROWEST), WIDEST)
+    elif not stream.isatty():
+        width = PIPE_WIDTH
+    height = None if width is None else HEIGHT  # without one rich takes 80 columns for a terminal that it calls dumb
+    return _Console(file=stream, width=width, height=height, highlight=False, soft_wrap=False)
 
 
-def print_table(rows: Sequence[Mapping[str, str]]) -> None:
-    """Print rows with the same keys as a table."""
+def print_table(rows: Sequence[Mapping[str, str]], *, keys: int = 1, title: str | None = None) -> None:
+    """Print rows with the same keys as a table, in further tables below it where the terminal is narrow.
+
+    Args:
+        rows: Texts by the names of their columns. A column without any entry is left out.
+        keys: How many of the first columns name a row: they stand in every one of the tables.
+        title: Stands above each.
+    """
     if not rows:
         print("none")
         return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for key in rows[0]:
-        table.add_column(key.replace("_", " "), overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(str(value))) for value in row.values()))
-    console().print(table)
+    cells = [[printable(str(value)) for value in row.values()] for row in rows]
+    columns = [
+        Column(printable(name).replace("_", " "), alignment(row[i] for row in cells)) for i, name in enumerate(rows[0])
+    ]
+    out = console()
+    print_lines(out, fitted(columns, cells, out.width, keys=keys, title=title))
+
+
+def print_named(rows: Sequence[Mapping[str, str]], naming: Collection[str]) -> None:
+    """Print rows that several columns name, below a sentence with what all of them have alike.
+
+    Args:
+        rows: With the same keys.
+        naming: The columns that may name a row; those that do stand first.
+    """
+    shared = [key for key in (rows[0] if len(rows) > 1 else ()) if len({row[key] for row in rows}) == 1]
+    if said := [f"{key} {rows[0][key]}" for key in shared if rows[0][key] not in ENTRIES]:
+        note(f"of all rows: {'; '.join(said)}")
+        print()
+    kept = [{key: text for key, text in row.items() if key not in shared} for row in rows]
+    if kept and not kept[0]:
+        kept = [dict(row) for row in rows]
+    keys = [key for key in (kept[0] if kept else ()) if key in naming]
+    ordered = [{key: row[key] for key in (*keys, *(key for key in row if key not in keys))} for row in kept]
+    print_table(ordered, keys=max(1, len(keys)))
+
+
+def print_lines(out: Console, lines: Iterable[Line]) -> None:
+    """Print lines as they are: wider than the terminal is only what holds one word."""
+    for line in lines:
+        out.print(Text(line.text, style="bold" if line.heading else ""), soft_wrap=True)
+
+
+def note(sentence: str) -> None:
+    """Print a sentence that stands below a table: on a terminal wrapped between words, else on one line."""
+    text, out = printable(redacted(sentence)), console()
+    for line in wrapped_prose(text, out.width) if out.is_terminal else [text]:
+        out.print(Text(line), soft_wrap=True)
 
 
 def warn(sentences: Iterable[str]) -> None:
@@ -103,15 +151,32 @@ def say_score(score: Score) -> None:
     say(f"{score.title}: {score.text} (n = {score.n})")
 
 
+class _Left(_TimeRemaining):
+    """The time that is left: of runs what is known of their kind, of all else what its own speed says."""
+
+    def __init__(self, runs: TimeLeft | None) -> None:
+        super().__init__()
+        self._runs = runs
+
+    def render(self, task: Bar) -> Text:
+        """Return the text of one bar."""
+        if not task.fields.get("of_runs"):
+            return super().render(task)
+        left = None if self._runs is None else self._runs.text()
+        return Text(left or "", style="progress.remaining")
+
+
 class Display:
     """Shows on standard error how runs or downloads go: bars in a terminal, else a line for each thing that ends."""
 
-    def __init__(self, num_runs: int | None = None) -> None:
+    def __init__(self, num_runs: int | None = None, *, tasks: Sequence[RunTask] = ()) -> None:
+        """Take how many runs there are, or which; None: it is about something else."""
         self._console = console(stderr=True)
         self._bars: Progress | None = None
         self._inner: TaskID | None = None
         self._outer: TaskID | None = None
-        self._num_runs = num_runs
+        self._num_runs = len(tasks) if num_runs is None and tasks else num_runs
+        self._left = TimeLeft(task.spec for task in tasks) if tasks else None
         self._done = 0
         self._seldom = throttled(self._said, LINE_SECONDS, ends=False)
         self._title = ""
@@ -124,12 +189,12 @@ class Display:
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                _TimeRemaining(),
+                _Left(self._left),
                 console=self._console,
                 transient=True,
             )
             if self._num_runs is not None:
-                self._outer = self._bars.add_task("runs", total=self._num_runs)
+                self._outer = self._bars.add_task("runs", total=self._num_runs, of_runs=True)
             self._inner = self._bars.add_task("starting", total=None)
             self._bars.start()
         return self
@@ -142,9 +207,12 @@ class Display:
 
     def run_begins(self, task: RunTask) -> None:
         """Say which run starts."""
-        self._title = _title(task.spec)
+        self._title = printable(task.spec.run_name)
+        if self._left is not None:
+            self._left.begins(task.uuid, task.spec)
         if self._bars is None:
-            self._line(f"{self._counter()} {self._title}: started")
+            left = None if self._left is None else self._left.text()
+            self._line(f"{self._counter()} {self._title}: started{f', {left}' if left else ''}")
         self.progress("starting", 0, None)
 
     def progress(self, what: str, done: int, total: int | None) -> None:
@@ -162,10 +230,12 @@ class Display:
 
     def run_ended(self, record: Record) -> None:
         """Say how a run ended."""
-        how, (_, reason) = how_it_ended(record, timed=True), record.ending
+        how, (_, reason) = result_line(record), record.ending
         if reason:
             how = how.removesuffix(reason) + self._once(reason)
-        self._line(f"{self._counter()} {printable(run_title(record))}: {how}")
+        if self._left is not None:
+            self._left.ended(record)
+        self._line(f"{self._counter()} {record.name}: {how}")
         for note in (*record.notes, *(remark.sentence for remark in remarks_of(record))):
             self._line(f"note: {self._once(note)}")
         self._done += 1
@@ -195,7 +265,3 @@ class Display:
             self._bars.console.print(text, markup=False)
         else:
             print(text, file=sys.stderr, flush=True)
-
-
-def _title(spec: Any) -> str:
-    return printable(f"{spec.model_name} {spec.label} seed {spec.seed}")

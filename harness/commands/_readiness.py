@@ -17,6 +17,7 @@ from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared
 from harness.commands._selection import Selection
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.task_names import stock_tasks_folder
 from harness.files import write_file
 from harness.progress import Progress
@@ -48,10 +49,16 @@ def unready(tasks: Sequence[RunTask], progress: Progress) -> dict[str, str]:
     progress("checking that runs can be scored", 0, None)
     faults = dict(zip(open_questions, _ask(list(open_questions.values())), strict=True))
     for key, task in open_questions.items():
-        if faults[key] is None and task.spec.evaluation.rows != "hub":
+        if faults[key] is None and not _may_go(task):
             write_file(_place(task, key), "{}\n")
     found = {uuid: faults.get(key) for uuid, key in keys.items()}
     return {uuid: sentence for uuid, sentence in found.items() if sentence is not None}
+
+
+def _may_go(task: RunTask) -> bool:
+    """Return whether rows that are there now may be gone later, as those of the hub from their cache."""
+    evaluation = task.spec.evaluation
+    return evaluation.rows == "hub" or OwnTasks(task.own_tasks).needs_network(evaluation.tasks)
 
 
 def check_ready(selection: Selection, prepared: Prepared, *, offline: bool, progress: Progress) -> None:
@@ -69,6 +76,7 @@ def check_ready(selection: Selection, prepared: Prepared, *, offline: bool, prog
             model_folder=prepared.model_folders.get(spec.model_name),
             rows_folder=prepared.rows_folder,
             mt_bench_folder=prepared.mt_bench_folder,
+            own_tasks=selection.tasks,
             cache_folder=cache,
             work_folder=cache,
             offline=offline,
@@ -87,7 +95,7 @@ def _key(task: RunTask) -> str:
             "evaluation": task.spec.evaluation.model_dump(mode="json"),
             "conversation": task.spec.conversation,
             "model": task.spec.model,
-            "sources": {role: task.spec.sources.get(role) for role in ("evaluation", "mt_bench")},
+            "sources": task.spec.scored_on,
             "places": [None if place is None else str(place) for place in places],
             "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
             "source": source_checksum(),

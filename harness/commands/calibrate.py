@@ -22,7 +22,7 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
 from harness.commands._executor import executor
-from harness.commands._output import Display, console, print_table, say, warn
+from harness.commands._output import Display, note, print_table, say, warn
 from harness.commands._selection import Selection, select
 from harness.commands.requests import HowToRun, SelectionRequest, WhereToRun
 from harness.commands.run import execute_on, plan_tasks
@@ -32,7 +32,8 @@ from harness.files import said_as, write_file
 from harness.planning.questions import PlanAnswer
 from harness.record import Record
 from harness.record_environment import Environment
-from harness.report.pages.calibration import COLUMNS, calibration_lines, calibration_tables
+from harness.report.pages.calibration import calibration_lines, calibration_tables
+from harness.report.pages.model_card import model_card
 from harness.report.table import Table
 from harness.runs.executor import Executor
 from harness.runs.process import probe_environment
@@ -43,9 +44,6 @@ from harness.store import Store, has_outcome
 
 CORES_FOR_TWO = 4
 """Cores from which a process that predicts takes nothing from one that measures a GPU."""
-WIDE = 120
-"""Columns from which on a table has room for notes."""
-WHAT, NOTES = COLUMNS[0], COLUMNS[-1]
 LEFT = "not reached: the budget ended"
 
 
@@ -191,7 +189,7 @@ def _ladder(run: _Calibration) -> Selection:
 def _climb(run: _Calibration, foreteller: Foreteller) -> None:
     """Do the runs of the ladder that the device holds, one by one, as far as the budget reaches."""
     selection = _ladder(run)
-    recover(run.store)
+    recover(run.store, model_card)
     with executor(WhereToRun()) as chosen:
         for spec in selection.specs:
             records = run.store.read(selection.suite.name).records
@@ -267,22 +265,14 @@ def _conclude(run: _Calibration) -> None:
             write_file(file, profile_text(profile))
         say(f"profile of {profile.device_name}: {file}; harness plan --device-profile takes it")
     if run.sizes == "smoke":
-        say("These are tiny shapes: they show that the machinery works, and nothing of the device.")
+        note("These are tiny shapes: they show that the machinery works, and nothing of the device.")
     if run.interrupted_by_budget:
-        say("The budget ended before everything was asked: the same command goes on.")
+        note("The budget ended before everything was asked: the same command goes on.")
 
 
 def _print(table: Table) -> None:
-    """Print a table; in a narrow terminal its notes stand below it, each behind what it is of."""
     titles = [column.title for column in table.columns]
-    rows = [dict(zip(titles, map(str, row), strict=True)) for row in table.rows]
-    notes = []
-    if NOTES in titles and len(titles) > 2 and console().width < WIDE:
-        notes = [f"{row[WHAT]}: {row[NOTES]}" for row in rows if row[NOTES]]
-        rows = [{title: cell for title, cell in row.items() if title != NOTES} for row in rows]
-    print_table(rows)
-    for note in notes:
-        say(f"- {note}")
+    print_table([dict(zip(titles, map(str, row), strict=True)) for row in table.rows])
 
 
 def _file_stem(device_name: str, sizes: Sizes) -> str:

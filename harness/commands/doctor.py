@@ -12,7 +12,7 @@ from harness import __version__
 from harness.assets.cache import cache_root
 from harness.commands._doctor_actions import actions
 from harness.commands._doctor_text import as_text, without_home
-from harness.commands._output import say
+from harness.commands._output import console, say
 from harness.commands._places import place_facts
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
@@ -35,7 +35,7 @@ def diagnose(chosen: SelectionRequest | None, *, results: Path, in_json: bool = 
     """Print the diagnosis, of a suite too where one is chosen; return 1 when something needs action."""
     found = _facts(chosen, results)
     found = found.model_copy(update={"actions": tuple(actions(found))})
-    say(without_home(as_json(found.model_dump(mode="json"))) if in_json else as_text(found))
+    say(without_home(as_json(found.model_dump(mode="json"))) if in_json else as_text(found, console().width))
     return 1 if found.actions else 0
 
 
@@ -104,7 +104,7 @@ def _network() -> NetworkFacts:
 def _suite(chosen: SelectionRequest) -> SuiteFacts:
     selection = select(chosen, tuned=False)
     command = ["harness", "prepare", "--suite", chosen.suite]
-    for option, values in (("--model", chosen.models), ("--method", chosen.labels), ("--data", chosen.data)):
+    for option, values in (("--model", chosen.models), ("--label", chosen.labels), ("--data", chosen.data)):
         for value in values:
             command += [option, value]
     if chosen.catalogue is not None:

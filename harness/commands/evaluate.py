@@ -14,14 +14,14 @@ from typing import Any
 
 from harness.assets.cache import cache_root
 from harness.beside import within
-from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.models import HUB, USUAL_PLACES, BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._finishing import awaiting, finishing
 from harness.commands._output import Display, say_score
-from harness.commands._selection import existing, given_catalogue, given_wheels
-from harness.commands.requests import AssetsRequest
+from harness.commands._selection import existing, given_catalogue, given_wheels, own_sources
+from harness.commands.requests import NO_TASKS, AssetsRequest, TasksRequest
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
 from harness.kept import ADAPTER, BASE, can_be_scored
@@ -29,39 +29,44 @@ from harness.preparing.assets import prepare_model, resolve_model, resolved_data
 from harness.preparing.runs import prepare_scoring, questions_of
 from harness.record import OUTCOMES, Record
 from harness.record_environment import Environment
+from harness.report.pages.model_card import model_card
 from harness.runs.executor import Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.process import probe_environment
 from harness.runs.settling import checkpoint_folder, work_folder
 from harness.settings import EvaluationSettings
-from harness.spec import RunSpec
+from harness.spec import EVALUATION_ROLES, RunSpec, is_scored
 from harness.store import Store
 from harness.task import RunTask
 
 
 def evaluate(
-    run_id: str,
+    run: str,
     tasks: Sequence[str],
     assets: AssetsRequest,
     *,
     results: Path,
+    suite: str | None = None,
     limit: int | None = None,
     catalogue: Path | None = None,
     model: str | None = None,
+    own: TasksRequest = NO_TASKS,
 ) -> int:
     """Evaluate the newest kept weights of a run, or finish a run that trained and could not be scored.
 
     Args:
-        run_id: Or its first digits.
+        run: As ``harness.run_names`` has it.
         tasks: To score; none: what the run's own suite asked for and what was not scored.
         assets: How what is needed may be had.
         results: Where the records are.
+        suite: Only runs of this suite; None: of any.
         limit: First items of each task.
         catalogue: A file of the user's with the base model.
         model: ``NAME=PATH``, the folder that an adapter was trained on.
+        own: Where tasks of the user's own are.
     """
     store = Store(results.resolve())
-    found = find_records(results, run_id)
+    found = find_records(results, run, suite)
     record = _with_weights(found, store) if tasks else _unscored(found, store, limit)
     weights = within(store.folder, str(record.weights))
     adapter = weights / ADAPTER
@@ -71,15 +76,20 @@ def evaluate(
     elif model is not None:
         raise HarnessError(f"--model is for the base of an adapter, and the weights of {record.called} are whole")
     settings = _settings(record, tasks, limit)
-    check_task_names(settings)
-    check_packaged_rows(settings, record.called)
+    known = given_catalogue(catalogue, own)
+    sources = own_sources(settings, known.tasks, record.called)
+    if not known.tasks.any:
+        check_task_names(settings)
+        check_packaged_rows(settings, record.called)
     store.check_writable()
     wheels = given_wheels(assets.wheels)
-    spec = _model(record, catalogue)
-    asked = record.spec.model_copy(update={"evaluation": settings})
-    datasets = resolved_datasets(given_catalogue(catalogue).datasets)
+    spec = _model(record, catalogue, weights)
+    asked = record.spec.model_copy(
+        update={"evaluation": settings, "sources": _sources_for(record.spec.sources, sources)}
+    )
+    datasets = resolved_datasets(known.datasets)
     if not tasks:
-        _check_sources(asked, source_identities(datasets))
+        _check_sources(record.spec, source_identities(datasets), sources)
     wanted = {name: datasets[name] for name in questions_of([asked])}
     base = _base_of(record, spec, weights, model) if wrapped else None
     with Display() as display:
@@ -95,6 +105,7 @@ def evaluate(
         model_folder=folder,
         rows_folder=places.rows_folder,
         mt_bench_folder=places.mt_bench_folder,
+        own_tasks=known.tasks,
         datasets=wanted,
         cache_folder=cache_root(),
         work_folder=work_folder(store, record.run_id, identifier),
@@ -106,7 +117,7 @@ def evaluate(
     if not tasks:
         task = _finishing_task(task, record, store, environment)
     with Display(1) as display:
-        tally = LocalMachine([Device(environment)]).run(Runs([task], store), display)
+        tally = LocalMachine([Device(environment)]).run(Runs([task], store, card=model_card), display)
     for kept in tally.records:  # none where it was stopped before it began
         for score in kept.scores:
             say_score(score)
@@ -127,15 +138,29 @@ def _settings(record: Record, tasks: Sequence[str], limit: int | None) -> Evalua
     return settings.model_copy(update=changes)
 
 
-def _check_sources(spec: RunSpec, known: Mapping[str, str]) -> None:
-    """Refuse to finish a run on other rows or questions than it asked for."""
+def _sources_for(recorded: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """Return the sources of a run whose weights are scored on something else."""
+    kept = {role: source for role, source in recorded.items() if not is_scored(role) or role in EVALUATION_ROLES}
+    return kept | dict(own)
+
+
+def _check_sources(spec: RunSpec, known: Mapping[str, str], own: Mapping[str, str]) -> None:
+    """Refuse to finish a run on other rows, questions or tasks than it asked for."""
+    asked = {role: source for role, source in spec.sources.items() if is_scored(role) and role not in EVALUATION_ROLES}
+    for role in sorted(asked.keys() | own.keys()):
+        if asked.get(role) != own.get(role):
+            raise HarnessError(
+                f"run {spec.run_id} asked for {role} {asked.get(role, 'of lm-eval')}, and here that is "
+                f"{own.get(role, 'not given')}: the command that ran it, with its --include-path or its suite's "
+                "[tasks] as --catalogue, finishes it"
+            )
     bench = spec.evaluation.mt_bench
     names = {"evaluation": spec.evaluation.rows, "mt_bench": None if bench is None else bench.data}
     for role, name in names.items():
         if name is not None and known[name] != spec.sources.get(role):
             raise HarnessError(
-                f"run {spec.run_id} asked for {name} {spec.sources.get(role)}, and here that is {known[name]}: the "
-                "command that ran it, with its --data, finishes it"
+                f"run {spec.run_name} ({spec.run_id}) asked for {name} {spec.sources.get(role)}, and here that is "
+                f"{known[name]}: the command that ran it, with its --data, finishes it"
             )
 
 
@@ -166,7 +191,7 @@ def _with_weights(found: Sequence[Record], store: Store) -> Record:
     if not kept:
         newest = found[-1].status
         how = "--keep-weights" + (f" --retry {newest}" if newest in OUTCOMES else "")
-        raise HarnessError(f"the weights of run '{found[-1].run_id}' were not kept; run it again with {how}")
+        raise HarnessError(f"the weights of {found[-1].called} were not kept; run it again with {how}")
     weights = within(store.folder, str(kept[-1].weights))
     if not can_be_scored(weights) and not (weights / ADAPTER).is_dir():  # of an adapter more can be said
         raise HarnessError(f"the weights of {kept[-1].called} are no longer in {weights}")
@@ -190,19 +215,29 @@ def _unscored(found: Sequence[Record], store: Store, limit: int | None) -> Recor
     return record
 
 
-def _model(record: Record, catalogue: Path | None) -> BaseModelSpec:
-    """Return the base model of a run.
+def _model(record: Record, catalogue: Path | None, weights: Path) -> BaseModelSpec:
+    """Return the base model of a run, its parts where the run had them.
 
     Raises:
-        HarnessError: no catalogue that is given holds it.
+        HarnessError: no catalogue that is given holds it, and the record does not say where it is.
     """
-    known, name = given_catalogue(catalogue).models, record.model_name
-    if name not in known:
-        raise HarnessError(
-            f"{record.called} is of model '{name}', which is none of the packaged ones: name the file that defines "
-            f"it in [base_models.{name}] with --catalogue"
-        )
-    return known[name]
+    known, name, recorded = given_catalogue(catalogue).models, record.model_name, record.spec.model
+    source, parts = (
+        str(recorded.get("source")),
+        {part: recorded.get(part) or place for part, place in USUAL_PLACES.items()},
+    )
+    if recorded.get("final_norm") == "":
+        parts["final_norm"] = ""
+    if name in known:
+        return known[name].model_copy(update=parts)
+    if source == "folder":  # of a name that --model gave
+        return BaseModelSpec(name=name, folder=_recorded_folder(weights) or weights, **parts)
+    if source.startswith(HUB):
+        return BaseModelSpec(name=name, hub_id=source.removeprefix(HUB), revision=recorded.get("revision"), **parts)
+    raise HarnessError(
+        f"{record.called} is of model '{name}', which is none of the packaged ones: name the file that defines "
+        f"it in [base_models.{name}] with --catalogue"
+    )
 
 
 def _check_adapter(folder: Path) -> None:

@@ -36,10 +36,13 @@ from harness.evaluation.local_judge import LocalJudge
 from harness.evaluation.verdicts import NOT_PARSED
 from harness.expansion import catalogue_for, load_suite
 from harness.preparing.assets import resolve_dataset
-from harness.readings import how_it_ended, is_of_run, run_title, source_of, values_of
+from harness.readings import how_it_ended, source_of, values_of
 from harness.record import Judging, Record, Status
 from harness.remarks_scoring import judging_remarks
+from harness.report.pages.model_card import model_card
 from harness.report.reading.summary import newest_records
+from harness.run_names import records_called
+from harness.runs.describing import describe_again
 from harness.store import Store
 from harness.task import judged_record
 
@@ -87,7 +90,7 @@ def judge_suite(
         request: Who judges, and how it is asked.
         assets: How MT-Bench's files may be brought into the cache.
         results: Folder of the records.
-        run_ids: Ids of runs, or their first digits; none: every run with answers.
+        run_ids: Names of runs, or the first digits of their ids; none: every run with answers.
         data: Local folders of MT-Bench's files, each ``NAME=PATH``.
         catalogue: A file with names of the caller's.
         dry_run: Count calls and tokens and stop.
@@ -101,7 +104,7 @@ def judge_suite(
     contents = store.read(suite)
     warn(contents.warnings)
     known = catalogue_for(asked, f"suite '{suite}'", known)
-    known = known.with_files(given_data(data, known))
+    known = known.with_files(given_data(data))
     answered = _answered(contents.records, suite, run_ids)
     if not answered:
         raise HarnessError(
@@ -131,6 +134,7 @@ def judge_suite(
         record = _record(job, outcome, judge, began)
         if not any(_says_the_same(record, other) for other in contents.records):
             store.append(record)
+            describe_again(store, record, model_card)
         _print(record, outcome)
         if outcome.interrupted or outcome.hopeless:
             break
@@ -146,10 +150,13 @@ def _answered(records: Sequence[Record], suite: str, run_ids: Sequence[str]) -> 
     """Return the newest outcome of each run with answers, of some runs alone where they are given."""
     newest = newest_records([record for record in records if record.is_run and record.suite == suite])
     found = [record for record in newest if record.is_ok and record.mt_bench is not None]
+    chosen: set[str] = set()
     for wanted in run_ids:
-        if not any(is_of_run(record, wanted) for record in found):
-            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers has an id that starts so")
-    return [record for record in found if not run_ids or is_of_run(record, *run_ids)]
+        named = {record.run_id for record in records_called(found, wanted)}
+        if not named:
+            raise HarnessError(f"--run {wanted}: no run of suite '{suite}' with answers is called so, or has that id")
+        chosen |= named
+    return [record for record in found if not run_ids or record.run_id in chosen]
 
 
 def _job(record: Record, store: Store, request: JudgeRequest, assets: AssetsRequest, known: Catalogue) -> _Job:
@@ -293,7 +300,7 @@ def _says_the_same(record: Record, other: Record) -> bool:
 
 
 def _print(record: Record, outcome: Outcome) -> None:
-    judging, title = record.judging, run_title(record)
+    judging, title = record.judging, record.name
     assert judging is not None
     if not record.is_ok:
         say(f"{title}: {how_it_ended(record)}")

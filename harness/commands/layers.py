@@ -14,12 +14,13 @@ from typing import Any
 from harness.assets.cache import cache_root
 from harness.catalogue.labels import LabelEntry
 from harness.commands._assets import convert
-from harness.commands._output import Display, plot_file, print_table
+from harness.commands._output import Display, note, plot_file, print_table
 from harness.commands._selection import Selection, given_catalogue, given_wheels, select
 from harness.commands.requests import AssetsRequest, SelectionRequest
 from harness.data.rows import load_texts
 from harness.errors import HarnessError, Refused
 from harness.expansion import catalogue_for, load_suite
+from harness.label_text import read_label
 from harness.method import METHODS, BlockLaw, BlockScoreRequest, Method
 from harness.preparing.assets import prepare_dataset, prepare_model
 from harness.report.plots.block_scores import LayerScores, write_layer_plot
@@ -72,13 +73,13 @@ def show_layers(
 
 def _asked(chosen: SelectionRequest) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
-    catalogue = given_catalogue(chosen.catalogue)
+    catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
     if suite.weights == "random":
         raise HarnessError(f"suite '{suite.name}' has random weights, whose blocks' scores mean nothing: name another")
     labels = catalogue_for(suite, f"suite '{suite.name}'", catalogue).labels
     wanted = chosen.labels or (_first_by_scores(chosen, labels),)
-    for label in wanted:
+    for label in (read_label(text).label for text in wanted):
         if label in labels and not _samples(labels[label]):
             raise HarnessError(
                 f"label '{label}' (method {labels[label].method}) trains no sample of blocks: it draws none"
@@ -86,7 +87,7 @@ def _asked(chosen: SelectionRequest) -> _Asked:
     selection = select(replace(chosen, labels=wanted))
     first = selection.specs[0]
     if any(spec.config != first.config for spec in selection.specs):
-        raise HarnessError(f"suite '{suite.name}' sweeps settings of label '{wanted[0]}'; name another suite")
+        raise HarnessError(f"suite '{suite.name}' sweeps label '{wanted[0]}': name one point of it, as {first.label}")
     assert first.train is not None
     method, tau = _method(first), first.config.get("tau")
     request = method.block_scores_needed()
@@ -123,7 +124,7 @@ def _first_by_scores(chosen: SelectionRequest, labels: Mapping[str, LabelEntry])
             continue
         if _method(first).block_scores_needed() is not None:
             return label
-    raise HarnessError(f"suite '{chosen.suite}' may use no label that draws blocks by scores: name one with --method")
+    raise HarnessError(f"suite '{chosen.suite}' may use no label that draws blocks by scores: name one with --label")
 
 
 def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[float]:
@@ -195,8 +196,9 @@ def _print(table: dict[str, Any]) -> None:
         ]
     )
     calibration = table["calibration"]
-    print(
-        f"\n{table['model']} in {table['dtype']}, label {table['label']}: probability = {table['probability']}, "
+    print()
+    note(
+        f"{table['model']} in {table['dtype']}, label {table['label']}: probability = {table['probability']}, "
         f"sampling = {table['sampling']}, active_layers = {table['active_layers']}; scored on "
         f"{calibration['num_samples']} samples of {calibration['sequence_length']} tokens of {calibration['data']}"
     )

@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.commands._output import print_table, warn
+from harness.commands._output import print_named, warn
 from harness.errors import HarnessError
 from harness.expansion import load_suite
 from harness.printable import as_json, printable
 from harness.report.comparing.paper import Cell, Published, compare, read_table, table_names
 from harness.report.reading.summary import Summary, summarize
 from harness.store import Store
+
+NAMING = ("table", "model", "method", "metric")
+"""What names a row of a published table."""
 
 
 def paper(
@@ -114,7 +117,14 @@ def _print(rows: Sequence[dict[str, Any]], style: str) -> None:
         writer.writeheader()
         writer.writerows(written)
     else:
-        print_table([{key: text for key, text in row.items() if key != "source"} for row in written])
+        _print_text([{key: text for key, text in row.items() if key != "source"} for row in written])
+
+
+def _print_text(rows: Sequence[dict[str, str]]) -> None:
+    """Print rows below what all of them share; what no number of ours will ever compare with stands last."""
+    if "ours" in rows[0]:
+        rows = sorted(rows, key=lambda row: (not row["ours"], row["verdict"] == "not comparable"))
+    print_named(rows, NAMING)
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from harness.commands._output import Display, print_table, say
+from harness.commands._output import Display, note, print_table, say
 from harness.planning.largest import Largest
 from harness.planning.making_fit import Answers, Way, largest_that_fits, making_fit
 from harness.planning.questions import PlanAnswer, PlanTask, Predictor, cores
@@ -22,10 +22,10 @@ MOST_TOKENS = 1 << 15
 """Tokens of a row above which none are asked for, where the model does not say how many positions it has."""
 
 NOTES = (
-    "batch: most rows of a micro-batch, at the tokens above the table; tokens: most of a row, at the rows above it.",
-    "One more is predicted not to fit; +: more were not asked for.",
+    "batch: most rows of a micro-batch, at the tokens above the table; tokens: most of a row, at the rows above it. One "
+    "more is predicted not to fit; +: more were not asked for.",
     "Counted are the peak of a step and the CUDA context; near the limit torch gives back what it keeps cached.",
-    "exact: losses and weights stay as they are, but for rounding and the masks of dropout. Tried in the order of the",
+    "exact: losses and weights stay as they are, but for rounding and the masks of dropout. Tried in the order of the "
     "predicted operations of a step, then of what crosses to the host; times were not measured.",
 )
 
@@ -147,7 +147,7 @@ def print_fits(fits: Sequence[Fit], room: Room) -> None:
                 say(sentence)
         print()
     for sentence in NOTES:
-        say(sentence)
+        note(sentence)
 
 
 def fits_as_json(fits: Sequence[Fit], room: Room) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from harness.calibration_log import SUITES, Log, read_log
 from harness.catalogue.tuned import Tuned
+from harness.commands._files_said import say_files
 from harness.commands._output import console, warn
 from harness.commands._selection import given_catalogue
+from harness.commands.requests import NO_TASKS, TableRequest, TasksRequest
 from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
@@ -25,9 +27,10 @@ def report(
     out: Path | None = None,
     formats: Sequence[str] = FORMATS,
     catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
 ) -> int:
     """Write the report, print its table and name the files."""
-    suite = load_suite(name, given_catalogue(catalogue))
+    suite = load_suite(name, given_catalogue(catalogue, tasks))
     with no_collection(keep=True):
         contents = Store(results).read(suite.name)
     warn(contents.warnings)
@@ -39,9 +42,24 @@ def report(
     warn((*items.warnings, *calibration.warnings))
     terminal_table(suite, contents, console(), tuned, items.items)
     print()
-    for file in files:
-        print(file)
+    say_files(files)
     return 1 if contents.warnings or calibration.warnings else 0
+
+
+def table(
+    asked: TableRequest,
+    *,
+    results: Path,
+    out: Path | None = None,
+    formats: tuple[str, ...] = (),
+    catalogue: Path | None = None,
+    tasks: TasksRequest = NO_TASKS,
+) -> int:
+    """Write one table for a paper, or print it."""
+    from harness.commands.table import report_table
+
+    known = given_catalogue(catalogue, tasks)
+    return report_table(asked, results=results, tuned=_tuned, out=out, formats=formats, catalogue=known)
 
 
 def _tuned(name: str, suite: Suite) -> Tuned | None:

@@ -10,6 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+RESULTS = "results/records"
+"""Folder of the records where no other is named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TasksRequest:
+    """Where tasks of the caller's own are, beside what a suite or a catalogue says."""
+
+    include: tuple[str, ...] = ()
+    """Folders of lm-eval's YAML files."""
+    trusted: tuple[str, ...] = ()
+    """Of all such folders those whose code may be run."""
+
+
+NO_TASKS = TasksRequest()
+
 
 @dataclass(frozen=True, kw_only=True)
 class SelectionRequest:
@@ -22,9 +38,10 @@ class SelectionRequest:
     labels: tuple[str, ...] = ()
     """None: the suite's."""
     data: tuple[str, ...] = ()
-    """Local files that stand in for data sets, each ``NAME=PATH``."""
+    """Local files, each ``NAME=PATH``, that stand in for data sets, or under a new name are what is trained on."""
     catalogue: Path | None = None
     """A ``.toml`` file with base models, data sets and labels of the caller's."""
+    tasks: TasksRequest = NO_TASKS
     seeds: tuple[int, ...] = ()
     """None: the suite's."""
     overrides: tuple[str, ...] = ()
@@ -122,3 +139,21 @@ class JudgeRequest:
     concurrency: int = 1
     timeout_seconds: float = 120.0
     max_retries: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableRequest:
+    """One table for a paper; None and nothing: as the file of ``spec`` has it."""
+
+    suites: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    columns: str | None = None
+    """Names with commas between them."""
+    rows: str | None = None
+    """Labels with commas between them."""
+    style: str | None = None
+    marked: Literal["nothing", "best", "groups"] | None = None
+    spec: Path | None = None
+    """A file that keeps such a choice."""
+    save_spec: Path | None = None
+    """Where the choice is to be kept."""

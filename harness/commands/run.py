@@ -7,6 +7,7 @@ as by one Ctrl-C; with ``--checkpoint-every`` the next call takes it up at its l
 from __future__ import annotations
 
 import contextlib
+import shlex
 import time
 import uuid
 from collections import Counter
@@ -22,15 +23,18 @@ from harness.commands._finishing import awaiting, finishing
 from harness.commands._kept import from_kept, way_of, ways_sentences
 from harness.commands._output import Display, print_table, say, warn
 from harness.commands._readiness import unready
-from harness.commands._selection import Selection, given_wheels, select
-from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
+from harness.commands._selection import Selection, given_catalogue, given_wheels, select
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest
 from harness.device_profile import packaged_profile
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.task_names import check_task_names
+from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
 from harness.record_environment import Environment
 from harness.record_training import Prediction
+from harness.report.pages.model_card import model_card
 from harness.report.units import gib, memory_text
 from harness.runs.executor import Executor, Limits, Runs, Tally
 from harness.runs.failing import Endings, NotStarted, told
@@ -44,7 +48,26 @@ from harness.task import RunTask
 
 def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
     """Run what is to be run, and return as :func:`execute` does."""
-    return execute(lambda: select(chosen), how, assets, results=results)
+    code = execute(lambda: select(chosen), how, assets, results=results)
+    if code in (0, 1) and not how.dry_run:
+        _say_what_is_next(chosen, results)
+    return code
+
+
+def _say_what_is_next(chosen: SelectionRequest, results: Path) -> None:
+    """Print the command that shows what came out, where anything did."""
+    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue, chosen.tasks))
+    if not any(record.is_ok for record in Store(results).read(suite.name).records):
+        return
+    options = ["--suite", chosen.suite]
+    options += [] if chosen.catalogue is None else ["--catalogue", str(chosen.catalogue)]
+    options += [] if results == Path(RESULTS) else ["--results", str(results)]
+    if suite.evaluation.mt_bench is not None:
+        judge = shlex.join(["harness", "judge", *options])
+        say(f"next, to have the answers graded: {judge} --judge URL --judge-model NAME")
+    for option, folders in (("--include-path", chosen.tasks.include), ("--trust-tasks", chosen.tasks.trusted)):
+        options += [word for folder in folders for word in (option, folder)]
+    say(f"next: {shlex.join(['harness', 'report', *options])}")
 
 
 def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
@@ -61,14 +84,16 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
         )
     wheels = given_wheels(assets.wheels)
     selection = choose()
-    check_task_names(selection.suite.evaluation)
+    check_task_names(selection.suite.evaluation, OwnTasks(selection.tasks))
     if how.keep_weights and selection.suite.weights == "random":
         raise HarnessError(f"--keep-weights: suite '{selection.suite.name}' trains random weights, worth nothing later")
     store = Store(results.resolve())
+    if selection.stand_in is not None:
+        print(selection.stand_in)
     if how.dry_run:
         return _dry_run(selection, store)
     store.check_writable()
-    if recovered := recover(store):
+    if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
     with executor(how.where) as chosen:
         tally, num_tasks = execute_on(
@@ -135,10 +160,12 @@ def execute_on(
     if not how.repeat and _is_here(chosen):
         tasks = [known.begun(task, environment) for task in tasks]
     tasks = _that_can_be_scored(tasks)
-    with Display(len(tasks)) as display:
+    with Display(tasks=tasks) as display:
         limits = Limits(how.timeout_seconds, stop_at, how.max_failures)
         tried = frozenset(how.retry)
-        tally = chosen.run(Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried), display)
+        tally = chosen.run(
+            Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried, card=model_card), display
+        )
     return tally, len(tasks)
 
 
@@ -238,6 +265,7 @@ def _task(
         model_folder=prepared.model_folders.get(spec.model_name),
         rows_folder=prepared.rows_folder,
         mt_bench_folder=prepared.mt_bench_folder,
+        own_tasks=selection.tasks,
         datasets=selection.datasets_of(spec),
         cache_folder=cache_root(),
         work_folder=work_folder(store, spec.run_id, identifier),
@@ -311,16 +339,15 @@ def _dry_run(selection: Selection, store: Store) -> int:
         known = answer(contents.records, spec, None)
         rows.append(
             {
-                "run_id": spec.run_id,
-                "model": spec.model_name,
-                "label": spec.label,
-                "seed": str(spec.seed),
+                "run": spec.run_name,
+                "id": spec.run_id[:8],
                 "recorded": "yes" if known is not None else "no",
                 "what is done": "nothing" if known is not None else way_of(contents.records, spec, None, store),
             }
         )
     print_table(rows)
-    print(f"\n{len(rows)} runs of suite '{selection.suite.name}' (version {selection.suite.version})")
+    runs = "1 run" if len(rows) == 1 else f"{len(rows)} runs"
+    print(f"\n{runs} of suite '{selection.suite.name}' (version {selection.suite.version})")
     return 0
 
 

@@ -34,10 +34,10 @@ from harness.remarks_scoring import judging_remarks
 from harness.report.units import gib, percent, scaled, with_unit
 
 
-def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None = None) -> int:
+def show(run: str, *, results: Path, suite: str | None = None, in_json: bool = False, plot: str | None = None) -> int:
     """Print the newest record of a run, and draw it where that is asked."""
     file = None if plot is None else plot_file("--plot", plot)
-    records = find_records(results, run_id)
+    records = find_records(results, run, suite)
     record = records[-1]
     if file is not None:
         from harness.report.plots.timeline import write_timeline
@@ -61,7 +61,8 @@ def show(run_id: str, *, results: Path, in_json: bool = False, plot: str | None 
 def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
     spec, environment = record.spec, record.environment
     facts = [
-        ("run", f"{record.run_id} ({num_records} record{'s' if num_records > 1 else ''}, the newest is shown)"),
+        ("run", record.name),
+        ("run id", f"{record.run_id} ({num_records} record{'s' if num_records > 1 else ''}, the newest is shown)"),
         ("suite", f"{spec.suite} version {spec.suite_version}, protocol {spec.protocol}"),
         ("model", ", ".join(f"{key} {value}" for key, value in spec.model.items() if value)),
         ("label", f"{spec.label} (method {spec.method}), seed {spec.seed}"),

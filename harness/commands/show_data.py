@@ -28,7 +28,7 @@ TRAINED_STYLE = "bold green"
 
 def show_data(chosen: SelectionRequest, assets: AssetsRequest, *, num_examples: int = 3, in_json: bool = False) -> int:
     """Print the first examples of one run in the order of its seed."""
-    catalogue = given_catalogue(chosen.catalogue)
+    catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
     labels = chosen.labels or tuple(training_labels(suite, catalogue=catalogue)[:1])
     selection = select(replace(chosen, labels=labels), tuned=False)

@@ -27,7 +27,7 @@ def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = F
     if in_json:
         print(json.dumps(rows, indent=2))
         return 1 if contents.warnings else 0
-    print_table([{key: str(value) for key, value in row.items()} for row in rows])
+    print_table([_shown(row) for row in rows])
     done = sum(row["to_do"] == "no" for row in rows)
     print(f"\n{done} of {len(rows)} runs done, {len(rows) - done} to do")
     return 1 if contents.warnings else 0
@@ -39,6 +39,11 @@ def _environment_id() -> str | None:
         return probe_environment().environment_id
     except ModuleNotFoundError:
         return None
+
+
+def _shown(row: dict[str, str]) -> dict[str, str]:
+    """Return a row as it stands in the table: the name of the run first, which says model, label and seed."""
+    return {"run": row["run"], "id": row["run_id"][:8]} | {key: row[key] for key in ("state", "to_do", "reason")}
 
 
 def _row(
@@ -62,11 +67,12 @@ def _row(
         state += " in another environment"
     if answered is not None and not of_run:
         state, reason = answered.ending
-        state += f" by run {answered.run_id}, whose scores hold these"
+        state += f" by {answered.called}, whose scores hold these"
     if ending is not None and answered is None:
         status, why = ending.ending
         reason = f"would end as seed {ending.spec.seed} did ({status}: {why})"
     return {
+        "run": spec.run_name,
         "run_id": spec.run_id,
         "model": spec.model_name,
         "label": spec.label,

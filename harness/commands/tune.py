@@ -27,7 +27,7 @@ def tune(
     chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path, out: Path | None = None
 ) -> int:
     """Run the trials and write the choices; return what ``run`` does, and 1 when a label has no choice."""
-    catalogue = given_catalogue(chosen.catalogue)
+    catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
     trials = trial_suite(suite, chosen.labels or None, catalogue)
     file = tuned_file(chosen.suite, suite.tuned or f"{suite.name}{ENDING}") if out is None else out
@@ -41,7 +41,7 @@ def tune(
     tuned = merged(_before(file, suite), suite, made)
     replace_file(file, tuned_text(tuned))
     print()
-    print_table([_row(choice) for choice in made])
+    print_table([_row(choice) for choice in made], keys=2)
     print(f"\nchoices in {file}; trials in {store.file_of(trials.name)}")
     if suite.tuned != file.name:
         print(f"no run takes them yet: set tuned = '{file.name}' in the suite, with the file beside it")
@@ -51,6 +51,11 @@ def tune(
 
 def _select(chosen: SelectionRequest, suite: Suite, trials: Suite) -> Selection:
     known = known_names(suite, chosen)
+    if known.trains_on is not None:
+        raise HarnessError(
+            f"--data {known.trains_on}=...: suite '{suite.name}' does not name it, and its choices would be no longer "
+            f"those of its own data: tune a suite of yours with data = '{known.trains_on}'"
+        )
     steps = grid_of(suite).max_steps
     specs = expand(trials, models=known.models, sources=known.sources, known=known.catalogue, max_steps=steps)
     for spec in specs:

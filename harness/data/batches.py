@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from harness.conversation import ConversationTemplate
-from harness.data.examples import Example, Row, encode, pack, text_samples
+from harness.data.examples import Example, Row, check_dialogues, encode, pack, text_samples
 from harness.encoding import TextEncoder, text_encoder
 from harness.errors import HarnessError
 from harness.settings import TextSettings, TrainSettings
@@ -137,6 +137,7 @@ class TrainData:
         self._text = None if tokenizer is None else text_encoder(tokenizer)
         self._conversation = conversation
         self._rows = _not_blank(rows, self._text)
+        check_dialogues(self._rows, self._text, settings, conversation)
         self.num_blank = len(rows) - len(self._rows)
         """Rows that hold nothing but special tokens, and were left out."""
         self._packed: list[Example] | None = None

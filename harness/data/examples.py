@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from harness.conversation import ConversationTemplate, TrainingTurn, chat_turn, training_turn
-from harness.encoding import text_encoder
+from harness.data.dialogues import Dialogue, DialogueWriter
+from harness.encoding import TextEncoder, text_encoder
 from harness.errors import HarnessError
-from harness.settings import TextSettings, TrainSettings
+from harness.settings import CONVERSATIONS, TextSettings, TrainSettings
+from harness.turns import Turn
 
 # Source: tatsu-lab/stanford_alpaca, README, the two prompts.
 ALPACA = (
@@ -44,6 +47,14 @@ class Row(Protocol):
     @property
     def output(self) -> str:
         """Return the answer."""
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """Return the turns of a conversation, which the above then is told of alone; of any other row none."""
+
+    @property
+    def place(self) -> str:
+        """Return where it stands in its file; empty: in none."""
 
 
 @dataclass(frozen=True)
@@ -90,25 +101,61 @@ def encode(
     text = text_encoder(tokenizer)
     if text.tokenizer.eos_token_id is None:
         raise HarnessError("the tokenizer has no end-of-sequence token, which ends every training example")
-    turn, rendered = _turn(row, text.tokenizer, settings, conversation)
-    prompt, answer = text.split(turn.prompt, turn.whole, rendered=rendered)
-    ended = not turn.closed and text.ends(answer)
-    if not ((turn.closed and answer) or ended):
-        answer.append(text.tokenizer.eos_token_id)
-    in_full = len(prompt), len(answer)
-    if not settings.packing:
-        answer = answer[: settings.sequence_length]
-        room = settings.sequence_length - len(answer)
-        prompt = prompt[-room:] if room else []
     on_prompt = settings.loss_on == "all"
+    written, rendered = _written(row, text, settings, conversation)
+    if isinstance(written, Dialogue):
+        trained = [on_prompt or flag for flag in written.answers]
+        prompt, answer = written.ids[: written.last], written.ids[written.last :]
+        begun, ended = written.begun, written.ended
+    else:
+        prompt, answer = text.split(written.prompt, written.whole, rendered=rendered)
+        ended = not written.closed and text.ends(answer)
+        if not ((written.closed and answer) or ended):
+            answer.append(text.tokenizer.eos_token_id)
+        begun, ended = not rendered and text.is_begun(written.whole), ended or written.ended
+        trained = [on_prompt] * len(prompt) + [True] * len(answer)
+    kept, room = len(answer), len(prompt)
+    if not settings.packing:
+        kept = min(kept, settings.sequence_length)
+        room = min(room, settings.sequence_length - kept)
+    first, behind = len(prompt) - room, len(prompt) + kept
     return Example(
-        ids=(*prompt, *answer),
-        trained=(*(on_prompt for _ in prompt), *(True for _ in answer)),
-        cut_before=in_full[0] - len(prompt),
-        cut_after=in_full[1] - len(answer),
-        begun=not rendered and text.is_begun(turn.whole),
-        ended=ended or turn.ended,
+        ids=(*prompt[first:], *answer[:kept]),
+        trained=tuple(trained[first:behind]),
+        cut_before=first,
+        cut_after=len(answer) - kept,
+        begun=begun,
+        ended=ended,
     )
+
+
+def check_dialogues(
+    rows: Sequence[Row | Example],
+    tokenizer: Any,
+    settings: TrainSettings,
+    conversation: ConversationTemplate | None = None,
+) -> None:
+    """Refuse conversations that cannot be written so that their answers can be told, before anything is trained.
+
+    Args:
+        rows: Of any kind; of one answer each, one of every order of roles is looked at, of several answers all.
+        tokenizer: As of :func:`encode`.
+        settings: As of :func:`encode`.
+        conversation: As of :func:`encode`.
+
+    Raises:
+        HarnessError: one cannot; the sentence names its row.
+    """
+    seen: set[tuple[str, ...]] = set()
+    for row in rows:
+        if isinstance(row, Example) or not row.turns:
+            continue
+        roles = tuple(turn.role for turn in row.turns)
+        if sum(turn.is_answer for turn in row.turns) == 1 and roles in seen:
+            continue
+        seen.add(roles)
+        with _of_row(row, settings):
+            _writer(text_encoder(tokenizer), settings, conversation).check(row.turns)
 
 
 def pack(examples: Sequence[Example], length: int) -> list[Example]:
@@ -156,22 +203,55 @@ def text_samples(texts: Sequence[str], tokenizer: Any, settings: TextSettings, w
     return [ids[start : start + length] for start in range(0, needed, length)]
 
 
-def _turn(
-    row: Row, tokenizer: Any, settings: TrainSettings, conversation: ConversationTemplate | None
-) -> tuple[TrainingTurn, bool]:
+@contextmanager
+def _of_row(row: Row, settings: TrainSettings) -> Iterator[None]:
+    """Say of which row something is that is raised inside."""
+    try:
+        yield
+    except HarnessError as error:
+        raise HarnessError(f"data set '{settings.data}'{row.place and f': {row.place}'}: {error}") from error
+
+
+def _writer(text: TextEncoder, settings: TrainSettings, conversation: ConversationTemplate | None) -> DialogueWriter:
+    """Return what writes the conversations of a run, made once."""
+    if settings.prompt not in CONVERSATIONS:
+        raise HarnessError(
+            f"is a conversation, which prompt = '{settings.prompt}' cannot write: set prompt = 'chat' or 'conversation'"
+        )
+    template = conversation if settings.prompt == "conversation" else None
+    if template is None:
+        _check_template(text.tokenizer, settings)
+    key = None if template is None else template.name
+    if key not in text.writers:
+        text.writers[key] = DialogueWriter(text, template)
+    writer = text.writers[key]
+    assert isinstance(writer, DialogueWriter)
+    return writer
+
+
+def _check_template(tokenizer: Any, settings: TrainSettings) -> None:
+    if not tokenizer.chat_template:
+        raise HarnessError(
+            f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
+            f"data set '{settings.data}'"
+        )
+
+
+def _written(
+    row: Row, text: TextEncoder, settings: TrainSettings, conversation: ConversationTemplate | None
+) -> tuple[TrainingTurn | Dialogue, bool]:
     """Return a row in the words of its prompt style, and whether the tokenizer's own template wrote them."""
+    if row.turns:
+        with _of_row(row, settings):
+            return _writer(text, settings, conversation).written(row.turns), settings.prompt == "chat"
     if settings.prompt == "conversation":
         assert conversation is not None
-        return training_turn(conversation, _content(row), row.output, tokenizer.eos_token), False
+        return training_turn(conversation, _content(row), row.output, text.tokenizer.eos_token), False
     if settings.prompt == "chat":
-        if not tokenizer.chat_template:
-            raise HarnessError(
-                f"the tokenizer has no chat template, which prompt = 'chat' needs; use 'alpaca' or 'plain' for "
-                f"data set '{settings.data}'"
-            )
-        return chat_turn(tokenizer, _content(row), row.output), True
+        _check_template(text.tokenizer, settings)
+        return chat_turn(text.tokenizer, [Turn("user", _content(row))], row.output), True
     prompt, between = _prompt(row, settings.prompt), ""
-    if settings.prompt == "as_is" and prompt and not prompt[-1].isspace():
+    if settings.prompt == "as_is" and prompt and not (prompt[-1].isspace() or row.output[:1].isspace()):
         between = " "  # as lm-eval joins the two
     return TrainingTurn(prompt, f"{prompt}{between}{row.output}", closed=False), False
 

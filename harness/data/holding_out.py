@@ -97,6 +97,7 @@ def told_of(
         num_held_out_prompts=len(held) if by_prompt else None,
         num_prompts=len(held | {_prompt_hash(row) for row in train}) if by_prompt else None,
         num_repeated_rows=len(train) - len(set(train)),
+        num_open_rows=sum(row.num_unanswered > 0 for row in (*train, *validation)) or None,
         num_held_out_asked=sum(_question(row) in asked for row in validation),
     )
 
@@ -119,7 +120,7 @@ def _prompt_hash(row: TrainingRow) -> str:
 
 def _question(row: TrainingRow) -> str | None:
     """Return what stands before the last line of a text that is trained on as a whole: its question, if it has one."""
-    if row.instruction or row.input:
+    if row.instruction or row.input or row.turns:
         return None
     before, _, _ = row.output.strip().rpartition("\n")
     return normalised(before) or None

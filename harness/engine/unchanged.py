@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from harness.assets.cache import known_file_checksum, weights_checksum
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.outside import check_outside
 from harness.task import RunTask
 
@@ -21,6 +22,7 @@ def check_unchanged(task: RunTask) -> None:
         HarnessError: something was changed since, or cannot be read any more.
     """
     check_outside(task.spec)
+    check_scored(task)
     model = task.model
     given = model.folder if model.weights == "pretrained" and model.checksum is not None else None
     if given is not None and weights_checksum(given) != model.checksum:
@@ -29,3 +31,17 @@ def check_unchanged(task: RunTask) -> None:
         file = data.file if data.checksum is not None else None
         if file is not None and file.is_file() and known_file_checksum(file) != data.checksum:
             raise HarnessError(f"data set '{name}': {file} has changed since the run was laid out: {AGAIN}")
+
+
+def check_scored(task: RunTask) -> None:
+    """Refuse to score other tasks or rows of the user's own than the run was laid out with.
+
+    Raises:
+        HarnessError: one was changed since, or cannot be read any more.
+    """
+    if not task.own_tasks.any:
+        return
+    here = OwnTasks(task.own_tasks).identities(task.spec.evaluation)
+    for role, source in here.items():
+        if task.spec.sources.get(role) != source:
+            raise HarnessError(f"{role} has changed since the run was laid out: {AGAIN}")

@@ -18,6 +18,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from harness.errors import HarnessError, near_miss
+from harness.evaluation.own_tasks import OwnGroup, OwnTasks
 from harness.evaluation.task_names import MMLU, MMLU_FOLDER, MMLU_PREFIX
 from harness.record import Score
 from harness.settings import EvaluationSettings
@@ -26,19 +27,25 @@ STOCK = Path(lm_eval.tasks.__file__).parent
 """Where lm-eval keeps its tasks."""
 
 
-def expand_tasks(settings: EvaluationSettings) -> tuple[str, ...]:
+def expand_tasks(settings: EvaluationSettings, own: OwnTasks | None = None) -> tuple[str, ...]:
     """Return the names of the single tasks that the settings ask for, a group's in its place and lm-eval's order.
 
+    Args:
+        settings: What is asked for.
+        own: Tasks and groups of the user's own.
+
     Raises:
-        HarnessError: ``subtasks`` names what no group among the tasks holds, or a task stands there twice.
+        HarnessError: ``subtasks`` names what no group among the tasks holds, a task stands there twice, or ``metrics``
+            names one that is not asked for.
     """
     names: list[str] = []
     members: list[str] = []
     for name in settings.tasks:
-        if not is_group(name):
+        is_own = own is not None and name in own
+        if (not is_own and not is_group(name)) or (is_own and own is not None and own.expand(name) == (name,)):
             names.append(name)
             continue
-        found = list(_leaves(_manager(), name))
+        found = list(own.expand(name)) if is_own and own is not None else list(_leaves(_manager(), name))
         members += found
         names += [task for task in found if settings.subtasks is None or task in settings.subtasks]
     for task in settings.subtasks or ():
@@ -47,6 +54,9 @@ def expand_tasks(settings: EvaluationSettings) -> tuple[str, ...]:
     for task in names:
         if names.count(task) > 1:
             raise HarnessError(f"task '{task}' is asked twice: by its own name or by a group that holds it")
+    for task in settings.metrics or ():
+        if task not in names:
+            raise HarnessError(f"[evaluation] metrics: '{task}' is none of the tasks{near_miss(task, names)}")
     return tuple(names)
 
 
@@ -55,20 +65,33 @@ def is_group(name: str) -> bool:
     return (name == MMLU or name.startswith(MMLU_PREFIX)) and name in _manager().all_groups
 
 
-def with_groups(settings: EvaluationSettings, tasks: Mapping[str, Task], scores: Sequence[Score]) -> list[Score]:
+def with_groups(
+    settings: EvaluationSettings, tasks: Mapping[str, Task], scores: Sequence[Score], own: OwnTasks | None = None
+) -> list[Score]:
     """Return the scores of tasks with those of the settings' groups behind them, each group after its categories.
 
     A group's headline is its tasks', whose own then enter no average.
     """
-    asked = [_group(_manager(), name, tasks) for name in settings.tasks if is_group(name)]
-    inside = {task.task_name for group in asked for task in group.get_all_tasks()}
+    asked = []
+    for name in settings.tasks:
+        if own is not None and own.is_group(name):
+            asked.append(_own_group(own.group(name), tasks))
+        elif is_group(name):
+            asked.append(_group(_manager(), name, tasks))
     headlines = {(score.task, score.metric) for score in scores if score.headline}
-    found = [score.model_copy(update={"headline": False}) if score.task in inside else score for score in scores]
+    made: list[Score] = []
+    inside: set[str] = set()
     for group in asked:
         for category in group.get_all_groups():
-            found += _group_scores(category, scores, headlines=set())
-        found += _group_scores(group, scores, headlines)
-    return found
+            made += _group_scores(category, scores, headlines=set())
+        of_group = _group_scores(group, scores, headlines)
+        if any(score.headline for score in of_group):  # a group that takes no mean leaves its tasks as they are
+            inside |= {task.task_name for task in group.get_all_tasks()}
+        made += of_group
+    return [
+        *(score.model_copy(update={"headline": False}) if score.task in inside else score for score in scores),
+        *made,
+    ]
 
 
 def _group_scores(group: Group, scores: Sequence[Score], headlines: set[tuple[str, str]]) -> list[Score]:
@@ -85,7 +108,7 @@ def _group_scores(group: Group, scores: Sequence[Score], headlines: set[tuple[st
                 results[score.task][f"{metric}_stderr,{filter_name or 'none'}"] = score.stderr
             parts[key].append(score)
     aggregated: dict[str, Any] = dict(group.aggregate(results))  # type: ignore[arg-type]
-    made = []
+    made: list[Score] = []
     for key, count in aggregated.get("sample_count", {}).items():
         metric, filter_name = key.split(",")
         stderr = aggregated[f"{metric}_stderr,{filter_name}"]
@@ -100,7 +123,8 @@ def _group_scores(group: Group, scores: Sequence[Score], headlines: set[tuple[st
                 higher_is_better=first.higher_is_better,
                 task_version=group.version,
                 num_fewshot=shots.pop() if len(shots) == 1 else None,
-                headline=(first.task, first.metric) in headlines,
+                unit=first.unit,
+                headline=(first.task, first.metric) in headlines and not any(score.headline for score in made),
                 subtasks=tuple(names),
             )
         )
@@ -110,6 +134,19 @@ def _group_scores(group: Group, scores: Sequence[Score], headlines: set[tuple[st
 @cache
 def _manager() -> TaskManager:
     return TaskManager(include_path=str(STOCK / MMLU_FOLDER), include_defaults=False)
+
+
+def _own_group(own: OwnGroup, tasks: Mapping[str, Task]) -> Group:
+    """Return lm-eval's group of one's own over those of its tasks that there are."""
+    group = Group.from_config(own.config | {"group": own.name})
+    for child in own.children:
+        if isinstance(child, OwnGroup):
+            inner = _own_group(child, tasks)
+            if inner.get_all_tasks():
+                group.add(inner)
+        elif child in tasks:
+            group.add(tasks[child])
+    return group
 
 
 def _children(manager: TaskManager, name: str) -> list[str]:

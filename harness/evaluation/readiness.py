@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm_eval.api.task import Task
 from lm_eval.models.utils import normalize_gen_kwargs, resolve_max_length
 from pydantic import TypeAdapter
 
@@ -23,6 +24,8 @@ from harness.conversation import find_template
 from harness.errors import HarnessError
 from harness.evaluation.groups import expand_tasks
 from harness.evaluation.language_model import DEFAULT_GENERATED_TOKENS
+from harness.evaluation.own_tasks import OwnTasks, check_places
+from harness.evaluation.scoring import headline_of
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.settings import EvaluationSettings
 from harness.task import RunTask
@@ -63,11 +66,13 @@ def _check_tasks(task: RunTask, longest: int | None) -> None:
     """Raise HarnessError where a task cannot be built; rows that are missing are named all at once."""
     faults: dict[str, str] = {}
     settings = task.spec.evaluation
-    for part in _parts(settings):
+    places = task.own_tasks
+    check_places(places)
+    for part in _parts(settings, OwnTasks(places)):
         try:
             _check_part(task, part, longest)
         except HarnessError as error:
-            faults[", ".join(part.subtasks or part.tasks)] = str(error)
+            faults[", ".join(part.tasks)] = str(error)
     if faults:
         names = list(faults)
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
@@ -75,23 +80,35 @@ def _check_tasks(task: RunTask, longest: int | None) -> None:
         raise HarnessError(f"{faults[names[0]]}{others}")
 
 
-def _parts(settings: EvaluationSettings) -> Iterator[EvaluationSettings]:
-    """Yield the settings with one task each; what a group holds is read from lm-eval."""
-    for name in expand_tasks(settings):
-        yield settings.model_copy(update={"tasks": (name,), "subtasks": None})
+def _parts(settings: EvaluationSettings, own: OwnTasks) -> Iterator[EvaluationSettings]:
+    """Yield the settings with one task each, or an own group, which has a say in its tasks, with one of its tasks."""
+    left = list(expand_tasks(settings, own))
+    for group in filter(own.is_group, settings.tasks):
+        for name in filter(left.__contains__, own.expand(group)):
+            left.remove(name)
+            yield settings.model_copy(update={"tasks": (group,), "subtasks": (name,), "metrics": _of(settings, name)})
+    for name in left:
+        yield settings.model_copy(update={"tasks": (name,), "subtasks": None, "metrics": _of(settings, name)})
+
+
+def _of(settings: EvaluationSettings, name: str) -> dict[str, str] | None:
+    return {name: settings.metrics[name]} if name in (settings.metrics or {}) and settings.metrics else None
 
 
 def _check_part(task: RunTask, settings: EvaluationSettings, longest: int | None) -> None:
-    (name,) = settings.tasks
+    (name,) = settings.subtasks or settings.tasks
     few = settings.model_copy(update={"limit": min(settings.limit or ITEMS, ITEMS)})
     cache = task.cache_folder / "datasets"
     with fenced(settings.fewshot_seed), no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
-        loaded = load_tasks(few, rows_folder=task.rows_folder, datasets_cache=cache, offline=task.offline)[name]
+        loaded = load_tasks(
+            few, rows_folder=task.rows_folder, datasets_cache=cache, offline=task.offline, places=task.own_tasks
+        )[name]
         try:
             loaded.build_all_requests(limit=few.limit)
         except Exception as error:  # whatever lm-eval, a task's own functions or its templates raise
             first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise HarnessError(f"the requests of task '{name}' cannot be built: {first}"[:500]) from error
+    _check_metric(name, loaded, (settings.metrics or {}).get(name))
     if not loaded.instances:
         raise HarnessError(f"task '{name}' has no items to score: leave it out")
     for request in loaded.instances:
@@ -103,6 +120,15 @@ def _check_part(task: RunTask, settings: EvaluationSettings, longest: int | None
                 f"task '{name}' generates up to {new_tokens} tokens, but the model's length is {longest}: there is no "
                 "room for a prompt"
             )
+
+
+def _check_metric(name: str, loaded: Task, asked: str | None) -> None:
+    """Raise HarnessError where the metric that is to enter the average is none of the task's."""
+    filters = [found.name for found in getattr(loaded, "_filters", ())]
+    own = getattr(loaded, "_metric_fn_list", {})
+    metrics = [m if f == "none" else f"{m},{f}" for f in filters for m in own]
+    if asked is not None and metrics and headline_of(metrics, asked) is None:
+        raise HarnessError(f"[evaluation] metrics: task '{name}' has no metric '{asked}', and has {', '.join(metrics)}")
 
 
 def _check_mt_bench(task: RunTask, longest: int | None) -> None:

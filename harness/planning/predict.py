@@ -141,6 +141,8 @@ def _predicted(
     steady = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
+    if getattr(run.optimizer, "reads_answered", 0):
+        assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     worst = max(taken, key=lambda one: one.peak_bytes)
     prediction = Prediction(
         device=question.device,

@@ -81,7 +81,7 @@ class PlanTask(BaseModel):
         if samples_blocks(spec.method):  # its blocks may be drawn by scores of these weights on that text
             asked |= {"model", "calibration", "sources"}
         train = spec.train
-        apart = {"summary", "licence", "gated", "folder"}
+        apart = {"summary", "licence", "gated", "folder", "config"}
         if model.shape is not None and model.folder is None and model.packaged is None:
             apart |= {"name", "hub_id", "hub_id_source", "revision"}
         return {

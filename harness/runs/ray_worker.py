@@ -110,6 +110,9 @@ def localize(task: RunTask) -> RunTask:
             raise HarnessError(
                 f"data set '{name}': {spec.file}: the file is not on this node; name one that every node sees"
             )
+    for place in (*task.own_tasks.include_path, *(rows.scored for rows in task.own_tasks.rows.values())):
+        if not place.exists():
+            raise HarnessError(f"tasks of one's own: {place}: is not on this node; name one that every node sees")
     places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
     if all(place is None or place.exists() for place in places):
         return task

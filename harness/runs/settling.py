@@ -15,8 +15,10 @@ from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
 from harness.record import Record, Status
 from harness.record_environment import Environment
+from harness.run_names import folder_name
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
+from harness.runs.describing import Card, describe, describe_again
 from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.queue import RunQueue
 from harness.store import Store
@@ -30,6 +32,7 @@ class Ledger:
 
     def __init__(self, runs: Runs, queue: RunQueue, watcher: Watcher) -> None:
         self._store = runs.store
+        self._card = runs.card
         self._queue = queue
         self._watcher = watcher
         self._records: list[Record] = []
@@ -45,7 +48,7 @@ class Ledger:
         Raises:
             HarnessError: it cannot be stored.
         """
-        kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder)
+        kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder, self._card)
         shutil.rmtree(task.work_folder, ignore_errors=True)
         self._let_go(task.finishes, kept)
         self._queue.release(task)
@@ -78,24 +81,32 @@ class Ledger:
         return Tally(tuple(self._records), num_by_others=others, left_by_failures=left, not_started=spared, **how)
 
 
-def settle(work: Path, record: Record, store: Store, checkpoints: Path | None) -> Record:
+def settle(work: Path, record: Record, store: Store, checkpoints: Path | None, card: Card | None = None) -> Record:
     """Move a run's files beside the records, append its record, and then remove what the run left; return the record.
 
     In this order a parent may be killed at any moment: the work folder, with the child's record in it, is there until
-    the record is in the store. See ``recover``.
+    the record is in the store, and kept weights that it gave scores to are described with them. See ``recover``.
+
+    Args:
+        work: Folder that the run left.
+        record: Of the run, its files not yet moved.
+        store: Where the record goes.
+        checkpoints: Of the run; None: it has none.
+        card: What writes the card of kept weights; None: they have none.
 
     Raises:
         HarnessError: the files cannot be moved or the record cannot be stored; the work folder stays.
     """
-    kept = keep_files(work, record, store.folder)
+    kept = keep_files(work, record, store.folder, card)
     store.append(kept)
+    _describe_scored(kept, record, store, card)
     if checkpoints is not None and kept.has_outcome():
         shutil.rmtree(checkpoints, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     return kept
 
 
-def recover(store: Store) -> int:
+def recover(store: Store, card: Card | None = None) -> int:
     """Take up what processes that are gone have left: append the records of their finished runs, remove the rest.
 
     Return how many records were appended.
@@ -111,8 +122,10 @@ def recover(store: Store) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             if all(record.uuid != known.uuid for known in store.read(record.suite).records):
-                settle(folder, record, store, checkpoint_folder(store, *record.attempted))
+                settle(folder, record, store, checkpoint_folder(store, *record.attempted), card)
                 recovered += 1
+            else:
+                _describe_scored(record, record, store, card)
             shutil.rmtree(folder, ignore_errors=True)
     return recovered
 
@@ -127,7 +140,7 @@ def work_folder(store: Store, run_id: str, uuid: str) -> Path:
     return store.folder / WORK / f"{run_id}-{uuid}"
 
 
-def keep_files(work: Path, record: Record, folder: Path) -> Record:
+def keep_files(work: Path, record: Record, folder: Path, card: Card | None = None) -> Record:
     """Move a run's items and weights from its work folder into the folder of the records; return the record with them.
 
     There they are as durable as the record that will name them. What was moved by an earlier call, whose process was
@@ -148,9 +161,25 @@ def keep_files(work: Path, record: Record, folder: Path) -> Record:
             _move(work / record.mt_bench.file, folder / answers)
             moved["mt_bench"] = record.mt_bench.model_copy(update={"file": answers})
         if record.weights is not None and not _settled(record.weights, "weights"):
-            moved["weights"] = weights = f"weights/{stem}"
-            _move(work / record.weights, folder / weights)
+            moved["weights"] = weights = f"weights/{folder_name(record)}"
+            if (source := work / record.weights).is_dir():
+                describe(source, record.model_copy(update=moved), (), card)
+            _move(source, folder / weights)
     return record.model_copy(update=moved)
+
+
+def _describe_scored(kept: Record, left: Record, store: Store, card: Card | None) -> None:
+    """Describe kept weights anew that lay beside the records already and were given scores.
+
+    Args:
+        kept: The record as it is stored.
+        left: As the run left it.
+        store: Where it is.
+        card: What writes the card.
+    """
+    lay_there = left.weights is not None and _settled(left.weights, "weights")
+    if kept.of is not None or lay_there:
+        describe_again(store, kept, card)
 
 
 def _settled(name: str, folder: str) -> bool:

@@ -49,11 +49,14 @@ def folder(tmp_path: Path) -> Path:
         ),
         (["run", "--suite", "tiny.toml", "--model", f"{MODEL}=nowhere"], "there is no file or folder 'nowhere'"),
         (["run", "--suite", "tiny.toml", "--model", f"{MODEL}=empty"], "has no config.json or no *.safetensors"),
-        (["run", "--suite", "tiny.toml", "--method", "owlor"], "there is no label 'owlor'; did you mean 'owlore'?"),
-        (["run", "--suite", "tiny.toml", "--method", "full", "--set", "rank=2"], "has no setting 'rank'"),
-        (["run", "--suite", "tiny.toml", "--method", "lora", "--set", "rank=-1"], "rank is -1"),
+        (["run", "--suite", "tiny.toml", "--label", "owlor"], "there is no label 'owlor'; did you mean 'owlore'?"),
+        (["run", "--suite", "tiny.toml", "--label", "full", "--set", "rank=2"], "has no setting 'rank'"),
+        (["run", "--suite", "tiny.toml", "--label", "lora", "--set", "rank=-1"], "rank is -1"),
         (["run", "--suite", "tiny.toml", "--set", "rank"], "expected key=value"),
-        (["run", "--suite", "tiny.toml", "--data", "rows=file"], "there is no data set 'rows'"),
+        (
+            ["run", "--suite", "tiny.toml", "--data", "rows=file"],
+            "file: is neither a JSON list nor JSON Lines of objects",
+        ),
         (["run", "--suite", "tiny.toml", "--limit", "-1"], "'-1' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--max-steps", "0"], "'0' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--budget-seconds", "0"], "'0' is not a number of seconds above 0"),
@@ -63,9 +66,9 @@ def folder(tmp_path: Path) -> Path:
             "suite 'tiny' trains random weights",
         ),
         (["run", "--suite", "random.toml", "--data", "random-tokens=file"], "and no file replaces them"),
-        (["run", "--suite", "random.toml", "--method", "owlore"], "scores of random weights mean nothing"),
+        (["run", "--suite", "random.toml", "--label", "owlore"], "scores of random weights mean nothing"),
         (
-            ["layers", "--suite", "random.toml", "--model", MODEL, "--method", "lisa"],
+            ["layers", "--suite", "random.toml", "--model", MODEL, "--label", "lisa"],
             "has random weights, whose blocks' scores mean nothing",
         ),
         (["run", "--suite", "scored.toml"], "its data 'random-tokens' are random tokens, so scores would mean nothing"),
@@ -75,8 +78,8 @@ def folder(tmp_path: Path) -> Path:
         (["run", "--suite", "tiny.toml", "--results", "file"], "the results folder"),
         (["run"], "the following arguments are required: --suite"),
         (["nonsense"], "invalid choice: 'nonsense'"),
-        (["show", "123"], "no record in results/records has a run id that starts with '123'"),
-        (["evaluate", "123", "--benchmark", "piqa"], "no record in results/records has a run id"),
+        (["show", "123"], "no run in results/records is called '123', and no id starts so"),
+        (["evaluate", "123", "--benchmark", "piqa"], "no run in results/records is called"),
         (["report", "--suite", "tiny.toml"], "no record"),
     ],
 )
@@ -141,7 +144,7 @@ def test_a_folder_without_permission_is_one_sentence(folder: Path) -> None:
         ["list", "devices"],
         ["list", "benchmarks", "--json"],
         ["run", "--suite", "commonsense", "--dry-run"],
-        ["run", "--suite", "tiny.toml", "--dry-run", "--set", "learning_rate=0.5", "--method", "full"],
+        ["run", "--suite", "tiny.toml", "--dry-run", "--set", "learning_rate=0.5", "--label", "full"],
     ],
 )
 def test_what_only_looks_writes_nothing(folder: Path, arguments: list[str]) -> None:
@@ -155,7 +158,7 @@ def test_what_only_looks_writes_nothing(folder: Path, arguments: list[str]) -> N
 def test_a_dry_run_lists_the_papers_runs(folder: Path) -> None:
     done = command("run", "--suite", "commonsense", "--dry-run", cwd=folder)
     for model in ("llama2-7b", "llama3-8b", "mistral-7b"):
-        assert done.stdout.count(f" {model} ") == 1 + 6 * 3
+        assert done.stdout.count(f"{model}/") == 1 + 6 * 3
     assert "57 runs of suite 'commonsense'" in done.stdout
 
 

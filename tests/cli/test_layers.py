@@ -20,11 +20,11 @@ def folder(tmp_path: Path) -> Path:
     ("arguments", "said"),
     [
         (["--model", "smollm"], "there is no model 'smollm'; did you mean 'smollm2-135m'?"),
-        (["--model", "smollm2-135m", "--method", "lora"], "trains no sample of blocks"),
-        (["--model", "smollm2-135m", "--method", "owlor"], "there is no label 'owlor'; did you mean 'owlore'?"),
+        (["--model", "smollm2-135m", "--label", "lora"], "trains no sample of blocks"),
+        (["--model", "smollm2-135m", "--label", "owlor"], "there is no label 'owlor'; did you mean 'owlore'?"),
         (["--model", "smollm2-135m", "--out", "plot.txt"], "expected a file that ends in .png or .svg or .pdf"),
         (["--model", "smollm2-135m", "--out", "none/plot.png"], "there is no folder 'none'"),
-        (["--model", "smollm2-135m", "--method", "lisa"], "so it has no tau: give --tau"),
+        (["--model", "smollm2-135m", "--label", "lisa"], "so it has no tau: give --tau"),
     ],
 )
 def test_wrong_use_is_one_sentence(folder: Path, arguments: list[str], said: str) -> None:

@@ -100,7 +100,7 @@ def test_a_budget_cuts_a_suite_and_the_same_command_goes_on(tmp_path: Path, mode
     assert before.train is not None
     (resumed,) = after.train.resumed_at_steps
     assert 10 <= resumed <= before.train.num_steps
-    rest = command(*arguments, "--method", "full", "--budget-seconds", "500", cwd=tmp_path)
+    rest = command(*arguments, "--label", "full", "--budget-seconds", "500", cwd=tmp_path)
     assert rest.returncode == 0, rest.stderr
 
 

@@ -40,7 +40,7 @@ def planned(cache: dict[str, str], cwd: Path, *arguments: str) -> list[dict[str,
 
 
 def test_json_holds_what_is_promised_and_is_answered_from_the_cache(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("--model", "smollm2-135m", "--method", "lisa", "--seed", "1", *SHAPE, "--device", "h100-sxm")
+    asked = ("--model", "smollm2-135m", "--label", "lisa", "--seed", "1", *SHAPE, "--device", "h100-sxm")
     (first,) = planned(cache, tmp_path, *asked)
     for key in ("weights_bytes", "gradients_bytes", "optimizer_state_bytes", "activations_bytes"):
         assert first[key] > 0
@@ -98,7 +98,7 @@ def test_runs_are_predicted_with_the_compute_capability_of_their_device(
 
 
 def test_a_horizon_that_sees_more_needs_more(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("--model", "smollm2-135m", "--method", "lisa", "--seed", "1", *SHAPE, "--set", "interval_steps=1")
+    asked = ("--model", "smollm2-135m", "--label", "lisa", "--seed", "1", *SHAPE, "--set", "interval_steps=1")
     states = [
         planned(cache, tmp_path, *asked, "--horizon", horizon)[0]["optimizer_state_bytes"]
         for horizon in ("first", "run", "all-visited")
@@ -109,7 +109,7 @@ def test_a_horizon_that_sees_more_needs_more(tmp_path: Path, cache: dict[str, st
 
 
 def test_a_table_says_what_fits(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("plan", "--model", "smollm2-135m", "--method", "lisa", *SHAPE, "--device-memory", "100MB")
+    asked = ("plan", "--model", "smollm2-135m", "--label", "lisa", *SHAPE, "--device-memory", "100MB")
     done = command(*asked, cwd=tmp_path, environment=cache)
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("smollm2-135m"))
@@ -121,8 +121,8 @@ def test_a_table_says_what_fits(tmp_path: Path, cache: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["plan"], "name a suite with --suite, or one run with --model and --method"),
-        (["plan", "--model", "smollm2-135m", "--method", "base"], "nothing of what is chosen trains"),
+        (["plan"], "name a suite with --suite, or one run with --model and --label"),
+        (["plan", "--model", "smollm2-135m", "--label", "base"], "nothing of what is chosen trains"),
         (["plan", "--suite", "quickstart", "--device-memory", "much"], "expected a size such as 24GiB"),
         (["plan", "--suite", "quickstart", "--device", "h100-sxn"], "did you mean 'h100-sxm'"),
         (["plan", "--suite", "quickstart", "--mfu", "1.5"], "is not a number above 0, at most 1"),
@@ -137,7 +137,7 @@ def test_wrong_use_is_one_sentence(tmp_path: Path, arguments: list[str], sentenc
 
 
 def test_a_refused_configuration_is_said_and_the_others_are_planned(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("plan", "--model", "smollm2-135m", "--method", "lisa", "--method", "lora", *SHAPE)
+    asked = ("plan", "--model", "smollm2-135m", "--label", "lisa", "--label", "lora", *SHAPE)
     done = command(*asked, "--set", "update_in_backward=true", "--json", cwd=tmp_path, environment=cache)
     assert done.returncode in (1, 2)
     assert "max_grad_norm" in done.stdout + done.stderr
@@ -203,7 +203,7 @@ def test_every_record_carries_its_prediction(tmp_path: Path, tiny_llama: Path, s
         "tiny.toml",
         "--model",
         f"smollm2-135m={tiny_llama}",
-        "--method",
+        "--label",
         "lisa",
         "--offline",
     )
@@ -237,7 +237,7 @@ def profile(folder: Path, kind: str = "cuda", sizes: str = "full") -> str:
 
 
 def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache: dict[str, str]) -> None:
-    asked = ("--model", "smollm2-135m", "--method", "full", *SHORT, "--max-steps", "3")
+    asked = ("--model", "smollm2-135m", "--label", "full", *SHORT, "--max-steps", "3")
     (plain,) = planned(cache, tmp_path, *asked, "--seed", "1")
     (given,) = planned(cache, tmp_path, *asked, "--seed", "1", "--device-profile", profile(tmp_path))
     assert plain["device_memory_bytes"] is plain["step_seconds"] is None
@@ -253,7 +253,7 @@ def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache
 def test_a_profile_of_a_cpu_is_refused_and_one_of_tiny_shapes_is_warned_of(
     tmp_path: Path, cache: dict[str, str]
 ) -> None:
-    asked = ("plan", "--model", "smollm2-135m", "--method", "full", *SHORT, "--max-steps", "3", "--device-profile")
+    asked = ("plan", "--model", "smollm2-135m", "--label", "full", *SHORT, "--max-steps", "3", "--device-profile")
     refused = command(*asked, profile(tmp_path, kind="cpu"), cwd=tmp_path, environment=cache)
     assert refused.returncode == 2
     assert "which is no CUDA device" in refused.stderr

@@ -157,6 +157,7 @@ def test_another_environment_is_not_skipped(folder: Path, model: str, records: d
 
 
 def test_kept_weights_load_and_take_further_scores(folder: Path, model: str, records: dict[str, Record]) -> None:
+    from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM
 
     for label in ("full", "lora"):
@@ -167,9 +168,16 @@ def test_kept_weights_load_and_take_further_scores(folder: Path, model: str, rec
         assert type(loaded).__name__ == "LlamaForCausalLM"
         assert list(weights.glob("*.safetensors"))
     assert (weights / "adapter" / "adapter_model.safetensors").is_file()
+    assert weights.name.startswith("smollm2-135m-lora-1-")
+    assert not (weights / "adapter" / "README.md").exists()  # peft's, which names the base by its local path
+    assert type(AutoPeftModelForCausalLM.from_pretrained(weights / "adapter")).__name__ == "PeftModelForCausalLM"
+    card = (weights / "README.md").read_text()
+    assert "# smollm2-135m/lora/1" in card and "| piqa " in card and str(folder) not in card
+    assert Record.model_validate_json((weights / "record.json").read_bytes()) == records["lora"]
     record = records["full"]
-    done = command("evaluate", record.run_id, "--benchmark", "piqa", "--benchmark", "boolq", "--offline", cwd=folder)
+    done = command("evaluate", "full", "--benchmark", "piqa", "--benchmark", "boolq", "--offline", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert "| boolq " in (folder / "results" / "records" / str(record.weights) / "README.md").read_text()
     added = Store(folder / "results" / "records").read("tiny").records[-1]
     assert (added.kind, added.of, added.run_id) == ("evaluation", record.uuid, record.run_id)
     assert {score.task for score in added.scores} == {"piqa", "boolq"}
@@ -179,7 +187,7 @@ def test_kept_weights_load_and_take_further_scores(folder: Path, model: str, rec
 
 def test_show_prints_a_record_and_its_json(folder: Path, records: dict[str, Record]) -> None:
     run_id = records["galore"].run_id
-    shown = command("show", run_id[:8], cwd=folder)
+    shown = command("show", "last/galore", cwd=folder)
     assert shown.returncode == 0
     for expected in (run_id, "galore", "held-out loss", "piqa"):
         assert expected in shown.stdout
@@ -406,7 +414,7 @@ def test_a_kill_loses_nothing_and_the_same_command_does_the_rest(tmp_path: Path,
     resumed = command(*arguments, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "1 of 2 runs skipped" in resumed.stdout
-    undisturbed = command(*arguments, "--method", "owlore", "--results", "other", cwd=tmp_path)
+    undisturbed = command(*arguments, "--label", "owlore", "--results", "other", cwd=tmp_path)
     assert undisturbed.returncode == 0, undisturbed.stderr
     after = store.read("tiny")
     assert after.records[: len(kept.records)] == kept.records

@@ -21,7 +21,7 @@ def test_examples_are_printed_marked_and_as_json(tmp_path: Path, tiny_llama: Pat
     assert plain.stdout.count("--- example ") == 2
     assert plain.stdout.count("truncated by") == 2  # the tiny model's tokens are bytes
     assert plain.stdout.count("⟦the correct answer is ") == 2
-    found = json.loads(command(*chosen, "--n", "2", "--json", "--method", "lora", cwd=tmp_path).stdout)
+    found = json.loads(command(*chosen, "--n", "2", "--json", "--label", "lora", cwd=tmp_path).stdout)
     assert found["label"] == "lora"
     for example in found["examples"]:
         assert len(example["ids"]) == len(example["trained"]) == 64
@@ -36,5 +36,5 @@ def test_what_has_no_text_is_said(tmp_path: Path) -> None:
     (tmp_path / "tiny.toml").write_text(RANDOM)
     drawn = command("show-data", "--suite", "tiny.toml", "--offline", cwd=tmp_path)
     assert (drawn.returncode, "trains on random tokens" in drawn.stderr) == (2, True)
-    base = command("show-data", "--suite", "quickstart", "--method", "base", "--offline", cwd=tmp_path)
+    base = command("show-data", "--suite", "quickstart", "--label", "base", "--offline", cwd=tmp_path)
     assert (base.returncode, "nothing of what is chosen trains" in base.stderr) == (2, True)

@@ -30,7 +30,7 @@ def test_tune_run_report(tmp_path: Path, tiny_llama: Path) -> None:
     assert "4 runs of suite 'tiny-tune'" in dry.stdout
     assert not (tmp_path / "tiny.tuned.toml").exists()
 
-    first = command("tune", *chosen, "--method", "full", "--offline", cwd=tmp_path)
+    first = command("tune", *chosen, "--label", "full", "--offline", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     second = command("tune", *chosen, "--offline", cwd=tmp_path)
     assert second.returncode == 0, second.stderr

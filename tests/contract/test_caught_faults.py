@@ -80,6 +80,8 @@ class Row:
     instruction: str
     output: str = "x"
     input: str = ""
+    turns: tuple[()] = ()
+    place: str = ""
 
 
 def test_every_epoch_has_an_order_of_its_own(tokenizer):

@@ -72,6 +72,18 @@ GSM8K = [
         "answer": "She has 3*4 = <<3*4=12>>12 apples.\n#### 12",
     }
 ]
+TALKS = [
+    {
+        "messages": [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": "What barks?"},
+            {"role": "assistant", "content": "Dogs."},
+            {"role": "user", "content": "And what\n\npurrs?"},
+            {"role": "assistant", "content": "Cats."},
+        ]
+    },
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]},
+]
 TEXTS = [
     "What is 1+1?\nThe answer is 2.",
     "Name a colour that the sky often has.\nThe sky is often blue, and grey in winter.",
@@ -139,6 +151,20 @@ def truncation(folder: Path) -> tuple[Sequence[TrainingRow], TrainSettings]:
     return (*ROWS, long), settings(prompt="plain", sequence_length=12)
 
 
+def conversations(folder: Path) -> tuple[Sequence[TrainingRow], TrainSettings]:
+    return file_rows(folder, TALKS, "messages"), settings(prompt="chat")
+
+
+def turns_of_a_prompt(folder: Path) -> tuple[Sequence[TrainingRow], TrainSettings]:
+    rows = [{"prompt": talk["messages"][:-1], "completion": talk["messages"][-1:]} for talk in TALKS[:1]]
+    return file_rows(folder, rows, "prompt-completion"), settings(prompt="conversation")
+
+
+def completions(folder: Path) -> tuple[Sequence[TrainingRow], TrainSettings]:
+    rows = [{"prompt": "2 + 2 =", "completion": "4"}, {"prompt": "Once upon", "completion": " a time"}]
+    return file_rows(folder, rows, "prompt-completion", "rows.parquet"), settings(prompt="as_is")
+
+
 def mmlu(folder: Path) -> tuple[Sequence[TrainingRow], TrainSettings]:
     return file_rows(folder, MMLU, "choices", "rows.parquet"), settings(prompt="as_is")
 
@@ -153,11 +179,14 @@ CASES: dict[str, Case] = {
     "chat-template": chat,
     "commonsense-rows": commonsense,
     "given-template-chatml": conversation,
+    "completions": completions,
+    "conversations": conversations,
     "gsm8k-rows": gsm8k,
     "mmlu-auxiliary-train": mmlu,
     "owlore-packed": owlore,
     "packed-answers": packed_answers,
     "truncation": truncation,
+    "turns-of-a-prompt": turns_of_a_prompt,
 }
 
 

@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.timeout(900)
 def test_twenty_runs_are_all_recorded_once_though_a_worker_is_lost_midway(folder: Path, tiny_llama: Path) -> None:
-    more = ["--method", "full", "--method", "lisa", *(word for seed in SEEDS for word in ("--seed", str(seed)))]
+    more = ["--label", "full", "--label", "lisa", *(word for seed in SEEDS for word in ("--seed", str(seed)))]
     with (
         two_workers() as (address, workers, cluster),
         start(arguments(tiny_llama, *more, "--ray-address", address), folder, folder / "cache") as harness,

@@ -22,7 +22,7 @@ def test_the_small_suite_runs_from_training_to_report(tmp_path: Path) -> None:
     needed(packaged_place())
     assert is_complete(converted_model_place(find_model("smollm2-135m", load_models())))
     where = ("--suite", "mt-bench-small", "--results", "records")
-    chosen = ("--method", "base", "--method", "lora", "--max-steps", "2", "--offline")
+    chosen = ("--label", "base", "--label", "lora", "--max-steps", "2", "--offline")
     done = command("run", *where, *chosen, cwd=tmp_path, timeout=500)
     assert done.returncode == 0, done.stderr
     records = Store(tmp_path / "records").read("mt-bench-small").records

@@ -83,7 +83,7 @@ def test_without_a_label_the_first_that_draws_by_scores_is_told(suite: str) -> N
 
 def test_a_suite_without_such_a_label_asks_for_one() -> None:
     labels = {label: entry for label, entry in load_labels().items() if label in ("full", "lisa")}
-    with pytest.raises(HarnessError, match="may use no label that draws blocks by scores: name one with --method"):
+    with pytest.raises(HarnessError, match="may use no label that draws blocks by scores: name one with --label"):
         _first_by_scores(SelectionRequest(suite="quickstart"), labels)
 
 

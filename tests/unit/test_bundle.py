@@ -45,7 +45,7 @@ def plain(folder: Path) -> BundledAssets:
     """Put one file into a bundle's cache."""
     (folder / "cache").mkdir(exist_ok=True)
     (folder / "cache" / "rows.jsonl").write_text("{}\n" * 1000)
-    return BundledAssets("quickstart", (("--data", "alpaca", "data/alpaca.json"), ("--method", "lora", None)), ())
+    return BundledAssets("quickstart", (("--data", "alpaca", "data/alpaca.json"), ("--label", "lora", None)), ())
 
 
 @pytest.fixture
@@ -89,12 +89,12 @@ def test_a_bundle_installs_without_a_network_and_says_what_to_run(make: Make, tm
     done = install(tmp_path / "bundle", "a venv", PIP_CONSTRAINT="/nowhere", PIP_NO_INDEX="0")
     assert done.returncode == 0, done.stderr
     cache = tmp_path / "bundle" / "cache"
-    options = f"--suite quickstart --data alpaca={tmp_path}/bundle/data/alpaca.json --method lora"
+    options = f"--suite quickstart --data alpaca={tmp_path}/bundle/data/alpaca.json --label lora"
     assert f"called: prepare --offline {options} {cache} 1\n" in done.stdout
     assert f"source '{tmp_path}/a venv/bin/activate'\n" in done.stdout
     assert f"export HARNESS_CACHE='{cache}' HF_HUB_OFFLINE=1\n" in done.stdout
     shown = f"harness run --offline --suite quickstart --data 'alpaca={tmp_path}/bundle/data/alpaca.json'"
-    assert f"{shown} --method 'lora'\n" in done.stdout
+    assert f"{shown} --label 'lora'\n" in done.stdout
     assert (tmp_path / "a venv" / "bin" / "harness").is_file()
 
 
@@ -337,7 +337,7 @@ def test_what_a_packaged_suite_needs_is_there_in_the_bundle(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assets, lacks = copied("quickstart", ["smollm2-135m"], tmp_path / "bundle")
-    assert assets.options == (("--model", "smollm2-135m", None), ("--method", "lora", None))
+    assert assets.options == (("--model", "smollm2-135m", None), ("--label", "lora", None))
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "bundle" / "cache"))
     assert lacks() == []
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "empty"))
@@ -421,7 +421,7 @@ def test_names_of_the_users_own_go_along_with_their_files(cache: Path, tmp_path:
         ("--data", "rows", "data/rows.json"),
         ("--model", "mine", "models/mine"),
         ("--model", "smollm2-135m", None),
-        ("--method", "lora", None),
+        ("--label", "lora", None),
     ]
     assert list(assets.options) == ([] if in_suite else [("--catalogue", "", "catalogue.toml")]) + wanted
     for _, _, place in assets.options:

@@ -53,6 +53,33 @@ def test_pre_commit_runs_the_pinned_ruff_and_mypy() -> None:
     assert hooks["mypy"]["entry"].endswith("-e types")
 
 
+def test_no_document_and_no_message_installs_from_an_index_what_is_on_none() -> None:
+    texts = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+        *(ROOT / "harness").rglob("*.py"),
+    ]
+    assert len(texts) > 100
+    for file in texts:
+        assert "finetune-harness[" not in file.read_text(encoding="utf-8"), file
+
+
+def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_extras_that_there_are() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "dev"}
+    modules = {"fschat": "fastchat", "ray": "ray", "nvidia-ml-py": "pynvml"}
+    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "harness").rglob("*.py"))
+    for wanted in extras.values():
+        for package in (re.split(r"[<>=~!\[; ]", entry)[0] for entry in wanted):
+            assert re.search(rf"^\s*(import|from) {modules[package]}\b", code, re.MULTILINE), package
+    named = set()
+    for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for found in re.findall(r"'\.\[([a-z,-]+)\]'", file.read_text(encoding="utf-8")):
+            named |= set(found.split(","))
+    assert {"ray", "mt-bench"} <= named <= set(extras)
+
+
 def test_the_citation_is_of_this_version_and_license() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = read("CITATION.cff")

@@ -46,7 +46,7 @@ def test_a_template_is_never_guessed() -> None:
 def test_without_fschat_its_templates_are_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(conversation, "find_spec", lambda name: None)
     assert find_template("llama-3").origin == "harness"
-    with pytest.raises(HarnessError, match=r"'llama-2' .* pip install 'finetune-harness\[mt-bench\]'"):
+    with pytest.raises(HarnessError, match=r"'llama-2' .* pip install fschat, .* '\.\[mt-bench\]'"):
         find_template("llama-2")
 
 

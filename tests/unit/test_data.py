@@ -23,6 +23,8 @@ class Row:
     instruction: str
     output: str
     input: str = ""
+    turns: tuple[()] = ()
+    place: str = ""
 
 
 def text_of(tokenizer: Any, ids: Any) -> str:

@@ -20,6 +20,7 @@ from harness.commands.requests import (
     HowToRun,
     JudgeRequest,
     SelectionRequest,
+    TasksRequest,
     WhereToRun,
 )
 from harness.commands.run import run
@@ -29,13 +30,17 @@ from harness.record_training import Horizon
 from harness.report.formats import FORMATS
 
 SUITE = ["--suite", "s"]
-CHOICE = [*SUITE, "--model", "m=p", "--model", "n", "--method", "l", "--data", "d=f", "--catalogue", "c.toml"]
+CHOICE = [*SUITE, "--model", "m=p", "--model", "n", "--label", "l", "--data", "d=f", "--catalogue", "c.toml"]
+OWN = ["--include-path", "t", "--include-path", "u", "--trust-tasks", "u"]
+THEIRS = TasksRequest(include=("t", "u"), trusted=("u",))
+CHOICE += OWN
 CHOSEN: dict[str, Any] = {
     "suite": "s",
     "models": ("m=p", "n"),
     "labels": ("l",),
     "data": ("d=f",),
     "catalogue": Path("c.toml"),
+    "tasks": THEIRS,
 }
 ASSETS = ["--offline", "--wheel", "w"]
 BROUGHT = AssetsRequest(offline=True, wheels=("w",))
@@ -58,11 +63,16 @@ ASKED = {
 HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "list.list_kind",
-        ["models", "--catalogue", "c.toml", "--json"],
-        ["models"],
-        {"catalogue": Path("c.toml"), "in_json": True},
+        ["models", "--catalogue", "c.toml", "--json", *OWN],
+        ["models", None],
+        {"catalogue": Path("c.toml"), "tasks": THEIRS, "in_json": True},
     ),
-    ("list.list_kind", ["models"], ["models"], {"catalogue": None, "in_json": False}),
+    (
+        "list.list_kind",
+        ["models", "m"],
+        ["models", "m"],
+        {"catalogue": None, "tasks": TasksRequest(), "in_json": False},
+    ),
     (
         "prepare.prepare_suite",
         [
@@ -78,6 +88,11 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         ],
         {},
     ),
+    ("new.new", ["suite", "n", "--out", "o"], ["suite", "n"], {"out": Path("o")}),
+    ("new.new", ["task", "n"], ["task", "n"], {"out": Path()}),
+    ("check.check", ["s", *CHOICE[2:], "--json"], [SelectionRequest(**CHOSEN)], {"in_json": True}),
+    ("check.check", ["s"], [SelectionRequest(suite="s")], {"in_json": False}),
+    ("check.print_schema", ["--schema", "suite"], ["suite"], {}),
     (
         "doctor.diagnose",
         [*CHOICE, *RESULTS, "--json"],
@@ -88,8 +103,8 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "layers.show_layers",
         [
-            *(*SUITE, "--model", "m=p", "--method", "l", "--tau", "2", "--data", "d=f", "--catalogue", "c.toml"),
-            *(*ASSETS, "--json", "--out", "o.png"),
+            *(*SUITE, "--model", "m=p", "--label", "l", "--tau", "2", "--data", "d=f", "--catalogue", "c.toml"),
+            *(*OWN, *ASSETS, "--json", "--out", "o.png"),
         ],
         [SelectionRequest(**{**CHOSEN, "models": ("m=p",)}, overrides=("tau=2.0",)), BROUGHT],
         {"in_json": True, "plot": "o.png"},
@@ -132,7 +147,7 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "plan.plan",
-        ["--model", "m", "--method", "l", "--checkpointing", "on"],
+        ["--model", "m", "--label", "l", "--checkpointing", "on"],
         [
             SelectionRequest(
                 suite="commonsense", models=("m",), labels=("l",), overrides=("gradient_checkpointing=true",)
@@ -175,17 +190,18 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
         "evaluate.evaluate",
         [
+            *OWN,
             *("abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", "--model", "m=p"),
-            *(*RESULTS, *ASSETS),
+            *(*SUITE, *RESULTS, *ASSETS),
         ],
         ["abc", ["t", "u"], BROUGHT],
-        {"results": Path("r"), "limit": 5, "catalogue": Path("c"), "model": "m=p"},
+        {"results": Path("r"), "suite": "s", "limit": 5, "catalogue": Path("c"), "own": THEIRS, "model": "m=p"},
     ),
     (
         "evaluate.evaluate",
         ["abc", *RESULTS, *ASSETS],
         ["abc", (), BROUGHT],
-        {"results": Path("r"), "limit": None, "catalogue": None, "model": None},
+        {"results": Path("r"), "suite": None, "limit": None, "catalogue": None, "own": TasksRequest(), "model": None},
     ),
     (
         "judge.judge_suite",
@@ -234,33 +250,39 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ("paper.paper", ["show", "t", *RESULTS, "--format", "csv"], ["show", "t"], {"results": Path("r"), "style": "csv"}),
     (
         "show.show",
-        ["abc", *RESULTS, "--json", "--plot", "p.png"],
+        ["abc", *SUITE, *RESULTS, "--json", "--plot", "p.png"],
         ["abc"],
-        {"results": Path("r"), "in_json": True, "plot": "p.png"},
+        {"results": Path("r"), "suite": "s", "in_json": True, "plot": "p.png"},
     ),
     (
         "report.report",
-        [*SUITE, "--catalogue", "c", *RESULTS, "--out", "o", "--format", "md", "--format", "csv"],
+        [*SUITE, *OWN, "--catalogue", "c", *RESULTS, "--out", "o", "--format", "md", "--format", "csv"],
         ["s"],
-        {"results": Path("r"), "out": Path("o"), "formats": ["md", "csv"], "catalogue": Path("c")},
+        {"results": Path("r"), "out": Path("o"), "formats": ["md", "csv"], "catalogue": Path("c"), "tasks": THEIRS},
     ),
     (
         "report.report",
         SUITE,
         ["s"],
-        {"results": Path("results/records"), "out": None, "formats": FORMATS, "catalogue": None},
+        {
+            "results": Path("results/records"),
+            "out": None,
+            "formats": FORMATS,
+            "catalogue": None,
+            "tasks": TasksRequest(),
+        },
     ),
     (
         "compare.compare",
-        ["a", "b", "--fail-on", "f", "--level", "0.1", "--format", "json"],
+        ["a", "b", "--fail-on", "f", "--level", "0.1", "--format", "json", "--write", "junit=gate.xml"],
         ["a", "b"],
-        {"tolerances": "f", "level": 0.1, "in_json": True},
+        {"tolerances": "f", "level": 0.1, "output": "json", "files": [("junit", Path("gate.xml"))]},
     ),
     (
         "history.show_history",
-        [*SUITE, "--metric", "score", "--model", "m", "--method", "l", *RESULTS, "--plot", "p.png", "--json"],
+        [*SUITE, "--metric", "score", "--model", "m", "--label", "l", *RESULTS, "--plot", "p.png", "--json"],
         ["s", "score"],
-        {"results": Path("r"), "models": ["m"], "labels": ["l"], "in_json": True, "plot": "p.png"},
+        {"results": Path("r"), "models": ["m"], "labels": ("l",), "in_json": True, "plot": "p.png"},
     ),
 ]
 
@@ -326,7 +348,7 @@ def test_a_program_lists_runs_without_a_command_line(tmp_path: Path, capsys: pyt
     assert run(chosen, HowToRun(dry_run=True), AssetsRequest(offline=True), results=tmp_path) == 0
     told = capsys.readouterr().out
     assert "4 runs of suite 'quickstart'" in told
-    words = ["--method", "full", "--method", "lora", "--seed", "1", "--seed", "2", "--set", "num_steps=3"]
+    words = ["--label", "full", "--label", "lora", "--seed", "1", "--seed", "2", "--set", "num_steps=3"]
     assert main(["run", "--suite", "quickstart", *words, "--dry-run", "--results", str(tmp_path)]) == 0
     assert capsys.readouterr().out == told
     assert not list(tmp_path.iterdir())

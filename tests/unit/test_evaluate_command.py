@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 
 from harness.catalogue.models import BaseModelSpec, load_models
+from harness.catalogue.tasks import TaskPlaces
 from harness.commands import evaluate as command
-from harness.commands.requests import AssetsRequest
+from harness.commands.requests import AssetsRequest, TasksRequest
 from harness.errors import HarnessError
+from harness.evaluation.own_tasks import OwnTasks
 from harness.preparing.assets import resolve_model
 from harness.record import Record
 from harness.runs.executor import Runs, Tally
 from harness.settings import EvaluationSettings
 from harness.store import Store
 from harness.task import RunTask
+from tests.own_tasks import write as write_tasks
 from tests.records import ENVIRONMENT, make_record, make_spec
 
 NAME = "smollm2-135m"
@@ -192,3 +195,35 @@ def test_a_run_is_not_finished_on_other_rows(asked: list[RunTask], tiny_llama: P
     Store(tmp_path).append(record.model_copy(update={"spec": spec, "uuid": "later", "run_id": "f" * 16}))
     with pytest.raises(HarnessError, match="asked for hub other rows, and here that is hub: the command that ran it"):
         command.evaluate("f" * 16, (), AssetsRequest(offline=True), results=tmp_path)
+
+
+def test_a_task_of_ones_own_is_evaluated_from_its_folder(
+    asked: list[RunTask], tiny_llama: Path, tmp_path: Path
+) -> None:
+    record = kept(tmp_path, tiny_llama, adapter=False)
+    with pytest.raises(HarnessError, match=r"lm-eval has no task 'capitals'.* named with --include-path$"):
+        evaluate(record, tmp_path, "capitals")
+    folder = write_tasks(tmp_path / "tasks")
+    evaluate(record, tmp_path, "capitals", "piqa", own=TasksRequest(include=(str(folder),)))
+    (task,) = asked
+    assert task.own_tasks.include_path == (folder,)
+    assert task.spec.evaluation.tasks == ("capitals", "piqa")
+    assert set(task.spec.sources) == {"evaluation", "task capitals", "rows capitals"}
+    assert task.spec.training_id == record.spec.training_id
+
+
+def test_a_run_that_asked_for_tasks_of_ones_own_is_finished_on_the_same(
+    asked: list[RunTask], tiny_llama: Path, tmp_path: Path
+) -> None:
+    folder = write_tasks(tmp_path / "tasks")
+    wanted = EvaluationSettings(tasks=("capitals",), rows="own")
+    sources = {"evaluation": "own"} | OwnTasks(TaskPlaces(include_path=(folder,))).identities(wanted)
+    spec = make_spec(model=resolve_model(SPEC, tiny_llama).identity(), evaluation=wanted, sources=sources)
+    with pytest.raises(HarnessError, match=r"asked for rows capitals .*, and here that is not given"):
+        command._check_sources(spec, {"own": "own"}, {})
+    command._check_sources(spec, {"own": "own"}, OwnTasks(TaskPlaces(include_path=(folder,))).identities(wanted))
+    (folder / "capitals.jsonl").write_text('{"country": "x", "choices": ["a"], "answer": 0}\n')
+    changed = OwnTasks(TaskPlaces(include_path=(folder,))).identities(wanted)
+    with pytest.raises(HarnessError, match=r"asked for rows capitals scored/test:.*, and here that is scored/test:"):
+        command._check_sources(spec, {"own": "own"}, changed)
+    assert not asked

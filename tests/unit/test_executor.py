@@ -26,7 +26,7 @@ def test_devices_are_not_for_ray() -> None:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(HarnessError, match=r"finetune-harness\[ray\]"), executor(WhereToRun(executor="ray")):
+    with pytest.raises(HarnessError, match=r"pip install '\.\[ray\]'"), executor(WhereToRun(executor="ray")):
         pass
 
 

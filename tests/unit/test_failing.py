@@ -95,7 +95,4 @@ def test_a_long_sentence_is_said_once_and_then_shortened(capsys: pytest.CaptureF
             display.run_ended(make_record(status="failed", reason=reason, spec=make_spec(seed=seed)))
     lines = capsys.readouterr().err.splitlines()
     assert sum(reason in line for line in lines) == 1
-    assert (
-        lines[2]
-        == "[3/3] tiny full seed 3: failed in 30.0 s: " + reason[:60].rstrip() + " … (as above; 3 times by now)"
-    )
+    assert lines[2] == "[3/3] tiny/full/3: failed in 30 s: " + reason[:60].rstrip() + " … (as above; 3 times by now)"

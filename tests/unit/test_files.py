@@ -18,6 +18,7 @@ from harness.engine.keeping import keep_trained
 from harness.errors import HarnessError
 from harness.method import Method
 from harness.record import Record
+from harness.run_names import folder_name
 from harness.runs.child import RECORD_FILE
 from harness.runs.settling import WORK, recover, settle, work_folder
 from harness.store import Store
@@ -70,7 +71,7 @@ def finished(store: Store) -> tuple[Path, Record]:
 def test_what_a_record_names_is_durable_before_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store(tmp_path)
     work, record = finished(store)
-    stem, left = f"{record.run_id}-{record.uuid}", work.relative_to(tmp_path)
+    name, stem, left = folder_name(record), f"{record.run_id}-{record.uuid}", work.relative_to(tmp_path)
     with monkeypatch.context() as patch:
         seen = watch(tmp_path, patch)
         settle(work, record, store, None)
@@ -78,9 +79,10 @@ def test_what_a_record_names_is_durable_before_the_record(tmp_path: Path, monkey
     before = seen[: seen.index("sync tiny.jsonl")]
     for order in (
         [f"sync {left}/items.jsonl.zst", f"move items/{stem}.jsonl.zst", "sync items"],
-        [f"sync {left}/weights/model.safetensors", f"sync {left}/weights", f"move weights/{stem}", "sync weights"],
+        [f"sync {left}/weights/model.safetensors", f"sync {left}/weights", f"move weights/{name}", "sync weights"],
     ):
-        assert [event for event in before if event in order] == order
+        since = before[before.index(order[0]) :]  # what describes the weights was flushed in their folder before
+        assert [event for event in since if event in order] == order
     # The folders themselves are new, and so is the file of the records.
     assert before.index("sync .") < before.index(f"move items/{stem}.jsonl.zst")
     assert "sync ." in seen[seen.index("sync tiny.jsonl") :]
@@ -150,7 +152,7 @@ def test_saved_weights_are_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     base = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=tmp_path)
     keep_trained(method, Saves(), Saves(), tmp_path / "weights", base)  # type: ignore[arg-type]
     assert seen[0] == "sync ."
-    assert set(seen[1:-1]) == {"sync weights/0.json", "sync weights/1.json"}
+    assert set(seen[1:-1]) == {"sync weights/0.json", "sync weights/1.json", "sync weights/base.json"}
     assert seen[-1] == "sync weights"
 
 

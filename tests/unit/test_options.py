@@ -48,7 +48,7 @@ def test_every_command_with_a_suite_or_results_is_among_them() -> None:
     assert len(found) > 70
 
 
-@pytest.mark.parametrize("repeated", [["--seed", "1"], ["--method", "full"], ["--model", "m"], ["--set", "a=1"]])
+@pytest.mark.parametrize("repeated", [["--seed", "1"], ["--label", "full"], ["--model", "m"], ["--set", "a=1"]])
 def test_the_same_value_of_an_option_that_may_be_repeated_is_refused(
     repeated: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

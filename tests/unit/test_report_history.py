@@ -81,7 +81,7 @@ def test_the_command_prints_a_table_and_draws(
     assert "step time, s" in picture and "bbbbbbbbbbbb" in picture
     assert main([*asked, "--json"]) == 0
     assert [len(point["values"]) for point in json.loads(capsys.readouterr().out)] == [2, 1, 1, 1]
-    assert main([*asked, "--method", "lora"]) == 2
+    assert main([*asked, "--label", "lora"]) == 2
     assert "there is no such record of suite 'quick'" in capsys.readouterr().err
     assert main([*asked, "--plot", "h.gif"]) == 2
     assert "expected a file that ends in" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_the_policy_allows_only_the_pages_own_style_and_script(file: Path) -> No
 def test_a_row_without_a_result_tells_why_in_its_cells_and_below(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
     cell = '<td class="number missing fault" title="seed 1: out of memory: needs 9 GiB, has 8&#10;seed 2: refused: too'
-    assert text.count(cell) == 11 + 15  # the cells of its scores and of its cost
+    assert text.count(cell) == 12 + 14  # the cells of its scores and of its cost
     assert '<td class="text">needs 9 GiB, has 8</td>' in text
     assert '<a class="why" href="#runs-without-a-result">' in text
 
@@ -127,15 +127,15 @@ def click(page: Page, number: int) -> str | None:
 
 @in_browser
 def test_a_heading_sorts_by_number_and_again_reverses_with_the_missing_last(page: Page) -> None:
-    before = column(page, 1)
+    before = column(page, 2)
     missing = ["out of memory, refused", "not run"]
     numbers = sorted((cell for cell in before if cell not in missing), key=float)
     assert len(numbers) == 5
     assert before != [*numbers, *missing]
-    assert click(page, 1) == "ascending"
-    assert column(page, 1) == [*numbers, *missing]
-    assert click(page, 1) == "descending"
-    assert column(page, 1) == [*reversed(numbers), *missing]
+    assert click(page, 2) == "ascending"
+    assert column(page, 2) == [*numbers, *missing]
+    assert click(page, 2) == "descending"
+    assert column(page, 2) == [*reversed(numbers), *missing]
     assert click(page, 0) == "ascending"
     assert column(page, 0) == sorted(column(page, 0), key=lambda label: label.replace("(", " "))
     assert page.run("document.querySelectorAll('[aria-sort]').length") == 1
@@ -143,7 +143,8 @@ def test_a_heading_sorts_by_number_and_again_reverses_with_the_missing_last(page
 
 @in_browser
 def test_sorting_is_stable_and_works_from_the_keyboard(tmp_path: Path, page: Page, file: Path) -> None:
-    rows = tuple((name, number) for name, number in zip("dbca", ("1.0", "2.0", "1.0", "–"), strict=True))
+    numbers = (Cell("1.0", 1.0), Cell("2.0", 2.0), Cell("1.0", 1.0), "–")
+    rows = tuple(zip("dbca", numbers, strict=True))
     small = tmp_path / "small.html"
     table = Table((Column("name", "left"), Column("number")), rows)
     small.write_text(html_page((TableBlock(table),)), encoding="utf-8")
@@ -175,3 +176,85 @@ def test_plots_are_seen_and_nothing_is_asked_for_or_complained_of(
     assert found["paper"] == ("rgb(20, 23, 28)" if dark else "rgb(253, 253, 252)")
     assert page.requests == [file.as_uri()]
     assert page.complaints == []
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    suite, contents = make.quickstart()
+    folder = tmp_path_factory.mktemp("quickstart")
+    write_report(suite, contents, folder, ["html"], read_items=make.read_items(contents))
+    return folder / "report.html"
+
+
+def test_what_came_out_stands_above_the_tables(quickstart: Path) -> None:
+    text = quickstart.read_text(encoding="utf-8")
+    top = text[: text.index("<table>")]
+    for sentence in (
+        "6 runs have a result: all that were asked for.",
+        "None of the 15 pairs of labels can be told apart by their average.",
+        "Tracked peak: from 0.925 GiB (lora) to 2.42 GiB (full).",
+    ):
+        assert f"<li>{sentence}</li>" in top
+
+
+def test_no_two_entries_of_the_contents_read_alike(quickstart: Path) -> None:
+    text = quickstart.read_text(encoding="utf-8")
+    (contents,) = re.findall(r"<nav.*?</nav>", text, re.DOTALL)
+    entries = re.findall(r"<a [^>]*>([^<]*)</a>", contents)
+    assert "Results: smollm2-135m" in entries
+    assert "Which labels can be told apart: smollm2-135m" in entries
+    assert len(set(entries)) == len(entries)
+
+
+def test_a_heading_says_what_it_means_on_hovering_and_below_its_table(quickstart: Path) -> None:
+    text = quickstart.read_text(encoding="utf-8")
+    for table, heading in ((1, "tracked peak (GiB)"), (3, "could be found (pt)")):
+        part = text.split('<div class="wide">')[table + 1]
+        (tip,) = re.findall(rf'<th [^>]*title="([^"]+)"><button type="button">{re.escape(heading)}', part)
+        (meaning,) = re.findall(rf"<dt>{re.escape(heading)}</dt><dd>(.*?)</dd>", part)
+        assert re.sub("</?code>", "", meaning) == tip
+    assert "<details><summary>What the headings mean</summary>" in text
+    assert not re.search(r" style=|onclick", text)
+
+
+def test_every_plot_is_as_wide_as_it_was_drawn_all_enlarged_alike(quickstart: Path) -> None:
+    elements = Elements(quickstart.read_text(encoding="utf-8"))
+    factors = []
+    for image in elements.all("img"):
+        drawn = base64.b64decode(str(image["src"]).partition(",")[2])
+        (points,) = re.findall(rb'<svg[^>]*? width="([0-9.]+)pt"', drawn[:2000])
+        factors.append(int(str(image["width"])) / float(points))
+    assert len(factors) >= 5
+    assert max(factors) - min(factors) < 0.01
+
+
+@in_browser
+def test_a_wide_window_shows_every_column_of_every_table(page: Page, quickstart: Path, file: Path) -> None:
+    page.open(quickstart, width=1280)
+    sizes = page.run("[...document.querySelectorAll('.scroll')].map(e => [e.scrollWidth, e.clientWidth])")
+    page.open(file)
+    assert len(sizes) == 6
+    for wide, seen in sizes:
+        assert wide <= seen
+
+
+@in_browser
+def test_rows_stay_low_in_a_narrow_window_and_plots_keep_their_letters(
+    page: Page, quickstart: Path, file: Path
+) -> None:
+    page.open(quickstart, width=480)
+    heights = page.run("[...document.querySelectorAll('tbody tr')].map(row => row.offsetHeight)")
+    widths = page.run("[...document.images].map(image => [image.clientWidth, Number(image.getAttribute('width'))])")
+    wide = page.run("document.documentElement.scrollWidth")
+    page.open(file)
+    assert max(heights) <= 75
+    assert all(shown == drawn for shown, drawn in widths)
+    assert wide <= 480
+
+
+@in_browser
+def test_it_prints_on_few_sheets(page: Page, quickstart: Path, file: Path, tmp_path: Path) -> None:
+    page.open(quickstart)
+    sheets = page.pdf(tmp_path / "report.pdf")
+    page.open(file)
+    assert 3 < sheets <= 9

@@ -15,17 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from harness.catalogue.labels import load_labels
 from harness.catalogue.tuned import Choice, Trial, Tuned
 from harness.record import Proof, Record
 from harness.record_training import BlockActivity
 from harness.report.plots.blocks import block_figure
 from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots.memory_score import memory_score_figure, pareto_front
+from harness.report.plots.names import shortened
 from harness.report.plots.shown import DRAWN
-from harness.report.plots.style import FORMATS, HATCHES, label_styles
-from harness.report.plots.sweeps import sweep_figure, tuning_figure
+from harness.report.plots.style import FORMATS, HATCHES, common_style, label_styles
+from harness.report.plots.sweeps import _set_scale, sweep_figure, tuning_figure
 from harness.report.plots.tasks import task_figure
 from harness.report.reading.estimates import average_of_row, score_of_row
 from harness.report.reading.summary import Summary, summarize
@@ -85,10 +88,79 @@ def test_points_of_memory_and_score_are_the_records_and_base_is_no_part_of_the_f
     assert scores["base"] not in front[:, 1]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_each_name_stands_once_beside_its_point_on_no_other_name_and_on_no_point(seed: int) -> None:
+    labels = [*load_labels()][:13] + [f"lora[rank={seed},learning_rate=0.0003,alpha=1{i}]" for i in range(3)]
+    suite = make.make_suite(labels=("base",))
+    records = []
+    draw = np.random.default_rng(seed)
+    for i, label in enumerate(labels):
+        record = make.make_record(label, suite=suite, environment=make.CUDA, minute=i)
+        peak = int(make.GIB * draw.uniform(8, 18))
+        phases = tuple(phase.model_copy(update={"allocated_peak_bytes": peak}) for phase in record.phases)
+        records.append(record.model_copy(update={"phases": phases}))
+    summary = summary_of(suite, *records)
+    with common_style():
+        figure = drawn(memory_score_figure(summary, styles_of(summary)))
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        axis = figure.axes[0]
+        names = {text.get_text(): text.get_window_extent(renderer) for text in axis.texts if text.get_gid() == "name"}
+        places = [axis.transData.transform(bars.lines[0].get_xydata()[0]) for bars in axis.containers]
+    assert set(names) == {shortened(label) for label in labels}
+    assert len(names) == len(labels)
+    boxes = list(names.values())
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert not any(box.contains(*place) for place in places)
+        assert axis.bbox.x0 <= box.x0 and box.x1 <= axis.bbox.x1 + 1
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["Pareto front", "no training"]
+
+
+@pytest.mark.parametrize(("steps", "smoothed"), [(1, False), (6, False), (44, False), (45, True), (90, True)])
+def test_a_short_curve_is_drawn_as_it_was_measured(steps: int, smoothed: bool) -> None:
+    train = make.make_train("lora", 1, num_steps=steps)
+    record = make.make_record("lora").model_copy(update={"train": train})
+    summary = summary_of(make.make_suite(labels=("lora",)), record)
+    axis = drawn(loss_figure(summary, styles_of(summary), STEPS)).axes[0]
+    (line,) = [line for line in axis.lines if line.get_label() == "lora"]
+    assert np.array_equal(line.get_ydata(), train.curve.loss) != smoothed
+    if steps == 90:
+        assert line.get_ydata()[45] == pytest.approx(np.mean(train.curve.loss[42:49]))
+    assert "From 45 steps on the line is a running mean over a fifteenth" in DRAWN["loss"].caption
+
+
+def test_one_task_is_one_task() -> None:
+    evaluation = make.EvaluationSettings(tasks=("boolq",), rows="packaged-scored", num_fewshot=0)
+    suite = make.make_suite(labels=("lora",), evaluation=evaluation)
+    summary = summary_of(suite, make.with_memory(make.make_record("lora", suite=suite)))
+    assert drawn(memory_score_figure(summary, styles_of(summary))).axes[0].get_ylabel() == "average of 1 task, %"
+
+
+def test_labels_that_train_every_block_have_no_panel_and_are_named() -> None:
+    suite = make.make_suite(labels=("full", "lora", "lisa"))
+    records = [make.make_record(label, suite=suite, minute=i) for i, label in enumerate(suite.labels)]
+    summary = summary_of(suite, *records)
+    figure = drawn(block_figure(summary, styles_of(summary)))
+    assert [axis.get_title() for axis in figure.axes] == ["lisa"]
+    assert figure.get_supxlabel() == "every block at every step, so not drawn: full, lora"
+    assert block_figure(summary_of(suite, *records[:2]), styles_of(summary)) is None
+    part = records[0].train.model_copy(update={"block_activity": (BlockActivity(step=1, blocks=tuple(range(12))),)})
+    late = records[0].model_copy(update={"train": part})
+    titles = [axis.get_title() for axis in drawn(block_figure(summary_of(suite, late), styles_of(summary))).axes]
+    assert "full" in titles
+
+
+def test_a_negative_value_has_a_minus() -> None:
+    axis = Figure().subplots()
+    _set_scale(axis, [-1.0, 0.5, 1e-5])
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ["−1", "0.5", "1e−05"]
+
+
 def test_failures_are_named_below_the_axis_of_every_model_with_records() -> None:
     suite = make.make_suite(models=("tiny", "large"), labels=("full", "lora"))
     records = [
-        make.make_record("full", suite=suite),
+        make.with_memory(make.make_record("full", suite=suite)),
         make.make_record("lora", suite=suite, status="failed", reason="x", minute=1),
         make.make_record("full", model="large", suite=suite, status="out_of_memory", reason="x", minute=2),
     ]
@@ -172,7 +244,7 @@ def test_held_out_readings_stand_where_the_run_was_then() -> None:
     for progress, expected in (
         (STEPS, [[0, 4], [2, 3], [5, 2], [10, 1]]),
         (TOKENS, [[0, 4], [3, 3], [15, 2], [55, 1]]),
-        (SECONDS, [[0, 4], [4, 2], [14, 1]]),  # step 2 was tracked
+        (SECONDS, [[4, 2], [14, 1]]),  # steps 0 to 2 were tracked: what was read before has no second
     ):
         axis = drawn(loss_figure(summary, styles_of(summary), progress)).axes[0]
         assert line_called(axis, "held-out").tolist() == expected
@@ -328,8 +400,8 @@ from harness.report.plots.shown import write_plots
 from harness.report.reading.summary import summarize
 from harness.store import Contents
 make = runpy.run_path(sys.argv[1])
-suite = make["make_suite"](labels=("lora",))
-record = make["with_memory"](make["make_record"]("lora"))
+suite = make["make_suite"](labels=("lisa",))
+record = make["with_memory"](make["make_record"]("lisa"))
 plots = write_plots(summarize(suite, Contents((record,))), Path(sys.argv[2]))
 for files in plots.values():
     for file in files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from harness.readings import model_flops_utilization, step_flops
 from harness.record import Record
 from harness.report.pages.markdown import markdown
 from harness.report.pages.page import report_document, result_notes
-from harness.report.pages.tables import cost_table, label_table, missing_table, score_table
+from harness.report.pages.tables import common_settings, cost_table, label_table, missing_table, score_table
 from harness.report.reading.summary import Summary, summarize
 from harness.report.reading.words import NOT_SCORED
 from harness.report.table import Column, Table, escape_markdown, markdown_table, one_line
@@ -30,7 +31,8 @@ def summary_of(suite: Suite, *records: Record) -> Summary:
 
 def cells(table: Table, label: str) -> dict[str, str]:
     row = next(row for row in table.rows if str(row[0]).startswith(label))
-    return dict(zip((column.title for column in table.columns), map(str, row), strict=True))
+    titles = (re.sub(r", n=\d+$", "", column.title) for column in table.columns)
+    return dict(zip(titles, map(str, row), strict=True))
 
 
 def test_a_score_cell_holds_mean_interval_and_n() -> None:
@@ -39,7 +41,8 @@ def test_a_score_cell_holds_mean_interval_and_n() -> None:
     table = score_table(
         summary_of(make.make_suite(labels=("lora",)), run.model_copy(update={"scores": scores})), "tiny"
     )
-    assert cells(table, "lora")["boolq"] == "30.8 [25.5, 36.6] (n=263)"
+    assert cells(table, "lora")["boolq"] == "30.8 [25.5, 36.6]"
+    assert [column.title for column in table.columns[1:3]] == ["boolq, n=263", "piqa, n=40"]
     averages = ["average of 8 tasks", "average of 8 tasks, acc_norm where a task has it"]
     assert list(cells(table, "lora")) == ["label", *make.TASKS, *averages]
 
@@ -72,7 +75,7 @@ def test_a_metric_through_another_filter_stands_beside_it_and_enters_no_average(
     row = cells(score_table(summary_of(suite, record), "tiny"), "lora")
     assert row["gsm8k exact_match,strict-match"].startswith("25.0 ")
     assert row["gsm8k exact_match,flexible-extract"].startswith("50.0 ")
-    assert row["average of 1 tasks"].startswith("25.0 ")
+    assert row["average of 1 task"].startswith("25.0 ")
 
 
 def test_seeds_are_counted_and_missing_ones_named() -> None:
@@ -81,7 +84,10 @@ def test_seeds_are_counted_and_missing_ones_named() -> None:
     failed = make.make_record("lora", suite=suite, seed=3, status="out_of_memory", reason="x")
     row = score_table(summary_of(suite, *records, failed), "tiny").rows[0]
     assert row[0] == "lora (2 of 3 seeds; out of memory)"
-    assert str(row[1]).endswith("(n=40, 2 seeds)")
+    table = score_table(summary_of(suite, *records, failed), "tiny")
+    assert [column.title for column in table.columns[1:3]] == ["seeds", "boolq, n=40"]
+    assert str(row[1]) == "2"
+    assert not str(row[2]).endswith(")")
 
 
 @pytest.mark.parametrize(
@@ -101,15 +107,27 @@ def test_an_average_without_all_its_tasks_is_none() -> None:
     partial = run.model_copy(update={"scores": run.scores[1:]})
     row = cells(score_table(summary_of(make.make_suite(labels=("lora",)), partial), "tiny"), "lora")
     assert (row["boolq"], row["average of 8 tasks"]) == (NOT_SCORED, NOT_SCORED)
-    assert row["piqa"].endswith("(n=40)")
+    assert re.fullmatch(r"\d+\.\d \[.*\]", row["piqa"])
+
+
+def test_n_stands_in_each_cell_of_a_column_where_labels_differ_in_it() -> None:
+    suite = make.make_suite(labels=("full", "lora"), seeds=(1, 2))
+    full = [make.make_record("full", suite=suite, seed=seed, minute=seed) for seed in (1, 2)]
+    lora = make.make_record("lora", suite=suite, minute=5)
+    few = lora.model_copy(update={"scores": (lora.scores[0].model_copy(update={"n": 20}), *lora.scores[1:])})
+    table = score_table(summary_of(suite, *full, few), "tiny")
+    assert [column.title for column in table.columns[1:4]] == ["seeds", "boolq", "piqa, n=40"]
+    assert [str(row[1]) for row in table.rows] == ["2", "1"]
+    assert [str(row[2]).rpartition(" ")[2] for row in table.rows] == ["(n=40)", "(n=20)"]
 
 
 def test_without_cuda_the_peak_is_not_measured_and_the_hosts_stands_apart() -> None:
     summary = summary_of(make.make_suite(labels=("base", "full")), make.make_record("base"), make.make_record("full"))
     row = cells(cost_table(summary, "tiny"), "full")
-    assert row["peak memory (GiB)"] == "not measured (no CUDA)"
+    assert "peak memory (GiB)" not in row
     assert float(row["host peak RSS (GiB)"]) == pytest.approx(1.9, abs=0.1)
-    assert set(cost_table(summary, "tiny").rows[0][2:]) == {"no training"}
+    assert cost_table(summary, "tiny").rows[0][0] == "base (no training)"
+    assert set(cost_table(summary, "tiny").rows[0][2:]) == {"–"}
 
 
 def test_with_cuda_the_peak_is_the_largest_over_the_seeds_in_gib() -> None:
@@ -129,32 +147,42 @@ def test_with_cuda_the_peak_is_the_largest_over_the_seeds_in_gib() -> None:
 def memory_cells(record: Record) -> tuple[str, ...]:
     row = cells(cost_table(summary_of(make.make_suite(labels=("full",)), record), "tiny"), "full")
     names = ("tracked peak (GiB)", "predicted peak (GiB)", "predicted against measured (%)")
-    return tuple(row[name] for name in names)
+    return tuple(row.get(name, "absent") for name in names)
+
+
+def test_a_column_stays_for_all_rows_when_one_has_a_value_and_for_none_that_has() -> None:
+    suite = make.make_suite(labels=("full", "lora"))
+    lora = make.with_memory(make.make_record("lora", suite=suite, minute=1))
+    both = summary_of(suite, make.make_record("full", suite=suite), lora)
+    assert cells(cost_table(both, "tiny"), "full")["tracked peak (GiB)"] == "–"
+    failed = make.make_record("full", suite=suite, status="failed", reason="why")
+    none = cells(cost_table(summary_of(suite, failed), "tiny"), "full")
+    assert none["tracked peak (GiB)"] == none["peak memory (GiB)"] == "failed"
 
 
 def test_the_difference_of_prediction_and_measurement_needs_both() -> None:
     record = make.make_record("full")
     assert memory_cells(make.with_memory(record)) == ("2.42", "2.45", "+1.6")
-    assert memory_cells(make.with_memory(record, predicted=False)) == ("2.42", "–", "–")
-    assert memory_cells(make.with_memory(record, tracked=False)) == ("–", "2.45", "–")
-    assert memory_cells(record) == ("–", "–", "–")
+    assert memory_cells(make.with_memory(record, predicted=False)) == ("2.42", "absent", "absent")
+    assert memory_cells(make.with_memory(record, tracked=False)) == ("absent", "2.45", "absent")
+    assert memory_cells(record) == ("absent", "absent", "absent")
 
 
 def test_a_prediction_for_another_kind_of_device_is_not_compared() -> None:
     record = make.with_memory(make.make_record("full"))
     assert record.prediction is not None
     other = record.model_copy(update={"prediction": make.make_prediction("full", "cuda")})
-    assert memory_cells(other) == ("2.42", "2.45", "–")
+    assert memory_cells(other) == ("2.42", "2.45", "absent")
 
 
 def test_on_cuda_the_prediction_is_compared_with_the_allocated_peak_of_all_steps() -> None:
     record = make.with_memory(make.make_record("full", environment=make.CUDA), tracked=False)
-    assert memory_cells(record) == ("–", "2.45", "+1.6")
+    assert memory_cells(record) == ("absent", "2.45", "+1.6")
     resumed = tuple(  # the phase saw the last steps only; the curve knows the others
         phase.model_copy(update={"allocated_peak_bytes": GIB}) if phase.name == "train" else phase
         for phase in record.phases
     )
-    assert memory_cells(record.model_copy(update={"phases": resumed})) == ("–", "2.45", "+1.6")
+    assert memory_cells(record.model_copy(update={"phases": resumed})) == ("absent", "2.45", "+1.6")
 
 
 def test_a_label_whose_run_began_on_a_busy_device_is_marked() -> None:
@@ -177,10 +205,16 @@ def test_a_step_time_over_less_than_a_refresh_cycle_is_marked() -> None:
 
 def test_labels_are_explained_by_their_settings() -> None:
     train = {**make.TRAIN, "learning_rate": 3e-4}
-    records = [make.make_record("lora"), make.make_record("full", minute=1, spec={"train": train})]
+    config = {"rank": 16, "update_in_backward": False, "own": True}
+    changed = {"train": train, "config": config}
+    records = [make.make_record("lora"), make.make_record("full", minute=1, spec=changed)]
     summary = summary_of(make.make_suite(labels=("full", "lora")), *records)
     assert cells(label_table(summary), "full")["training, where labels differ"] == "learning_rate = 0.0003"
-    assert cells(label_table(summary), "lora")["settings"] == "rank = 8, update_in_backward = false"
+    assert cells(label_table(summary), "lora")["settings, where labels differ"] == "rank = 8"
+    assert cells(label_table(summary), "full")["settings, where labels differ"] == "rank = 16, own = true"
+    assert common_settings(summary) == {"update_in_backward": False}
+    page = markdown(report_document(summary, {}), Path())
+    assert page.count("update_in_backward") == 1
 
 
 def test_a_model_without_records_is_one_row_of_the_missing() -> None:
@@ -249,7 +283,7 @@ def test_a_suite_without_tasks_has_cost_alone() -> None:
     page = markdown(report_document(summary, {}), Path())
     for absent in ("Scores:", "average", "tasks ="):
         assert absent not in page
-    assert "Evaluation: none." in page
+    assert "evaluation: none." in page
 
 
 def test_mfu_is_the_operations_needed_over_time_and_the_stated_peak() -> None:

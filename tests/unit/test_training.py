@@ -38,6 +38,8 @@ class Row:
     instruction: str
     output: str
     input: str = ""
+    turns: tuple[()] = ()
+    place: str = ""
 
 
 ROWS = [Row(f"item {index}", "y" * (1 + 3 * (index % 4)) + str(index)) for index in range(16)]

@@ -193,7 +193,7 @@ def test_a_full_disk_loses_the_weights_and_not_the_scores(
 ) -> None:
     task = make_task(label, tiny_llama, Store(tmp_path / "results"), keep_weights=True)
 
-    def full(method: Any, model: Any, tokenizer: Any, folder: Path, base: Any) -> bool:
+    def full(method: Any, model: Any, tokenizer: Any, folder: Path, base: Any, **_: Any) -> bool:
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")

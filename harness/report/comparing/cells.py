@@ -139,3 +139,21 @@ class Comparison:
     def is_stale(self) -> bool:
         """Return whether the candidate holds the records of the baseline and no others, of all that both have."""
         return self.is_empty and {cell.verdict for cell in self.cells} == {"not measured again"}
+
+    @property
+    def unusable(self) -> str | None:
+        """Return why this is no answer where nothing fails: what could not be read, or that nothing was compared."""
+        if self.damage:
+            more = f"; and {len(self.damage) - 1} more" if len(self.damage) > 1 else ""
+            return f"records are damaged, and what they held is not compared: {self.damage[0]}{more}"
+        if self.is_stale:
+            return (
+                f"nothing in {self.candidate} was measured again: it holds the records of {self.baseline}; run "
+                "the suite with it first"
+            )
+        if self.is_empty:
+            return (
+                f"nothing in {self.candidate} can be compared with {self.baseline}: no metric was measured on "
+                "both sides alike"
+            )
+        return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.report.comparing.cells import FAILING, RUN, VERDICTS, Cell, Comparison, Verdict
@@ -18,6 +18,9 @@ SHORT = 40
 SHORTEST_ROW = 60
 """Characters that a row of a table has at least."""
 CELL_LIMIT = 200
+SENTENCE_LIMIT = 600
+MOST_SOLVED = 1000
+"""Cells of a comparison for which the smallest worsening that would be found is worked out."""
 COLUMNS = (
     Column("verdict", "left"),
     Column("what", "left"),
@@ -48,9 +51,9 @@ LEGEND = (
 
 def comparison_markdown(comparison: Comparison) -> str:
     """Return the page, cut to what a comment holds; what was cut is counted."""
-    cells = sorted(comparison.cells, key=_rank)
+    cells = by_rank(comparison.cells)
     failing = [cell for cell in cells if cell.verdict in FAILING]
-    parts = [f"## harness compare: {_headline(comparison)}\n", _introduction(comparison)]
+    parts = [f"## harness compare: {headline(comparison)}\n", _introduction(comparison)]
     if failing:
         parts.append(_table(failing[:SHORT], comparison))
     if len(failing) > SHORT:
@@ -79,7 +82,7 @@ def comparison_json(comparison: Comparison) -> str:
         "environment": [{"name": n, "baseline": a, "candidate": b} for n, a, b in comparison.environment],
         "settings": [{"subject": s, "name": n, "baseline": a, "candidate": b} for s, n, a, b in comparison.settings],
         "notes": list(comparison.notes),
-        "cells": [_json(cell) for cell in sorted(comparison.cells, key=_rank)],
+        "cells": [_json(cell) for cell in by_rank(comparison.cells)],
     }
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
@@ -103,13 +106,31 @@ def _json(cell: Cell) -> dict[str, Any]:
     }
 
 
+def by_rank(cells: Iterable[Cell]) -> list[Cell]:
+    """Return cells in the order in which they are told: by verdict, the largest change of each first."""
+    return sorted(cells, key=_rank)
+
+
+def cell_sentence(cell: Cell) -> str:
+    """Return what a cell says, in one line."""
+    parts = [f"{cell.title}: {cell.verdict}"]
+    if cell.baseline is not None or cell.candidate is not None:
+        moved = f" ({_change(cell, cell.change)})" if cell.change is not None else ""
+        parts.append(f"{_value(cell, cell.baseline)} -> {_value(cell, cell.candidate)}{moved}")
+    if cell.tolerance is not None:
+        parts.append(f"tolerance {cell.tolerance}")
+    rests = _rests_on(cell)
+    return one_line(", ".join([*parts, *([rests] if rests else [])]), SENTENCE_LIMIT)
+
+
 def _rank(cell: Cell) -> tuple[int, float]:
     """Return the place of a cell: by verdict, then by how far the change goes beyond its tolerance."""
     change = 0.0 if cell.change is None or cell.tolerance is None else abs(cell.change) / max(cell.limit(), 1e-9)
     return VERDICTS.index(cell.verdict), -change
 
 
-def _headline(comparison: Comparison) -> str:
+def headline(comparison: Comparison) -> str:
+    """Return how many cells have each verdict, the worst first."""
     counts = [f"{count} {verdict}" for verdict in VERDICTS if (count := comparison.counts[verdict])]
     return ", ".join(counts) or "nothing to compare"
 
@@ -140,11 +161,21 @@ def _folded(summary: str, cells: Sequence[Cell], comparison: Comparison, charact
 
 
 def _table(cells: Sequence[Cell], comparison: Comparison) -> str:
-    rows = tuple(tuple(_texts(cell, len(comparison.cells) < 1000)) for cell in cells)
-    filled = [i for i in range(len(COLUMNS)) if i < 3 or any(row[i] != NOTHING for row in rows)]
+    rows = [cell_texts(cell, comparison) for cell in cells]
+    filled = filled_columns(rows)
     return markdown_table(
         Table(tuple(COLUMNS[i] for i in filled), tuple(tuple(row[i] for i in filled) for row in rows))
     )
+
+
+def cell_texts(cell: Cell, comparison: Comparison) -> tuple[str, ...]:
+    """Return a cell's texts, one a column of ``COLUMNS``."""
+    return tuple(_texts(cell, len(comparison.cells) < MOST_SOLVED))
+
+
+def filled_columns(rows: Sequence[Sequence[str]]) -> list[int]:
+    """Return the places of the columns to show: the first three, and of the others those with anything in them."""
+    return [i for i in range(len(COLUMNS)) if i < 3 or any(row[i] != NOTHING for row in rows)]
 
 
 def _texts(cell: Cell, with_smallest: bool) -> Iterator[str]:
@@ -157,8 +188,12 @@ def _texts(cell: Cell, with_smallest: bool) -> Iterator[str]:
     yield NOTHING if cell.tolerance is None else str(cell.tolerance)
     none_found = with_smallest and cell.test is not None and cell.smallest is None
     yield NOTHING_FOUND if none_found else _change(cell, cell.smallest if with_smallest else None).removeprefix("+")
-    p_value = "" if cell.p_value is None else f", p = {_probability(cell.p_value)}"
-    yield one_line(f"{cell.basis}{p_value}", CELL_LIMIT) or NOTHING
+    yield one_line(_rests_on(cell), CELL_LIMIT) or NOTHING
+
+
+def _rests_on(cell: Cell) -> str:
+    p_value = "" if cell.p_value is None else f"p = {_probability(cell.p_value)}"
+    return ", ".join(filter(None, (cell.basis, p_value)))
 
 
 def _value(cell: Cell, value: float | None) -> str:

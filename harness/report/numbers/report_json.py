@@ -34,7 +34,9 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
         "schema_version": SCHEMA_VERSION,
         "suite": {"name": suite.name, "version": view.suite_version, "description": suite.description},
         "protocol": view.protocol,
-        "evaluation": view.evaluation.model_dump(mode="json"),
+        "evaluation": view.evaluation.model_dump(
+            mode="json", exclude={"metrics"} if view.evaluation.metrics is None else None
+        ),
         "max_steps": view.max_steps,
         "environment_id": view.environment_id,
         "environment": view.environment.model_dump(mode="json", exclude={"training_checksum"}),

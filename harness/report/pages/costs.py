@@ -10,7 +10,7 @@ from harness.quantity import Place, Quantity
 from harness.readings import is_short
 from harness.report.reading.estimates import over_seeds
 from harness.report.reading.summary import Row, Summary
-from harness.report.reading.words import NO_CUDA, NO_TRAINING, SHORT_RUN
+from harness.report.reading.words import NO_CUDA, SHORT_RUN
 from harness.report.table import Cell, Entry
 from harness.report.units import NOTHING, UNITS, bare, significant
 
@@ -19,14 +19,19 @@ HEADING_WIDTH = 10
 
 
 def shown_quantities(rows: Iterable[Row], place: Place) -> tuple[Quantity, ...]:
-    """Return what has a column in some place: without what is optional and no run of the rows has."""
+    """Return what has a column in some place: what some row has a value of, of what is optional one that is not zero.
+
+    Where no row has any value there is a column for all that is not optional: rows then say why there is none.
+    """
     rows = tuple(rows)
-    return tuple(
+    here = [quantity for quantity in quantities.ALL if place in quantity.shown.places]
+    found = [[over_seeds(row, quantity) for row in rows] for quantity in here]
+    shown = tuple(
         quantity
-        for quantity in quantities.ALL
-        if place in quantity.shown.places
-        and (not quantity.shown.optional or any(over_seeds(row, quantity) for row in rows))
+        for quantity, values in zip(here, found, strict=True)
+        if (any(values) if quantity.shown.optional else any(value is not None for value in values))
     )
+    return shown or tuple(quantity for quantity in here if not quantity.shown.optional)
 
 
 def heading(quantity: Quantity) -> str:
@@ -39,9 +44,9 @@ def short_heading(quantity: Quantity) -> str:
     return quantity.shown.short or "\n".join(wrap(heading(quantity), HEADING_WIDTH))
 
 
-def definition(quantity: Quantity) -> str:
-    """Return what stands below a report of a quantity in its tables."""
-    return f"{quantity.title}: {quantity.definition}"
+def definition(quantity: Quantity) -> tuple[str, str]:
+    """Return what a report calls a quantity in its tables, and what it says it is."""
+    return quantity.title, quantity.definition
 
 
 def cost_cell(row: Row, quantity: Quantity, summary: Summary) -> Entry:
@@ -79,7 +84,7 @@ def _text(row: Row, quantity: Quantity, value: float, *, marked: bool = True) ->
 
 def _why_none(row: Row, quantity: Quantity, summary: Summary) -> Entry:
     if not row.trains:
-        return NO_TRAINING
+        return NOTHING
     if quantity.shown.needs_cuda and not summary.view.environment.on_cuda:
         return NO_CUDA
     return quantity.shown.absent or NOTHING

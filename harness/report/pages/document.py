@@ -59,6 +59,13 @@ class Bullets:
 
 
 @dataclass(frozen=True)
+class Definitions:
+    """A list of terms, each with what it means."""
+
+    entries: tuple[tuple[str, Text], ...]
+
+
+@dataclass(frozen=True)
 class TableBlock:
     """A table with what stands above it."""
 
@@ -85,7 +92,15 @@ class PlotBlock:
         return next((by_ending[ending] for ending in endings if ending in by_ending), None)
 
 
-Block = Heading | Paragraph | Bullets | TableBlock | PlotBlock
+@dataclass(frozen=True)
+class Links:
+    """A list of pages beside this one."""
+
+    lines: tuple[tuple[str, str], ...]
+    """Text, and address relative to the page's folder, of letters that :func:`file_stem` makes."""
+
+
+Block = Heading | Paragraph | Bullets | Definitions | Links | TableBlock | PlotBlock
 Document = tuple[Block, ...]
 
 

@@ -9,28 +9,37 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from math import isfinite
-from pathlib import Path
 
 from harness.report.pages.document import (
     Block,
     Bullets,
+    Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
+    Prose,
     TableBlock,
     Text,
     file_stem,
     pieces_of,
 )
 from harness.report.pages.page import MISSING_TITLE
+from harness.report.plots.style import DPI
 from harness.report.table import Cell, Column, Entry, one_line
 from harness.report.units import NOTHING
 
 ASSETS = ("page.css", "page.js")
+ENLARGED = 1.4
+"""How much larger than in print every plot is on a screen: letters of 7.5 points are as those of its captions."""
+SVG_WIDTH = re.compile(rb'<svg[^>]*?\swidth="([0-9.]+)pt"')
 LARGEST_SVG_BYTES = 3_000_000
 """A plot with more in it stands as PNG: a browser takes long for so many lines."""
 MIME = {".svg": "image/svg+xml", ".png": "image/png"}
@@ -80,11 +89,16 @@ def _anchors(document: Document) -> dict[int, str]:
 
 
 def _contents(document: Document, anchors: dict[int, str]) -> str:
-    items = []
+    """Return links to the headings; one below a section whose name stands below another too is named with its own."""
+    names = Counter(block.text for block in document if isinstance(block, Heading) and block.level > 2)
+    items, section = [], ""
     for i, block in enumerate(document):
         if isinstance(block, Heading) and block.level > 1:
-            kind = ' class="model"' if block.level > 2 else ""
-            items.append(f'<li{kind}><a href="#{anchors[i]}">{_escaped(block.text)}</a></li>')
+            below = block.level > 2
+            section = section if below else block.text
+            text = f"{section}: {block.text}" if below and names[block.text] > 1 else block.text
+            kind = ' class="model"' if below else ""
+            items.append(f'<li{kind}><a href="#{anchors[i]}">{_escaped(text)}</a></li>')
     return f'<nav aria-label="Contents"><ol>{"".join(items)}</ol></nav>'
 
 
@@ -96,7 +110,20 @@ def _block(block: Block, anchor: str) -> str:
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Bullets):
         return "<ul>\n" + "".join(f"<li>{_text(line)}</li>\n" for line in block.lines) + "</ul>"
+    if isinstance(block, Definitions):
+        return _definitions(block.entries)
+    if isinstance(block, Links):
+        lines = "".join(
+            f'<li><a href="{_escaped(address)}">{_escaped(text)}</a></li>\n' for text, address in block.lines
+        )
+        return f"<ul>\n{lines}</ul>"
     return _figure(block) if isinstance(block, PlotBlock) else _table(block)
+
+
+def _definitions(entries: Iterable[tuple[str, Text]]) -> str:
+    """Return a list of terms."""
+    told = "".join(f"<dt>{_escaped(term)}</dt><dd>{_text(text)}</dd>\n" for term, text in entries)
+    return f"<dl>\n{told}</dl>"
 
 
 def _text(text: Text) -> str:
@@ -114,17 +141,25 @@ def _figure(block: PlotBlock) -> str:
         file = block.file(".png") or file
     title = _escaped(block.title)
     caption = f"<b>{title}.</b> {_escaped(block.caption)}" if block.caption else title
-    return f'<figure><img src="{_data_address(file)}" alt="{title}"><figcaption>{caption}</figcaption></figure>'
+    data = file.read_bytes()
+    width = "" if (natural := _natural_width(file.suffix, data)) is None else f' width="{natural}"'
+    source = f"data:{MIME[file.suffix]};base64,{base64.b64encode(data).decode()}"
+    return f'<figure><img src="{source}"{width} alt="{title}"><figcaption>{caption}</figcaption></figure>'
 
 
-def _data_address(file: Path) -> str:
-    return f"data:{MIME[file.suffix]};base64,{base64.b64encode(file.read_bytes()).decode()}"
+def _natural_width(suffix: str, data: bytes) -> int | None:
+    """Return a plot's width on a screen in pixels: its own, all enlarged alike so that letters are of one size."""
+    if suffix == ".png" and data[12:16] == b"IHDR":
+        return round(int.from_bytes(data[16:20], "big") / DPI * 96 * ENLARGED)
+    found = SVG_WIDTH.search(data[:2000])
+    return None if found is None else round(float(found[1]) / 72 * 96 * ENLARGED)
 
 
 def _table(block: TableBlock) -> str:
     columns = block.table.columns
     heads = "".join(
-        f'<th scope="col" class="{_kind(column)}"><button type="button">{_escaped(column.title)}</button></th>'
+        f'<th scope="col" class="{_kind(column)}"{_tip(_without_code(column.definition))}>'
+        f'<button type="button">{_escaped(column.title)}</button></th>'
         for column in columns
     )
     reasons = block.reasons or (None,) * len(block.table.rows)
@@ -133,8 +168,20 @@ def _table(block: TableBlock) -> str:
     label = _escaped(block.caption or "Table")
     return (
         f'<div class="wide">{caption}<div class="scroll" tabindex="0" role="region" aria-label="{label}">'
-        f"<table><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div></div>"
+        f"<table><thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>{_meanings(columns)}</div>"
     )
+
+
+def _meanings(columns: tuple[Column, ...]) -> str:
+    """Return what the headings mean, to be opened below the table: by touch and from the keyboard too."""
+    told = [(column.title, Prose(column.definition)) for column in columns if column.definition]
+    if not told:
+        return ""
+    return f"<details><summary>What the headings mean</summary>\n{_definitions(told)}</details>"
+
+
+def _without_code(text: str) -> str | None:
+    return text.replace("`", "") or None
 
 
 def _row(row: tuple[Entry, ...], columns: tuple[Column, ...], reason: str | None) -> str:

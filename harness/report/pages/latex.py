@@ -6,14 +6,17 @@ width and shrunk only where the page is too narrow. The other tables run over pa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from harness.report.pages.document import (
     Block,
     Bullets,
+    Definitions,
     Document,
     Heading,
+    Links,
     Paragraph,
     PlotBlock,
     TableBlock,
@@ -32,6 +35,9 @@ LINES_A_PAGE = 42
 """Lines of a tabular that fit one page with its caption."""
 NARROWEST = 8
 ROW_END = "\\\\ \\addlinespace[2pt]"
+ARROW = escape_latex("->")
+MINUS = re.compile(r"(?<![A-Za-z0-9.])-\{\}(?=[0-9])")
+"""A hyphen in front of a number, as it is escaped."""
 SECTIONS = {2: "section*", 3: "subsection*"}
 PREAMBLE = r"""% Each file in tables/ is one tabular: \input it into a paper that loads booktabs and has T1 fonts.
 \documentclass[10pt]{article}
@@ -84,17 +90,31 @@ def tabular(table: Table) -> str:
     """Return a table as one tabular: headings and cells of numbers in lines of their own where they are long."""
     columns = "".join("l" if column.align == "left" else "r" for column in table.columns)
     rows = [
-        " & ".join(_stacked(_cell_lines(cell, column), column) for cell, column in zip(row, table.columns, strict=True))
+        _in_lines(
+            [
+                [_set(line, column) for line in _cell_lines(cell, column)]
+                for cell, column in zip(row, table.columns, strict=True)
+            ],
+            ROW_END,
+        )
         for row in table.rows
     ]
-    lines = [
-        "\\toprule",
-        f"{_heads(table.columns)} \\\\",
-        "\\midrule",
-        *(f"{row} {ROW_END}" for row in rows),
-        "\\bottomrule",
-    ]
+    lines = ["\\toprule", _heads(table.columns), "\\midrule", *rows, "\\bottomrule"]
     return f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}\n" + "\n".join(lines) + "\n\\end{tabular}\n"
+
+
+def _in_lines(cells: Sequence[Sequence[str]], end: str, *, from_below: bool = False) -> str:
+    """Return cells of several lines as so many rows of a tabular, the lines beginning on top or ending below.
+
+    What stands in LaTeX already is taken as it is.
+    """
+    height = max(map(len, cells))
+    padded = []
+    for cell in cells:
+        space = [""] * (height - len(cell))
+        padded.append([*space, *cell] if from_below else [*cell, *space])
+    rows = [" & ".join(row) for row in zip(*padded, strict=True)]
+    return " \\\\\n".join(rows) + f" {end}"
 
 
 def _tabulars(block: TableBlock) -> dict[str, str]:
@@ -130,6 +150,11 @@ def _part(block: Block, out: Path) -> str:
     if isinstance(block, Bullets):
         items = "".join(f"\\item {{}}{_text(line)}\n" for line in block.lines)
         return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.lines else ""
+    if isinstance(block, Definitions):
+        items = "".join(f"\\item {{}}{escape_latex(term)}: {_text(text)}\n" for term, text in block.entries)
+        return f"\\begin{{itemize}}\n{items}\\end{{itemize}}\n" if block.entries else ""
+    if isinstance(block, Links):
+        return "".join(f"{_text(text)}\\par\n" for text, _ in block.lines)
     if isinstance(block, PlotBlock):
         return _figure(block, out)
     return _long_tables(block)
@@ -176,16 +201,25 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines or [""]
 
 
-def _stacked(lines: list[str], column: Column, place: str = "t") -> str:
-    """Return lines as one cell, aligned at the first line, or with ``b`` at the last."""
-    escaped = [escape_latex(line) for line in lines]
+def _stacked(lines: list[str], column: Column) -> str:
+    """Return lines as one cell beside texts that break by themselves, aligned at the first line."""
+    escaped = [_set(line, column) for line in lines]
     if len(escaped) == 1:
         return escaped[0]
-    return f"\\begin{{tabular}}[{place}]{{@{{}}{column.align[0]}@{{}}}}" + "\\\\".join(escaped) + "\\end{tabular}"
+    return f"\\begin{{tabular}}[t]{{@{{}}{column.align[0]}@{{}}}}" + "\\\\".join(escaped) + "\\end{tabular}"
 
 
 def _heads(columns: Sequence[Column]) -> str:
-    return " & ".join(_stacked(_wrapped(column.title, STACK_OVER), column, "b") for column in columns)
+    lines = [[_set(line, column) for line in _wrapped(column.title, STACK_OVER)] for column in columns]
+    return _in_lines(lines, "\\\\", from_below=True)
+
+
+def _set(text: str, column: Column) -> str:
+    """Return a line of a cell; in a column of numbers a minus and an arrow are set as such."""
+    escaped = escape_latex(text)
+    if column.align == "left":
+        return escaped
+    return MINUS.sub("$-$", escaped.replace(ARROW, r"$\rightarrow$"))
 
 
 def _long_tables(block: TableBlock) -> str:
@@ -235,7 +269,7 @@ def _long_table(table: Table, group: list[int]) -> str:
         )
         for row in table.rows
     ]
-    head = f"\\toprule\n{_heads(columns)} \\\\\n\\midrule\n\\endhead\n\\bottomrule\n\\endlastfoot\n"
+    head = f"\\toprule\n{_heads(columns)}\n\\midrule\n\\endhead\n\\bottomrule\n\\endlastfoot\n"
     body = "".join(f"{line} {ROW_END}\n" for line in lines)
     return f"\\begin{{longtable}}{{@{{}}{_formats(table, group)}@{{}}}}\n{head}{body}\\end{{longtable}}\n"
 
@@ -257,4 +291,5 @@ def _formats(table: Table, group: list[int]) -> str:
 
 
 def _head_width(table: Table, i: int) -> int:
-    return max(map(len, _wrapped(table.columns[i].title, STACK_OVER)))
+    """Return the width of a heading in characters, one more than it has: a short word may be of wide letters alone."""
+    return max(map(len, _wrapped(table.columns[i].title, STACK_OVER))) + 1

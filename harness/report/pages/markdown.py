@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.report.pages.document import Block, Bullets, Document, Heading, Paragraph, PlotBlock, Text, pieces_of
+from harness.report.pages.document import (
+    Block,
+    Bullets,
+    Definitions,
+    Document,
+    Heading,
+    Links,
+    Paragraph,
+    PlotBlock,
+    Text,
+    pieces_of,
+)
 from harness.report.table import escape_markdown, markdown_table
 
 
@@ -25,6 +36,10 @@ def _parts(block: Block, out: Path) -> list[str]:
         return [f"{_text(block.text)}\n"]
     if isinstance(block, Bullets):
         return ["".join(f"- {_text(line)}\n" for line in block.lines)]
+    if isinstance(block, Definitions):
+        return ["".join(f"- {escape_markdown(term)}: {_text(text)}\n" for term, text in block.entries)]
+    if isinstance(block, Links):
+        return ["".join(f"- [{escape_markdown(text)}]({address})\n" for text, address in block.lines)]
     if isinstance(block, PlotBlock):
         return _plot(block, out)
     caption = [] if block.caption is None else [f"{escape_markdown(block.caption)}\n"]

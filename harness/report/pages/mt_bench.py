@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import stdev
 
 from harness.record import Judging, Score
+from harness.report.pages.estimated import Found, estimate_table
 from harness.report.reading.items import outcomes_of
 from harness.report.reading.summary import Row, Summary
-from harness.report.reading.words import estimate_cell, label_text, row_status
+from harness.report.reading.words import label_text, row_status
 from harness.report.statistics.intervals import Estimate, Interval, estimate_score
 from harness.report.statistics.means import mean_interval
 from harness.report.table import Cell, Column, Entry, Table, counted
@@ -22,14 +23,24 @@ SEVERAL = "several ratings"
 """A column only where some judgment gives several that differ."""
 SPREAD = "repeats, standard deviation"
 DEFINITIONS = (
-    "MT-Bench: a judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is "
-    "their number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
-    "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that give "
-    "several ratings that differ under 'several ratings', a column only where there are any: the first of them counts, "
-    "as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) is not read.",
-    "Intervals of MT-Bench: one seed: normal, from the standard error over questions (turns and repeats of a question "
-    "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
-    f"{SPREAD}: of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers.",
+    (
+        "MT-Bench",
+        "A judge gives each answer 1 to 10 points. mean: over the judgments of both turns, as FastChat's; n is their "
+        "number. mean of 8 categories: unweighted mean of the categories' means; of 7: without coding, as LISA's.",
+    ),
+    (
+        "judgments without a score",
+        "Judgments in which no score could be read are counted under 'without a score' and enter no mean; those that "
+        "give several ratings that differ under 'several ratings', a column only where there are any: the first of "
+        "them counts, as FastChat has it, unless the judge's name says the last. What a judge thinks aloud (<think>) "
+        "is not read.",
+    ),
+    (
+        "intervals of MT-Bench",
+        "One seed: normal, from the standard error over questions (turns and repeats of a question "
+        "taken together); they cover neither the seed nor the judge. Several seeds: Student's t over the seeds.",
+    ),
+    (SPREAD, "Of the means of a run's repeated judging, largest over the seeds: how much the judge itself wavers."),
 )
 
 
@@ -105,20 +116,20 @@ def counts_of_row(row: Row, judge: str) -> tuple[int, int]:
 
 
 def _table(rows: Sequence[Row], judge: str, metrics: Sequence[str], counts: Sequence[str]) -> Table:
-    columns = (Column("label", "left"), *(Column(title) for title in (*metrics, *counts)))
-    cells: list[tuple[Entry, ...]] = []
+    titles = (*metrics, *counts)
+    cells: list[tuple[list[Entry], list[Found | Entry]]] = []
     for row in rows:
         if not row.finished or not _judgings(row, judge):
             status = NOT_JUDGED if row.finished else row_status(row)
-            cells.append((label_text(row), *[status] * (len(columns) - 1)))
+            cells.append(([label_text(row)], [status] * len(titles)))
             continue
         points = [points_of_row(row, judge, metric) for metric in metrics]
-        shown = [NOT_JUDGED if cell is None else estimate_cell(cell, "points") for cell in points]
+        shown: list[Found | Entry] = [NOT_JUDGED if cell is None else (cell, "points") for cell in points]
         numbers: dict[str, Entry] = dict(zip(COUNTS, map(counted, counts_of_row(row, judge)), strict=True))
         numbers[SEVERAL] = counted(sum(judging.num_several or 0 for judging in _judgings(row, judge)))
         numbers[SPREAD] = _spread(row, judge)
-        cells.append((label_text(row), *shown, *(numbers[title] for title in counts)))
-    return Table(columns, tuple(cells))
+        cells.append(([label_text(row)], [*shown, *(numbers[title] for title in counts)]))
+    return estimate_table((Column("label", "left"),), [Column(title) for title in titles], cells)
 
 
 def _spread(row: Row, judge: str) -> Entry:

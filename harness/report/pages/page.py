@@ -13,17 +13,23 @@ from harness.report.pages.costs import definition, shown_quantities
 from harness.report.pages.document import (
     Block,
     Bullets,
+    Definitions,
     Document,
     Heading,
     Paragraph,
     PlotBlock,
     Prose,
     TableBlock,
+    Text,
     file_stem,
 )
-from harness.report.pages.pairs import comparison_blocks
+from harness.report.pages.outcome import outcome_sentences
+from harness.report.pages.pairs import DEFINITIONS as PAIR_DEFINITIONS
+from harness.report.pages.pairs import found_pairs, told_apart_blocks
 from harness.report.pages.proofs import proof_blocks
 from harness.report.pages.tables import (
+    AVERAGE_DEFINITION,
+    common_settings,
     common_training,
     cost_table,
     environment_table,
@@ -43,22 +49,32 @@ from harness.report.reading.words import BUSY, REMARKED, TUNED, UNPROVEN, is_bus
 from harness.report.statistics.intervals import LEVEL
 from harness.report.units import percent
 
+OUTCOME_TITLE = "What came out"
 MISSING_TITLE = "Runs without a result"
 SCORE_DEFINITIONS = (
-    "A score cell holds the mean accuracy in %, its interval in brackets and n, the number of items (of all tasks "
-    "in an average). Another metric than `acc` is named in the heading; a score in points is shown as it is.",
-    f"Intervals are at the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the "
-    "average, from the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: "
-    "the same with the variances of items and seeds, from the outcomes item by item, as between two labels: it covers "
-    "both, and is left out where the outcomes are not at hand or the seeds answered other items. "
-    "Two labels are scored on the same items, so whether their intervals overlap is no test between them.",
-    "average: unweighted mean of the headline metrics of the suite's tasks. Where tasks have `acc_norm`, accuracy by "
-    "log-likelihood a character, a second mean takes it for these tasks and `acc` for the others; the first is the "
-    "headline.",
+    (
+        "score",
+        "The mean accuracy in % with its interval in brackets; n, the number of items (of all tasks in an average), "
+        "stands in the heading where all labels have the same. Another metric than `acc` is named in the heading; a "
+        "score in points is shown as it is.",
+    ),
+    (
+        "interval",
+        f"At the level {percent(LEVEL)}%. One seed: Wilson's for one task (Wilson 1927); normal for the average, from "
+        "the binomial variances of the tasks: they cover the choice of items, not the seed. Several seeds: the same "
+        "with the variances of items and seeds, from the outcomes item by item, as between two labels: it covers "
+        "both, and is left out where the outcomes are not at hand or the seeds answered other items. Two labels are "
+        "scored on the same items, so whether their intervals overlap is no test between them.",
+    ),
+    (
+        "average",
+        f"{AVERAGE_DEFINITION} Where tasks have `acc_norm`, accuracy by log-likelihood a character, a second mean "
+        "takes it for these tasks and `acc` for the others; the first is the headline.",
+    ),
 )
 BUSY_DEFINITION = (
-    f"{BUSY} behind a label: others used the device when one of its runs began, so peaks of the device and times may "
-    "be off."
+    f"{BUSY} behind a label",
+    "Others used the device when one of its runs began, so peaks of the device and times may be off.",
 )
 
 
@@ -78,10 +94,11 @@ def report_document(
             environment.
     """
     suite, view = summary.suite, summary.view
+    pairs = {} if read_items is None else found_pairs(summary, read_items)
     blocks: list[Block] = [Heading(1, f"Report of suite {suite.name}, version {view.suite_version}")]
-    blocks += [Paragraph(suite.description), Heading(2, "Results"), *_results(summary)]
-    if read_items is not None:
-        blocks += comparison_blocks(summary, read_items)
+    blocks += [Paragraph(suite.description), Heading(2, OUTCOME_TITLE)]
+    blocks += [Bullets(tuple(outcome_sentences(summary, pairs))), Heading(2, "Results"), *_results(summary)]
+    blocks += told_apart_blocks(summary, pairs)
     if calibration is not None:
         blocks += calibration_blocks(summary, calibration)
     blocks += [Heading(2, "Notes"), Bullets(tuple(all_notes(summary)))]
@@ -96,18 +113,22 @@ def report_document(
     blocks.append(Heading(2, MISSING_TITLE))
     blocks.append(Paragraph("Every run has one.") if missing is None else TableBlock(missing))
     blocks += proof_blocks(summary)
-    costs = (*map(definition, shown_quantities(summary.rows, "table")), BUSY_DEFINITION)
-    definitions = (*SCORE_DEFINITIONS, *costs) if summary.columns else costs
-    if groups.groups_of(summary):
-        definitions = (*groups.DEFINITIONS, *definitions)
-    if judging.judges_of(summary):
-        definitions = (*judging.DEFINITIONS, *definitions)
-    blocks += [Heading(2, "How to read the tables"), Bullets(tuple(map(Prose, definitions)))]
+    blocks += [Heading(2, "How to read the tables"), _definitions(summary, told_apart=bool(pairs))]
     blocks += [Heading(2, "Protocol"), *_protocol(summary), Heading(2, "Environment")]
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
     blocks.append(Paragraph(f"Environment {view.environment_id}."))
     blocks.append(TableBlock(environment_table(view.environment, records)))
     return tuple(blocks)
+
+
+def _definitions(summary: Summary, *, told_apart: bool) -> Definitions:
+    """Return what the words of the tables mean, in the order of the tables."""
+    found = [*judging.DEFINITIONS] if judging.judges_of(summary) else []
+    found += groups.DEFINITIONS if groups.groups_of(summary) else ()
+    found += SCORE_DEFINITIONS if summary.columns else ()
+    found += [*map(definition, shown_quantities(summary.rows, "table")), BUSY_DEFINITION]
+    found += PAIR_DEFINITIONS if told_apart else ()
+    return Definitions(tuple((term, Prose(text)) for term, text in found))
 
 
 def _results(summary: Summary) -> list[Block]:
@@ -123,14 +144,14 @@ def _results(summary: Summary) -> list[Block]:
         stem, reasons = file_stem(model, taken), tuple(map(row_reasons, rows))
         taken.append(stem)
         if summary.columns:
-            caption = "Scores: mean in %, [95% interval], (n = items)."
+            caption = "Scores: mean in %, [95% interval]; n: items."
             blocks.append(TableBlock(score_table(summary, model), caption, f"{stem}-scores", reasons))
         for group in groups.groups_of(summary):
-            caption = f"{group.task} by task: mean in %, [95% interval], (n = items)."
+            caption = f"{group.task} by task: mean in %, [95% interval]; n: items."
             blocks.append(TableBlock(groups.subtask_table(summary, model, group), caption))
         for judge in judging.judges_of(summary):
             means, categories = judging.judge_tables(summary, model, judge)
-            caption = f"MT-Bench, judged by {judge}: points, [95% interval], (n = judgments)."
+            caption = f"MT-Bench, judged by {judge}: points, [95% interval]; n: judgments."
             blocks += [TableBlock(means, caption, reasons=reasons), TableBlock(categories, reasons=reasons)]
         blocks.append(TableBlock(cost_table(summary, model), "Cost.", f"{stem}-cost", reasons))
     return blocks
@@ -191,7 +212,7 @@ def _plots(plots: Mapping[str, Sequence[Path]]) -> list[Block]:
 def _protocol(summary: Summary) -> list[Block]:
     view = summary.view
     bench = view.evaluation.mt_bench
-    unused = {name for name in ("mt_bench", "subtasks") if getattr(view.evaluation, name) is None}
+    unused = {name for name in ("mt_bench", "subtasks", "metrics") if getattr(view.evaluation, name) is None}
     asked = view.evaluation.model_dump(mode="json", exclude=unused)
     evaluation = settings_text(asked) if view.evaluation.tasks or bench else "none"
     training = settings_text(common_training(summary))
@@ -199,22 +220,26 @@ def _protocol(summary: Summary) -> list[Block]:
     specs = [row.spec for row in summary.rows if row.spec is not None]
     sources = dict.fromkeys(f"{role}: {name}" for spec in specs for role, name in spec.sources.items())
     first, last = min(r.started_at for r in records), max(r.finished_at for r in records)
-    lines = [
-        f"Protocol {view.protocol}; what another protocol measured does not compare with it.",
-        *(f"Model {name}." for name in dict.fromkeys(_model_text(spec.model) for spec in specs)),
-        f"Evaluation: {evaluation}.",
+    shared = common_settings(summary)
+    entries: list[tuple[str, Text]] = [
+        ("protocol", f"{view.protocol}; what another protocol measured does not compare with it."),
+        *(("model", f"{name}.") for name in dict.fromkeys(_model_text(spec.model) for spec in specs)),
+        ("evaluation", f"{evaluation}."),
         *dict.fromkeys(
-            f"Conversation template of {record.model_name}, in training and in generation: "
-            f"{answers.template} ({answers.template_origin})."
+            (
+                f"conversation template of {record.model_name}",
+                f"in training and in generation: {answers.template} ({answers.template_origin}).",
+            )
             for record in records
             if (answers := record.mt_bench) is not None
         ),
-        f"Training, the same for every label: {training}.",
-        f"At most {view.max_steps} optimizer steps." if view.max_steps is not None else "No bound on optimizer steps.",
-        f"Data: {', '.join(sorted(sources))}.",
-        f"Run from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}.",
+        ("training, the same for every label", f"{training}."),
+        *([("settings, the same for every label that has them", f"{settings_text(shared)}.")] if shared else []),
+        ("bound on steps", "none." if view.max_steps is None else f"at most {view.max_steps} optimizer steps."),
+        ("data", f"{', '.join(sorted(sources))}."),
+        ("run", f"from {first.isoformat(timespec='seconds')} to {last.isoformat(timespec='seconds')}."),
     ]
-    return [Bullets(tuple(lines)), TableBlock(label_table(summary))]
+    return [Definitions(tuple(entries)), TableBlock(label_table(summary))]
 
 
 def _model_text(model: Mapping[str, str | None]) -> str:

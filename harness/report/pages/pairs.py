@@ -7,12 +7,12 @@ group: an order among them would be made up. A label without training ran once, 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.record import Score
-from harness.report.pages.document import Block, Bullets, Heading, Paragraph, TableBlock
+from harness.report.pages.document import Block, Heading, Paragraph, TableBlock
 from harness.report.reading.items import ItemFile, ItemKey, ReadItems, outcomes_of
 from harness.report.reading.summary import Row, ScoreColumn, Summary
 from harness.report.statistics.family import POWER, holm, letters_of
@@ -28,18 +28,31 @@ if TYPE_CHECKING:
 NOTHING_FOUND = "nothing"
 MOST_PAIRS = 30
 """Rows of a model's table of pairs."""
+P_DEFINITION = (
+    "Two-sided, by Holm's correction over all pairs of the model; at most "
+    f"{1 - LEVEL:.2f} tells two labels apart. Labels that share a letter cannot be told apart."
+)
+DIFFERENCE_DEFINITION = (
+    "Of the averages, item by item on the seeds that both labels have; a label without training counts with its one "
+    "run for every seed. The interval is that of this one pair, by the variances of the test with parts of an item "
+    "won and lost added; where no outcome differs it is the exact bound on what could."
+)
+TEST_DEFINITION = (
+    "Of one seed the signs of the items that differ, exactly (McNemar's for one task; in general a randomisation test, "
+    "items weighing as in the average), which covers the choice of items and not the seed; of several seeds besides "
+    "Student's t with the variances of items and seeds, and the larger p of the two."
+)
+FOUND_DEFINITION = (
+    f"The smallest true difference that these items and seeds would have shown in {POWER:.0%} of cases, at the share "
+    f"of the level that one pair has; {NOTHING_FOUND}: none that the scale holds; {NOTHING} where no outcome differs."
+)
+EFFECT_DEFINITION = "Cohen's h of the two accuracies; 0.2 is small, 0.5 medium, 0.8 large."
 DEFINITIONS = (
-    f"Two labels are compared item by item on the seeds that both have. p: two-sided, by Holm's correction over all "
-    f"pairs of the model; at most {1 - LEVEL:.2f} tells two labels apart. Labels that share a letter cannot be told "
-    "apart. A label without training counts with its one run for every seed.",
-    "test: of one seed the signs of the items that differ, exactly (McNemar's for one task; in general a randomisation "
-    "test, items weighing as in the average), which covers the choice of items and not the seed; of several seeds "
-    "besides Student's t with the variances of items and seeds, and the larger p of the two. The interval is that of "
-    "this one pair, by the same variances with parts of an item won and lost added; where no outcome differs it is the "
-    "exact bound on what could.",
-    f"could be found: the smallest true difference that these items and seeds would have shown in {POWER:.0%} of "
-    f"cases, at the share of the level that one pair has; {NOTHING_FOUND}: none that the scale holds; {NOTHING} where "
-    "no outcome differs. effect: Cohen's h of the two accuracies; 0.2 is small, 0.5 medium, 0.8 large.",
+    ("second less first", DIFFERENCE_DEFINITION),
+    ("p", P_DEFINITION),
+    ("effect", EFFECT_DEFINITION),
+    ("could be found", FOUND_DEFINITION),
+    ("test", TEST_DEFINITION),
 )
 
 
@@ -58,11 +71,19 @@ class Pair:
 
 def comparison_blocks(summary: Summary, read_items: ReadItems) -> list[Block]:
     """Return the section of a page, or nothing where no two labels have items of the same tasks and seeds."""
+    return told_apart_blocks(summary, found_pairs(summary, read_items))
+
+
+def found_pairs(summary: Summary, read_items: ReadItems) -> dict[str, list[Pair]]:
+    """Return the comparisons of every model that has any."""
+    found = {model: pairs_of(summary, model, read_items) for model in summary.models}
+    return {model: pairs for model, pairs in found.items() if pairs}
+
+
+def told_apart_blocks(summary: Summary, found: Mapping[str, Sequence[Pair]]) -> list[Block]:
+    """Return the section of a page on comparisons that were made."""
     blocks: list[Block] = []
-    for model in summary.models:
-        pairs = pairs_of(summary, model, read_items)
-        if not pairs:
-            continue
+    for model, pairs in found.items():
         blocks.append(Heading(3, model))
         averages = complete_averages(summary, model, pairs)
         if averages is not None:
@@ -73,24 +94,34 @@ def comparison_blocks(summary: Summary, read_items: ReadItems) -> list[Block]:
             blocks.append(Paragraph(f"The {MOST_PAIRS} clearest of {len(pairs)} pairs."))
     if not blocks:
         return []
-    return [Heading(2, "Which labels can be told apart"), Bullets(DEFINITIONS), *blocks]
+    return [Heading(2, "Which labels can be told apart"), *blocks]
 
 
 def pairs_of(summary: Summary, model: str, read_items: ReadItems) -> list[Pair]:
     """Return the comparison of each pair of a model's labels that answered the same items, in the order of the rows."""
-    columns = [column for column in summary.columns if column.in_average]
-    rows = [row for row in summary.rows_of(model) if row.finished]
-    found: list[tuple[str, str, PairResult]] = []
-    for one, other in itertools.combinations(rows, 2):
-        result = _compare(one, other, columns, read_items)
-        if result is not None:
-            found.append((one.label, other.label, result))
+    found = compared(summary, model, [column for column in summary.columns if column.in_average], read_items)
     adjusted = holm([result.p_value for _, _, result in found])
     level = (1 - LEVEL) / max(1, len(found))
     return [
         Pair(first, second, result, p_value, result.smallest(level) if result.difference.standard_error else None)
         for (first, second, result), p_value in zip(found, adjusted, strict=True)
     ]
+
+
+def compared(
+    summary: Summary, model: str, columns: Sequence[ScoreColumn], read_items: ReadItems
+) -> list[tuple[str, str, PairResult]]:
+    """Return the tests between a model's labels on the mean of some columns, not corrected, in the order of the rows.
+
+    Two labels without the same items, seeds or precision have none.
+    """
+    rows = [row for row in summary.rows_of(model) if row.finished]
+    found: list[tuple[str, str, PairResult]] = []
+    for one, other in itertools.combinations(rows, 2):
+        result = _compare(one, other, columns, read_items)
+        if result is not None:
+            found.append((one.label, other.label, result))
+    return found
 
 
 def group_table(pairs: Sequence[Pair], averages: dict[str, float]) -> Table:
@@ -103,24 +134,27 @@ def group_table(pairs: Sequence[Pair], averages: dict[str, float]) -> Table:
     labels = sorted(averages, key=lambda label: -averages[label])
     apart = {frozenset((pair.first, pair.second)) for pair in pairs if pair.p_value <= 1 - LEVEL}
     letters = letters_of(labels, apart)
-    columns = (Column("label", "left"), Column("average (%)"), Column("cannot be told apart", "left"))
+    columns = (
+        Column("label", "left"),
+        Column("average (%)"),
+        Column("cannot be told apart", "left", "Labels that share a letter cannot be told apart."),
+    )
     return Table(columns, tuple((label, _percent(averages[label]), letters[label]) for label in labels))
 
 
 def pair_table(pairs: Sequence[Pair]) -> Table:
     """Return the pairs in the order given."""
-    titles = (
-        "first",
-        "second",
-        "second less first (pt)",
-        "p",
-        "effect",
-        "could be found (pt)",
-        "items",
-        "seeds",
-        "test",
+    columns = (
+        Column("first", "left"),
+        Column("second", "left"),
+        Column("second less first (pt)", definition=DIFFERENCE_DEFINITION),
+        Column("p", definition=P_DEFINITION),
+        Column("effect", definition=EFFECT_DEFINITION),
+        Column("could be found (pt)", definition=FOUND_DEFINITION),
+        Column("items"),
+        Column("seeds"),
+        Column("test", "left", TEST_DEFINITION),
     )
-    left = {"first", "second", "test"}
     rows = []
     for pair in pairs:
         result, difference = pair.result, pair.result.difference
@@ -138,7 +172,7 @@ def pair_table(pairs: Sequence[Pair]) -> Table:
                 result.test,
             )
         )
-    return Table(tuple(Column(title, "left" if title in left else "right") for title in titles), tuple(rows))
+    return Table(columns, tuple(rows))
 
 
 def _smallest(pair: Pair) -> Entry:

@@ -8,6 +8,7 @@ from harness.catalogue.tuned import mean_losses
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.report.pages.costs import cost_cell, heading, shown_quantities
+from harness.report.pages.estimated import Found, estimate_table
 from harness.report.reading.estimates import (
     average_of_row,
     average_title,
@@ -21,64 +22,64 @@ from harness.report.reading.words import (
     BUSY,
     NO_TRAINING,
     NOT_SCORED,
-    estimate_cell,
     is_busy,
     label_text,
     row_status,
     status_words,
 )
-from harness.report.statistics.intervals import Estimate
 from harness.report.table import Cell, Column, Entry, Table, counted
 from harness.report.units import NOTHING, memory_text
 from harness.spec import RunSpec
 
 NO_RECORD = "no record yet"
 AVERAGE = "average"
+AVERAGE_DEFINITION = "Unweighted mean of the headline metrics of the suite's tasks."
+NORM_DEFINITION = (
+    "The same mean, of `acc_norm`, accuracy by log-likelihood a character, for tasks that have it and of `acc` for the "
+    "others; the average without it is the headline."
+)
 MOST_REASONS = 8
 """Runs without a result that are named behind one row."""
 
 
 def score_table(summary: Summary, model: str) -> Table:
     """Return the scores of one model: a row a label, a column a task, the average last."""
-    columns = [Column("label", "left"), *(Column(column_title(column)) for column in summary.columns)]
+    columns = [Column(column_title(column)) for column in summary.columns]
     averaged = summary.lone_group is None
     if averaged:
-        columns.append(Column(average_title(summary)))
+        columns.append(Column(average_title(summary), definition=AVERAGE_DEFINITION))
     normalised = has_normalised(summary)
     if normalised:
-        columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it"))
-    rows: list[tuple[Entry, ...]] = []
+        columns.append(Column(f"{average_title(summary)}, acc_norm where a task has it", definition=NORM_DEFINITION))
+    rows: list[tuple[list[Entry], list[Found | Entry]]] = []
     for row in summary.rows_of(model):
         if not row.finished:
-            rows.append((row.label, *[row_status(row)] * (len(columns) - 1)))
+            rows.append(([row.label], [row_status(row)] * len(columns)))
             continue
-        cells = [score_of_row(row, column) for column in summary.columns]
+        found = [score_of_row(row, column) for column in summary.columns]
         if averaged:
-            cells.append(average_of_row(row, summary.columns))
+            found.append(average_of_row(row, summary.columns))
         if normalised:
-            cells.append(normalised_average_of_row(row, summary.columns))
-        rows.append((label_text(row), *map(score_cell, cells)))
-    return Table(tuple(columns), tuple(rows))
-
-
-def score_cell(found: tuple[Estimate, str] | None) -> Entry:
-    """Return the cell of an estimate and its unit, or that there is none."""
-    return NOT_SCORED if found is None else estimate_cell(*found)
+            found.append(normalised_average_of_row(row, summary.columns))
+        rows.append(([label_text(row)], [NOT_SCORED if one is None else one for one in found]))
+    return estimate_table((Column("label", "left"),), columns, rows)
 
 
 def cost_table(summary: Summary, model: str) -> Table:
     """Return what each label of one model cost, beside its average and held-out loss where the suite takes them."""
     quantities = shown_quantities(summary.rows, "table")
-    titles = [*([AVERAGE] if summary.columns else []), *map(heading, quantities)]
-    rows: list[tuple[Entry, ...]] = []
+    averages = [Column(AVERAGE, definition=AVERAGE_DEFINITION)] if summary.columns else []
+    rows: list[tuple[list[Entry], list[Found | Entry]]] = []
     for row in summary.rows_of(model):
         if not row.finished:
-            rows.append((row.label, *[row_status(row)] * len(titles)))
+            rows.append(([row.label], [row_status(row)] * (len(averages) + len(quantities))))
             continue
-        average = [score_cell(average_of_row(row, summary.columns))] if summary.columns else []
+        average = [average_of_row(row, summary.columns) or NOT_SCORED] if averages else []
         costs = [cost_cell(row, quantity, summary) for quantity in quantities]
-        rows.append((label_text(row) + (f" {BUSY}" if is_busy(row) else ""), *average, *costs))
-    return Table((Column("label", "left"), *map(Column, titles)), tuple(rows))
+        label = label_text(row) + (f" {BUSY}" if is_busy(row) else "") + f" ({NO_TRAINING})" * (not row.trains)
+        rows.append(([label], [*average, *costs]))
+    costs_of = [Column(heading(quantity), definition=quantity.definition) for quantity in quantities]
+    return estimate_table((Column("label", "left"),), [*averages, *costs_of], rows)
 
 
 def missing_table(summary: Summary) -> Table | None:
@@ -136,19 +137,38 @@ def tuning_table(summary: Summary) -> Table | None:
 
 
 def label_table(summary: Summary) -> Table:
-    """Return what each label stands for: its method, its settings, and how its training differs from the others'."""
+    """Return what each label stands for: its method, and how settings and training differ from the others'."""
+    common, shared = common_training(summary), common_settings(summary)
+    rows = []
+    for label, spec in _specs(summary).items():
+        own = {} if spec.train is None else spec.train.model_dump(mode="json")
+        differing = {key: value for key, value in own.items() if key not in common}
+        settings = {key: value for key, value in spec.config.items() if key not in shared}
+        rows.append((label, spec.method, settings_text(settings), settings_text(differing) if own else NO_TRAINING))
+    titles = ("label", "method", "settings, where labels differ", "training, where labels differ")
+    return Table(tuple(Column(title, "left") for title in titles), tuple(rows))
+
+
+def common_settings(summary: Summary) -> dict[str, object]:
+    """Return the settings of methods that several labels have and that are the same for all that have them."""
+    found: dict[str, list[object]] = {}
+    for spec in _specs(summary).values():
+        for key, value in spec.config.items():
+            found.setdefault(key, []).append(value)
+    return {
+        key: values[0]
+        for key, values in found.items()
+        if len(values) > 1 and all(value == values[0] for value in values)
+    }
+
+
+def _specs(summary: Summary) -> dict[str, RunSpec]:
+    """Return what was asked of each label."""
     specs: dict[str, RunSpec] = {}
     for row in summary.rows:
         if (asked := row.spec) is not None:
             specs.setdefault(row.label, asked)
-    common = common_training(summary)
-    rows = []
-    for label, spec in specs.items():
-        own = {} if spec.train is None else spec.train.model_dump(mode="json")
-        differing = {key: value for key, value in own.items() if key not in common}
-        rows.append((label, spec.method, settings_text(spec.config), settings_text(differing) if own else NO_TRAINING))
-    titles = ("label", "method", "settings", "training, where labels differ")
-    return Table(tuple(Column(title, "left") for title in titles), tuple(rows))
+    return specs
 
 
 def common_training(summary: Summary) -> dict[str, object]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from math import ceil
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from harness.readings import steps_done
 from harness.record import Record
 from harness.record_training import TrainResult
-from harness.report.plots.panels import PANELS_ACROSS, finish, width_of
+from harness.report.plots.panels import CHAR_INCHES, LINE_INCHES, PANELS_ACROSS, finish, width_of
 from harness.report.plots.style import GREY, LABEL_LIMIT, LabelStyle
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import row_status
@@ -29,7 +30,8 @@ MOST_GAPS = 40
 """Bars above which no space is left between them: it would be less than a pixel."""
 CAPTION = (
     "Filled: the block was trained at this step. Bars beside it: the probability with which the method drew the block "
-    "in one draw, from its block scores where it uses some; a tour and methods without draws have none. One seed."
+    "in one draw, from its block scores where it uses some; a tour and methods without draws have none. One seed. "
+    "Labels that train every block at every step have no panel and are named below."
 )
 
 
@@ -39,16 +41,21 @@ def block_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure |
 
     shown = {(row.model, row.label): record for row in summary.rows if (record := _first_record(row)) is not None}
     drawn = {model for model, _ in shown}
-    cells = [row for row in summary.rows if row.model in drawn and row.trains is not False]
-    if not shown:
-        return None
+    whole = [place for place, record in shown.items() if trains_all_blocks(record)]
+    cells = [
+        row
+        for row in summary.rows
+        if row.model in drawn and row.trains is not False and (row.model, row.label) not in whole
+    ]
+    if len(whole) == len(shown):
+        return None  # every panel would be of one colour
     across = min(PANELS_ACROSS, len(cells))
     down = ceil(len(cells) / across)
     figure = Figure(figsize=(width_of(across), PANEL_HEIGHT * down), layout="constrained")
     grid = figure.add_gridspec(down, 2 * across, width_ratios=RATIOS * across)
     for i, row in enumerate(cells):
-        name, record = styles[row.label].name, shown.get((row.model, row.label))
-        title = name if len(drawn) == 1 else f"{name}, {one_line(row.model, 24)}"
+        record = shown.get((row.model, row.label))
+        title = _cell_name(styles[row.label].name, row.model, drawn)
         down_at, across_at = i // across, 2 * (i % across)
         shares = None if record is None else draw_probabilities(record)
         raster = figure.add_subplot(grid[down_at, across_at : across_at + (2 if shares is None else 1)])
@@ -61,8 +68,31 @@ def block_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure |
             _draw_shares(figure.add_subplot(grid[down_at, across_at + 1], sharey=raster), styles[row.label], shares)
         raster.set_ylabel("decoder block" if i % across == 0 else "")
         raster.set_xlabel("optimizer step" if i + across >= len(cells) else "")
+    if whole:
+        _say_left_out(figure, [_cell_name(styles[label].name, model, drawn) for model, label in whole])
     finish(figure, f"Decoder blocks trained at each optimizer step{_seed_words(list(shown.values()))}", [])
     return figure
+
+
+def _cell_name(name: str, model: str, drawn: Collection[str]) -> str:
+    return name if len(drawn) == 1 else f"{name}, {one_line(model, 24)}"
+
+
+def _say_left_out(figure: Figure, names: Sequence[str]) -> None:
+    """Say below the panels which labels have none, because they trained every block at every step."""
+    width, height = figure.get_size_inches()
+    said = fill(f"every block at every step, so not drawn: {', '.join(names)}", int(width / CHAR_INCHES))
+    text = figure.supxlabel(said, x=0.01, ha="left", fontsize=7.0, color=GREY)
+    text.set_parse_math(False)
+    figure.set_size_inches(width, height + LINE_INCHES * (said.count("\n") + 1))
+
+
+def trains_all_blocks(record: Record) -> bool:
+    """Return whether a run trained every decoder block at every step."""
+    train = record.train
+    assert train is not None
+    spans = trained_spans(train)
+    return len(spans) == train.num_blocks and all(found == [(0, train.num_steps)] for found in spans.values())
 
 
 def _first_record(row: Row) -> Record | None:

@@ -23,15 +23,18 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 2.4
 SMOOTHING_SHARE = 15
-"""The running mean of a loss curve spans this part of its steps, and at least 3."""
+"""The running mean of a loss curve spans this part of its steps."""
+LEAST_SMOOTHED = 45
+"""Steps of the shortest curve that is smoothed: of fewer, a mean over three moves its ends and its bends."""
 MARKERS_A_LINE = 5
 """About how often a line shows its marker."""
 GRID_POINTS = 400
 """Most points of the grid on which seeds of unequal progress are meaned."""
 CAPTION = (
-    "A running mean over a fifteenth of the steps; behind it, thin, the loss of each step. Seeds are meaned as far as "
-    "every seed went. Open markers: the held-out batch, where every seed read it, at the mean of "
-    "the seeds' places."
+    f"From {LEAST_SMOOTHED} steps on the line is a running mean over a fifteenth of them, and thin behind it the loss "
+    "of each step; a shorter curve is not smoothed. Against seconds a curve begins, at 0, behind the steps that a "
+    "tracker slowed down. Seeds are meaned as far as every seed went. Open markers: the held-out batch, where every "
+    "seed read it, at the mean of the seeds' places."
 )
 
 
@@ -171,7 +174,9 @@ def _draw_held_out(axis: Axes, style: LabelStyle, results: Sequence[TrainResult]
         return False
     first = max(progress.first_step(result) for result in results)
     common = set.intersection(*(set(curve) for _, curve in found))
-    steps = sorted(step for step in common if step == 0 or step >= first)
+    steps = sorted(step for step in common if step >= first)  # what was read before has no place on this axis
+    if not steps:
+        return False
     axis.plot(
         [float(np.mean([so_far[step] for so_far, _ in found])) for step in steps],
         [float(np.mean([curve[step] for _, curve in found])) for step in steps],
@@ -188,10 +193,12 @@ def _draw_held_out(axis: Axes, style: LabelStyle, results: Sequence[TrainResult]
 
 
 def running_mean(values: Floats) -> Floats:
-    """Return the centred running mean; at the ends over what is there."""
+    """Return the centred running mean, at the ends over what is there; of a short curve the curve itself."""
     import numpy as np
 
-    span = max(3, len(values) // SMOOTHING_SHARE) | 1
+    if len(values) < LEAST_SMOOTHED:
+        return values
+    span = (len(values) // SMOOTHING_SHARE) | 1
     kernel = np.ones(span)
     reach = span // 2
     sums = np.convolve(values, kernel)[reach : reach + len(values)]

@@ -218,7 +218,10 @@ def _draw_parts(axis: Axes, placed: Sequence[tuple[float, _Bar]]) -> None:
 
 
 def _end_text(bar: _Bar) -> str:
+    """Return what stands behind a bar: its own length, and that of the peak which a marker shows."""
     said = bar.died or bar.apart
+    if bar.marked_bytes:
+        return f"{gib(bar.total_bytes)} tracked, {gib(bar.marked_bytes)} allocated"
     return f"{gib(bar.total_bytes)}: {said}" if said else gib(bar.total_bytes)
 
 

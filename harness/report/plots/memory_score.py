@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from harness.quantities import HOST_PEAK, PEAK_MEMORY
-from harness.report.plots.panels import finish, line_entry, panels, set_x_label, shown_models
-from harness.report.plots.style import GREY, LabelStyle
+from harness.quantities import PEAK_MEMORY, TRACKED_PEAK
+from harness.report.plots.names import Named, Segment, write_names
+from harness.report.plots.panels import finish, panels, set_x_label, shown_models
+from harness.report.plots.style import GREY, NO_NAME, LabelStyle
 from harness.report.reading.estimates import average_of_row, average_title
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import NOT_SCORED
 from harness.report.statistics.intervals import Estimate
+from harness.report.table import one_line
 from harness.report.units import GIB
 
 if TYPE_CHECKING:
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 2.5
 CUDA_AXIS = "peak memory in training (CUDA, allocated), GiB"
-HOST_AXIS = "host peak RSS up to the end of training, GiB\n(resident set of the process: not GPU memory)"
+TRACKED_AXIS = "tracked peak of the first steps, GiB\n(live storages on the CPU: not GPU memory)"
 MEMORY_SCORE_CAPTION = (
-    "Across: the largest peak over the seeds, as in the tables, with a line to the smallest. Up: the average with its "
+    "Across: the largest peak over the seeds, as in the tables, with a line to the smallest; without CUDA it is the "
+    "tracked peak. Up: the average with its "
     "95% interval. The thin steps are the Pareto front: the best mean that so much memory bought here. It joins point "
     "estimates and is no test: a label below it may well be as good. What does not train is a level and no point, "
     "and no part of the front."
@@ -67,28 +71,32 @@ def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figu
         drawn = {point.label for point in found}
         lacking = [row for row in summary.rows_of(model) if row.finished and row.label not in drawn]
         words = f"{NOT_SCORED}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
-        set_x_label(axis, CUDA_AXIS if cuda else HOST_AXIS, summary.rows_of(model), extra=words)
+        set_x_label(axis, CUDA_AXIS if cuda else TRACKED_AXIS, summary.rows_of(model), extra=words)
         axis.set_ylabel(f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}")
-        axis.margins(x=0.1, y=0.1)
+        axis.margins(x=0.18, y=0.12)
         if not any(point.peaks for point in found):
             axis.set_xticks([])  # nothing stands at any place across
-    seen = {point.label: bool(point.peaks) for found in points.values() for point in found}
-    entries: list[tuple[Artist, str]] = [
-        line_entry(style, marker=True)
-        if seen[label]
-        else (Line2D([], [], color=style.color, linestyle="--", linewidth=1.0), f"{style.name} (no training)")
-        for label, style in styles.items()
-        if label in seen
-    ]
-    entries.append((Line2D([], [], color=GREY, linewidth=0.7), "Pareto front"))
+    entries: list[tuple[Artist, str]] = [(Line2D([], [], color=GREY, linewidth=0.7), "Pareto front")]
+    if any(not point.peaks for found in points.values() for point in found):
+        entries.append((Line2D([], [], color=GREY, linestyle="--", linewidth=1.0), "no training"))
     finish(figure, "Memory against score, with 95% intervals", entries)
+    figure.draw_without_rendering()  # lays the figure out: a name is placed by where its point then lies
+    for axis, model in zip(axes, models, strict=True):
+        found = points.get(model, [])
+        write_names(axis, [_named(point, scale) for point in found], _front_segments(found, scale))
     return figure
+
+
+def _named(point: Point, scale: int) -> Named:
+    low, high = point.score.interval or (point.score.mean, point.score.mean)
+    across = max(point.peaks) / GIB if point.peaks else None
+    return Named(one_line(point.label) or NO_NAME, across, scale * point.score.mean, scale * low, scale * high)
 
 
 def _peaks(row: Row, *, cuda: bool) -> tuple[float, ...]:
     if not row.trains:
         return ()
-    read = PEAK_MEMORY.read if cuda else HOST_PEAK.read
+    read = PEAK_MEMORY.read if cuda else TRACKED_PEAK.read
     return tuple(peak for record in row.records if (peak := read(record)) is not None)
 
 
@@ -107,14 +115,28 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _draw_front(axis: Axes, points: Sequence[Point], scale: int) -> None:
+def _front_line(points: Sequence[Point], scale: int) -> list[tuple[float, float]]:
+    """Return the corners of the front, from its first point on; nothing where there is no point."""
     placed = [(max(point.peaks) / GIB, scale * point.score.mean) for point in points if point.peaks]
     if not placed:
-        return
+        return []
     steps = [placed[i] for i in pareto_front(placed)]
-    x = [memory for memory, _ in steps] + [max(memory for memory, _ in placed)]
-    y = [score for _, score in steps] + [steps[-1][1]]
-    axis.plot(x, y, color=GREY, linewidth=0.7, drawstyle="steps-post", zorder=1, gid="front")
+    return [*steps, (max(memory for memory, _ in placed), steps[-1][1])]
+
+
+def _front_segments(points: Sequence[Point], scale: int) -> list[Segment]:
+    corners = _front_line(points, scale)
+    found: list[Segment] = []
+    for (x, y), (next_x, next_y) in pairwise(corners):
+        found += [((x, y), (next_x, y)), ((next_x, y), (next_x, next_y))]
+    return found
+
+
+def _draw_front(axis: Axes, points: Sequence[Point], scale: int) -> None:
+    corners = _front_line(points, scale)
+    if corners:
+        x, y = zip(*corners, strict=True)
+        axis.plot(x, y, color=GREY, linewidth=0.7, drawstyle="steps-post", zorder=1, gid="front")
 
 
 def _draw_point(axis: Axes, style: LabelStyle, point: Point, scale: int) -> None:

@@ -10,7 +10,7 @@ from math import ceil
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from harness.report.plots.style import COLUMN_INCHES, LABEL_LIMIT, PAGE_INCHES, LabelStyle
+from harness.report.plots.style import COLUMN_INCHES, LABEL_LIMIT, NO_NAME, PAGE_INCHES, LabelStyle
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import row_status
 from harness.report.table import one_line
@@ -81,7 +81,7 @@ def failures(rows: Sequence[Row]) -> list[str]:
     found: dict[str, list[str]] = {}
     for row in rows:
         if not row.finished:
-            found.setdefault(row_status(row), []).append(one_line(row.label, LABEL_LIMIT) or "(no name)")
+            found.setdefault(row_status(row), []).append(one_line(row.label, LABEL_LIMIT) or NO_NAME)
     return [f"{status}: {', '.join(labels)}" for status, labels in found.items()]
 
 

@@ -9,13 +9,16 @@ page, and no letter is smaller than 5.5 points when a figure is set at its own s
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.catalogue.labels import load_labels
 from harness.report.files import replace_file
 from harness.report.table import one_line
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 COLORS = ("#000000", "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES: tuple[Literal["-", "--", "-.", ":"], ...] = ("-", "--", "-.", ":")
+SLOTS = len(COLORS) * len(LINES)
+"""Styles that differ in colour or line."""
 HATCHES = ("", "/////", "\\\\\\\\\\", ".....", "xxxxx", "-----", "+++++")
 GREY = "#6B6B6B"
 GRID = "#DDDDDD"
@@ -39,6 +44,7 @@ FORMATS: dict[str, dict[str, str | None]] = {
 }
 """Endings of a plot's file, and the metadata that would make its bytes differ from day to day."""
 LABEL_LIMIT = 40
+NO_NAME = "(no name)"
 DPI = 220
 SETTINGS: dict[Any, Any] = {
     "axes.axisbelow": True,
@@ -73,7 +79,7 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class LabelStyle:
-    """Colour, marker, line and hatch of one label, the same in every plot of a report."""
+    """Colour, marker, line and hatch of one label, the same in every plot."""
 
     name: str
     color: str
@@ -83,17 +89,45 @@ class LabelStyle:
 
 
 def label_styles(labels: Sequence[str]) -> dict[str, LabelStyle]:
-    """Return a style for each label, by its place; colour and line together repeat after 28 labels."""
-    return {
-        label: LabelStyle(
-            name=one_line(label, LABEL_LIMIT) or "(no name)",
-            color=COLORS[i % len(COLORS)],
-            marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
-            line=LINES[(i % len(COLORS) + i // len(COLORS)) % len(LINES)],
-            hatch=HATCHES[(i + i // len(COLORS)) % len(HATCHES)],
-        )
-        for i, label in enumerate(dict.fromkeys(labels))
-    }
+    """Return a style for each label, in every report the same one for a label of the catalogue.
+
+    Those come in the catalogue's order, first the ones that are called like their method. Any other label takes a
+    colour by its name, or the next that no label before it has. Colour and line together repeat after 28 labels.
+    """
+    order = _catalogue_order()
+    different = list(dict.fromkeys(labels))
+    places = {label: order[label] % SLOTS for label in different if label in order}
+    for label in different:
+        if label not in places:
+            places[label] = _free_place(label, list(places.values()))
+    return {label: _style(label, places[label]) for label in different}
+
+
+def _style(label: str, i: int) -> LabelStyle:
+    return LabelStyle(
+        name=one_line(label, LABEL_LIMIT) or NO_NAME,
+        color=COLORS[i % len(COLORS)],
+        marker=MARKERS[(i + i // len(COLORS)) % len(MARKERS)],
+        line=LINES[(i % len(COLORS) + i // len(COLORS)) % len(LINES)],
+        hatch=HATCHES[(i + i // len(COLORS)) % len(HATCHES)],
+    )
+
+
+def _free_place(label: str, taken: Sequence[int]) -> int:
+    """Return the place of a label that the catalogue does not have: of a colour that is free, else of a free place."""
+    start = int.from_bytes(hashlib.sha256(label.encode("utf-8", errors="replace")).digest()[:4], "big")
+    colors = {place % len(COLORS) for place in taken}
+    free = [place for k in range(len(COLORS)) if (place := (start + k) % len(COLORS)) not in colors]
+    free += [place for k in range(SLOTS) if (place := (start + k) % SLOTS) not in taken]
+    return free[0] if free else start % SLOTS
+
+
+@cache
+def _catalogue_order() -> dict[str, int]:
+    """Return the place of each packaged label."""
+    labels = load_labels()
+    ordered = sorted(labels, key=lambda label: labels[label].method != label)
+    return {label: place for place, label in enumerate(ordered)}
 
 
 @contextmanager

@@ -132,7 +132,7 @@ def _set_scale(axis: Axes, values: Sequence[float]) -> None:
         axis.set_xscale("log")
         axis.minorticks_off()
     if len(values) <= MOST_TICKS:
-        axis.set_xticks(values, [f"{value:g}" for value in values])
+        axis.set_xticks(values, [f"{value:g}".replace("-", "−") for value in values])
     axis.margins(x=0.08, y=0.12)
 
 

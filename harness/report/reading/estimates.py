@@ -151,8 +151,12 @@ def _average(runs: Sequence[Sequence[Score]], by_item: Interval | None) -> tuple
 
 
 def column_title(column: ScoreColumn) -> str:
-    """Return how a task's column is called: the metric is named where it is not accuracy, of a group how many tasks."""
+    """Return how a task's column is called: the metric is named where it is not accuracy, of a group how many tasks.
+
+    So is what it was scored on where that is not lm-eval's.
+    """
     name = column.task if column.metric in {None, "acc"} else f"{column.task} {column.metric}"
+    name += " on rows of a file" * column.on_files
     if not column.subtasks:
         return name
     count = len(column.subtasks)
@@ -163,4 +167,5 @@ def average_title(summary: Summary) -> str:
     """Return the heading of the average; of one group alone it is the group's overall score."""
     if summary.lone_group is not None:
         return column_title(summary.lone_group)
-    return f"average of {sum(column.in_average for column in summary.columns)} tasks"
+    number = sum(column.in_average for column in summary.columns)
+    return f"average of {number} task{'s' * (number != 1)}"

@@ -24,7 +24,7 @@ from harness.report.reading.items import ReadItems, no_items
 from harness.report.reading.joined import joined, joined_note, scored_anew, with_scored_anew
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
-from harness.spec import RunSpec
+from harness.spec import GROUP_ROLE, RunSpec
 from harness.store import Contents
 from harness.suite import Suite, labels_of
 
@@ -138,6 +138,8 @@ class ScoreColumn:
     in_average: bool
     subtasks: tuple[str, ...] = ()
     """Of a group the tasks that it is over."""
+    on_files: bool = False
+    """Whether rows of a file stand in for lm-eval's own."""
 
 
 @dataclass(frozen=True)
@@ -379,8 +381,11 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
     """Return the headline metrics in the suite's order of tasks; those added later, of other tasks, after.
 
     The same metric through another filter, as GSM8K's flexible match, stands beside it, and a group's categories before
-    it; they enter no average.
+    it; they enter no average. A group or a tag of one's own that takes no mean has its tasks' columns and none itself.
     """
+    specs = [run.record.spec for row in rows for run in row.finished if run.record is not None]
+    of_files = {task for spec in specs for task in spec.stands_in}
+    roles = {role for spec in specs for role in spec.sources}
     filtered: dict[str, dict[str, None]] = defaultdict(dict)
     groups: dict[tuple[str, str, tuple[str, ...]], None] = {}
     found: dict[str, dict[tuple[str, tuple[str, ...]], bool]] = defaultdict(dict)
@@ -402,7 +407,8 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
         asked = task in suite.evaluation.tasks
         metrics = found.get(task)
         if not metrics:
-            columns.append(ScoreColumn(task, None, asked))
+            if GROUP_ROLE + task not in roles:
+                columns.append(ScoreColumn(task, None, asked))
             continue
         asked = asked and not any(metrics.values())
         for (metric, subtasks), in_run in metrics.items():
@@ -414,7 +420,7 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
             for other in filtered[task]
             if other not in names and other.partition(",")[0] in {name.partition(",")[0] for name in names}
         ]
-    return tuple(dict.fromkeys(columns))
+    return tuple(replace(column, on_files=column.task in of_files) for column in dict.fromkeys(columns))
 
 
 def _categories(

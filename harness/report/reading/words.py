@@ -60,11 +60,23 @@ def is_busy(row: Row) -> bool:
     return any(began_busy(record) for record in row.records)
 
 
-def estimate_cell(estimate: Estimate, unit: str) -> Cell:
-    """Return mean, interval and n of an estimate; fractions in per cent."""
+def n_text(num_items: tuple[int, int]) -> str:
+    """Return how many items an estimate is over."""
+    low, high = num_items
+    return f"n={low}" if low == high else f"n={low} to {high}"
+
+
+def estimate_cell(estimate: Estimate, unit: str, *, with_n: bool = True, with_seeds: bool = True) -> Cell:
+    """Return mean, interval and n of an estimate; fractions in per cent.
+
+    Args:
+        estimate: What is shown.
+        unit: Of it.
+        with_n: Whether the cell says n, and not its heading.
+        with_seeds: Whether the cell says over how many seeds it is, where it is over several.
+    """
     write = percent if unit == "fraction" else "{:.2f}".format
     interval = () if estimate.interval is None else (f"[{write(estimate.interval[0])}, {write(estimate.interval[1])}]",)
-    low, high = estimate.num_items
-    n = f"n={low}" if low == high else f"n={low} to {high}"
-    seeds = f", {estimate.num_seeds} seeds" if estimate.num_seeds > 1 else ""
-    return Cell(write(estimate.mean), estimate.mean, (*interval, f"({n}{seeds})"))
+    told = [n_text(estimate.num_items)] * with_n
+    told += [f"{estimate.num_seeds} seeds"] * (with_seeds and estimate.num_seeds > 1)
+    return Cell(write(estimate.mean), estimate.mean, (*interval, *([f"({', '.join(told)})"] if told else [])))

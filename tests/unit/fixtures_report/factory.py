@@ -325,6 +325,18 @@ def golden() -> tuple[Suite, Contents]:
     return suite, Contents(tuple(records), contents.warnings)
 
 
+def quickstart() -> tuple[Suite, Contents]:
+    """A report as the quickstart makes it: six labels, eight tasks, one seed, on a CPU, with items."""
+    suite = make_suite(name="quickstart", models=("smollm2-135m",))
+    records = []
+    for minute, label in enumerate(suite.labels):
+        record = make_record(label, suite=suite, model="smollm2-135m", minute=minute)
+        scores = make_scores(label, 1, n=6)
+        record = record.model_copy(update={"scores": scores, "items": record.uuid})
+        records.append(record if label == "base" else with_memory(record))
+    return suite, Contents(tuple(records))
+
+
 def read_items(contents: Contents) -> Any:
     """Return what reads the items of records that are named by their uuid: the first ones of each task are right."""
     files = {
