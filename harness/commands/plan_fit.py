@@ -22,7 +22,7 @@ MOST_TOKENS = 1 << 15
 """Tokens of a row above which none are asked for, where the model does not say how many positions it has."""
 
 NOTES = (
-    "batch: most rows of a micro-batch, at the tokens above the table; tokens: most of a row, at the rows above it. One "
+    "batch: most rows of a micro-batch, at the tokens above the table; tokens: most of a row, at the rows there. One "
     "more is predicted not to fit; +: more were not asked for.",
     "Counted are the peak of a step and the CUDA context; near the limit torch gives back what it keeps cached.",
     "exact: losses and weights stay as they are, but for rounding and the masks of dropout. Tried in the order of the "
