@@ -23,6 +23,7 @@ from harness.report.units import NOTHING, gib, significant
 from harness.silent_settings import Asked, said_of
 from harness.source import package_checksum
 from harness.spec import RunSpec
+from harness.stand_ins import mark_of
 
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
 COLUMNS = (
@@ -212,6 +213,7 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     found: dict[str, Any] = {
         "run_id": spec.run_id,
         "model": spec.model_name,
+        **({"stands_in": mark.strip(" ()")} if (mark := mark_of((spec,))) else {}),
         "method": spec.method,
         "label": spec.label,
         "seed": spec.seed,
@@ -264,7 +266,8 @@ def _print(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
 
 
 def _cells(line: dict[str, Any]) -> dict[str, str]:
-    found = {"model": str(line["model"]), "label": str(line["label"])}
+    mark = f" ({line['stands_in']})" if "stands_in" in line else ""
+    found = {"model": f"{line['model']}{mark}", "label": str(line["label"])}
     if line["error"] is not None:
         return found | dict.fromkeys(COLUMNS, NOTHING) | {"peak GiB": "none: see below"}
     hours, seconds = line["hours"], line["step_seconds"]
