@@ -19,6 +19,7 @@ class TaskRows(Strict):
     """Files whose rows stand in for those of a task of lm-eval's, with the fields that its YAML reads."""
 
     scored: Path
+    """The rows that are scored."""
     fewshot: Path | None = None
     """From which few-shot examples are drawn; None: there are none to draw."""
 

@@ -153,7 +153,8 @@ def _check_prompt(prompt: str, dataset: DatasetSpec, spec: RunSpec) -> None:
     if dataset.layout == "messages":
         raise HarnessError(
             f"suite '{spec.suite}': label '{spec.label}': data '{dataset.name}' are conversations, which prompt = "
-            f"'{prompt}' cannot write: set prompt = 'chat' or 'conversation'"
+            f"'{prompt}' cannot write: set prompt = 'chat' or 'conversation' in [train], or give --set prompt=chat and "
+            "with --method the labels that train"
         )
 
 

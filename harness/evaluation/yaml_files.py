@@ -8,6 +8,7 @@ earlier one, a file's own keys before both. Sizes are bounded, as aliases can ma
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,8 +171,10 @@ def _check_size(node: yaml.Node | None, file: Path) -> None:
         if isinstance(node, yaml.MappingNode):
             inner = [part for pair in node.value for part in pair]
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := next((key for at, key in enumerate(keys) if key in keys[:at] and key != "<<"), None):
-                raise HarnessError(f"{file}:{node.start_mark.line + 1}: the key '{twice:.60}' stands twice in a table")
+            twice = [key for key, count in Counter(keys).items() if count > 1 and key != "<<"]
+            if twice:
+                place = Place(file, node.start_mark.line + 1)
+                raise HarnessError(f"{place}: the key '{twice[0]:.60}' stands twice in a table")
         elif isinstance(node, yaml.SequenceNode):
             inner = list(node.value)
         sizes[id(node)] = 1 + sum(map(size, inner))
