@@ -105,13 +105,13 @@ class _Against:
         measured = None if self.profile is None else self.profile.context_bytes
         return ASSUMED_CONTEXT_BYTES if measured is None else measured
 
-    def rate(self, dtype: Literal["bf16", "fp32"]) -> float | None:
+    def rate(self, dtype: Literal["fp32", "bf16"]) -> float | None:
         """Return the FLOP/s of matrix products: measured where there is a profile, else the device's stated peak."""
         if self.profile is not None and (measured := self.profile.rates.flops(dtype)) is not None:
             return measured
         return None if self.device is None else self.device.peak_flops(dtype)
 
-    def step_seconds(self, prediction: Prediction, dtype: Literal["bf16", "fp32"]) -> float | None:
+    def step_seconds(self, prediction: Prediction, dtype: Literal["fp32", "bf16"]) -> float | None:
         """Return the time of a step: at the given MFU of the stated peak, else every operation at :meth:`rate`."""
         if self.mfu is not None:
             peak = None if self.device is None else self.device.peak_flops(dtype)
