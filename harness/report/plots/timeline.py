@@ -83,7 +83,12 @@ def _draw_parts(axis: Axes, record: Record, parts: MemoryBreakdown) -> None:
     left = 0.0
     for category in CATEGORIES:
         width = getattr(parts, category.field) / GIB
-        look: dict[str, Any] = {"color": category.color, "hatch": category.hatch, "edgecolor": "white", "linewidth": 0.4}
+        look: dict[str, Any] = {
+            "color": category.color,
+            "hatch": category.hatch,
+            "edgecolor": "white",
+            "linewidth": 0.4,
+        }
         axis.barh([0], [width], 0.8, [left], label=category.name, **look)
         left += width
     axis.set_yticks([])
