@@ -31,7 +31,7 @@ def write_timeline(record: Record, file: Path) -> Path:
     curve = step_curve(record)
     if curve is None or not curve.optimizer_state_bytes:
         raise HarnessError(
-            f"{record.called} ({record.label}, {record.status}) has no optimizer step on record: there is "
+            f"{record.called} ended {record.status} and has no optimizer step on record: there is "
             "nothing to draw over steps"
         )
     with common_style():
@@ -69,8 +69,7 @@ def timeline_figure(record: Record, curve: StepCurve) -> Figure:
     blocks.set_xlim(-0.5, len(steps) - 0.5)
     for ruler in (blocks.xaxis, blocks.yaxis):
         ruler.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
-    title = f"{record.model_name}, {record.label}, seed {record.seed}: {record.called}"
-    figure.suptitle(one_line(title, 90), x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(one_line(record.called, 90), x=0.01, ha="left", fontweight="bold")
     return figure
 
 
