@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import pkgutil
+import traceback
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -118,8 +119,8 @@ class Registry(Generic[T]):
             said = next(iter(str(error).strip().splitlines()), "")
             kind = "" if isinstance(error, HarnessError) else f"{type(error).__name__}{': ' * bool(said)}"
             self._broken[name] = (
-                f"the {self._kind} plug-in '{name}' ({called}) cannot be imported: {kind}{said}; mend or uninstall the "
-                "distribution that declares it"
+                f"the {self._kind} plug-in '{name}' ({called}) cannot be imported: {kind}{said}{_at(error)}; mend or "
+                "uninstall the distribution that declares it"
             )
             self._classes.pop(name, None)
         else:
@@ -129,3 +130,13 @@ class Registry(Generic[T]):
 def _of(entry: importlib.metadata.EntryPoint) -> str:
     """Return whose an entry point is, for a sentence."""
     return "" if entry.dist is None else f" of {entry.dist.metadata['Name']}"
+
+
+def _at(error: BaseException) -> str:
+    """Return the file and line in which a module fails to be imported, for a sentence; empty where there is none."""
+    if isinstance(error, SyntaxError) and error.filename is not None:
+        return f" (line {error.lineno} of {error.filename})"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith("<") and "importlib" not in frame.filename]
+    at = own[-1] if own and own[-1].filename != __file__ else None
+    return "" if at is None else f" (line {at.lineno} of {at.filename})"

@@ -105,6 +105,7 @@ def schema_of(kind: Kind, *, plug_ins: bool = True) -> dict[str, Any]:
             **made.by_label(made.sweep_of_label),
             "description": "Lists of values of a label's settings, by label: each combination is a run.",
         }
+    _let_tasks_be_short(made.definitions)
     if "train" in made.definitions:  # a label may say what [train] lacks
         made.definitions["train"] |= {"required": [], "not": {"required": ["num_steps", "num_epochs"]}}
     return {
@@ -113,6 +114,13 @@ def schema_of(kind: Kind, *, plug_ins: bool = True) -> dict[str, Any]:
         **schema,
         "definitions": dict(sorted(made.definitions.items())),
     }
+
+
+def _let_tasks_be_short(definitions: dict[str, Any]) -> None:
+    """Let [tasks] be written as its class takes it: one folder for a list of one, a file for a table of one."""
+    tasks = definitions["TaskTable"]["properties"]
+    for table, key in ((tasks, "include_path"), (tasks["rows"], "additionalProperties")):
+        table[key] = {**_described(table[key]), "anyOf": [{"type": "string"}, table[key]]}
 
 
 class _Making:

@@ -98,11 +98,12 @@ def projected_weights(settings: ProjectionSettings, context: RunContext) -> set[
     """Return the ids of the weights whose gradients are projected, should they be trained.
 
     They are those of every linear layer inside the decoder's blocks, with ``project_vocabulary`` embedding and head
-    too; none where the blocks hold no linear layer.
+    too; none where the blocks hold no linear layer. A weight that lies the other way round, as GPT-2's do, is projected
+    on the same side, as the side follows from its shape: but for square ones, whose shape tells none.
     """
-    from torch import nn
+    from harness.tensors.linear import linear_layers
 
     decoder = context.decoder
-    inside = [m.weight for block in decoder.blocks for m in block.modules() if isinstance(m, nn.Linear)]
+    inside = [layer.weight for block in decoder.blocks for layer in linear_layers(block)]
     outside = [decoder.embedding.weight, decoder.head.weight] if inside and settings.project_vocabulary else []
     return {id(weight) for weight in (*inside, *outside)}

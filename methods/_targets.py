@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from harness.errors import Refused, near_miss
+from harness.tensors.linear import stacked_weights
 
 FUSED: Mapping[str, tuple[str, ...]] = {
     "q_proj": ("qkv_proj", "query_key_value", "qkv", "c_attn", "Wqkv", "W_pack"),
@@ -47,6 +48,13 @@ def target_layers(model: nn.Module, targets: Sequence[str]) -> dict[str, nn.Modu
     found = {name: module for name, module in named.items() if f".{name}".endswith(ends)}
     if missing := [end[1:] for end in ends if not any(f".{name}".endswith(end) for name in found)]:
         raise Refused(_not_there(missing, known, [name for name, _ in model.named_parameters()]))
+    for name in stacked_weights(model):
+        if (end := next((end for end in ends if f".{name}".endswith(end)), None)) is not None:
+            inner = sorted({".".join(layer.split(".")[-2:]) for layer in found if f".{layer}".endswith(end)})
+            raise Refused(
+                f"target_modules: {end[1:]} is the name of layers and of the stacked weights {name} of experts, which "
+                f"take no adapter and would be passed over; name the layers as {' or '.join(inner)}"
+            )
     for name, module in found.items():
         if not isinstance(module, adaptable):
             inside = kinds(other.removeprefix(f"{name}.") for other in known if other.startswith(f"{name}."))

@@ -99,8 +99,12 @@ class Lora(TrainedMethod):
             raise Refused(
                 f"lora_fa corrects gradients by an adapter's input, and {embeddings[0]}, an embedding, has none"
             )
-        with context.seed_globally("lora_init"):
-            wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        try:
+            with context.seed_globally("lora_init"):
+                wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+        except ValueError as error:  # layers of a kind of model whose forward pass takes their weights past them
+            reason = " ".join(str(error).split())
+            raise Refused(f"peft puts no adapter beside these target_modules: {reason}") from error
         refuse_rows_of_zeros(wrapped)
         dtype = DTYPES[config.adapter_dtype]
         for name, p in wrapped.named_parameters():

@@ -1,7 +1,7 @@
 """Every causal language model of the installed transformers, each as a tiny one: configurations shrunk by one rule.
 
-What a setting means is told by its name, in whatever configuration it stands; a list with an entry a layer is cut to the
-number of layers. Nothing here knows of the harness.
+What a setting means is told by its name, in whatever configuration it stands; a list with an entry a layer is cut to
+the number of layers. Nothing here knows of the harness.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 from harness.progress import Progress, silent
 
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt", "tokenizer*")
+CONFIG = "config.json"
 _SUBFOLDERS = ("*/*",)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SECONDS = 30.0
@@ -81,6 +82,33 @@ def cached_folder(asset: HubAsset) -> Path | None:
     return folder if whole else None
 
 
+def cached_config(asset: HubAsset) -> Path | None:
+    """Return the config.json of a model, or None unless it is there: with all files, or fetched alone."""
+    if (folder := cached_folder(asset)) is not None:
+        return folder / CONFIG
+    if (revision := pinned_revision(asset)) is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(asset.hub_id, CONFIG, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def fetch_config(asset: HubAsset) -> Path:
+    """Return the config.json of a model, downloaded alone unless it is there; its commit is pinned from then on.
+
+    Raises:
+        HarnessError: it cannot be had; the sentence says why and what to do.
+    """
+    if (file := cached_config(asset)) is not None:
+        return file
+    revision, folder = _download(replace(asset, patterns=(CONFIG,)), silent)
+    if not (folder / CONFIG).is_file():
+        raise HarnessError(f"{asset.hub_id}@{revision} on the hub has no {CONFIG}; give a local copy with {asset.flag}")
+    update_table(_lock_file(), {asset.key: {"asked": asset.revision, "revision": revision}})
+    return folder / CONFIG
+
+
 def moved_entry(asset: HubAsset, folder: str) -> dict[str, Any]:
     """Return the lock file's entry of a repository whose files lie elsewhere: ``folder``, within that cache."""
     return {asset.key: {**_entry(asset), "folder": folder}}
@@ -127,7 +155,7 @@ def fetch_from_hub(asset: HubAsset, *, offline: bool = False, progress: Progress
 
 
 def _check_model_files(asset: HubAsset, names: Sequence[str]) -> None:
-    if "config.json" not in names or not any(name.endswith(".safetensors") for name in names):
+    if CONFIG not in names or not any(name.endswith(".safetensors") for name in names):
         raise HarnessError(
             f"{asset.hub_id} on the hub has no config.json or no safetensors weights, and pickled ones are never "
             f"loaded; convert them and give the folder with {asset.flag}"

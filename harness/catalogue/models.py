@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,15 +13,28 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from harness.errors import HarnessError, near_miss
 from harness.files import read_bytes
-from harness.settings import Name
+from harness.settings import NAME_PATTERN, Name
 from harness.toml_files import read_tables, validate
 
 Weights = Literal["pretrained", "random"]
 """``random``: initial values drawn from the run's seed, for suites that measure memory and speed, not quality."""
-PARTS = ("blocks", "embedding", "final_norm", "head")
+USUAL_PLACES: Mapping[str, str] = {
+    "blocks": "model.layers",
+    "embedding": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+}
+"""Where most decoders have their parts, by the field that says it of another: in a run's identity it goes unsaid."""
+PARTS = tuple(USUAL_PLACES)
 """Fields that say where a decoder's parts are."""
+USUAL_ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Those that are known to have them there."""
+HUB = "hub:"
+"""What begins a repository on the hub where a folder may be given, too."""
 WINDOWED = ("MistralForCausalLM",)
 """Architectures whose configuration has a sliding window that is on unless it says None."""
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(?:@([A-Za-z0-9][\w./-]{0,199}))?", re.ASCII)
+"""A repository on the hub, and perhaps a branch, tag or commit of it."""
 
 
 class ModelShape(BaseModel):
@@ -87,8 +101,8 @@ class BaseModelSpec(BaseModel):
     name: Name
     summary: str = ""
     """One line for ``harness list models``."""
-    architecture: Literal["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] | str
-    """The class of transformers that is built."""
+    architecture: str | None = None
+    """Class of transformers; None: what config.json says."""
     hub_id: str | None = None
     """``owner/name`` on the hub."""
     hub_id_source: str | None = None
@@ -110,19 +124,23 @@ class BaseModelSpec(BaseModel):
     weights: Weights = "pretrained"
     """Set by the suite; ``random`` needs shape or folder, and takes nothing but the configuration from them."""
 
-    blocks: str = "model.layers"
-    """Where the list of decoder blocks is in the model."""
-    embedding: str = "model.embed_tokens"
+    config: Path | None = None
+    """The configuration of a model on the hub, once it is in the cache."""
+    blocks: str | None = None
+    """Where the list of decoder blocks is in the model; it and the next three are found where they are left out."""
+    embedding: str | None = None
     """Where the input embedding is."""
-    final_norm: str = "model.norm"
-    """Where the norm behind the last block is."""
-    head: str = "lm_head"
+    final_norm: str | None = None
+    """Where the norm behind the last block is; empty: the model has none."""
+    head: str | None = None
     """Where the output projection is."""
 
     @model_validator(mode="after")
     def _one_source(self) -> BaseModelSpec:
         if not (self.hub_id or self.packaged or self.folder or self.shape):
             raise ValueError("a model needs hub_id, packaged, folder, or a shape for random weights alone")
+        if self.architecture is None and (self.packaged or self.shape):
+            raise ValueError("a shape, and a packaged model, needs its architecture: there is no config.json to say it")
         return self
 
     def identity(self) -> dict[str, str | None]:
@@ -143,8 +161,20 @@ class BaseModelSpec(BaseModel):
 
     def _unusual_parts(self) -> dict[str, str | None]:
         """Return where the decoder's parts are, if not in the usual place: it decides what is trained."""
-        usual = {name: BaseModelSpec.model_fields[name].default for name in PARTS}
-        return {name: place for name in PARTS if (place := getattr(self, name)) != usual[name]}
+        return {name: place for name, place in self.places().items() if place != USUAL_PLACES[name]}
+
+    def places(self) -> dict[str, str]:
+        """Return where each part is, as far as it is known; in the usual place otherwise."""
+        given = {name: getattr(self, name) for name in PARTS}
+        return {name: USUAL_PLACES[name] if place is None else place for name, place in given.items()}
+
+    def config_file(self) -> Path | None:
+        """Return the config.json that says what the model looks like; None where there is none, or none yet."""
+        return self.config if self.folder is None else self.folder / "config.json"
+
+    def can_be_built(self) -> bool:
+        """Return whether it is known what the model looks like."""
+        return self.shape is not None or self.config_file() is not None
 
     def with_weights(self, weights: Weights) -> BaseModelSpec:
         """Return the model with pretrained or random weights.
@@ -158,21 +188,62 @@ class BaseModelSpec(BaseModel):
                 f"model '{self.name}' is a shape without weights, for suites of random weights; give a folder with "
                 f"--model {self.name}=PATH, or another model"
             )
-        if weights == "random" and self.shape is None and self.folder is None:
+        if weights == "random" and not self.can_be_built():
+            fetch = "; 'harness prepare' on a suite of its weights fetches its config.json" if self.hub_id else ""
             raise HarnessError(
                 f"model '{self.name}' cannot have random weights: it has no shape in models.toml, and no folder with a "
-                f"config.json is given with --model {self.name}=PATH"
+                f"config.json is given with --model {self.name}=PATH{fetch}"
             )
         return self.model_copy(update={"weights": weights})
 
     def _architecture_checksum(self) -> str:
         """Return the SHA-256 over the configuration that random weights are built from."""
-        if self.folder is not None:
-            file = self.folder / "config.json"
+        if (file := self.config_file()) is not None and (self.folder is not None or self.shape is None):
             return hashlib.sha256(read_bytes(file)).hexdigest()
-        assert self.shape is not None
+        assert self.shape is not None and self.architecture is not None
         built = [self.architecture, self.shape.config_settings(self.architecture)]
         return hashlib.sha256(json.dumps(built, sort_keys=True).encode()).hexdigest()
+
+
+def given_model(name: str, place: str, known: Mapping[str, BaseModelSpec], option: str) -> BaseModelSpec:
+    """Return the base model of ``--model NAME=hub:OWNER/NAME@REVISION``, or of a folder that is under a new name.
+
+    Of a model that there is already, the name stays, and where its parts are if the entry says so.
+
+    Args:
+        name: What it is called.
+        place: What stands behind the name; None of a known model is taken over where it is on the hub.
+        known: The models that there are.
+        option: How to call what was given in a message.
+
+    Raises:
+        HarnessError: the name cannot be one, or there can be no such repository.
+    """
+    entry = known.get(name)
+    if entry is None:
+        _check_name(name, option)
+    if not place.startswith(HUB):
+        return entry or BaseModelSpec(name=name, folder=Path(place).expanduser().absolute())
+    match = HUB_ID.fullmatch(place.removeprefix(HUB))
+    if match is None or ".." in place:
+        raise HarnessError(
+            f"{option}: expected NAME={HUB}OWNER/NAME@REVISION, of the hub's letters; a revision is optional"
+        )
+    said = {} if entry is None else {part: getattr(entry, part) for part in PARTS}
+    return BaseModelSpec(name=name, hub_id=match[1], revision=match[2], **said)
+
+
+def _check_name(name: str, option: str) -> None:
+    """Refuse a name that no record could have.
+
+    Raises:
+        HarnessError: it is one.
+    """
+    if not re.fullmatch(NAME_PATTERN, name):
+        raise HarnessError(
+            f"{option}: '{' '.join(name.split())}' cannot be the name of a model; one is made of letters, digits and "
+            "._- and begins with a letter or digit"
+        )
 
 
 def load_models(file: Path | None = None) -> dict[str, BaseModelSpec]:

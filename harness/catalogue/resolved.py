@@ -27,7 +27,7 @@ from harness.errors import HarnessError
 from harness.settings import NAME_PATTERN, Name, Strict
 from harness.toml_files import read_toml, validate
 
-COMPUTED = {"base_models": ("name", "checksum", "weights"), "datasets": ("name", "checksum")}
+COMPUTED = {"base_models": ("name", "checksum", "weights", "config"), "datasets": ("name", "checksum")}
 """Fields of an entry that no file gives: its table's own name, and what the harness finds out itself."""
 E = TypeVar("E", bound="Entries")
 

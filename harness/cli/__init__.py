@@ -28,6 +28,8 @@ from harness.redaction import redacted
 
 COMMANDS = {
     "list": "what there is: methods, models, datasets, suites, benchmarks, devices",
+    "new": "write a suite, a method or a task to begin with, commented, that runs as it is",
+    "check": "what is wrong with or missing for a suite, a catalogue, a task or a method",
     "prepare": "download and convert what a suite needs",
     "doctor": "what this machine has and lacks; for reports of bugs too",
     "layers": "outlier scores of a model's blocks, and how often each would be drawn",

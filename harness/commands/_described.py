@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.catalogue.devices import find_device, load_devices
 from harness.catalogue.resolved import Catalogue
-from harness.commands._listed import licence_of, origin_of, source_of_model, task_rows, tera
+from harness.commands._listed import licence_of, origin_of, rows_of, source_of_model, task_rows, tera
 from harness.errors import HarnessError, near_miss
 from harness.expansion import load_suite
 from harness.method import METHODS
@@ -74,6 +74,7 @@ def _dataset(name: str, catalogue: Catalogue) -> tuple[Facts, Rows]:
         mode="json", exclude={"summary", "name", "packaged", "drawn", "repository", "hub_id", "file", "source"}
     )
     facts = {"dataset": name, "summary": spec.summary, "from": origin_of(spec), "public source": spec.source}
+    known |= rows_of(spec)
     return facts | {key.replace("_", " "): value for key, value in known.items()} | _used_by("data", name), []
 
 

@@ -46,7 +46,7 @@ def models(catalogue: Catalogue) -> list[dict[str, Any]]:
         {
             "model": name,
             "source": source_of_model(spec),
-            "architecture": spec.architecture,
+            "architecture": spec.architecture or "as config.json says",
             "licence": licence_of(spec),
             "summary": spec.summary,
         }
@@ -74,8 +74,7 @@ def datasets(catalogue: Catalogue) -> list[dict[str, Any]]:
         {
             "dataset": name,
             "source": origin_of(spec),
-            "layout": spec.layout or "found in the file",
-            "columns": [_column(field, spec) for field in fields_of(spec.layout)],
+            **rows_of(spec),
             "rows": spec.num_rows,
             "licence": spec.licence,
             "summary": spec.summary,
@@ -84,10 +83,13 @@ def datasets(catalogue: Catalogue) -> list[dict[str, Any]]:
     ]
 
 
-def _column(field: str, spec: DatasetSpec) -> str:
-    """Return a field of a layout with what its column is called in the file, where that is something else."""
-    theirs = spec.columns.get(field, field)
-    return field if theirs == field else f"{field} = {theirs}"
+def rows_of(spec: DatasetSpec) -> dict[str, Any]:
+    """Return the layout of a data set, and its fields, each with what its column is called if not the same."""
+    called = {field: spec.columns.get(field, field) for field in fields_of(spec.layout)}
+    return {
+        "layout": spec.layout or "found in the file",
+        "columns": [field if theirs == field else f"{field} = {theirs}" for field, theirs in called.items()],
+    }
 
 
 def origin_of(spec: DatasetSpec) -> str:

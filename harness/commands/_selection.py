@@ -9,10 +9,11 @@ from typing import Any
 
 from harness.assets.wheels import check_wheel_names
 from harness.catalogue.datasets import DatasetSpec, find_dataset
-from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.models import HUB, BaseModelSpec, given_model
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, load_catalogue
 from harness.catalogue.tasks import TaskPlaces
+from harness.commands._models import located
 from harness.commands.requests import NO_TASKS, SelectionRequest, TasksRequest
 from harness.errors import HarnessError
 from harness.evaluation.own_tasks import OwnTasks, check_places
@@ -20,6 +21,7 @@ from harness.evaluation.task_names import check_task_names
 from harness.expansion import catalogue_for, expand, load_suite, load_tuned, parse_assignment
 from harness.preparing.assets import resolve_model, resolved_datasets, source_identities
 from harness.preparing.runs import datasets_of, questions_of
+from harness.printable import printable
 from harness.settings import CONVERSATIONS, EvaluationSettings
 from harness.spec import RunSpec
 from harness.suite import Suite
@@ -151,7 +153,8 @@ def _check_prompt(prompt: str, dataset: DatasetSpec, spec: RunSpec) -> None:
     if dataset.layout == "messages":
         raise HarnessError(
             f"suite '{spec.suite}': label '{spec.label}': data '{dataset.name}' are conversations, which prompt = "
-            f"'{prompt}' cannot write: set prompt = 'chat' or 'conversation'"
+            f"'{prompt}' cannot write: set prompt = 'chat' or 'conversation' in [train], or give --set prompt=chat and "
+            "with --method the labels that train"
         )
 
 
@@ -231,13 +234,28 @@ def given_wheels(paths: Sequence[str]) -> list[Path]:
 def _models(suite: Suite, wanted: Sequence[str], catalogue: Catalogue) -> dict[str, BaseModelSpec]:
     found: dict[str, BaseModelSpec] = {}
     for text in wanted or suite.models:
-        name, equals, path = text.partition("=")
+        name, equals, _ = text.partition("=")
         if name in found:
             raise HarnessError(f"--model {text}: '{name}' is given twice")
-        spec = catalogue.model(name)
-        resolved = resolve_model(spec, existing(path, f"--model {text}") if equals else None)
-        found[name] = resolved.with_weights(suite.weights)
+        resolved = chosen_model(text, catalogue.models) if equals else resolve_model(catalogue.model(name))
+        found[name] = located(resolved).with_weights(suite.weights)
     return found
+
+
+def chosen_model(text: str, known: Mapping[str, BaseModelSpec]) -> BaseModelSpec:
+    """Return what ``--model NAME=PATH`` or ``NAME=hub:OWNER/NAME@REVISION`` gives, with its identity.
+
+    Raises:
+        HarnessError: it names nothing that there is, or no model can be called so.
+    """
+    name, _, place = text.partition("=")
+    option = f"--model {printable(' '.join(text.split()))}"
+    if not place:
+        raise HarnessError(f"{option}: expected NAME=PATH or NAME={HUB}OWNER/NAME@REVISION")
+    if place.startswith(HUB):
+        return resolve_model(given_model(name, place, known, option))
+    folder = existing(place, option)
+    return resolve_model(given_model(name, str(folder), known, option), folder if name in known else None)
 
 
 def given_data(assignments: Sequence[str]) -> dict[str, Path]:

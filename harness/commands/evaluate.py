@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.assets.cache import cache_root
 from harness.beside import within
-from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.models import HUB, USUAL_PLACES, BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.commands._assets import convert
 from harness.commands._find import find_records
@@ -83,7 +83,7 @@ def evaluate(
         check_packaged_rows(settings, record.called)
     store.check_writable()
     wheels = given_wheels(assets.wheels)
-    spec = _model(record, catalogue)
+    spec = _model(record, catalogue, weights)
     asked = record.spec.model_copy(
         update={"evaluation": settings, "sources": _sources_for(record.spec.sources, sources)}
     )
@@ -215,19 +215,29 @@ def _unscored(found: Sequence[Record], store: Store, limit: int | None) -> Recor
     return record
 
 
-def _model(record: Record, catalogue: Path | None) -> BaseModelSpec:
-    """Return the base model of a run.
+def _model(record: Record, catalogue: Path | None, weights: Path) -> BaseModelSpec:
+    """Return the base model of a run, its parts where the run had them.
 
     Raises:
-        HarnessError: no catalogue that is given holds it.
+        HarnessError: no catalogue that is given holds it, and the record does not say where it is.
     """
-    known, name = given_catalogue(catalogue).models, record.model_name
-    if name not in known:
-        raise HarnessError(
-            f"{record.called} is of model '{name}', which is none of the packaged ones: name the file that defines "
-            f"it in [base_models.{name}] with --catalogue"
-        )
-    return known[name]
+    known, name, recorded = given_catalogue(catalogue).models, record.model_name, record.spec.model
+    source, parts = (
+        str(recorded.get("source")),
+        {part: recorded.get(part) or place for part, place in USUAL_PLACES.items()},
+    )
+    if recorded.get("final_norm") == "":
+        parts["final_norm"] = ""
+    if name in known:
+        return known[name].model_copy(update=parts)
+    if source == "folder":  # of a name that --model gave
+        return BaseModelSpec(name=name, folder=_recorded_folder(weights) or weights, **parts)
+    if source.startswith(HUB):
+        return BaseModelSpec(name=name, hub_id=source.removeprefix(HUB), revision=recorded.get("revision"), **parts)
+    raise HarnessError(
+        f"{record.called} is of model '{name}', which is none of the packaged ones: name the file that defines "
+        f"it in [base_models.{name}] with --catalogue"
+    )
 
 
 def _check_adapter(folder: Path) -> None:

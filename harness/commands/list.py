@@ -21,7 +21,7 @@ from harness.printable import as_json
 SHORT: Mapping[str, tuple[str, ...]] = {
     "methods": ("label", "method", "summary"),
     "models": ("model", "licence", "summary"),
-    "datasets": ("dataset", "rows", "summary"),
+    "datasets": ("dataset", "layout", "rows", "summary"),
     "suites": ("suite", "version", "description"),
     "benchmarks": ("benchmark", "suites"),
     "devices": ("device", "memory_gb", "bf16_tflops", "tf32_tflops", "fp32_tflops"),

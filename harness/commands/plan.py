@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.assets.cache import cache_root
+from harness.assets.hub import fetch_config, model_asset
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import DeviceSpec, find_device, load_devices
 from harness.commands._output import Display, note, print_table, warn
@@ -62,7 +63,7 @@ def plan(
     device = find_device(device_name, load_devices()) if device_name else None
     profile = _profile(device_profile, device)
     memory = _memory(device_memory, device, profile)
-    selection = select(chosen, tuned=False)
+    selection = _selected(chosen)
     specs = [spec for spec in selection.specs if spec.train is not None]
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
@@ -77,6 +78,15 @@ def plan(
     else:
         _print(lines, answers, against)
     return 0 if all(answer.prediction for answer in answers) else 1
+
+
+def _selected(chosen: SelectionRequest) -> Selection:
+    """Return what is chosen, the configurations of models on the hub fetched that have no shape."""
+    selection = select(chosen, tuned=False)
+    unseen = [one for one in selection.models.values() if one.hub_id is not None and not one.can_be_built()]
+    for model in unseen:
+        fetch_config(model_asset(model))
+    return select(chosen, tuned=False) if unseen else selection
 
 
 @dataclass(frozen=True)

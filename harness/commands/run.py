@@ -56,7 +56,7 @@ def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, resul
 
 def _say_what_is_next(chosen: SelectionRequest, results: Path) -> None:
     """Print the command that shows what came out, where anything did."""
-    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue))
+    suite = load_suite(chosen.suite, given_catalogue(chosen.catalogue, chosen.tasks))
     if not any(record.is_ok for record in Store(results).read(suite.name).records):
         return
     options = ["--suite", chosen.suite]
@@ -65,6 +65,8 @@ def _say_what_is_next(chosen: SelectionRequest, results: Path) -> None:
     if suite.evaluation.mt_bench is not None:
         judge = shlex.join(["harness", "judge", *options])
         say(f"next, to have the answers graded: {judge} --judge URL --judge-model NAME")
+    for option, folders in (("--include-path", chosen.tasks.include), ("--trust-tasks", chosen.tasks.trusted)):
+        options += [word for folder in folders for word in (option, folder)]
     say(f"next: {shlex.join(['harness', 'report', *options])}")
 
 

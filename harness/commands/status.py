@@ -43,8 +43,7 @@ def _environment_id() -> str | None:
 
 def _shown(row: dict[str, str]) -> dict[str, str]:
     """Return a row as it stands in the table: the name of the run first, which says model, label and seed."""
-    name = f"{row['model']}/{row['label']}/{row['seed']}"
-    return {"run": name, "id": row["run_id"][:8]} | {key: row[key] for key in ("state", "to_do", "reason")}
+    return {"run": row["run"], "id": row["run_id"][:8]} | {key: row[key] for key in ("state", "to_do", "reason")}
 
 
 def _row(
@@ -73,6 +72,7 @@ def _row(
         status, why = ending.ending
         reason = f"would end as seed {ending.spec.seed} did ({status}: {why})"
     return {
+        "run": spec.run_name,
         "run_id": spec.run_id,
         "model": spec.model_name,
         "label": spec.label,

@@ -41,7 +41,7 @@ def tune(
     tuned = merged(_before(file, suite), suite, made)
     replace_file(file, tuned_text(tuned))
     print()
-    print_table([_row(choice) for choice in made])
+    print_table([_row(choice) for choice in made], keys=2)
     print(f"\nchoices in {file}; trials in {store.file_of(trials.name)}")
     if suite.tuned != file.name:
         print(f"no run takes them yet: set tuned = '{file.name}' in the suite, with the file beside it")

@@ -37,8 +37,8 @@ def find_layout(file: Path, columns: Mapping[str, str]) -> str:
     told = "; ".join(f"{layout}: {' and '.join(fields)}" for layout, fields in FIELDS.items())
     which = f"the layouts {' and '.join(best)} alike" if best else "no layout that there is"
     raise HarnessError(
-        f"{file}: its columns ({_listed(found)}) are those of {which} ({told}): set layout, and say with columns = "
-        "{ OURS = 'THEIRS' } what they are called there"
+        f"{file}: its columns ({_listed(found)}) are those of {which} ({told}): say in [datasets.NAME] which layout "
+        "it is, and with columns = { OURS = 'THEIRS' } what they are called there"
     )
 
 

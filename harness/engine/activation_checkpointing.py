@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint, noop_context_fn
 from harness.errors import Refused
 from harness.method import Decoder
 from harness.settings import TrainSettings
+from harness.tensors.linear import linear_layers
 from harness.tensors.placement import on_host
 
 ContextFn = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
@@ -62,7 +63,7 @@ def nested_modules(blocks: Sequence[nn.Module]) -> list[nn.Module]:
         Refused: a block has none.
     """
     found = [
-        [child for child in block.children() if any(isinstance(m, nn.Linear) for m in list(child.modules())[1:])]
+        [child for child in block.children() if any(layer is not child for layer in linear_layers(child))]
         for block in blocks
     ]
     if not all(found):

@@ -16,6 +16,7 @@ mode was never published).
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,12 +28,13 @@ from torch import nn
 
 from harness.data.examples import text_samples
 from harness.engine.environment import describe_environment
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Refused
 from harness.files import read_json, said_as, write_file
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import CalibrationSettings
 from harness.source import block_score_checksum
 from harness.spec import identity
+from harness.tensors.linear import linear_layers, stacked_weights, weight_of
 
 SCORES_FOLDER = "block_scores"
 """Folder of the kept scores in the cache."""
@@ -50,13 +52,14 @@ def block_scores(
         samples: Calibration sequences, each (1, tokens) int64; not used by ``weight_norm``.
 
     Raises:
-        HarnessError: a block holds no linear weight, or the scores are not finite.
+        Refused: a block holds no linear layer, or weights beside them that would be left out.
+        HarnessError: the scores are not finite.
     """
     linears = [_linears(block, name) for block, name in zip(decoder.blocks, decoder.block_names, strict=True)]
     with torch.no_grad():
         if request.kind == "weight_norm":
             scores = [
-                math.sqrt(sum(float(linear.weight.float().square().sum(dtype=torch.float64)) for linear in block))
+                math.sqrt(sum(float(weight_of(linear).float().square().sum(dtype=torch.float64)) for linear in block))
                 for block in linears
             ]
         else:
@@ -182,20 +185,34 @@ class ScoreCache:
         return self._folder / f"{identity(key)}.json"
 
 
-def _linears(block: nn.Module, name: str) -> list[nn.Linear]:
-    found = [module for module in block.modules() if isinstance(module, nn.Linear)]
+def _linears(block: nn.Module, name: str) -> list[nn.Module]:
+    """Return the linear layers of a block.
+
+    Raises:
+        Refused: there are none, or weights that are no layers of their own would be left out of the score.
+    """
+    if stacked := stacked_weights(block):
+        raise Refused(
+            f"block '{name}' holds stacked weights ({stacked[0]}), as fused experts are, and its score is of linear "
+            "layers alone: take a law that needs no scores"
+        )
+    found = linear_layers(block)
     if not found:
-        raise HarnessError(f"block '{name}' holds no nn.Linear to score")
+        raise Refused(f"block '{name}' holds no linear layer to score: take a law that needs no scores")
     return found
 
 
 def _input_squares(
-    model: nn.Module, linears: Sequence[nn.Linear], samples: Sequence[torch.Tensor]
-) -> dict[nn.Linear, torch.Tensor]:
+    model: nn.Module, linears: Sequence[nn.Module], samples: Sequence[torch.Tensor]
+) -> dict[nn.Module, torch.Tensor]:
     """Return sum over tokens of the squared input of each linear: (in_features,) fp32."""
-    squares = {linear: torch.zeros(linear.in_features, device=linear.weight.device) for linear in linears}
+    weights = {linear: weight_of(linear) for linear in linears}
+    squares = {linear: torch.zeros(weight.shape[1], device=weight.device) for linear, weight in weights.items()}
+    # The head's part of the pass is not needed; not every class of models can leave it out.
+    known = inspect.signature(model.forward).parameters
+    fewer = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 
-    def collect(linear: nn.Linear, inputs: tuple[torch.Tensor, ...]) -> None:
+    def collect(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
 
     hooks = [linear.register_forward_pre_hook(collect) for linear in linears]
@@ -204,7 +221,7 @@ def _input_squares(
     device = next(model.parameters()).device
     try:
         for sample in samples:
-            model(input_ids=sample.to(device), use_cache=False, logits_to_keep=1)
+            model(input_ids=sample.to(device), use_cache=False, **fewer)
     finally:
         model.train(was_training)
         for hook in hooks:
@@ -212,11 +229,12 @@ def _input_squares(
     return squares
 
 
-def _outlier_percent(linears: Sequence[nn.Linear], squares: dict[nn.Linear, torch.Tensor], tau: float) -> float:
-    def importance(linear: nn.Linear) -> torch.Tensor:
-        return linear.weight.float().abs() * squares[linear].sqrt()  # (out_features, in_features)
+def _outlier_percent(linears: Sequence[nn.Module], squares: dict[nn.Module, torch.Tensor], tau: float) -> float:
+    def importance(linear: nn.Module) -> torch.Tensor:
+        weight = weight_of(linear)
+        return weight.float().abs() * squares[linear].sqrt()  # (out_features, in_features)
 
-    size = sum(linear.weight.numel() for linear in linears)
+    size = sum(weight_of(linear).numel() for linear in linears)
     mean = sum(float(importance(linear).sum(dtype=torch.float64)) for linear in linears) / size
     above = sum(int((importance(linear) > tau * mean).sum()) for linear in linears)
     return 100.0 * above / size

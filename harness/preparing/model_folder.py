@@ -10,12 +10,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness.catalogue.models import BaseModelSpec
+from harness.catalogue.models import USUAL_ARCHITECTURES, USUAL_PLACES, BaseModelSpec
 from harness.errors import HarnessError
 
 LONGEST_HEADER = 1 << 28
 """Bytes of a safetensors header that are read; it lists the tensors of one file."""
-PARTS = ("blocks", "embedding", "final_norm", "head")
+WITHOUT_WEIGHTS = ("OlmoForCausalLM", "NanoChatForCausalLM")
+"""Architectures whose norms have none, so that no tensor stands where they are."""
 
 
 def check_entry(spec: BaseModelSpec, folder: Path, *, own: bool) -> None:
@@ -30,16 +31,19 @@ def check_entry(spec: BaseModelSpec, folder: Path, *, own: bool) -> None:
     Raises:
         HarnessError: they are not; the sentence says what the folder has.
     """
-    found = _architectures(folder)
-    if own and found and spec.architecture not in found:
+    found = architectures(folder / "config.json")
+    if own and found and spec.architecture is not None and spec.architecture not in found:
         raise HarnessError(
             f"model '{spec.name}': architecture = '{spec.architecture}' in its entry, but config.json in {folder} says "
             f"{', '.join(found)}: set architecture to that, or give another folder"
         )
     names = tensor_names(folder)
-    for role in PARTS if names else ():
-        path = getattr(spec, role)
-        if role != "head" and not _holds(names, path):  # a head that is the embedding has no tensor of its own
+    usual = not found or any(name in USUAL_ARCHITECTURES for name in found)
+    for role in USUAL_PLACES if names else ():
+        path = getattr(spec, role) or (USUAL_PLACES[role] if usual and getattr(spec, role) is None else None)
+        if path is None or role == "head" or (role == "final_norm" and any(name in WITHOUT_WEIGHTS for name in found)):
+            continue  # a head that is the embedding has no tensor of its own
+        if not _holds(names, path):
             blocks = sorted({match[1] for name in names if (match := re.match(r"(.+?)\.\d+\.", name))})
             there = f"; its numbered modules are {', '.join(blocks)}" if role == "blocks" and blocks else ""
             raise HarnessError(
@@ -69,9 +73,10 @@ def _holds(names: Sequence[str], path: str) -> bool:
     return any(end in f".{name}" for name in names for end in ends)
 
 
-def _architectures(folder: Path) -> list[str]:
+def architectures(file: Path) -> list[str]:
+    """Return the classes that a config.json names; none where it cannot be read."""
     try:
-        found = json.loads((folder / "config.json").read_bytes())["architectures"]
+        found = json.loads(file.read_bytes())["architectures"]
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []
     return [str(name) for name in found] if isinstance(found, list) else []

@@ -40,14 +40,15 @@ def find_decoder(model: nn.Module, spec: BaseModelSpec) -> Decoder:
     Raises:
         HarnessError: the model has no module at one of the spec's paths.
     """
-    parts = {role: _module_at(model, getattr(spec, role), role, spec.name) for role in ("blocks", *OTHERS)}
+    places = spec.places()
+    parts = {role: _module_at(model, places[role], role, spec.name) for role in ("blocks", *OTHERS)}
     blocks = tuple(parts["blocks"].children())
     if not blocks:
-        raise HarnessError(f"model '{spec.name}': '{spec.blocks}' holds no decoder block")
+        raise HarnessError(f"model '{spec.name}': '{places['blocks']}' holds no decoder block")
     head, embedding = parts["head"], parts["embedding"]
     return Decoder(
         blocks=blocks,
-        block_names=tuple(f"{spec.blocks}.{name}" for name, _ in parts["blocks"].named_children()),
+        block_names=tuple(f"{places['blocks']}.{name}" for name, _ in parts["blocks"].named_children()),
         embedding=embedding,
         final_norm=parts["final_norm"],
         head=head,
@@ -117,6 +118,8 @@ def _update(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> None:
 
 
 def _module_at(model: nn.Module, path: str, role: str, name: str) -> nn.Module:
+    if role == "final_norm" and not path:  # blocks that end in a norm of their own
+        return nn.Identity()
     try:
         return model.get_submodule(path)
     except AttributeError as error:

@@ -58,7 +58,7 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
-            attn_implementation="sdpa",
+            attn_implementation=attention_for(config_in(folder)),
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -86,17 +86,43 @@ def model_config(spec: BaseModelSpec) -> Any:
     """
     import transformers
 
-    if spec.folder is not None:
-        try:
-            return transformers.AutoConfig.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
-        except UNREADABLE as error:
-            raise HarnessError(f"{spec.folder}: the configuration cannot be read: {_first_line(error)}") from error
+    if (file := spec.config_file()) is not None and (spec.folder is not None or spec.shape is None):
+        return config_in(file.parent)
     if spec.shape is None:
         raise HarnessError(f"model '{spec.name}' has no shape in models.toml, so it cannot be built from one")
+    assert spec.architecture is not None
     model_class = getattr(transformers, spec.architecture, None)
     if model_class is None:
         raise HarnessError(f"model '{spec.name}': transformers {transformers.__version__} has no {spec.architecture}")
     return model_class.config_class(**spec.shape.config_settings(spec.architecture), architectures=[spec.architecture])
+
+
+def config_in(folder: Path) -> Any:
+    """Return transformers' configuration of the model in a folder.
+
+    Raises:
+        HarnessError: its config.json cannot be read, or transformers does not know the kind of model.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except UNREADABLE as error:
+        raise HarnessError(f"{folder}: the configuration cannot be read: {_first_line(error)}") from error
+
+
+def attention_for(config: Any, wanted: str = "sdpa") -> str:
+    """Return an implementation of attention: the one that is wanted, or ``eager`` of a class that has its own alone.
+
+    Source: transformers, modeling_utils.py, ``PreTrainedModel._sdpa_can_dispatch``, which refuses such a class.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model_class = AutoModelForCausalLM._model_mapping[type(config)]
+    except KeyError:  # no causal language model: building it says so
+        return wanted
+    return wanted if getattr(model_class, "_supports_sdpa", False) else "eager"
 
 
 def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, attention: str = "sdpa") -> nn.Module:
@@ -109,7 +135,7 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, 
         spec: Shape or local folder say what the model looks like.
         dtype: ``fp32`` or ``bf16``.
         device: Where the weights go; on ``meta`` there are none.
-        attention: Implementation, by the name that transformers knows.
+        attention: Implementation, by the name that transformers knows; a model that has its own alone keeps it.
 
     Raises:
         HarnessError: as :func:`model_config`; or the configuration is of no causal language model.
@@ -120,7 +146,10 @@ def build_model(spec: BaseModelSpec, dtype: str, device: torch.device | str, *, 
     try:
         with torch.device(device):
             model = AutoModelForCausalLM.from_config(
-                config, dtype=DTYPES[dtype], attn_implementation=attention, trust_remote_code=False
+                config,
+                dtype=DTYPES[dtype],
+                attn_implementation=attention_for(config, attention),
+                trust_remote_code=False,
             )
     except ValueError as error:
         raise HarnessError(f"model '{spec.name}' cannot be built: {_first_line(error)}") from error

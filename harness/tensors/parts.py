@@ -1,9 +1,9 @@
 """Finds where a causal language model keeps its decoder blocks, embedding, final norm and head, by looking at it.
 
-The model is built from its configuration alone, without weights. Embedding and head are what transformers' own accessors
-return. The blocks are the one list of modules in the text decoder that is as long as the configuration says. The final
-norm is the first norm that is called behind the last block and before the head: the order of calls is watched in a
-forward pass of tensors without storage, as the order of definition does not tell a norm of embeddings from the last one.
+The model is built from its configuration alone, without weights. Embedding and head are what the accessors of
+transformers return. The blocks are the one list of modules in the text decoder that is as long as the configuration
+says. The final norm is the first norm that is called behind the last block and before the head: the order of calls is
+watched in a forward pass of tensors without storage, as the order of definition tells no norm of embeddings from it.
 Whatever is not plain is refused with what there is to choose from: a wrong guess would train another model.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from harness.catalogue.models import PARTS
 from harness.errors import HarnessError
 from harness.tensors.fakes import replace_by_fakes
+from harness.tensors.linear import weight_of
+from harness.tensors.loading import UNREADABLE, config_in
 
 PROBE_TOKENS = 8
 NO_NORM = ""
@@ -28,10 +31,36 @@ LAYER_COUNTS = ("num_hidden_layers", "num_layers", "decoder_layers", "n_layer", 
 """What configurations call the number of decoder blocks; all that a configuration has are asked."""
 MOST_LAYERS = 1000
 """Of a configuration that is built; the largest published model has some 130."""
+UNBUILDABLE = (*UNREADABLE, ArithmeticError, AssertionError, ImportError, MemoryError, NotImplementedError)
+"""What classes of transformers raise of a configuration that does not fit them."""
 
 
 class PartsUnknown(HarnessError):
     """What cannot be told of a model by looking at it; the sentence names the keys to set."""
+
+
+def parts_of(folder: Path, given: Mapping[str, str | None]) -> dict[str, str]:
+    """Return where the parts of the model in a folder are, by its config.json alone.
+
+    Args:
+        folder: With config.json.
+        given: As :func:`find_parts` has it.
+
+    Raises:
+        PartsUnknown: as :func:`find_parts`, or no model can be built from the configuration.
+        HarnessError: the configuration cannot be read.
+    """
+    from transformers import AutoModelForCausalLM
+
+    config = config_in(folder)
+    num_layers(config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, trust_remote_code=False)
+    except UNBUILDABLE as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise PartsUnknown(f"no causal language model can be built from {folder / 'config.json'}: {reason}") from error
+    return find_parts(model.eval(), given)
 
 
 def find_parts(model: nn.Module, given: Mapping[str, str | None]) -> dict[str, str]:
@@ -110,14 +139,16 @@ def _text_decoder(model: Any) -> nn.Module | None:
 def _accessed(model: Any, part: str) -> str:
     """Return the name of what transformers calls the input embedding or the head."""
     getter = model.get_input_embeddings if part == "embedding" else model.get_output_embeddings
+    module: Any
     try:
         module = getter()
     except (AttributeError, NotImplementedError):
         module = None
     wanted = nn.Embedding if part == "embedding" else nn.Linear
-    name = next((name for name, one in model.named_modules() if one is module), None)
+    names: dict[str, nn.Module] = dict(model.named_modules())
+    name = next((name for name, one in names.items() if one is module), None)
     if name is None or getattr(module, "weight", None) is None or module.weight.dim() != 2:
-        there = _some([name for name, one in model.named_modules() if isinstance(one, wanted)])
+        there = _some([name for name, one in names.items() if isinstance(one, wanted)])
         raise PartsUnknown(f"its {part} cannot be told: set {part} in its entry, as to one of {there}")
     return name
 
@@ -193,7 +224,7 @@ def _final_norm(model: nn.Module, order: Sequence[str] | None, blocks: str, embe
     norms = _norms(model)
     outside = [name for name in norms if not name.startswith(f"{blocks}.")]
     if order is None:
-        width = model.get_submodule(embedding).weight.shape[1]
+        width = weight_of(model.get_submodule(embedding)).shape[1]
         placed = [name for name in _behind(model, blocks) if name in outside and norms[name] in (width, 0)]
         if len(placed) != 1:
             raise PartsUnknown(
@@ -205,7 +236,8 @@ def _final_norm(model: nn.Module, order: Sequence[str] | None, blocks: str, embe
     ends = [place for place, name in enumerate(order) if name == head and place > last]
     if last < 0 or not ends:
         raise PartsUnknown(
-            f"its head '{head}' is not called behind its blocks '{blocks}': set blocks, head and final_norm in its entry"
+            f"its head '{head}' is not called behind its blocks '{blocks}': set blocks, head and final_norm in its "
+            "entry"
         )
     between = order[last + 1 : ends[0]]
     return next((name for name in between if name in outside), NO_NORM)

@@ -199,11 +199,11 @@ class _States(MutableMapping[torch.Tensor, Any]):
         return sum(len(optimizer.state) for optimizer in self._wrapped)
 
 
-class _Answering(TorchDispatchMode):
+class _Answering(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Answers 1 where a number is read from a tensor without a value; what is read as true or false is not answered."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -36,8 +36,10 @@ MAY_IMPORT = {
     "runs": GROUND | {"assets", "preparing", "runs"},
     "planning": TENSORS - {"evaluation"} | {"runs", "planning"},
     "calibration": TENSORS | {"preparing", "runs", "planning", "calibration"},
+    "checking": TENSORS | {"planning", "calibration", "checking"},
     "report": GROUND | {"report"},
-    "commands": TENSORS | {"preparing", "bundling", "runs", "planning", "calibration", "report", "commands"},
+    "commands": TENSORS
+    | {"preparing", "bundling", "runs", "planning", "calibration", "checking", "report", "commands"},
     "cli": GROUND | {"report", "commands", "cli"},
 }
 """By room, of the project's rooms; what stands at the top of harness/ is a contract."""

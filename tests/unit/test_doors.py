@@ -88,6 +88,11 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         ],
         {},
     ),
+    ("new.new", ["suite", "n", "--out", "o"], ["suite", "n"], {"out": Path("o")}),
+    ("new.new", ["task", "n"], ["task", "n"], {"out": Path()}),
+    ("check.check", ["s", *CHOICE[2:], "--json"], [SelectionRequest(**CHOSEN)], {"in_json": True}),
+    ("check.check", ["s"], [SelectionRequest(suite="s")], {"in_json": False}),
+    ("check.print_schema", ["--schema", "suite"], ["suite"], {}),
     (
         "doctor.diagnose",
         [*CHOICE, *RESULTS, "--json"],

@@ -54,7 +54,7 @@ def test_missing_unknown_and_wrong_keys_of_every_table_are_in_one_message(tmp_pa
         "[base_models.mine] has no setting 'gatd'; did you mean 'gated'?",
         "[base_models.mine] folder is 3: expected a path",
         "ranking is 'perhaps': expected true or false",
-        '[evaluation] rows is \'packed\': expected one of "hub", "packaged", "packaged-scored"',
+        '[evaluation] rows is \'packed\': expected one of "hub", "packaged", "packaged-scored", "own"',
         "[ladder.0] models is []: expected a list of at least 1, each a name",
         "[train] lacks the setting 'data': expected a name",
         "[train] batch_size is 'x': expected a whole number above 0",

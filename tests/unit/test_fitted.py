@@ -140,3 +140,11 @@ def test_a_sentence_wraps_between_words_alone() -> None:
     lines = wrapped_prose("the peak is 12.345 GiB of a well-known " + "x" * 70, 60)
     assert lines == ["the peak is 12.345 GiB of a well-known", "x" * 70]
     assert wrapped_prose("", 60) == [""]
+
+
+def test_a_column_is_never_narrower_than_its_longest_word() -> None:
+    columns = [Column(title, "left") for title in ("run", "source", "weights")]
+    long = "hub:organisation/a-long-name-of-one"
+    lines = [line.text for line in fitted(columns, [["one", f"{long} and more", f"{long} and more"]] * 5, 75)]
+    assert sum(long in line for line in lines) == 10
+    assert max(map(len, lines)) <= 75

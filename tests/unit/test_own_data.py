@@ -230,3 +230,5 @@ def test_data_sets_are_listed_with_their_columns(capsys: pytest.CaptureFixture[s
     assert rows["mine"]["columns"] == ["question = frage", "answer"]
     assert (rows["other"]["layout"], rows["other"]["columns"]) == ("found in the file", [])
     assert rows["random-tokens"]["columns"] == []
+    list_kind("datasets", "mine", catalogue=folder / "names.toml")
+    assert "question = frage, answer" in capsys.readouterr().out

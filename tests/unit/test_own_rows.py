@@ -354,7 +354,7 @@ def test_columns_are_checked_when_they_are_read(
     ("row", "columns", "said"),
     [
         ({"a": 1, "b": 2}, {}, r"its columns \(a, b\) are those of no layout .*instructions: instruction and output"),
-        ({"text": "x", "instruction": "a", "output": "b"}, {}, "the layouts instructions and text alike.*set layout"),
+        ({"text": "x", "instruction": "a", "output": "b"}, {}, "the layouts instructions and text alike.*say in"),
         ({"question": "a", "instruction": "b"}, {"answer": "b"}, "no row has a column 'b'"),
         ({}, {}, r"its columns \(none\)"),
         ({f"c{i}": i for i in range(50)}, {}, r"c19, …\)"),

@@ -270,6 +270,14 @@ def test_the_caption_says_protocol_items_seeds_device_and_commit() -> None:
     )
 
 
+def test_the_notes_say_what_each_quantity_is_and_that_a_column_has_no_value() -> None:
+    notes = table_of(summary_of(), columns=("loss", "mfu", "avg")).notes
+    assert notes[0].startswith("loss: held-out loss: mean cross-entropy in nats")
+    assert notes[0].endswith("The column holds what it was after training.")
+    assert notes[1].startswith("mfu: MFU: those operations a second")
+    assert notes[2] == "mfu has no value in any row of quick."
+
+
 # Marks
 
 
@@ -642,3 +650,20 @@ def test_the_docs_say_what_is_taken(tmp_path: Path) -> None:
     assert named >= {q.name for q in quantities.ALL if "terminal" in q.shown.places} - {
         *("predicted_against_measured", "optimizer_seconds_mean", "refresh_seconds")
     }
+
+
+def test_the_table_of_the_docs_is_what_its_command_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8").partition("From the records of this")[2]
+    (command,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    words = shlex.split(command.replace("\\\n", " "))
+    assert main([*words[1:], "--results", RESULTS]) == 0
+    table = capsys.readouterr().out.partition("\n\n")[0]
+    assert len(table.splitlines()) == 8
+    assert table in page
+
+
+def test_two_suites_of_one_name_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "copy.toml"
+    copy.write_bytes((ROOT / "suites" / "configurations.toml").read_bytes())
+    assert main([*CONFIGURATIONS, "--suite", str(copy), "--table", "avg"]) == 2
+    assert "two suites of the table are called 'configurations'" in capsys.readouterr().err

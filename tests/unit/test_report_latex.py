@@ -84,7 +84,7 @@ def test_the_report_compiles_as_it_is_with_nothing_beyond_its_margins(tmp_path: 
     write_report(suite, contents, tmp_path, ["latex"])
     log = compiled(tmp_path)
     assert (tmp_path / "report.pdf").stat().st_size > 10_000
-    assert [wide for wide in re.findall(r"Overfull \\hbox \(([\d.]+)pt", log) if float(wide) > 5] == []
+    assert re.findall(r"Overfull \\hbox.*", log) == []
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ def summary_of(*records: Any, **changes: Any) -> Summary:
 
 
 def pair(first: str, second: str, mean: float, p_value: float) -> Pair:
-    result = PairResult(Difference(mean, 0.1, 39.0, 40, 1), p_value, None, "signs of items", None)
+    result = PairResult(Difference(mean, 0.1, 39.0, 40, 1), p_value / 10, None, "signs of items", None)
     return Pair(first, second, result, p_value, None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.resources
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from harness.commands._files_said import say_files
 from harness.commands._output import Display
 from harness.commands._result_line import duration, result_line
 from harness.commands._time_left import TimeLeft
-from harness.commands.requests import SelectionRequest
+from harness.commands.requests import SelectionRequest, TasksRequest
 from harness.commands.run import _say_what_is_next
 from harness.record import Record, Score
 from harness.record_training import TrainResult
@@ -244,6 +245,25 @@ def test_in_a_pipe_every_path_has_a_line_and_the_page_to_open_is_the_first(capsy
     lines = capsys.readouterr().out.splitlines()
     assert lines[:3] == ["out/report.html", "out/report.md", "out/report.tex"]
     assert sorted(lines) == sorted(f"out/{name}" for name in FILES)
+
+
+def test_the_next_command_finds_the_tasks_that_the_run_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "my tasks"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text(
+        "task: mine\ndataset_path: json\noutput_type: multiple_choice\ntest_split: test\n"
+        "doc_to_text: a\ndoc_to_target: b\ndoc_to_choice: [a, b]\n"
+    )
+    suite = tmp_path / "own.toml"
+    text = Path(str(importlib.resources.files("harness.suites") / "quickstart.toml")).read_text()
+    suite.write_text(text.replace('"boolq"', '"mine"', 1).replace('name = "quickstart"', 'name = "own"'))
+    Store(tmp_path).append(make_record(spec=make_spec(suite="own")))
+    tasks = TasksRequest(include=(str(folder),))
+    _say_what_is_next(SelectionRequest(suite=str(suite), tasks=tasks), tmp_path)
+    said = capsys.readouterr().out
+    assert said.endswith(f"--results {tmp_path} --include-path '{folder}'\n")
 
 
 def test_the_next_command_is_said_where_there_is_something_to_see(

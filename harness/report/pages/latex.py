@@ -291,4 +291,5 @@ def _formats(table: Table, group: list[int]) -> str:
 
 
 def _head_width(table: Table, i: int) -> int:
-    return max(map(len, _wrapped(table.columns[i].title, STACK_OVER)))
+    """Return the width of a heading in characters, one more than it has: a short word may be of wide letters alone."""
+    return max(map(len, _wrapped(table.columns[i].title, STACK_OVER))) + 1

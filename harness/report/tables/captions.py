@@ -189,7 +189,9 @@ def notes_of(
     for summary, block, known in zip(summaries, blocks, rows, strict=True):
         for column in block:
             if column.quantity is not None:
-                said.append(f"{column.name}: {definition(column.quantity)}")
+                title, what = definition(column.quantity)
+                after = "" if column.quantity.before is None else " The column holds what it was after training."
+                said.append(f"{column.name}: {title}: {what}{after}")
                 if known and all(over_seeds(row, column.quantity) is None for row in known):
                     why = (
                         " (no CUDA)"

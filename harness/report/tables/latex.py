@@ -1,7 +1,8 @@
 r"""A table for a paper in LaTeX: one float by booktabs, each figure in a cell of its own, as a person would type it.
 
 It is set as wide as it has to be: in one column of a two-column article if it fits there, by headings in two lines,
-headings that stand upright or intervals below their figures, in this order; else over both columns.
+headings that stand upright or intervals below their figures, in this order, a narrow one if it can be; else over both
+columns. A comment says how wide it is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import ceil
 from typing import Literal
 
 from harness.report.pages.latex_text import escape_latex
@@ -21,9 +23,11 @@ from harness.report.tables.layout import Group, Line, PaperTable
 from harness.report.tables.widths import BOLD_WIDER, RAISED, RAISED_SPACE, SIZE, TINY, width_of
 
 POINTS_AN_INCH = 72.27
-COLUMN = 3.33 * POINTS_AN_INCH
-PAGE = 6.75 * POINTS_AN_INCH
-"""Both columns of a two-column article, in points."""
+NARROW, COLUMN, PAGE = 3.03 * POINTS_AN_INCH, 3.33 * POINTS_AN_INCH, 6.3 * POINTS_AN_INCH
+"""Points of a narrow and of a wide column of a two-column article, and of both narrow ones.
+
+Source: acl-org/acl-style-files, acl.sty, for the narrow ones: A4, margins of 2.5 cm, 0.6 cm between the columns.
+"""
 WIDEST_GAP, NARROWEST_GAP = 6.0, 1.5
 r"""``\tabcolsep``: TeX's own, and the least by which two columns of figures still stand apart."""
 BETWEEN_SUITES = 12.0
@@ -46,7 +50,7 @@ class Setting:
 
 SETTINGS = tuple(
     Setting(heads, stacked, room)
-    for room in (COLUMN, PAGE)
+    for room in (NARROW, COLUMN, PAGE)
     for stacked in (False, True)
     for heads in ("line", "lines", "upright")
 )
@@ -62,11 +66,17 @@ def paper_latex(table: PaperTable, command: str, reference: str = "") -> tuple[s
     """
     widths = {setting: _natural(table, setting) for setting in SETTINGS}
     chosen = next((s for s in SETTINGS if widths[s] + _gaps(table) * NARROWEST_GAP <= s.room), None)
-    setting = chosen or min(SETTINGS[len(SETTINGS) // 2 :], key=lambda s: widths[s])
+    setting = chosen or min((s for s in SETTINGS if s.room == PAGE), key=lambda s: widths[s])
     gap = min(WIDEST_GAP, max(NARROWEST_GAP, int(10 * (setting.room - widths[setting]) / _gaps(table)) / 10))
-    kind = "table" if setting.room == COLUMN else "table*"
+    kind = "table*" if setting.room == PAGE else "table"
     body = list(_tabular(table, setting))
-    lines = [f"% {_ascii(command)}", f"% {_packages(body)}", *(f"% {_ascii(note)}" for note in table.notes)]
+    points = widths[setting] + _gaps(table) * gap
+    lines = [
+        f"% {_ascii(command)}",
+        f"% {_packages(body)}",
+        f"% at most {ceil(points)} pt wide",
+        *(f"% {_ascii(note)}" for note in table.notes),
+    ]
     lines += [
         f"\\begin{{{kind}}}[t]",
         "\\centering",
@@ -78,9 +88,8 @@ def paper_latex(table: PaperTable, command: str, reference: str = "") -> tuple[s
     lines += [*body, f"\\end{{{kind}}}"]
     wide = None
     if chosen is None:
-        needed = widths[setting] + _gaps(table) * gap
         wide = (
-            f"the table is {needed:.0f} pt wide and both columns of an article {PAGE:.0f} pt: leave columns or suites "
+            f"the table is {points:.0f} pt wide and both columns of an article {PAGE:.0f} pt: leave columns or suites "
             "out, or choose --style mean"
         )
     return "\n".join(lines) + "\n", wide
