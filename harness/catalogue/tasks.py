@@ -31,11 +31,7 @@ class TaskRows(Strict):
     """Files whose rows stand in for those of a task of lm-eval's, with the fields that its YAML reads."""
 
     scored: Path
-<<<<<<< HEAD
-    """That are scored: JSON, JSON Lines or Parquet."""
-=======
-    """The rows that are scored."""
->>>>>>> main
+    """The rows that are scored: JSON, JSON Lines or Parquet."""
     fewshot: Path | None = None
     """From which few-shot examples are drawn; None: there are none to draw."""
 
