@@ -25,16 +25,6 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
             "harness prepare --suite quickstart --bundle bundle --without torch",
         ),
     ),
-    "new": (
-        ("a suite that runs as it is, every key explained", "harness new suite my-suite"),
-        ("a method around an optimizer of torch.optim, and its test", "harness new method my-method"),
-        ("a task with rows of its own", "harness new task my-task"),
-    ),
-    "check": (
-        ("all that is wrong or missing, and the runs it makes", "harness check my-suite.toml"),
-        ("whether a method holds its contract", "harness check my-method"),
-        ("the schema by which editors check keys", "harness check --schema suite"),
-    ),
     "doctor": (
         ("what this machine has and lacks", "harness doctor"),
         ("and what a suite needs here", "harness doctor --suite quickstart"),
