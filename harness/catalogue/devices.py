@@ -28,8 +28,8 @@ class DeviceSpec(BaseModel):
     """Dense peak, FLOP/s, a multiply-add being two; None: the device has no bf16."""
     tf32_flops: PositiveFloat | None = None
     """None: the device has no TF32."""
-    fp32_flops: PositiveFloat
-    """Without tensor cores."""
+    fp32_flops: PositiveFloat | None = None
+    """Without tensor cores; None: not read in any public table."""
     memory_gb: PositiveFloat
     """As the data sheet says, GB = 10^9 bytes."""
     source: str
@@ -41,7 +41,7 @@ class DeviceSpec(BaseModel):
         """Return the stated memory in bytes."""
         return round(self.memory_gb * 1e9)
 
-    def peak_flops(self, dtype: Literal["bf16", "fp32"], *, tf32: bool = False) -> float | None:
+    def peak_flops(self, dtype: Literal["fp32", "bf16"], *, tf32: bool = False) -> float | None:
         """Return the stated dense peak, FLOP/s, of matrix products in a dtype; None where the device has none.
 
         Args:
