@@ -182,7 +182,7 @@ def test_report_and_pages_carry_the_names(ran: Path) -> None:
     for name in ("report.md", "report.html", "report.tex", "scores.csv", "report.json"):
         text = (ran / "report" / name).read_text().replace("{}", "").replace("\\-", "")
         assert all(word in text for word in ("my-llama", "my-sgd", "quiz")), name
-    assert "in its place" not in (ran / "report" / "report.md").read_text()  # an own name is no stand-in
+    assert "a folder in its place" not in (ran / "report" / "report.md").read_text()  # an own name is no stand-in
 
 
 @in_tex
