@@ -77,6 +77,7 @@ def asked(spec: RunSpec, folder: Path) -> PlanTask:
     return PlanTask(spec=spec, model=FLAT, device="cuda", horizon="first", cache_folder=folder)
 
 
+@pytest.mark.slow
 def test_what_is_said_to_fit_is_predicted_to_fit_and_one_more_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +99,7 @@ def _in_this_process(self: Predictor, tasks: Any, processes: int) -> Any:
         yield key, self.keep(task, worker.answer(task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["lora", "owlore"])
 def test_settings_that_make_a_label_fit_do(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Predictor, "_ask", _in_this_process)
