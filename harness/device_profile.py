@@ -58,7 +58,7 @@ class Rates(Strict):
     """Of a square matrix product, a multiply-add being two."""
     fp32_flops: PositiveFloat | None = None
 
-    def flops(self, dtype: Literal["bf16", "fp32"]) -> float | None:
+    def flops(self, dtype: Literal["fp32", "bf16"]) -> float | None:
         """Return the rate of matrix products in a dtype, FLOP/s."""
         return self.bf16_flops if dtype == "bf16" else self.fp32_flops
 

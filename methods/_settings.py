@@ -13,7 +13,7 @@ from harness.errors import Refused
 from harness.method import MethodConfig
 from harness.settings import Implied, Later, NamesFile, TrainSettings
 
-Dtype = Literal["bf16", "fp32"]
+Dtype = Literal["fp32", "bf16"]
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -17,7 +17,7 @@ from harness.calibration_log import Reading, Sizes
 from harness.engine.peak_laps import CudaCounters
 from harness.tensors.storage_tracker import StorageTracker
 
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["fp32", "bf16"]
 ROUNDS = 7
 """Measurements of a rate, whose median counts."""
 ROUND_SECONDS = {"full": 0.05, "smoke": 0.002}

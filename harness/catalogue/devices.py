@@ -41,7 +41,7 @@ class DeviceSpec(BaseModel):
         """Return the stated memory in bytes."""
         return round(self.memory_gb * 1e9)
 
-    def peak_flops(self, dtype: Literal["bf16", "fp32"], *, tf32: bool = False) -> float | None:
+    def peak_flops(self, dtype: Literal["fp32", "bf16"], *, tf32: bool = False) -> float | None:
         """Return the stated dense peak, FLOP/s, of matrix products in a dtype; None where the device has none.
 
         Args:

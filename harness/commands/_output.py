@@ -26,6 +26,7 @@ from harness.remarks import remarks_of
 from harness.report.fitted import ENTRIES, NARROWEST, Line, alignment, fitted, wrapped_prose
 from harness.report.plots.style import FORMATS
 from harness.report.table import Column
+from harness.stand_ins import mark_of
 from harness.task import RunTask
 
 PIPE_WIDTH = 120
@@ -207,7 +208,7 @@ class Display:
 
     def run_begins(self, task: RunTask) -> None:
         """Say which run starts."""
-        self._title = printable(task.spec.run_name)
+        self._title = printable(task.spec.run_name + mark_of((task.spec,)))
         if self._left is not None:
             self._left.begins(task.uuid, task.spec)
         if self._bars is None:

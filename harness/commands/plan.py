@@ -24,6 +24,7 @@ from harness.report.units import NOTHING, gib, significant
 from harness.silent_settings import Asked, said_of
 from harness.source import package_checksum
 from harness.spec import RunSpec
+from harness.stand_ins import mark_of
 
 UNITS = {"GIB": 2**30, "MIB": 2**20, "GB": 10**9, "MB": 10**6, "B": 1}
 COLUMNS = (
@@ -123,13 +124,13 @@ class _Against:
         measured = None if self.profile is None else self.profile.context_bytes
         return ASSUMED_CONTEXT_BYTES if measured is None else measured
 
-    def rate(self, dtype: Literal["bf16", "fp32"]) -> float | None:
+    def rate(self, dtype: Literal["fp32", "bf16"]) -> float | None:
         """Return the FLOP/s of matrix products: measured where there is a profile, else the device's stated peak."""
         if self.profile is not None and (measured := self.profile.rates.flops(dtype)) is not None:
             return measured
         return None if self.device is None else self.device.peak_flops(dtype)
 
-    def step_seconds(self, prediction: Prediction, dtype: Literal["bf16", "fp32"]) -> float | None:
+    def step_seconds(self, prediction: Prediction, dtype: Literal["fp32", "bf16"]) -> float | None:
         """Return the time of a step: at the given MFU of the stated peak, else every operation at :meth:`rate`."""
         if self.mfu is not None:
             peak = None if self.device is None else self.device.peak_flops(dtype)
@@ -231,6 +232,7 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     found: dict[str, Any] = {
         "run_id": spec.run_id,
         "model": spec.model_name,
+        **({"stands_in": mark.strip(" ()")} if (mark := mark_of((spec,))) else {}),
         "method": spec.method,
         "label": spec.label,
         "seed": spec.seed,
@@ -283,7 +285,8 @@ def _print(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
 
 
 def _cells(line: dict[str, Any]) -> dict[str, str]:
-    found = {"model": str(line["model"]), "label": str(line["label"])}
+    mark = f" ({line['stands_in']})" if "stands_in" in line else ""
+    found = {"model": f"{line['model']}{mark}", "label": str(line["label"])}
     if line["error"] is not None:
         return found | dict.fromkeys(COLUMNS, NOTHING) | {"peak GiB": "none: see below"}
     hours, seconds = line["hours"], line["step_seconds"]

@@ -42,6 +42,7 @@ from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
+from harness.stand_ins import mark_of
 from harness.store import Contents, Store, runs_of
 from harness.task import RunTask
 
@@ -339,7 +340,7 @@ def _dry_run(selection: Selection, store: Store) -> int:
         known = answer(contents.records, spec, None)
         rows.append(
             {
-                "run": spec.run_name,
+                "run": spec.run_name + mark_of((spec,)),
                 "id": spec.run_id[:8],
                 "recorded": "yes" if known is not None else "no",
                 "what is done": "nothing" if known is not None else way_of(contents.records, spec, None, store),

@@ -31,7 +31,8 @@ from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
 from harness.remarks import remarks_of
 from harness.remarks_scoring import judging_remarks
-from harness.report.units import gib, percent, scaled, with_unit
+from harness.report.units import NOTHING, gib, percent, scaled, with_unit
+from harness.stand_ins import mark_of
 
 
 def show(run: str, *, results: Path, suite: str | None = None, in_json: bool = False, plot: str | None = None) -> int:
@@ -65,6 +66,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         ("run id", f"{record.run_id} ({num_records} record{'s' if num_records > 1 else ''}, the newest is shown)"),
         ("suite", f"{spec.suite} version {spec.suite_version}, protocol {spec.protocol}"),
         ("model", ", ".join(f"{key} {value}" for key, value in spec.model.items() if value)),
+        *([("in its place", mark.strip(" ()"))] if (mark := mark_of((spec,))) else []),
         ("label", f"{spec.label} (method {spec.method}), seed {spec.seed}"),
         ("status", how_it_ended(record)),
         ("started", record.started_at.isoformat(timespec="seconds")),
@@ -258,7 +260,7 @@ def _phase_row(phase: Phase) -> dict[str, str]:
 
     def shown(name: str, value: object) -> str:
         if value is None:
-            return "not measured"
+            return NOTHING
         if name.endswith("_bytes") and isinstance(value, int):
             return f"{scaled(value, 'bytes'):.3f} GiB"
         return f"{value:.2f}" if isinstance(value, float) else str(value)

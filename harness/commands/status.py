@@ -13,6 +13,7 @@ from harness.record import Record
 from harness.runs.failing import Endings
 from harness.runs.process import probe_environment
 from harness.spec import RunSpec
+from harness.stand_ins import called
 from harness.store import Store, runs_of
 
 
@@ -74,7 +75,7 @@ def _row(
     return {
         "run": spec.run_name,
         "run_id": spec.run_id,
-        "model": spec.model_name,
+        "model": called(spec),
         "label": spec.label,
         "seed": str(spec.seed),
         "state": state,

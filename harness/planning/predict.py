@@ -26,6 +26,7 @@ from harness.planning.cuda import blas_workspaces
 from harness.planning.fake_run import FakeRun
 from harness.record_training import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
+from harness.tensors.causality import CAUSAL_ARCHITECTURES
 from harness.tensors.optimizer_state import state_bytes_of
 from harness.tensors.storage_tracker import Event, Span
 
@@ -372,6 +373,11 @@ def _assumptions(run: FakeRun, question: Question) -> list[str]:
         masked = run.masked or (window is not None and train.sequence_length >= window)
         if question.profile is not None:
             found.append(f"constants of CUDA libraries as measured on {question.profile.device_name}")
+        kind = str(getattr(config, "model_type", ""))
+        if getattr(config, "_attn_implementation", None) == "eager":
+            return [*found, f"{kind} has no attention but its own, which was taken operation by operation"]
+        if kind not in CAUSAL_ARCHITECTURES:
+            found.append(f"{kind} was taken to call attention as Llama and its kin do, which nobody measured")
         if train.dtype == "fp32":
             found.append("attention in fp32 was taken as on a CPU")
         elif not _is_measured(config, masked, question.profile):

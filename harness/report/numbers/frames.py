@@ -14,6 +14,7 @@ from harness.readings import FACTS, IDENTITY, live_parts, live_peak, predicted_p
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, TrackedPeak, TrainResult
 from harness.report.reading.summary import Run, Summary
+from harness.stand_ins import called
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,7 +126,8 @@ def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:
 
 
 def _identity(summary: Summary, run: Run, in_table: bool) -> dict[str, Any]:
-    own = {"model": run.model, "label": run.label, "seed": run.seed, "in_table": in_table}
+    model = run.model if run.record is None else called(run.record.spec)
+    own = {"model": model, "label": run.label, "seed": run.seed, "in_table": in_table}
     if run.record is None:
         suite = summary.suite
         return {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol, **own}

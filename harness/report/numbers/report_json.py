@@ -76,6 +76,7 @@ def _label(summary: Summary, row: Row) -> dict[str, Any]:
     ]
     return {
         "model": row.model,
+        **({"stands_in": mark.strip(" ()")} if (mark := summary.stand_ins(row.model)) else {}),
         "label": row.label,
         "trains": row.trains,
         "tuned_learning_rate": None if row.choice is None else row.choice.learning_rate,

@@ -135,7 +135,7 @@ def _results(summary: Summary) -> list[Block]:
     blocks: list[Block] = []
     taken: list[str] = []
     for model in summary.models:
-        blocks.append(Heading(3, model))
+        blocks.append(Heading(3, summary.heading(model)))
         rows = summary.rows_of(model)
         if not summary.has_records(model):
             runs = sum(len(row.runs) for row in rows)

@@ -84,7 +84,7 @@ def told_apart_blocks(summary: Summary, found: Mapping[str, Sequence[Pair]]) -> 
     """Return the section of a page on comparisons that were made."""
     blocks: list[Block] = []
     for model, pairs in found.items():
-        blocks.append(Heading(3, model))
+        blocks.append(Heading(3, summary.heading(model)))
         averages = complete_averages(summary, model, pairs)
         if averages is not None:
             blocks.append(TableBlock(group_table(pairs, averages)))

@@ -53,7 +53,7 @@ def terminal_table(
     for model in summary.models:
         rows = summary.rows_of(model)
         if summary.has_records(model):
-            title = f"{suite.name}, version {summary.view.suite_version}, {model}"
+            title = f"{suite.name}, version {summary.view.suite_version}, {summary.heading(model)}"
             tables = [_scores(summary, rows, title)] if summary.columns else []
             tables += [_points(rows, title, judge) for judge in judging.judges_of(summary)]
             for table in (*tables, _costs(summary, rows, f"{title}: cost")):

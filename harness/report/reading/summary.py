@@ -25,6 +25,7 @@ from harness.report.reading.joined import joined, joined_note, scored_anew, with
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
 from harness.spec import GROUP_ROLE, RunSpec
+from harness.stand_ins import mark_of
 from harness.store import Contents
 from harness.suite import Suite, labels_of
 
@@ -172,6 +173,14 @@ class Summary:
     def has_records(self, model: str) -> bool:
         """Return whether anything of a model was recorded."""
         return any(run.record is not None for row in self.rows_of(model) for run in row.runs)
+
+    def stand_ins(self, model: str) -> str:
+        """Return what is to be read behind a model's name: what stood in its place, and in that of its data sets."""
+        return mark_of(run.record.spec for row in self.rows_of(model) for run in row.runs if run.record is not None)
+
+    def heading(self, model: str) -> str:
+        """Return a model's name with what stood in its place, and in that of its runs' data sets."""
+        return model + self.stand_ins(model)
 
     def rows_of(self, model: str) -> tuple[Row, ...]:
         """Return the rows of one model."""

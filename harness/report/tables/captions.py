@@ -24,6 +24,12 @@ Rows = Sequence[Sequence[Row]]
 """The rows that are shown of each suite."""
 
 
+def named_model(choice: TableChoice, summaries: Sequence[Summary], model: str) -> str:
+    """Return how a model is called in the table, whatever was in its place said behind it."""
+    marks = dict.fromkeys(mark for summary in summaries if (mark := summary.stand_ins(model)))
+    return choice.names.get(model, model) + "".join(marks)
+
+
 def caption_of(
     choice: TableChoice,
     summaries: Sequence[Summary],
@@ -36,7 +42,7 @@ def caption_of(
     said = [choice.caption.strip()] if choice.caption.strip() else []
     for summary, block, known in zip(summaries, blocks, rows, strict=True):
         models = dict.fromkeys(row.model for row in known)
-        on = f" on {', '.join(choice.names.get(model, model) for model in models)}" if named and models else ""
+        on = f" on {', '.join(named_model(choice, summaries, model) for model in models)}" if named and models else ""
         name = choice.names.get(summary.suite.name, summary.suite.name)
         said.append(f"{name}, version {summary.view.suite_version}, protocol {summary.view.protocol}{on}.")
         said += view_notes(summary.suite, summary.view)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from harness.errors import HarnessError, near_miss
 from harness.report.reading.items import ReadItems
 from harness.report.reading.summary import Row, Summary
-from harness.report.tables.captions import caption_of, notes_of
+from harness.report.tables.captions import caption_of, named_model, notes_of
 from harness.report.tables.cells import MISSING, NO_ROW, Figure, figure_of
 from harness.report.tables.choice import TableChoice, unknown_names
 from harness.report.tables.columns import LABEL, Chosen, Heading, choose_columns
@@ -90,7 +90,7 @@ def lay_out(choice: TableChoice, summaries: Sequence[Summary], read_items: Seque
             )
             for place, label in enumerate(labels)
         ]
-        groups.append(Group(choice.names.get(model, model), tuple(lines)))
+        groups.append(Group(named_model(choice, summaries, model), tuple(lines)))
     shown = [
         [row for model, labels in rows.items() for row in _rows_of(summary, model, labels) if row is not None]
         for summary in summaries
