@@ -42,15 +42,19 @@ def searched(needs: Callable[[int], int | None], start: int, limit: int, memory:
 
 @pytest.mark.parametrize("start", [1, 7, 16, 300])
 @pytest.mark.parametrize("answer", [1, 2, 15, 16, 17, 250, 299])
-@pytest.mark.parametrize("bend", [0, 40])
-def test_the_largest_that_fits_is_found_of_whatever_rises(start: int, answer: int, bend: int) -> None:
+@pytest.mark.parametrize(
+    "curve",
+    [lambda n: 11 * n, lambda n: 10 * max(n, 40) + n, lambda n: n**3, lambda n: n + 9**9],
+    ids=["line", "bend", "cube", "offset"],
+)
+def test_the_largest_that_fits_is_found_of_whatever_rises(start: int, answer: int, curve: Callable[[int], int]) -> None:
     def needs(size: int) -> int:
-        return 1000 + max(size, bend) * 10 + size
+        return 1000 + curve(size)
 
     found, asked = searched(needs, start, 300, needs(answer))
     assert found == Largest(answer, needs(answer), at_limit=False)
     assert {answer, answer + 1} <= set(asked)
-    assert len(asked) == len(set(asked)) <= 16
+    assert len(asked) == len(set(asked)) <= 24
 
 
 def test_where_not_even_one_fits_that_is_said() -> None:
@@ -77,6 +81,7 @@ def asked(spec: RunSpec, folder: Path) -> PlanTask:
     return PlanTask(spec=spec, model=FLAT, device="cuda", horizon="first", cache_folder=folder)
 
 
+@pytest.mark.slow
 def test_what_is_said_to_fit_is_predicted_to_fit_and_one_more_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,6 +103,7 @@ def _in_this_process(self: Predictor, tasks: Any, processes: int) -> Any:
         yield key, self.keep(task, worker.answer(task))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["lora", "owlore"])
 def test_settings_that_make_a_label_fit_do(label: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Predictor, "_ask", _in_this_process)
