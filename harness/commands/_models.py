@@ -40,7 +40,8 @@ def located(spec: BaseModelSpec) -> BaseModelSpec:
         return spec
     found = architectures(file)
     given = {part: getattr(spec, part) for part in PARTS}
-    if all(place is None for place in given.values()) and any(name in USUAL_ARCHITECTURES for name in found):
+    usual = any(name in USUAL_ARCHITECTURES for name in found or [spec.architecture])
+    if usual and all(place is None for place in given.values()):
         places: Mapping[str, str] = USUAL_PLACES
     elif all(place is not None for place in given.values()):
         places = {}
