@@ -49,7 +49,8 @@ def words_of(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(dict.fromkeys(kinds))
     if "const" in schema or "enum" in schema:
         values = [schema["const"]] if "const" in schema else schema["enum"]
-        said = [json.dumps(value, ensure_ascii=False) for value in values]
+        # In an order of its own: typing takes Literal["a", "b"] for Literal["b", "a"], whichever was imported first.
+        said = sorted(json.dumps(value, ensure_ascii=False) for value in values)
         return said[0] if len(said) == 1 else f"one of {', '.join(said)}"
     kind = schema.get("type")
     if kind == "array":

@@ -253,6 +253,8 @@ def _plain(value: Any) -> Any:
     made = {key: _plain(one) for key, one in value.items() if key not in ("title", "$defs")}
     if isinstance(value.get("title"), dict):  # a field of that name
         made["title"] = _plain(value["title"])
+    if isinstance(values := made.get("enum"), list):  # whose order hangs on what was imported first: see key_types
+        made["enum"] = sorted(values, key=str)
     if made.get("default", ANYTHING) is None:
         del made["default"]
     if "anyOf" in made:

@@ -29,7 +29,9 @@ from harness.device_profile import packaged_profiles, read_profile
 from harness.errors import HarnessError
 from harness.evaluation.grading import Grading
 from harness.evaluation.judging import JudgeSettings, calls_to_make
+from harness.evaluation.own_rules import check_task
 from harness.evaluation.tasks import read_splits
+from harness.evaluation.yaml_files import read_table as read_yaml_table
 from harness.expansion import load_suite
 from harness.methods._block_probabilities import read_scores
 from harness.report.comparing.paper import read_table
@@ -40,6 +42,7 @@ from tests.fuzz_judging import JUDGMENT
 from tests.fuzz_targets import BENCHMARKS, ITEM, ROW, TUNED
 from tests.fuzzing import as_toml, nodes_of
 from tests.mt_bench import write_bench
+from tests.own_tasks import write as write_tasks
 from tests.records import make_record
 from tests.unit.test_assets_wheels import make_wheel
 
@@ -298,11 +301,18 @@ file = "rows.jsonl"
 [methods.soft]
 alias_of = "galore"
 """
+
+
+def _read_task(file: Path) -> object:
+    return check_task(read_yaml_table(file, file.parent), file.parent, trusted=False)
+
+
 READERS: dict[str, Reader] = {
     "suite": Reader(_copy("suites/quickstart.toml"), _suite_of),
     "models": Reader(_copy("suites/models.toml"), load_models),
     "data sets": Reader(_copy("suites/datasets.toml"), load_datasets),
     "devices": Reader(_copy("suites/devices.toml"), load_devices),
+    "task of one's own": Reader(lambda folder: write_tasks(folder / "tasks") / "capitals.yaml", _read_task),
     "catalogue": Reader(_text("c.toml", CATALOGUE), load_catalogue),
     "device profile": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), read_profile),
     "packaged profiles": Reader(_text("p.toml", as_toml(nodes_of(PROFILE))), _read_packaged_profiles),

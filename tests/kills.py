@@ -207,6 +207,9 @@ class Killer:
         for record in done:
             found = _weights(folder, record), record.train and record.train.curve.loss
             assert found == self._reference[record.spec.label], f"{record.spec.label} ended in other weights"
+            described = folder / "records" / str(record.weights)
+            assert "scores" in (described / "README.md").read_text().lower()
+            assert Record.model_validate_json((described / "record.json").read_bytes()) == record
             assert record.items is not None
             assert (folder / "records" / record.items).stat().st_size > 0
             self.counts["resumed"] += bool(record.train and record.train.resumed_at_steps)

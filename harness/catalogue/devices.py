@@ -28,8 +28,8 @@ class DeviceSpec(BaseModel):
     """Dense peak, FLOP/s, a multiply-add being two; None: the device has no bf16."""
     tf32_flops: PositiveFloat | None = None
     """None: the device has no TF32."""
-    fp32_flops: PositiveFloat
-    """Without tensor cores."""
+    fp32_flops: PositiveFloat | None = None
+    """Without tensor cores; None: not read in any public table."""
     memory_gb: PositiveFloat
     """As the data sheet says, GB = 10^9 bytes."""
     source: str

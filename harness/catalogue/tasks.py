@@ -15,11 +15,23 @@ from harness.errors import HarnessError
 from harness.settings import Name, Strict
 
 
+def _or_one(schema: dict[str, Any]) -> None:
+    """Have an editor take one path where there may be a list of them."""
+    listed = {key: schema.pop(key) for key in ("type", "items") if key in schema}
+    schema["anyOf"] = [listed["items"], listed]
+
+
+def _or_a_path(schema: dict[str, Any]) -> None:
+    """Have an editor take a path where there may be a table."""
+    by_name = schema["patternProperties"]
+    schema["patternProperties"] = {name: {"anyOf": [{"type": "string"}, table]} for name, table in by_name.items()}
+
+
 class TaskRows(Strict):
     """Files whose rows stand in for those of a task of lm-eval's, with the fields that its YAML reads."""
 
     scored: Path
-    """The rows that are scored."""
+    """The rows that are scored: JSON, JSON Lines or Parquet."""
     fewshot: Path | None = None
     """From which few-shot examples are drawn; None: there are none to draw."""
 
@@ -27,9 +39,9 @@ class TaskRows(Strict):
 class TaskTable(Strict):
     """``[tasks]`` of a suite or a catalogue."""
 
-    include_path: tuple[Path, ...] = ()
-    """Folders with lm-eval's YAML files of tasks of one's own, relative to the file that this stands in."""
-    rows: dict[Name, TaskRows] = Field(default_factory=dict)
+    include_path: tuple[Path, ...] = Field(default=(), json_schema_extra=_or_one)
+    """Folders with lm-eval's YAML files of tasks of one's own, one or a list, relative to the file that names them."""
+    rows: dict[Name, TaskRows] = Field(default_factory=dict, json_schema_extra=_or_a_path)
     """By task of lm-eval's the rows that are scored in place of its own, as a file or as ``{scored, fewshot}``."""
 
     @field_validator("include_path", mode="before")

@@ -295,5 +295,5 @@ def _compare(one: TinyRun, other: TinyRun, what: str) -> None:
     theirs = dict(other.loop.model.named_parameters())
     for name, p in one.loop.model.named_parameters():
         if not torch.equal(p, theirs[name]):
-            largest = float((p - theirs[name]).abs().max())
+            largest = float((p - theirs[name]).detach().abs().max())
             raise HarnessError(f"{what} differ: {name} by up to {largest:.2g}")

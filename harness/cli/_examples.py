@@ -10,6 +10,14 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ("named configurations of methods", "harness list methods"),
         ("GPUs that 'plan --device' knows", "harness list devices"),
     ),
+    "new": (
+        ("a suite to begin with, that runs as it is", "harness new suite mine"),
+        ("a method of your own", "harness new method mymethod --out plugin"),
+    ),
+    "check": (
+        ("what is wrong with a suite, all of it at once", "harness check mine.toml"),
+        ("whether a method keeps its contract", "harness check owlore"),
+    ),
     "prepare": (
         ("every download and conversion of a suite", "harness prepare --suite quickstart"),
         (

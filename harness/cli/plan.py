@@ -44,6 +44,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--mfu", type=_share, metavar="X", help="share of the device's peak, for times (above 0, to 1)"
     )
+    command.add_argument(
+        "--fit",
+        action="store_true",
+        help="the largest batch and length of each label that fit --device or --device-memory, and which settings make "
+        "the others fit",
+    )
     command.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -51,7 +57,7 @@ def main(args: argparse.Namespace) -> int:
     """Hand the arguments on."""
     from harness.commands.plan import plan
 
-    if args.suite is None and not (args.model and args.label):
+    if args.suite is None and not (args.model and (args.label or args.fit)):
         raise HarnessError("name a suite with --suite, or one run with --model and --label")
     settings = {
         "batch_size": args.batch_size,
@@ -74,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
         device_profile=args.device_profile,
         device_memory=args.device_memory,
         mfu=args.mfu,
+        fit=args.fit,
         in_json=args.json,
     )
 

@@ -16,6 +16,7 @@ from harness.assets.cache import cache_root
 from harness.beside import within
 from harness.catalogue.models import HUB, USUAL_PLACES, BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
+from harness.catalogue.resolved import Catalogue
 from harness.commands._assets import convert
 from harness.commands._find import find_records
 from harness.commands._finishing import awaiting, finishing
@@ -24,6 +25,7 @@ from harness.commands._selection import existing, given_catalogue, given_wheels,
 from harness.commands.requests import NO_TASKS, AssetsRequest, TasksRequest
 from harness.errors import HarnessError
 from harness.evaluation.task_names import check_task_names
+from harness.expansion import catalogue_for, load_suite
 from harness.kept import ADAPTER, BASE, can_be_scored
 from harness.preparing.assets import prepare_model, resolve_model, resolved_datasets, source_identities
 from harness.preparing.runs import prepare_scoring, questions_of
@@ -59,7 +61,7 @@ def evaluate(
         tasks: To score; none: what the run's own suite asked for and what was not scored.
         assets: How what is needed may be had.
         results: Where the records are.
-        suite: Only runs of this suite; None: of any.
+        suite: Only runs of this suite; None: of any. The models and tasks that its file defines are known.
         limit: First items of each task.
         catalogue: A file of the user's with the base model.
         model: ``NAME=PATH``, the folder that an adapter was trained on.
@@ -76,14 +78,14 @@ def evaluate(
     elif model is not None:
         raise HarnessError(f"--model is for the base of an adapter, and the weights of {record.called} are whole")
     settings = _settings(record, tasks, limit)
-    known = given_catalogue(catalogue, own)
+    known = _known(suite, catalogue, own)
     sources = own_sources(settings, known.tasks, record.called)
     if not known.tasks.any:
         check_task_names(settings)
         check_packaged_rows(settings, record.called)
     store.check_writable()
     wheels = given_wheels(assets.wheels)
-    spec = _model(record, catalogue, weights)
+    spec = _model(record, known, weights)
     asked = record.spec.model_copy(
         update={"evaluation": settings, "sources": _sources_for(record.spec.sources, sources)}
     )
@@ -215,13 +217,25 @@ def _unscored(found: Sequence[Record], store: Store, limit: int | None) -> Recor
     return record
 
 
-def _model(record: Record, catalogue: Path | None, weights: Path) -> BaseModelSpec:
+def _known(suite: str | None, catalogue: Path | None, own: TasksRequest) -> Catalogue:
+    """Return what names stand for: the catalogue's, and those of a suite's file where one is given.
+
+    Raises:
+        HarnessError: a file cannot be read, or is not valid.
+    """
+    known = given_catalogue(catalogue, own)
+    if suite is None or not suite.endswith(".toml"):
+        return known
+    return catalogue_for(load_suite(suite, known), suite, known)
+
+
+def _model(record: Record, catalogue: Catalogue, weights: Path) -> BaseModelSpec:
     """Return the base model of a run, its parts where the run had them.
 
     Raises:
         HarnessError: no catalogue that is given holds it, and the record does not say where it is.
     """
-    known, name, recorded = given_catalogue(catalogue).models, record.model_name, record.spec.model
+    known, name, recorded = catalogue.models, record.model_name, record.spec.model
     source, parts = (
         str(recorded.get("source")),
         {part: recorded.get(part) or place for part, place in USUAL_PLACES.items()},

@@ -14,6 +14,7 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.devices import DeviceSpec, find_device, load_devices
 from harness.commands._output import Display, note, print_table, warn
 from harness.commands._selection import Selection, existing, select
+from harness.commands.plan_fit import Room, fits_as_json, fits_of, print_fits
 from harness.commands.requests import SelectionRequest
 from harness.device_profile import ASSUMED_CONTEXT_BYTES, DeviceProfile, Rates, packaged_profile, read_profile
 from harness.errors import HarnessError
@@ -48,6 +49,7 @@ def plan(
     device_profile: str | None = None,
     device_memory: str | None = None,
     mfu: float | None = None,
+    fit: bool = False,
     in_json: bool = False,
 ) -> int:
     """Print a line a run; return 0 when every run has a prediction, 1 when one has none.
@@ -59,7 +61,11 @@ def plan(
         device_profile: A file with what was measured of a device, instead of what comes with the project.
         device_memory: A size such as ``24GiB``, instead of the device's.
         mfu: Share of the device's peak, for times, above 0 and at most 1.
+        fit: Print the largest batch and length of each label in their place, and what makes the others fit.
         in_json: Print JSON.
+
+    Raises:
+        HarnessError: something that is named is not known or not valid, or nothing says what is to be fitted into.
     """
     device = find_device(device_name, load_devices()) if device_name else None
     profile = _profile(device_profile, device)
@@ -68,6 +74,19 @@ def plan(
     specs = [spec for spec in selection.specs if spec.train is not None]
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
+    if fit:
+        if memory is None:
+            raise HarnessError("--fit: nothing says what is to be fitted into; give --device or --device-memory")
+        found = _Against(memory, profile, device, mfu)
+        room = Room(device.name if device else f"a device of {device_memory}", memory, found.context_bytes)
+        fits_found = fits_of(
+            specs, room, lambda spec: _tasks(selection, [spec], horizon, device, profile)[0], package_checksum()
+        )
+        if in_json:
+            print(fits_as_json(fits_found, room))
+        else:
+            print_fits(fits_found, room)
+        return 0 if all(one.answer.prediction for one in fits_found) else 1
     with Display() as display:
         answers = ask(_tasks(selection, specs, horizon, device, profile), package_checksum(), display.progress)
     against = _Against(memory, profile, device, mfu)

@@ -31,7 +31,7 @@ from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase
 from harness.remarks import remarks_of
 from harness.remarks_scoring import judging_remarks
-from harness.report.units import gib, percent, scaled, with_unit
+from harness.report.units import NOTHING, gib, percent, scaled, with_unit
 from harness.stand_ins import mark_of
 
 
@@ -260,7 +260,7 @@ def _phase_row(phase: Phase) -> dict[str, str]:
 
     def shown(name: str, value: object) -> str:
         if value is None:
-            return "not measured"
+            return NOTHING
         if name.endswith("_bytes") and isinstance(value, int):
             return f"{scaled(value, 'bytes'):.3f} GiB"
         return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -127,10 +127,11 @@ def kept_block_scores(
     data: str,
     device_type: str,
     cache_folder: Path,
-) -> list[float] | None:
-    """Return the scores that :func:`cached_block_scores` would find in the cache, or None."""
+) -> tuple[list[float] | None, Path]:
+    """Return the scores that :func:`cached_block_scores` would find in the cache, or None; and the file of them."""
     key = _score_key(request, model, dtype=dtype, calibration=calibration, data=data, device_type=device_type)
-    return ScoreCache(cache_folder / SCORES_FOLDER).get(key)
+    cache = ScoreCache(cache_folder / SCORES_FOLDER)
+    return cache.get(key), cache.file(key)
 
 
 def _score_key(
@@ -164,7 +165,7 @@ class ScoreCache:
     def get(self, key: dict[str, Any]) -> list[float] | None:
         """Return the scores kept under a key, or None; a damaged file counts as none."""
         try:
-            kept = read_json(self._file(key))
+            kept = read_json(self.file(key))
         except HarnessError:
             return None
         if not isinstance(kept, dict) or kept.get("key") != key or not isinstance(kept.get("scores"), list):
@@ -179,9 +180,10 @@ class ScoreCache:
             HarnessError: the cache cannot be written.
         """
         with said_as(f"{self._folder}: block scores cannot be kept there", "set HARNESS_CACHE to a folder that can"):
-            write_file(self._file(key), json.dumps({"key": key, "scores": list(scores)}))
+            write_file(self.file(key), json.dumps({"key": key, "scores": list(scores)}))
 
-    def _file(self, key: dict[str, Any]) -> Path:
+    def file(self, key: dict[str, Any]) -> Path:
+        """Return where the scores of a key lie."""
         return self._folder / f"{identity(key)}.json"
 
 

@@ -5,6 +5,7 @@ Every constant names its source. None was calibrated on a device yet; they are s
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,11 +43,16 @@ SOLVERS = {"aten::_linalg_svd": "svd", "aten::linalg_qr": "qr", "aten::_linalg_e
 
 def solver_workspace(func: Any, args: tuple[Any, ...], measured: SolverConstants | None = None) -> list[int]:
     """Return the temporaries of a factorisation in bytes: copies of its input and work space; empty for other calls."""
-    kind = SOLVERS.get(func._schema.name)
+    kind = _solver(func)
     if kind is None:
         return []
     matrix: torch.Tensor = args[0]
     return [solver_bytes(kind, matrix.shape[-2], matrix.shape[-1], matrix.element_size(), measured)]
+
+
+@cache
+def _solver(func: Any) -> str | None:
+    return SOLVERS.get(func._schema.name)
 
 
 def solver_bytes(kind: str, rows: int, columns: int, item_size: int, measured: SolverConstants | None = None) -> int:

@@ -31,7 +31,9 @@ from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.kernels import attention_flops, listening_to_flops
+from harness.planning.sizes import NeedsFakeTensors, SizesMode, sizes_are_fake
 from harness.spec import RunSpec
+from harness.tensors.causality import is_known_causal
 from harness.tensors.decoder import active_blocks, find_decoder
 from harness.tensors.fakes import replace_by_fakes
 from harness.tensors.loading import build_model
@@ -46,8 +48,10 @@ SIMULATED_MICRO_BATCHES = 2
 class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
     """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
 
-    def __init__(self, device: Device, profile: DeviceProfile | None = None) -> None:
-        super().__init__("cpu")
+    def __init__(self, device: Device, profile: DeviceProfile | None = None, sizes: SizesMode | None = None) -> None:
+        super().__init__("cpu" if sizes is None else "meta")
+        self._sizes = sizes
+        self._flops_known: dict[Any, int] = {}
         self._solver = None if profile is None else profile.solver
         self.flops = 0
         self.recomputed_flops = 0
@@ -56,12 +60,18 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
         self.recomputing = False
         self._cuda = device == "cuda"
 
+    def perform(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Return what an operation makes, of sizes alone where there are no fake tensors."""
+        if self._sizes is None:
+            return super().perform(func, types, args, kwargs)
+        return self._sizes.__torch_dispatch__(func, types, args, kwargs)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation; note its results, its operations and its hidden temporaries."""
         result = super().__torch_dispatch__(func, types, args, kwargs)
         packet = func._overloadpacket
         if packet in flop_registry:
-            self.count(flop_registry[packet](*args, **(kwargs or {}), out_val=result))
+            self.count(self._flops_of(packet, args, kwargs, result))
         elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
             self.count(attention_flops(args[0], args[1]))
         elif packet is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
@@ -70,6 +80,15 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
             for size in solver_workspace(func, args, self._solver):
                 self.note_hidden(size)
         return result
+
+    def _flops_of(self, packet: Any, args: Any, kwargs: Any, result: Any) -> int:
+        """Return the operations of a call; those of equal shapes are counted once."""
+        if kwargs:
+            return int(flop_registry[packet](*args, **kwargs, out_val=result))
+        key = packet, *(arg.shape if isinstance(arg, torch.Tensor) else str(arg) for arg in args)
+        if key not in self._flops_known:
+            self._flops_known[key] = int(flop_registry[packet](*args, out_val=result))
+        return self._flops_known[key]
 
     def count(self, flops: int) -> None:
         """Add operations, to what is needed or to what checkpointing computes again."""
@@ -123,6 +142,7 @@ class FakeRun:
         profile: DeviceProfile | None = None,
         dataset: DatasetSpec | None = None,
         block_scores: Callable[[BlockScoreRequest, int], Sequence[float]],
+        fake: bool = False,
     ) -> None:
         """Build it.
 
@@ -134,9 +154,11 @@ class FakeRun:
             profile: What was measured of the device, in place of what is assumed of it.
             dataset: What is trained on; None: not known.
             block_scores: Scores for a request and a number of blocks.
+            fake: Take fake tensors, where sizes alone would do as well.
 
         Raises:
             Refused: the method cannot take this model or these settings.
+            NeedsFakeTensors: sizes alone do not do.
         """
         assert spec.train is not None
         self.spec, self.train, self.device = spec, spec.train, device
@@ -151,8 +173,13 @@ class FakeRun:
         scores: Mapping[BlockScoreRequest, Sequence[float]] = (
             {} if request is None else {request: block_scores(request, len(decoder.blocks))}
         )
-        self.tracker = PlanTracker(device, profile)
-        self._fake = FakeTensorMode()
+        simple = (
+            device == "cuda" and spec.train.dtype == "bf16" and is_known_causal(model, other_attention=(attention,))
+        )
+        self.by_sizes = simple and not fake
+        """Whether tensors are sizes alone: attention is planned here, and no other operation depends on the device."""
+        self._fake = SizesMode() if self.by_sizes else FakeTensorMode()
+        self.tracker = PlanTracker(device, profile, self._fake if isinstance(self._fake, SizesMode) else None)
         context = EngineContext(
             seed=spec.seed,
             num_steps=num_steps,
@@ -162,14 +189,15 @@ class FakeRun:
             scalar_reader=lambda tensor: 1.0,
         )
         enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
-        self.model = self.method.prepare(model, context)
+        with torch.device("meta") if self.by_sizes else nullcontext():  # what is added needs no values either
+            self.model = self.method.prepare(model, context)
         self.masked = rows_may_be_padded(spec.train, dataset) and needs_padding_mask(
             self.model, other_attention=(attention,)
         )
         """Whether the batch brings a mask."""
         check_padded_rotation(self.model, spec.train)
         hold_rotation(self.model)
-        replace_by_fakes(self.model, self._fake)
+        replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
         context = context.with_decoder(self.decoder)
@@ -181,6 +209,8 @@ class FakeRun:
             """Tensors of the blocks that a projection leaves out."""
             self.tracker.adopt([*self.model.parameters(), *self.model.buffers()], "weights")
             self.optimizer = self.method.build_optimizer(self.model, context)
+            if self.by_sizes and hasattr(self.optimizer, "reads_answered"):
+                raise NeedsFakeTensors("an optimizer of somebody else's, which may read values")
             self._watch = _Watch(self.tracker)
             self._stepping = Stepping(self.model, self.method, self.optimizer, context, self._watch)
         self.at_step = 0
@@ -196,7 +226,7 @@ class FakeRun:
         accumulation = self.train.gradient_accumulation_steps
         count = min(accumulation, SIMULATED_MICRO_BATCHES)
         self.tracker.flops_factor = accumulation / count
-        with self._fake, self.tracker, listening_to_flops(self.tracker.count):
+        with self._watched(), listening_to_flops(self.tracker.count):
             self._stepping.take_step(self.at_step, [self._batch] * count)
         self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
         return self.tracker.take()
@@ -208,13 +238,13 @@ class FakeRun:
             return None
         accumulation = 1 if request.each_micro_batch else self.train.gradient_accumulation_steps
         batch = [self._batch] * min(accumulation, SIMULATED_MICRO_BATCHES)
-        with self._fake, self.tracker, listening_to_flops(self.tracker.count), self._stepping.probing(self._watch):
+        with self._watched(), listening_to_flops(self.tracker.count), self._stepping.probing(self._watch):
             self._stepping.probe(0, batch)
         return self.tracker.take()
 
     def draw(self, step: int) -> None:
         """Let the method begin a step, and nothing else."""
-        with self._fake, self.tracker:
+        with self._watched():
             self._stepping.begin_step(step)
         self.at_step = step
 
@@ -224,13 +254,13 @@ class FakeRun:
 
     def visit(self, blocks: Sequence[int]) -> bool:
         """Make these blocks the active ones; False for a method that does not sample blocks."""
-        with self._fake, self.tracker:
+        with self._watched():
             self.tracker.moment = "resample"
             return self.method.visit(blocks, self.optimizer)
 
     def give_state(self, parameters: Sequence[torch.Tensor]) -> None:
         """Let the optimizer update parameters once with gradients from nowhere, so that they have a state."""
-        with self._fake, self.tracker:
+        with self._watched():
             self.tracker.moment = "optimizer"
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
@@ -264,6 +294,16 @@ class FakeRun:
     def has_state(self, parameter: torch.Tensor) -> bool:
         """Return whether the optimizer holds anything for a parameter."""
         return bool(self.optimizer.state.get(parameter))
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Take tensors without storage, and let the tracker see them."""
+        if self.by_sizes:
+            with sizes_are_fake(), self.tracker:
+                yield
+        else:
+            with self._fake, self.tracker:
+                yield
 
     def _fake_batch(self) -> MicroBatch:
         length = self.train.sequence_length

@@ -18,6 +18,7 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.device_profile import DeviceProfile
 from harness.engine.step_memory import breakdown
+from harness.errors import HarnessError, Refused
 from harness.method import BlockScoreRequest
 from harness.planning.allocator import CachingAllocator
 from harness.planning.attention import Device
@@ -82,7 +83,26 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         Refused: the method cannot take this model or these settings.
         HarnessError: the model's shape is not known.
     """
+    return predict_and_tell(spec, model_spec, question, scores)[0]
+
+
+def predict_and_tell(
+    spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores: Scores
+) -> tuple[Prediction, bool]:
+    """Return what :func:`predict` returns, and whether any draw of the run's seed has a say in it."""
     begin = time.perf_counter()
+    try:
+        found, drawn = _predicted(spec, model_spec, question, scores)
+    except (Refused, HarnessError):
+        raise
+    except Exception:  # sizes alone may not do: what is wrong with fake tensors too is raised from them
+        found, drawn = _predicted(spec, model_spec, question, scores, fake=True)
+    return found.model_copy(update={"predict_seconds": time.perf_counter() - begin}), drawn
+
+
+def _predicted(
+    spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores: Scores, *, fake: bool = False
+) -> tuple[Prediction, bool]:
     assumptions: list[str] = []
 
     def block_scores(request: BlockScoreRequest, num_blocks: int) -> Sequence[float]:
@@ -100,6 +120,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         profile=question.profile,
         dataset=question.dataset,
         block_scores=block_scores,
+        fake=fake,
     )
     assumptions += _assumptions(run, question)
     before, probe_peak = _probe(run, question)
@@ -124,7 +145,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     worst = max(taken, key=lambda one: one.peak_bytes)
-    return Prediction(
+    prediction = Prediction(
         device=question.device,
         horizon=horizon,
         weights_bytes=steady.at_peak.weights_bytes,
@@ -140,12 +161,20 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
         trainable_params=trainable,
         flops_per_step=steady.flops,
         recomputed_flops_per_step=steady.recomputed_flops,
-        predict_seconds=time.perf_counter() - begin,
+        predict_seconds=0.0,
         torch=torch.__version__,
         assumptions=tuple(assumptions),
         full_rank=run.full_rank,
         unprojected=run.unprojected,
     )
+    return prediction, _seed_matters(run, horizon, question.num_steps)
+
+
+def _seed_matters(run: FakeRun, horizon: Horizon, num_steps: int | None) -> bool:
+    """Return whether the seed's draws have a say: not where every block was visited, always so many at once."""
+    if not run.method.samples_blocks:
+        return False
+    return horizon != "all-visited" or num_steps == 1 or run.method.may_activate_every_block()
 
 
 class _Steps:

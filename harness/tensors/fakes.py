@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
-def replace_by_fakes(model: nn.Module, mode: FakeTensorMode) -> None:
-    """Replace every parameter and buffer by a fake CPU tensor; what was one tensor stays one."""
+def replace_by_fakes(model: nn.Module, mode: TorchDispatchMode, device: str = "cpu") -> None:
+    """Replace every parameter and buffer by a tensor that a mode makes; what was one tensor stays one.
+
+    Args:
+        model: Changed in place.
+        mode: Makes tensors without storage.
+        device: The name of their place.
+    """
     known: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in known:
-            made: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype)
+            made: torch.Tensor = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
             if isinstance(tensor, nn.Parameter):
                 made = nn.Parameter(made, requires_grad=tensor.requires_grad)
             known[id(tensor)] = made

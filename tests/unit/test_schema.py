@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import importlib.resources
 import json
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -171,3 +173,15 @@ def test_a_plug_ins_settings_are_in_the_schema_of_this_machine(tmp_path: Path, m
     look_again(monkeypatch, "plugmodule")
     assert "mine" in schema_of("suite")["properties"]["settings"]["properties"]
     assert "mine" not in schema_of("suite", plug_ins=False)["properties"]["settings"]["properties"]
+
+
+def test_nothing_hangs_on_what_was_imported_first() -> None:
+    """typing takes two literals of the same values for one, whose order is that of the first."""
+    code = "import harness.methods._settings\nfrom harness.suite_keys import page, schema_text\n"
+    code += "print(page(), schema_text('suite', plug_ins=False))"
+    other = code.replace("import harness.methods._settings", "import harness.record")
+    found = {
+        subprocess.run([sys.executable, "-P", "-c", text], capture_output=True, text=True, check=True).stdout
+        for text in (code, other)
+    }
+    assert len(found) == 1
