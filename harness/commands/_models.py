@@ -40,7 +40,7 @@ def located(spec: BaseModelSpec) -> BaseModelSpec:
         return spec
     found = architectures(file)
     given = {part: getattr(spec, part) for part in PARTS}
-    if any(name in USUAL_ARCHITECTURES for name in found or [spec.architecture]):
+    if any(name in USUAL_ARCHITECTURES for name in found or [spec.architecture or ""]):
         places: Mapping[str, str] = spec.places()
     elif all(place is not None for place in given.values()):
         places = {}
