@@ -13,7 +13,7 @@ from pathlib import Path
 
 from harness.assets.cache import cache_root
 from harness.assets.hub import cached_config, model_asset
-from harness.catalogue.models import PARTS, USUAL_ARCHITECTURES, USUAL_PLACES, BaseModelSpec
+from harness.catalogue.models import PARTS, USUAL_ARCHITECTURES, BaseModelSpec
 from harness.errors import HarnessError
 from harness.files import read_bytes, read_json, said_as, write_file
 from harness.preparing.model_folder import architectures
@@ -40,8 +40,8 @@ def located(spec: BaseModelSpec) -> BaseModelSpec:
         return spec
     found = architectures(file)
     given = {part: getattr(spec, part) for part in PARTS}
-    if all(place is None for place in given.values()) and any(name in USUAL_ARCHITECTURES for name in found):
-        places: Mapping[str, str] = USUAL_PLACES
+    if any(name in USUAL_ARCHITECTURES for name in found or [spec.architecture or ""]):
+        places: Mapping[str, str] = spec.places()
     elif all(place is not None for place in given.values()):
         places = {}
     else:
