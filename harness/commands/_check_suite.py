@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from harness.catalogue.datasets import find_dataset
 from harness.catalogue.models import BaseModelSpec
-from harness.catalogue.resolved import Catalogue, Entries
+from harness.catalogue.resolved import Catalogue, Entries, named
 from harness.catalogue.tuned import tuned_file
 from harness.commands._selection import given_catalogue, select
 from harness.commands.requests import SelectionRequest
@@ -22,7 +22,7 @@ from harness.preparing.assets import resolve_model, resolved_datasets
 from harness.preparing.runs import missing_for
 from harness.settings import TrainSettings
 from harness.suite import Suite
-from harness.toml_files import validate
+from harness.toml_files import read_toml, validate
 
 T = TypeVar("T")
 SUITE_KEYS = {"models", "labels", "seeds", "train", "evaluation", "protocol", "version", "name"}
@@ -86,6 +86,8 @@ def check_suite(chosen: SelectionRequest) -> Found:
     catalogue = found.of(lambda: given_catalogue(chosen.catalogue, chosen.tasks))
     suite = found.of(lambda: load_suite(chosen.suite, catalogue)) if catalogue is not None else None
     if suite is None:
+        if catalogue is not None:
+            _check_own_entries(found, chosen.suite, catalogue)
         return found
     known = found.of(lambda: catalogue_for(suite, f"suite '{suite.name}'", catalogue))
     if known is None:
@@ -103,6 +105,23 @@ def check_suite(chosen: SelectionRequest) -> Found:
             for what in lacking or ()
         ]
     return found
+
+
+def _check_own_entries(found: Found, name: str, catalogue: Catalogue) -> None:
+    """Look at the models and data that a suite's file defines and names where the rest of it is not valid."""
+    if not name.endswith(".toml"):
+        return
+    try:
+        table, where = read_toml(Path(name))
+        own = {key: value for key, value in table.items() if key in Entries.model_fields}
+        entries = validate(Entries, named(own, where), f"{where}:").placed(Path(name).parent)
+        known = catalogue.with_entries(entries, where, may_redefine_labels=True)
+    except HarnessError:
+        return  # it is among the faults
+    _check_entries(found, [known.models[model] for model in entries.base_models], known, entries.datasets)
+    models = table.get("models")
+    for model in models if isinstance(models, list) else ():
+        found.of(lambda model=model: known.model(str(model)))  # type: ignore[misc]
 
 
 def _check_names(found: Found, suite: Suite, known: Catalogue, chosen: SelectionRequest) -> None:

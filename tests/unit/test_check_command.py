@@ -57,6 +57,16 @@ def test_everything_that_is_wrong_or_missing_is_said_at_once(
     assert said[-1].endswith(f"{len(wrong)} faults")
 
 
+def test_a_wrong_label_hides_no_folder_that_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = SUITE.replace('labels = ["base"', 'labels = ["basee"').replace('"smollm2-135m"', '"mine"')
+    text += '[base_models.mine]\nfolder = "weights"\n[datasets.rows]\nlayout = "text"\nfile = "rows.jsonl"\n'
+    (tmp_path / "tiny.toml").write_text(text)
+    code, said = checked(capsys, str(tmp_path / "tiny.toml"))
+    assert code == 1
+    for part in ("did you mean 'base'?", str(tmp_path / "weights"), str(tmp_path / "rows.jsonl")):
+        assert sum(part in line for line in said if line.startswith("wrong: ")) == 1, (part, said)
+
+
 def test_every_fault_of_a_file_is_a_line_of_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "tiny.toml").write_text(SUITE.replace("version = 1", "verson = 1").replace("packing = false\n", ""))
     code, said = checked(capsys, str(tmp_path / "tiny.toml"), "--json")
