@@ -246,7 +246,7 @@ def _read_score_cache(file: Path) -> object:
 def _read_prediction(file: Path) -> object:
     from harness.planning.questions import _kept
 
-    return _kept(file)
+    return _kept(file, file.parent)
 
 
 def _prediction(folder: Path) -> Path:

@@ -79,7 +79,12 @@ class TinyRun:
 
 
 def tiny_run(
-    label: str, device: torch.device, settings: dict[str, Any] | None = None, train: dict[str, Any] | None = None
+    label: str,
+    device: torch.device,
+    settings: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    *,
+    published: bool = True,
 ) -> TinyRun:
     """Return a run of a label, equal weights and rows on every device.
 
@@ -88,13 +93,14 @@ def tiny_run(
         device: Where it trains.
         settings: Of the method, over the label's; those it does not have are left out.
         train: Of training, over the tiny ones.
+        published: False: a label that is called like the method gives nothing; ``settings`` are all there are.
 
     Raises:
         Skip: the method has settings without a default and no label that gives them.
         Refused: the method does not take these settings.
     """
     wanted = _train_settings(train or {})
-    method = _method(label, settings or {}, wanted)
+    method = _method(label, settings or {}, wanted, published=published)
     with seeded_globally(SEED, "weights"):
         model = build_model(MODEL, "fp32", torch.device("cpu"))
     model.to(device, DTYPES[wanted.dtype])
@@ -138,12 +144,12 @@ def changed_by(run: TinyRun, act: Callable[[], object]) -> bool:
     return before != run.checksums()
 
 
-def _method(label: str, settings: dict[str, Any], train: TrainSettings) -> Method:
-    entry = load_labels().get(label)
+def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, published: bool) -> Method:
+    entry = load_labels().get(label) if published else None
     method_class = METHODS.get(label if entry is None else entry.method)
     fields = set(method_class.Config.model_fields)
     values = {} if entry is None else {key: value for key, value in entry.values().items() if key in fields}
-    known = set(values) if entry is not None else fields
+    known = set(values) if entry is not None else fields if published else set()
     values |= {key: value for key, value in {**FITTING, **COMPARABLE}.items() if key in known}
     values |= {key: value for key, value in settings.items() if key in fields}
     config = _config(method_class.Config, values, label)

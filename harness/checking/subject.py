@@ -36,7 +36,8 @@ class Subject:
             settings: Of the method, over its own.
             train: Of training.
         """
-        return tiny_run(self.method_name, torch.device("cpu"), {**self.settings, **(settings or {})}, train)
+        given = {**self.settings, **(settings or {})}
+        return tiny_run(self.method_name, torch.device("cpu"), given, train, published=False)
 
     def spec(self, run: TinyRun) -> RunSpec:
         """Return the spec of a run, for planning."""

@@ -185,7 +185,7 @@ class Predictor:
 
     def kept(self, task: PlanTask) -> PlanAnswer | None:
         """Return the answer that the cache keeps, or None."""
-        return _kept(self._shared_file(task), task) or _kept(self._file(task), task)
+        return _kept(self._shared_file(task), task.cache_folder) or _kept(self._file(task), task.cache_folder)
 
     def answer(self, task: PlanTask) -> PlanAnswer:
         """Return what is predicted, kept in the cache for the next time.
@@ -285,13 +285,13 @@ class Predictor:
         return said[-1] if said else "it said nothing"
 
 
-def _kept(file: Path, task: PlanTask) -> PlanAnswer | None:
+def _kept(file: Path, cache_folder: Path) -> PlanAnswer | None:
     """Return the answer in a file; None where there is none, or where what it did without is known by now."""
     try:
         found = PlanAnswer.model_validate_json(file.read_bytes())
     except (OSError, ValidationError):
         return None
-    return None if any((task.cache_folder / name).exists() for name in found.awaited) else found
+    return None if any((cache_folder / name).exists() for name in found.awaited) else found
 
 
 def _keep(file: Path, answer: PlanAnswer) -> None:
