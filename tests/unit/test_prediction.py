@@ -291,7 +291,7 @@ def test_the_process_that_predicts_is_told_the_compute_capability(
         asked.append(question)
         raise HarnessError("noted")
 
-    monkeypatch.setattr(worker, "predict", note)
+    monkeypatch.setattr(worker, "predict_and_tell", note)
     spec = small_spec("full")
     worker.answer(
         PlanTask(
