@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -53,6 +54,11 @@ def page(file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]
     with chromium(tmp_path_factory.mktemp("chromium")) as page:
         page.open(file)
         yield page
+
+
+def test_every_plot_is_xml_whatever_labels_hold(file: Path) -> None:
+    for plot in file.parent.glob("plots/*.svg"):
+        ElementTree.fromstring(plot.read_bytes())
 
 
 def test_the_page_names_nothing_outside_itself(file: Path) -> None:
