@@ -70,7 +70,7 @@ def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figu
         _draw_front(axis, found, scale)
         drawn = {point.label for point in found}
         lacking = [row for row in summary.rows_of(model) if row.finished and row.label not in drawn]
-        words = f"{NOT_SCORED}, or no peak: {', '.join(one_line(row.label) for row in lacking)}" if lacking else ""
+        words = f"{NOT_SCORED}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
         set_x_label(axis, CUDA_AXIS if cuda else TRACKED_AXIS, summary.rows_of(model), extra=words)
         axis.set_ylabel(f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}")
         axis.margins(x=0.18, y=0.12)

@@ -70,7 +70,7 @@ def finish(figure: Figure, title: str, entries: Iterable[tuple[Artist, str]]) ->
 
 def set_x_label(axis: Axes, text: str, rows: Sequence[Row] = (), width: float = COLUMN_INCHES, extra: str = "") -> None:
     """Set the label of an x axis, and below it the labels of ``rows`` without a result, by status."""
-    notes = [extra] if extra else []
+    notes = [one_line(extra)] if extra else []
     notes += failures(rows)
     lines = [text, *(fill(note, int((width - 0.4) / CHAR_INCHES), break_on_hyphens=False) for note in notes)]
     axis.set_xlabel("\n".join(lines))
