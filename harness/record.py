@@ -293,6 +293,10 @@ class Record(Part):
         """Return what the run is called, by which commands find it."""
         return self.spec.run_name
 
+    def begins_with(self, digits: str) -> bool:
+        """Return whether its own name, or that of its files, begins so."""
+        return self.uuid.startswith(digits) or self.file_stem.startswith(digits)
+
     @property
     def called(self) -> str:
         """Return what sentences call the run."""

@@ -93,4 +93,4 @@ def _label_in_order(text: str) -> str:
 def _by_digits(records: Sequence[Record], text: str) -> list[Record]:
     """Return the records of runs whose id begins so, else those whose own does, or run and record together."""
     of_runs = [record for record in records if record.run_id.startswith(text)]
-    return of_runs or [r for r in records if r.uuid.startswith(text) or r.file_stem.startswith(text)]
+    return of_runs or [r for r in records if r.begins_with(text)]

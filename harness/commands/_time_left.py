@@ -41,7 +41,7 @@ class TimeLeft:
 
     def ended(self, record: Record) -> None:
         """Take in that a run ended; what it took counts where it came to its end."""
-        kind = _kind(record.spec)
+        kind = _kind(record)
         self._under_way.pop(record.uuid, None)
         self._left[kind] -= self._left[kind] > 0
         if record.is_ok or record.is_unproven:
@@ -88,5 +88,5 @@ class TimeLeft:
         return (min(of_model), max(of_model)) if len(of_model) > 1 else None
 
 
-def _kind(spec: RunSpec) -> Kind:
-    return spec.model_name, spec.label
+def _kind(run: RunSpec | Record) -> Kind:
+    return run.model_name, run.label

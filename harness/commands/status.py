@@ -71,7 +71,7 @@ def _row(
         state += f" by {answered.called}, whose scores hold these"
     if ending is not None and answered is None:
         status, why = ending.ending
-        reason = f"would end as seed {ending.spec.seed} did ({status}: {why})"
+        reason = f"would end as seed {ending.seed} did ({status}: {why})"
     return {
         "run": spec.run_name,
         "run_id": spec.run_id,

@@ -12,6 +12,7 @@ from harness.record import Record
 from harness.report.comparing.history import Point, Series, Turn, commit_of, turn_sentence
 from harness.report.pages.document import Block, Bullets, Document, Heading, Links, Paragraph, PlotBlock, TableBlock
 from harness.report.reading.summary import newest_records
+from harness.report.reading.view import view_of
 from harness.report.reading.words import status_words
 from harness.report.table import Cell, Column, Entry, Table, counted, one_line
 from harness.report.units import NOTHING
@@ -96,7 +97,7 @@ def _suite_row(part: SuitePart) -> tuple[Entry, ...]:
     newest = newest_records(part.records)
     endings = Counter(ending_of(record)[0] for record in newest)
     others = ", ".join(f"{count} {status_words(status)}" for status, count in endings.items() if status != "ok")
-    versions = dict.fromkeys(str(record.spec.suite_version) for record in part.records)
+    versions = dict.fromkeys(str(view_of(record).suite_version) for record in part.records)
     return (
         one_line(part.name),
         ", ".join(versions),
@@ -104,8 +105,8 @@ def _suite_row(part: SuitePart) -> tuple[Entry, ...]:
         others or NOTHING,
         _named(record.model_name for record in part.records),
         _named(record.label for record in part.records),
-        _named(record.environment.device_name for record in part.records),
-        counted(len({commit_of(record.environment) for record in part.records})),
+        _named(view_of(record).environment.device_name for record in part.records),
+        counted(len({commit_of(view_of(record).environment) for record in part.records})),
         f"{max(record.started_at for record in part.records):%Y-%m-%d %H:%M}",
     )
 
@@ -120,7 +121,7 @@ def _by_commit(records: Sequence[Record]) -> dict[str, list[Record]]:
     """Return the records by commit, the newest commit first."""
     found: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        found[commit_of(record.environment)].append(record)
+        found[commit_of(view_of(record).environment)].append(record)
     order = sorted(found, key=lambda commit: min(record.started_at for record in found[commit]), reverse=True)
     return {commit: found[commit] for commit in order}
 
@@ -144,7 +145,7 @@ def _commits_table(records: Sequence[Record]) -> Table:
                 counted(len(found)),
                 Cell(str(ok), ok),
                 _named(record.label for record in found),
-                _named(record.environment.device_name for record in found),
+                _named(view_of(record).environment.device_name for record in found),
             )
         )
     return Table(columns, tuple(rows))

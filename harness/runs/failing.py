@@ -98,7 +98,7 @@ def told(spared: Iterable[NotStarted]) -> list[str]:
         status, reason = ending.ending
         seeds = ", ".join(map(str, sorted({one.spec.seed for one in group})))
         sentences.append(
-            f"{spec.model_name} {spec.label}: not started with seed {seeds}, as seed {ending.spec.seed} ended for a "
+            f"{spec.model_name} {spec.label}: not started with seed {seeds}, as seed {ending.seed} ended for a "
             f"reason that every seed meets ({status}: {reason}); --retry {status} tries them"
         )
     return sentences
