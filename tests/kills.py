@@ -101,6 +101,7 @@ def _fork_instead(args: Sequence[str], *rest: Any) -> int:
         return pid
     if session:
         os.setsid()
+    sys.argv = command[3:4]  # one process predicts: what it forks would look for its work in this file
     _become(rest[5], rest[8], rest[10], lambda: runpy.run_module(command[3], run_name="__main__"))
 
 

@@ -43,7 +43,8 @@ def _answer_with(processes: int, out: IO[str]) -> None:
     import transformers.models.llama.modeling_llama  # noqa: F401
 
     def tell(done: Future[str]) -> None:
-        if done.exception() is not None:
+        if (error := done.exception()) is not None:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         print(done.result(), file=out, flush=True)
 

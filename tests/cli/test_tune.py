@@ -32,7 +32,7 @@ def test_tune_run_report(tmp_path: Path, tiny_llama: Path) -> None:
 
     first = command("tune", *chosen, "--label", "full", "--offline", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
-    second = command("tune", *chosen, "--offline", cwd=tmp_path)
+    second = command("tune", *chosen, "--offline", cwd=tmp_path, environment={"COLUMNS": "200"})
     assert second.returncode == 0, second.stderr
     assert "2 of 4 runs skipped: their outcome is recorded" in second.stdout
     assert "of the grid: a better one may lie outside" in second.stdout
