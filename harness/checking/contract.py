@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,12 +14,11 @@ from harness.calibration.bench import Skip
 from harness.calibration.tiny import MODEL, TinyRun
 from harness.catalogue.resolved import Catalogue
 from harness.checking.subject import TAKEN, Subject, subject_of
-from harness.engine.statements import declaration_of, report_of
+from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.errors import HarnessError, Refused
 from harness.planning.predict import Question, predict
 from harness.proof import judge
-from harness.record import Proof
-from harness.tensors.decoder import ModelChecksums, model_checksums
+from harness.tensors.decoder import model_checksums
 from harness.tensors.loading import build_model
 
 HALF = 3
@@ -197,29 +195,12 @@ def _declares_what_is_seen(subject: Subject) -> str:
     after = model_checksums(decoder)
     reported = report_of(subject.method_name, loop.method.proof())
     result = loop.result()
-    judgement = judge(result, _proof(declared, reported, run, before, after))
+    judgement = judge(result, proof_of(loop, reported, declared, before, after))
     if judgement.failed:
         raise HarnessError(judgement.sentence())
     if declared is None:
         return "it declares nothing beforehand (declare returns None), so no run of it can be held against that"
     return judgement.sentence()
-
-
-def _proof(declared: Any, reported: Any, run: TinyRun, before: ModelChecksums, after: ModelChecksums) -> Proof:
-    log, result = run.loop.log, run.loop.result()
-    return Proof(
-        block_checksums_before=before.blocks,
-        block_checksums_after=after.blocks,
-        other_checksums_before=before.others,
-        other_checksums_after=after.others,
-        base_checksums_before=before.base_blocks,
-        base_checksums_after=after.base_blocks,
-        declared=declared,
-        ever_trainable_blocks=log.ever_trainable_blocks,
-        ever_trainable_others=log.ever_trainable_others,
-        optimizer_state_bytes=result.curve.optimizer_state_bytes[-1],
-        method=reported,
-    )
 
 
 def _is_planned(subject: Subject) -> str:

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import JsonValue
 from safetensors import SafetensorError
 from torch import nn
 
 from harness.conversation import ConversationTemplate, find_template
 from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
-from harness.declaration import Declaration
 from harness.encoding import text_encoder
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
 from harness.engine.block_scores import cached_block_scores
@@ -30,7 +28,7 @@ from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
 from harness.engine.memory import PhaseMeter
-from harness.engine.statements import declaration_of, report_of
+from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
@@ -46,7 +44,7 @@ from harness.settings import TrainSettings
 from harness.task import RunTask
 from harness.tensors import seeding
 from harness.tensors.adapters import load_adapter
-from harness.tensors.decoder import ModelChecksums, find_decoder, model_checksums
+from harness.tensors.decoder import find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 
@@ -260,7 +258,8 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
             "general_tokens": _trained_tokens(general),
         }
     )
-    run.outcome.proof = _proof(loop, report_of(spec.method, method.proof()), declared, before, model_checksums(decoder))
+    reported = report_of(spec.method, method.proof())
+    run.outcome.proof = proof_of(loop, reported, declared, before, model_checksums(decoder))
     with meter.phase("finalize"):
         trained = method.finalize(model)
         disable_checkpointing(model, decoder, settings)
@@ -373,28 +372,6 @@ def _loss(run: _Run, phase: str, model: nn.Module, batches: list[MicroBatch], co
 
 def _trained_tokens(batches: list[MicroBatch]) -> int | None:
     return sum(batch.num_trained_tokens for batch in batches) if batches else None
-
-
-def _proof(
-    loop: TrainingLoop,
-    reported: dict[str, JsonValue],
-    declared: Declaration | None,
-    before: ModelChecksums,
-    after: ModelChecksums,
-) -> Proof:
-    return Proof(
-        block_checksums_before=before.blocks,
-        block_checksums_after=after.blocks,
-        other_checksums_before=before.others,
-        other_checksums_after=after.others,
-        base_checksums_before=before.base_blocks,
-        base_checksums_after=after.base_blocks,
-        declared=declared,
-        ever_trainable_blocks=loop.log.ever_trainable_blocks,
-        ever_trainable_others=loop.log.ever_trainable_others,
-        optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
-        method=reported,
-    )
 
 
 def _block_scores(

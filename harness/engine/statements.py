@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel, JsonValue, ValidationError
 from pydantic_core import PydanticSerializationError
@@ -12,6 +12,10 @@ from harness.errors import HarnessError
 from harness.faults import first_fault
 from harness.record import Proof
 from harness.store import json_of_line
+
+if TYPE_CHECKING:
+    from harness.engine.training import TrainingLoop
+    from harness.tensors.decoder import ModelChecksums
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -51,3 +55,34 @@ def _checked(kind: type[M], said: object, what: str) -> M:
     except (ValueError, PydanticSerializationError) as error:
         raise HarnessError(f"what method {what} is wrong: {error}") from error
     return found
+
+
+def proof_of(
+    loop: TrainingLoop,
+    reported: dict[str, JsonValue],
+    declared: Declaration | None,
+    before: ModelChecksums,
+    after: ModelChecksums,
+) -> Proof:
+    """Return what shows that a method was on in a loop that has ended.
+
+    Args:
+        loop: With its log.
+        reported: What the method says of itself, from :func:`report_of`.
+        declared: What it said beforehand.
+        before: Checksums of the model's parts before the first step.
+        after: The same behind the last.
+    """
+    return Proof(
+        block_checksums_before=before.blocks,
+        block_checksums_after=after.blocks,
+        other_checksums_before=before.others,
+        other_checksums_after=after.others,
+        base_checksums_before=before.base_blocks,
+        base_checksums_after=after.base_blocks,
+        declared=declared,
+        ever_trainable_blocks=loop.log.ever_trainable_blocks,
+        ever_trainable_others=loop.log.ever_trainable_others,
+        optimizer_state_bytes=loop.result().curve.optimizer_state_bytes[-1],
+        method=reported,
+    )
