@@ -115,13 +115,13 @@ def prepared() -> None:
 def command(
     *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``harness`` and return what it printed."""
+    """Run ``harness`` and return what it printed, in lines so long that what a machine measured breaks none."""
     return subprocess.run(
         [sys.executable, "-m", "harness.cli", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(environment or {})},
         timeout=timeout,
         check=False,
     )

@@ -83,7 +83,14 @@ def test_a_new_method_is_installed_by_pip_and_passes_its_own_test(tmp_path: Path
     main(["new", "method", "fast-sign", "--out", str(tmp_path)])
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
     unbound = {name: value for name, value in os.environ.items() if name != "PIP_CONSTRAINT"}  # tox's own
-    subprocess.run([*pip, "--target", str(tmp_path / "site"), str(tmp_path / "fast-sign")], check=True, env=unbound)
+    installed = subprocess.run(
+        [*pip, "--target", str(tmp_path / "site"), str(tmp_path / "fast-sign")],
+        env=unbound,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stderr[-3000:]
     done = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_fast_sign_method.py"],
         cwd=tmp_path / "fast-sign",

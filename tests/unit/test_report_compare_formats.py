@@ -98,8 +98,9 @@ def test_a_terminal_is_given_text_and_a_pipe_markdown(
     monkeypatch.setattr("sys.stdout", terminal)
     monkeypatch.setenv("COLUMNS", "80")
     assert main(["compare", old, new, "--fail-on", "step_time:2%"]) == 1
-    assert "1 worse" in terminal.getvalue() and "What fails" in terminal.getvalue()
-    assert "<details>" not in terminal.getvalue()
+    words = " ".join(terminal.getvalue().split())  # a long path above breaks a line where it likes
+    assert "1 worse" in words and "What fails" in words
+    assert "<details>" not in words
 
 
 def test_more_formats_go_into_files_whatever_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
