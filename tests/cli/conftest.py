@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from harness.cli import main
 from harness.data.packaged import rows_place
 from tests.conftest import needed
 
@@ -125,6 +129,24 @@ def command(
         timeout=timeout,
         check=False,
     )
+
+
+def called(
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Call ``harness`` in this process, in a folder, and return what it printed; what it starts are processes still."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.chdir(cwd),
+        mock.patch.dict(os.environ, {"COLUMNS": "200", **(environment or {})}),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0
+    return subprocess.CompletedProcess(["harness", *arguments], code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

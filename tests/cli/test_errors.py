@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import RANDOM, SUITE, command
+from tests.cli.conftest import RANDOM, SUITE, called, command
 from tests.records import make_record
 
 MODEL = "smollm2-135m"
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_wrong_use_is_one_sentence_and_exit_code_2(folder: Path, arguments: list[str], said: str) -> None:
-    done = command(*arguments, cwd=folder)
+    done = called(*arguments, cwd=folder)
     assert said in done.stderr
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
@@ -92,7 +92,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(folder: Path, arguments: list
 
 
 def test_a_missing_cache_offline_names_what_is_missing(folder: Path) -> None:
-    done = command(
+    done = called(
         "run", "--suite", "quickstart", "--offline", cwd=folder, environment={"HARNESS_CACHE": str(folder / "cache")}
     )
     assert done.returncode == 2
@@ -102,7 +102,7 @@ def test_a_missing_cache_offline_names_what_is_missing(folder: Path) -> None:
 
 
 def test_the_papers_suite_without_its_data_says_how_to_get_it(folder: Path) -> None:
-    done = command(
+    done = called(
         "run", "--suite", "commonsense", "--offline", cwd=folder, environment={"HARNESS_CACHE": str(folder / "cache")}
     )
     assert done.returncode == 2
@@ -117,18 +117,18 @@ def test_a_cut_record_is_a_sentence_and_the_rest_is_reported(folder: Path) -> No
     line = make_record().model_dump_json()
     (records / "tiny.jsonl").write_text(f"{line}\n{line[:200]}")
     for arguments in (["show", make_record().run_id], ["status", "--suite", "tiny.toml"]):
-        done = command(*arguments, cwd=folder)
+        done = called(*arguments, cwd=folder)
         assert "line 2: is cut off after 200 bytes" in done.stderr
         assert "Traceback" not in done.stderr
         assert done.stdout
-    assert command("status", "--suite", "tiny.toml", cwd=folder).returncode == 1
+    assert called("status", "--suite", "tiny.toml", cwd=folder).returncode == 1
     assert (records / "tiny.jsonl").read_text() == f"{line}\n{line[:200]}"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_one_sentence(folder: Path) -> None:
     (folder / "empty").chmod(0o500)
-    done = command("run", "--suite", "tiny.toml", "--results", "empty/records", cwd=folder)
+    done = called("run", "--suite", "tiny.toml", "--results", "empty/records", cwd=folder)
     assert done.returncode == 2
     assert "cannot be written: Permission denied" in done.stderr
 
@@ -149,28 +149,28 @@ def test_a_folder_without_permission_is_one_sentence(folder: Path) -> None:
 )
 def test_what_only_looks_writes_nothing(folder: Path, arguments: list[str]) -> None:
     before = sorted(folder.rglob("*"))
-    done = command(*arguments, cwd=folder)
+    done = called(*arguments, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
     assert sorted(folder.rglob("*")) == before
 
 
 def test_a_dry_run_lists_the_papers_runs(folder: Path) -> None:
-    done = command("run", "--suite", "commonsense", "--dry-run", cwd=folder)
+    done = called("run", "--suite", "commonsense", "--dry-run", cwd=folder)
     for model in ("llama2-7b", "llama3-8b", "mistral-7b"):
         assert done.stdout.count(f"{model}/") == 1 + 6 * 3
     assert "57 runs of suite 'commonsense'" in done.stdout
 
 
 def test_published_tables_are_compared_with_what_is_there(folder: Path) -> None:
-    done = command("paper", "compare", "lisa-memory", cwd=folder)
+    done = called("paper", "compare", "lisa-memory", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "21 not comparable, 21 not measured" in done.stdout
-    done = command("paper", "compare", "lisa-memory", "--format", "json", cwd=folder)
+    done = called("paper", "compare", "lisa-memory", "--format", "json", cwd=folder)
     cells = json.loads(done.stdout)
     assert {(cell["verdict"], cell["reason"]) for cell in cells if cell["ours"] is None} >= {
         ("not measured", "not run")
     }
-    done = command("paper", "show", "lisa-memri", cwd=folder)
+    done = called("paper", "show", "lisa-memri", cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no published table 'lisa-memri'; did you mean 'lisa-memory'?" in done.stderr
