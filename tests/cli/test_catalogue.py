@@ -11,7 +11,7 @@ import pytest
 from harness.assets.cache import file_checksum, folder_checksum
 from harness.record import Record
 from harness.store import Store
-from tests.cli.conftest import SUITE, command
+from tests.cli.conftest import SUITE, called, command
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("prepared")]
 
@@ -106,7 +106,7 @@ def test_a_task_without_packaged_rows_is_refused_before_anything_is_trained(
 ) -> None:
     suite = (SMALL + OWN).replace('"piqa", "winogrande"', '"piqa", "pubmedqa"').replace("packaged-scored", "packaged")
     (folder / "suites" / "mine.toml").write_text(suite)
-    done = command(arguments[0], "--suite", "../suites/mine.toml", *arguments[1:], cwd=folder / "elsewhere")
+    done = called(arguments[0], "--suite", "../suites/mine.toml", *arguments[1:], cwd=folder / "elsewhere")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert "[evaluation]: there are no packaged rows of task 'pubmedqa'; set rows = 'hub'" in done.stderr

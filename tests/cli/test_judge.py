@@ -16,6 +16,7 @@ import pytest
 
 from harness.record import Record
 from harness.store import Store
+from tests.cli.conftest import called
 from tests.judge import Act, served
 from tests.mt_bench import add_answers, write_bench
 
@@ -48,15 +49,9 @@ def arguments(url: str, results: Path, bench: Path, *more: str) -> list[str]:
 
 
 def judge(url: str, results: Path, bench: Path, *more: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments(url, results, bench, *more),
-        capture_output=True,
-        text=True,
-        env={**os.environ, "NO_PROXY": "127.0.0.1", "OPENAI_API_KEY": KEY, **environment},
-        cwd=results.parent,
-        timeout=60,
-        check=False,
-    )
+    asked = arguments(url, results, bench, *more)
+    said = {"NO_PROXY": "127.0.0.1", "OPENAI_API_KEY": KEY, **environment}
+    return called(*asked[asked.index("judge") :], cwd=results.parent, environment=said)
 
 
 def judged(results: Path) -> list[Record]:

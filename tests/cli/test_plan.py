@@ -19,7 +19,7 @@ from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
 from harness.record_training import MemoryBreakdown, Prediction
-from tests.cli.conftest import command
+from tests.cli.conftest import called
 from tests.records import ENVIRONMENT
 
 SHORT = ["--batch-size", "2", "--seq-len", "32", "--set", "max_grad_norm=1.0"]
@@ -32,7 +32,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def planned(cache: dict[str, str], cwd: Path, *arguments: str) -> list[dict[str, Any]]:
-    done = command("plan", "--json", *arguments, cwd=cwd, environment=cache)
+    done = called("plan", "--json", *arguments, cwd=cwd, environment=cache)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert isinstance(found, list)
@@ -110,7 +110,7 @@ def test_a_horizon_that_sees_more_needs_more(tmp_path: Path, cache: dict[str, st
 
 def test_a_table_says_what_fits(tmp_path: Path, cache: dict[str, str]) -> None:
     asked = ("plan", "--model", "smollm2-135m", "--label", "lisa", *SHAPE, "--device-memory", "100MB")
-    done = command(*asked, cwd=tmp_path, environment=cache)
+    done = called(*asked, cwd=tmp_path, environment=cache)
     assert done.returncode == 0, done.stderr
     row = next(line for line in done.stdout.splitlines() if line.startswith("smollm2-135m"))
     assert "1, 2, 3" not in row or " no " in row
@@ -130,7 +130,7 @@ def test_a_table_says_what_fits(tmp_path: Path, cache: dict[str, str]) -> None:
     ],
 )
 def test_wrong_use_is_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
-    done = command(*arguments, cwd=tmp_path)
+    done = called(*arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -138,7 +138,7 @@ def test_wrong_use_is_one_sentence(tmp_path: Path, arguments: list[str], sentenc
 
 def test_a_refused_configuration_is_said_and_the_others_are_planned(tmp_path: Path, cache: dict[str, str]) -> None:
     asked = ("plan", "--model", "smollm2-135m", "--label", "lisa", "--label", "lora", *SHAPE)
-    done = command(*asked, "--set", "update_in_backward=true", "--json", cwd=tmp_path, environment=cache)
+    done = called(*asked, "--set", "update_in_backward=true", "--json", cwd=tmp_path, environment=cache)
     assert done.returncode in (1, 2)
     assert "max_grad_norm" in done.stdout + done.stderr
 
@@ -207,7 +207,7 @@ def test_every_record_carries_its_prediction(tmp_path: Path, tiny_llama: Path, s
         "lisa",
         "--offline",
     )
-    done = command(*arguments, cwd=tmp_path)
+    done = called(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (record,) = map(json.loads, (tmp_path / "results" / "records" / "tiny.jsonl").read_text().splitlines())
     told, seen = record["prediction"], record["train"]["tracked_peak"]["at_peak"]
@@ -245,7 +245,7 @@ def test_a_device_profile_gives_memory_constants_and_times(tmp_path: Path, cache
     assert given["peak_bytes"] - plain["peak_bytes"] == 2 * (1 << 30) - 2 * (32 << 20)
     flops = given["flops_per_step"] + given["recomputed_flops_per_step"]
     assert given["step_seconds"] == pytest.approx(flops / 1e14)
-    done = command("plan", *asked, "--device-profile", profile(tmp_path), cwd=tmp_path, environment=cache)
+    done = called("plan", *asked, "--device-profile", profile(tmp_path), cwd=tmp_path, environment=cache)
     assert "measured on NVIDIA A10 with torch 2.13.0" in done.stdout
     assert "0.279 GiB for the CUDA context" in done.stdout
 
@@ -254,12 +254,12 @@ def test_a_profile_of_a_cpu_is_refused_and_one_of_tiny_shapes_is_warned_of(
     tmp_path: Path, cache: dict[str, str]
 ) -> None:
     asked = ("plan", "--model", "smollm2-135m", "--label", "full", *SHORT, "--max-steps", "3", "--device-profile")
-    refused = command(*asked, profile(tmp_path, kind="cpu"), cwd=tmp_path, environment=cache)
+    refused = called(*asked, profile(tmp_path, kind="cpu"), cwd=tmp_path, environment=cache)
     assert refused.returncode == 2
     assert "which is no CUDA device" in refused.stderr
-    warned = command(*asked, profile(tmp_path, sizes="smoke"), cwd=tmp_path, environment=cache)
+    warned = called(*asked, profile(tmp_path, sizes="smoke"), cwd=tmp_path, environment=cache)
     assert warned.returncode == 0, warned.stderr
     assert "measured with tiny shapes" in warned.stderr
-    missing = command(*asked, str(tmp_path / "none.toml"), cwd=tmp_path, environment=cache)
+    missing = called(*asked, str(tmp_path / "none.toml"), cwd=tmp_path, environment=cache)
     assert missing.returncode == 2
     assert "there is no file or folder" in missing.stderr
