@@ -127,6 +127,26 @@ def _weights_lost(record: Record) -> str | None:
     return record.weights_error
 
 
+def _held_back(record: Record) -> str | None:
+    """Return which matrices a norm-growth limiter all but stopped, should it have been, and where longest."""
+    reported = None if record.proof is None else record.proof.method.get("projected")
+    if not isinstance(reported, dict):
+        return None
+    counts: dict[str, int] = {}
+    for name, entry in reported.items():
+        number = entry.get("num_held_back") if isinstance(entry, dict) else None
+        if isinstance(number, int) and number > 0:
+            counts[name] = number
+    if not counts:
+        return None
+    longest = max(counts, key=lambda name: counts[name])
+    return (
+        f"the norm-growth limiter left less than a hundredth of updates in {len(counts)} of {len(reported)} projected "
+        f"matrices, which all but stood still meanwhile: {longest} for {counts[longest]}; limiter_at_zero = 'skip' "
+        "leaves gradients of zero out of it"
+    )
+
+
 def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
     """Return what says of a run that trained which of its settings did nothing."""
 
@@ -152,6 +172,7 @@ TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
     "weights lost": _weights_lost,
+    "held back": _held_back,
     **{kind: _silent(say) for kind, say in SILENT.items()},
 }
 """Kinds of remarks on training: how they are called, and what they say of a record."""

@@ -107,9 +107,10 @@ def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSetti
     """Return the bytes that the settings say are held for a parameter once it was updated.
 
     They are two moments and, of a bf16 weight, its fp32 master; of a projected (rows, columns) matrix the projector and
-    the moments of its low-rank gradient: (rank, columns) and (rows, rank) on the right, else the other way round.
+    the moments of its low-rank gradient: (rank, columns) and (rows, rank) on the right, else the other way round. What
+    a projection keeps beside these, or in the place of its projector, its settings say.
     """
-    moments, projector = one.size, 0
+    moments, beside = one.size, 0
     if one.projected:
         assert projection is not None and projection.rank is not None and projection.projector_dtype is not None
         rows, columns = one.shape
@@ -118,5 +119,6 @@ def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSetti
         right = rows == columns or tall == (projection.projection_side == "reference")
         moments = rows * rank if right else rank * columns
         projector = (rank * columns if right else rows * rank) * BYTES[projection.projector_dtype]
+        beside = projection.bytes_beside_moments(projector)
     master = one.size * 4 if config.master_weights and one.dtype != FULL_PRECISION else 0
-    return 2 * moments * BYTES[config.moment_dtype] + projector + master + one.extra_bytes
+    return 2 * moments * BYTES[config.moment_dtype] + beside + master + one.extra_bytes

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch.nn import Parameter
 
     from harness.methods._optimizers import Group
+    from harness.methods._projection import LowRankProjection
 
 
 class ProjectedMethod(TrainedMethod):
@@ -40,7 +41,6 @@ class ProjectedMethod(TrainedMethod):
             Refused: a projection is asked for and the blocks hold no linear layer.
         """
         from harness.methods._optimizers import Group
-        from harness.methods._projection import LowRankProjection
 
         settings = self.projection()
         if settings is None:
@@ -48,12 +48,18 @@ class ProjectedMethod(TrainedMethod):
         projected = projected_weights(settings, context)
         if not projected:
             raise Refused("the model's blocks hold no linear layer, so there is nothing to project")
-        projection = LowRankProjection(
-            settings.low_rank(), streams=context.torch_generator, read_scalar=context.read_scalar
-        )
         full_rank = [(name, p) for name, p in named if id(p) not in projected]
         low_rank = [(name, p) for name, p in named if id(p) in projected]
+        projection = self.build_projection(settings, [name for name, _ in low_rank], context)
         return [group for group in (Group(full_rank), Group(low_rank, projection)) if group.params]
+
+    def build_projection(
+        self, settings: ProjectionSettings, names: Sequence[str], context: RunContext
+    ) -> LowRankProjection:
+        """Return the projection of the matrices with these names."""
+        from harness.methods._projection import LowRankProjection
+
+        return LowRankProjection(settings.low_rank(), streams=context.torch_generator, read_scalar=context.read_scalar)
 
     def refreshes_on_activation(self) -> bool:
         """Return whether a block that becomes active again gets new projectors, whatever the age of its old ones."""
@@ -73,7 +79,7 @@ class ProjectedMethod(TrainedMethod):
             update_gap=settings.update_gap,
             update_gap_counter=settings.update_gap_counter,
             refresh_on_activation=self.refreshes_on_activation(),
-            scale=settings.low_rank().scale,
+            scale=min((settings.size_of_update(one.shape) for one in trained if one.projected), default=1.0),
         )
         full_rank = [one.name for one in trained if one.projected and min(one.shape) <= settings.low_rank().rank]
         inside = [one for one in trained if isinstance(one.part, int) and len(one.shape) > 1]

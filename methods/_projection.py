@@ -169,28 +169,40 @@ class LowRankProjection(Projection):
         state.pop("projector", None)  # freed before the factorisation takes its memory
         if not math.isfinite(self._read_scalar(torch.linalg.vector_norm(grad, math.inf))):
             raise FloatingPointError(f"the gradient of {name} is not finite at step {age.step}")
-        count, basis = self._refreshes.get(name, 0), self._basis(grad.shape)
+        count = self._refreshes.get(name, 0)
         try:
-            if self._settings.projector == "svd":
-                projector = exact_projector(grad, basis)
-            else:
-                projector = randomized_projector(grad, basis, self._streams(f"projector/{name}/{count}"))
+            state["projector"] = self.made(name, grad, count)
         except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
             raise FloatingPointError(
                 f"the projector of {name} could not be computed at step {age.step}: {error}"
             ) from error
-        state["projector"] = projector.to(DTYPES[self._settings.projector_dtype])
         state["refreshed_at"] = self._now(age)
         self._refreshes[name] = count + 1
         self._seconds += _clock(grad) - started
 
+    def made(self, name: str, grad: torch.Tensor, count: int) -> Any:
+        """Return what is kept of a new projector, the matrix's ``count``-th, 0-based: here all of it."""
+        basis = self._basis(grad.shape)
+        if self._settings.projector == "svd":
+            projector = exact_projector(grad, basis)
+        else:
+            projector = randomized_projector(grad, basis, self._streams(f"projector/{name}/{count}"))
+        return projector.to(DTYPES[self._settings.projector_dtype])
+
+    def matrix(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+        """Return the projector of a matrix, from what is kept of it."""
+        projector: torch.Tensor = state["projector"]
+        return projector
+
     def down(self, grad: torch.Tensor, state: State) -> torch.Tensor:
         """Return the gradient's coordinates."""
-        return project(grad, state["projector"], self._basis(grad.shape).side)
+        return project(grad, self.matrix(grad, state), self._basis(grad.shape).side)
 
     def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
         """Return the direction in full shape, times ``scale``."""
-        return project_back(direction, state["projector"], self._basis(grad.shape).side).mul_(self._settings.scale)
+        return project_back(direction, self.matrix(grad, state), self._basis(grad.shape).side).mul_(
+            self._settings.scale
+        )
 
     def forget(self, state: State) -> None:
         """Free the projector of a matrix."""

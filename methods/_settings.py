@@ -162,7 +162,7 @@ class LowRank:
     update_gap: int
     update_gap_counter: Literal["global", "parameter"]
     projection_side: Literal["reference", "smaller"]
-    projector: Literal["svd", "randomized"]
+    projector: Literal["svd", "randomized", "gaussian"]
     scale: float
     projector_dtype: Dtype
 
@@ -200,6 +200,14 @@ class ProjectionSettings(MethodConfig):
         if missing:
             raise ValueError(f"projection needs {', '.join(missing)}")
         return LowRank(**values)
+
+    def size_of_update(self, shape: tuple[int, ...]) -> float:
+        """Return about how much a number of a (rows, columns) matrix moves in one update, in learning rates."""
+        return self.low_rank().scale
+
+    def bytes_beside_moments(self, projector: int) -> int:
+        """Return the bytes held for a projected matrix beside its moments and master, given those of its projector."""
+        return projector
 
     def given(self) -> list[str]:
         """Return the names of the settings that say something of a projection."""
