@@ -35,6 +35,8 @@ def task_of(label: str, folder: Path, work: Path, **changes: Any) -> RunTask:
     given = config().model_dump() if entry is None else entry.values()
     values = {key: value for key, value in given.items() if key in config.model_fields}
     values |= {key: value for key, value in SMALL.items() if key in values}
+    if changes.get("dtype", TRAIN.dtype) == "fp32" and "master_weights" in values:
+        values["master_weights"] = False  # refused of fp32 weights
     values |= {key: value for key, value in changes.items() if key in config.model_fields}
     train = {"data": "random-tokens", "loss_on": "all", "sequence_length": 16, "num_steps": 8, "learning_rate": 1e-2}
     train |= {key: value for key, value in changes.items() if key in TrainSettings.model_fields}

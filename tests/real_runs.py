@@ -35,6 +35,8 @@ def spec_of(label: str, model: BaseModelSpec, settings: dict[str, Any], **train:
     changed.pop("num_epochs")
     suite = suite.model_copy(update={"train": changed})
     values = load_labels()[label].values()
+    if changed["dtype"] == "fp32":
+        settings = {"master_weights": False, **settings}  # refused of fp32 weights
     fitting = {key: value for key, value in settings.items() if key in values}
     return expand(suite, models={model.name: model}, sources={}, labels=[label], seeds=[1], overrides=fitting)[0]
 

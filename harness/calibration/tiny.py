@@ -120,6 +120,12 @@ def tiny_run(
     return TinyRun(loop, list(_batches(2 * STEPS)))
 
 
+def fitting_weights(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
+    """Return settings without fp32 masters where the weights are fp32: there they are refused."""
+    masterless = dtype == "fp32" and settings.get("master_weights")
+    return settings | {"master_weights": False} if masterless else settings
+
+
 def label_with(*settings: str) -> str:
     """Return the first label whose method has all of these settings.
 
@@ -151,7 +157,7 @@ def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, publi
     values = {} if entry is None else {key: value for key, value in entry.values().items() if key in fields}
     known = set(values) if entry is not None else fields if published else set()
     values |= {key: value for key, value in {**FITTING, **COMPARABLE}.items() if key in known}
-    values |= {key: value for key, value in settings.items() if key in fields}
+    values = fitting_weights(values, train.dtype) | {key: value for key, value in settings.items() if key in fields}
     config = _config(method_class.Config, values, label)
     method_class.check(config, train)
     return method_class(config)

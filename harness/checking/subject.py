@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from harness.calibration.tiny import COMPARABLE, FITTING, MODEL, STEPS, TinyRun, tiny_run
+from harness.calibration.tiny import COMPARABLE, FITTING, MODEL, STEPS, TinyRun, fitting_weights, tiny_run
 from harness.catalogue.labels import LabelEntry
 from harness.catalogue.resolved import Catalogue, packaged_catalogue
 from harness.errors import HarnessError, near_miss
@@ -36,7 +36,7 @@ class Subject:
             settings: Of the method, over its own.
             train: Of training.
         """
-        given = {**self.settings, **(settings or {})}
+        given = {**fitting_weights(self.settings, train.get("dtype", "fp32")), **(settings or {})}
         return tiny_run(self.method_name, torch.device("cpu"), given, train, published=False)
 
     def spec(self, run: TinyRun) -> RunSpec:

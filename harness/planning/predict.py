@@ -2,7 +2,8 @@
 
 Memory moves with the active blocks and with the state that their policy leaves behind. So the run's own draws are
 walked first, without a forward pass; then the worst step is taken on fake tensors: with all state there, and with every
-projector computed anew.
+projector computed anew. Where nothing below the blocks is trained the backward pass ends at the lowest active one, and
+activations are kept from there on: then the steps of the deepest and of the lowest blocks are both taken.
 """
 
 from __future__ import annotations
@@ -92,17 +93,34 @@ def predict_and_tell(
     """Return what :func:`predict` returns, and whether any draw of the run's seed has a say in it."""
     begin = time.perf_counter()
     try:
-        found, drawn = _predicted(spec, model_spec, question, scores)
+        found, drawn = _larger(spec, model_spec, question, scores)
     except (Refused, HarnessError):
         raise
     except Exception:  # sizes alone may not do: what is wrong with fake tensors too is raised from them
-        found, drawn = _predicted(spec, model_spec, question, scores, fake=True)
+        found, drawn = _larger(spec, model_spec, question, scores, fake=True)
     return found.model_copy(update={"predict_seconds": time.perf_counter() - begin}), drawn
 
 
-def _predicted(
+def _larger(
     spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores: Scores, *, fake: bool = False
 ) -> tuple[Prediction, bool]:
+    found, drawn, either = _predicted(spec, model_spec, question, scores, fake=fake)
+    if either:
+        lowest, _, _ = _predicted(spec, model_spec, question, scores, fake=fake, lowest=True)
+        found = max(found, lowest, key=lambda one: one.peak_bytes)
+    return found, drawn
+
+
+def _predicted(
+    spec: RunSpec,
+    model_spec: BaseModelSpec,
+    question: Question,
+    scores: Scores,
+    *,
+    fake: bool = False,
+    lowest: bool = False,
+) -> tuple[Prediction, bool, bool]:
+    """Return a prediction, whether the seed has a say, and whether it may be another with the ``lowest`` blocks."""
     assumptions: list[str] = []
 
     def block_scores(request: BlockScoreRequest, num_blocks: int) -> Sequence[float]:
@@ -131,7 +149,8 @@ def _predicted(
     elif horizon == "run" and question.num_steps is None:
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
-    step = _go_to_worst_step(run, horizon, question.num_steps, assumptions)
+    step = _go_to_worst_step(run, horizon, question.num_steps, assumptions, lowest=lowest)
+    either = horizon != "first" and run.method.samples_blocks and not _trains_below(run)
     trainable = sum(parameter.numel() for parameter in run.active())
     last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
     steps = _Steps(run, question, before)
@@ -167,7 +186,7 @@ def _predicted(
         full_rank=run.full_rank,
         unprojected=run.unprojected,
     )
-    return prediction, _seed_matters(run, horizon, question.num_steps)
+    return prediction, _seed_matters(run, horizon, question.num_steps), either
 
 
 def _seed_matters(run: FakeRun, horizon: Horizon, num_steps: int | None) -> bool:
@@ -243,19 +262,25 @@ def _probe(run: FakeRun, question: Question) -> tuple[Sequence[Event], int | Non
     return (*steps.before, *span.events), steps.peak_of(span)
 
 
-def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str]) -> int:
-    """Bring a run to the step that needs most within the horizon; return its number."""
+def _go_to_worst_step(
+    run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str], *, lowest: bool
+) -> int:
+    """Bring a run to the step that needs most within the horizon; return its number.
+
+    ``lowest`` says of which blocks where that is all that tells steps apart: of the lowest, else of the deepest.
+    """
     run.draw(0)
     if horizon == "first" or num_steps == 1:
         return 0
     if horizon == "run":
         assert num_steps is not None
-        return _walk(run, num_steps, assumptions)
+        return _walk(run, num_steps, assumptions, lowest=lowest)
     num_blocks, chosen = len(run.decoder.blocks), len(run.active_blocks())
     if chosen == 0 and not run.method.may_activate_every_block():
         return 0
     chosen = max(1, chosen)
-    for start in range(0, num_blocks, chosen):
+    visits = range(0, num_blocks, chosen)
+    for start in reversed(visits) if lowest else visits:  # the step that is taken is one of the last
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
@@ -285,12 +310,15 @@ class _Draw:
     """Parameters that are active for the first time; the walk has given them their state already."""
     depth: int
     """Sum of the active blocks' numbers: gradients of deep ones are there while more activations are."""
+    lowest: int
+    """Number of the lowest active block."""
 
 
-def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
+def _walk(run: FakeRun, num_steps: int, assumptions: list[str], *, lowest: bool) -> int:
     """Walk a run's own draws to the step with the most state and gradients; return its number.
 
-    Of several that one where all state is there, or will be in the next step; of these the one of the deepest blocks.
+    Of several that one where all state is there, or will be in the next step; of these the one of
+    the deepest blocks, or of the ``lowest``.
     """
     draws = _draws(run, num_steps)
     if len(draws) == WALKED_CHANGES:
@@ -302,7 +330,8 @@ def _walk(run: FakeRun, num_steps: int, assumptions: list[str]) -> int:
 
     def need(number: int) -> tuple[int, bool, int, bool, int]:
         draw = draws[number]
-        return draw.num_bytes, complete(number), draw.depth, draw.step + 1 < num_steps, draw.step
+        place = -draw.lowest if lowest else draw.depth
+        return draw.num_bytes, complete(number), place, draw.step + 1 < num_steps, draw.step
 
     number = max(range(len(draws)), key=need)
     worst = draws[number]
@@ -338,11 +367,16 @@ def _draws(run: FakeRun, num_steps: int) -> list[_Draw]:
         made = sum(sizes[parameter] for parameter in dropped)
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in active)
         total = run.optimizer.state_bytes()["device"] + made + gradients
-        depth = sum(run.active_blocks())
-        draws.append(_Draw(step, total, made + sum(sizes[parameter] for parameter in fresh), fresh, depth))
+        missing, blocks = made + sum(sizes[parameter] for parameter in fresh), run.active_blocks()
+        draws.append(_Draw(step, total, missing, fresh, sum(blocks), min(blocks, default=0)))
         if len(draws) == WALKED_CHANGES:
             break
     return draws
+
+
+def _trains_below(run: FakeRun) -> bool:
+    """Return whether something below the blocks is trained, so that every backward pass goes through all of them."""
+    return any(parameter.requires_grad for parameter in run.decoder.embedding.parameters())
 
 
 def _all_active(run: FakeRun, steps: _Steps) -> int | None:

@@ -154,14 +154,19 @@ def method_of(label: str) -> type[Method]:
     return METHODS.get(LABELS[label].method if label in LABELS else label)
 
 
-def settings_of(label: str, **changes: Any) -> tuple[type[Method], dict[str, Any]]:
-    """Return the method and settings of a label, or of a plug-in by its name, small enough for the tiny models."""
+def settings_of(label: str, *, dtype: str = "fp32", **changes: Any) -> tuple[type[Method], dict[str, Any]]:
+    """Return the method and settings of a label, or of a plug-in by its name, small enough for the tiny models.
+
+    Masters of fp32 weights are refused, so there a label has none.
+    """
     method = method_of(label)
     if label in LABELS:
         values = {key: value for key, value in LABELS[label].values().items() if key in method.Config.model_fields}
     else:
         values = method.Config().model_dump()
     values |= {key: value for key, value in SMALL.items() if key in values}
+    if dtype == "fp32" and "master_weights" in values:
+        values["master_weights"] = False
     return method, values | changes
 
 
@@ -192,7 +197,7 @@ def start(
     **changes: Any,
 ) -> Run:
     """Return a run of a label on a tiny model, as far as before step 0."""
-    method_class, values = settings_of(label, **changes)
+    method_class, values = settings_of(label, dtype=dtype, **changes)
     train = train_settings(dtype=dtype)
     config = method_class.Config.model_validate(values)
     method_class.check(config, train)
