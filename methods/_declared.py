@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BYTES = {"bf16": 2, "fp32": 4}
 FULL_PRECISION = "float32"
+FEWEST_IN_8_BITS, BLOCK_IN_8_BITS = 4096, 256
+"""Numbers of a tensor from which on bitsandbytes holds their moments in 8 bits, and those that share a constant."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ def declared_parts(
 def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSettings | None) -> int:
     """Return the bytes that the settings say are held for a parameter once it was updated.
 
-    They are two moments and, of a bf16 weight, its fp32 master; of a projected (rows, columns) matrix the projector and
-    the moments of its low-rank gradient: (rank, columns) and (rows, rank) on the right, else the other way round. What
-    a projection keeps beside these, or in the place of its projector, its settings say.
+    They are two moments, as :func:`moment_bytes` has them, and, of a bf16 weight, its fp32 master; of a projected
+    (rows, columns) matrix the projector and the moments of its low-rank gradient: (rank, columns) and (rows, rank) on
+    the right, else the other way round. What a projection keeps beside these, or in the place of its projector, its
+    settings say.
     """
     moments, beside = one.size, 0
     if one.projected:
@@ -121,4 +124,13 @@ def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSetti
         projector = (rank * columns if right else rows * rank) * BYTES[projection.projector_dtype]
         beside = projection.bytes_beside_moments(projector)
     master = one.size * 4 if config.master_weights and one.dtype != FULL_PRECISION else 0
-    return 2 * moments * BYTES[config.moment_dtype] + beside + master + one.extra_bytes
+    return 2 * moment_bytes(moments, config.moment_dtype) + beside + master + one.extra_bytes
+
+
+def moment_bytes(numbers: int, dtype: str) -> int:
+    """Return the bytes of one moment of so many numbers: in 8 bits a byte each and 4 for each block that is begun."""
+    if dtype != "int8":
+        return numbers * BYTES[dtype]
+    if numbers < FEWEST_IN_8_BITS:
+        return numbers * BYTES["fp32"]
+    return numbers + 4 * -(-numbers // BLOCK_IN_8_BITS)

@@ -6,7 +6,8 @@ itself the AdamW of older transformers, for ``adamw_rule = "transformers"`` and 
 
 Deliberate differences from the references:
 - moments have a dtype of their own, and Adam's arithmetic runs in it; with the gradient's dtype it is the references';
-  bf16 moments may be rounded at random as they are stored (``moment_rounding``);
+  bf16 moments may be rounded at random as they are stored (``moment_rounding``), 8-bit ones are bitsandbytes'
+  (``_eight_bit.py``);
 - a projection's age is counted apart from Adam's step counter, so that resetting one leaves the other;
 - random numbers come from streams named by parameter and update, so that the order of updates does not matter;
 - one parameter at a time, never multi-tensor: peak memory holds the temporaries of the largest parameter only, and
@@ -24,6 +25,7 @@ import torch
 from pydantic import JsonValue
 from torch.nn import Parameter
 
+from harness.methods._eight_bit import EightBitMoments
 from harness.methods._held_state import HeldState
 from harness.methods._moment_rounding import noise_of, rounding_update
 from harness.methods._settings import AdamWSettings
@@ -133,6 +135,7 @@ class AdamW(HeldState):
         """The run's optimizer step; :meth:`begin_step` sets it."""
         self._settings = settings
         self._streams = streams
+        self._eight_bit = EightBitMoments() if settings.moment_dtype == "int8" else None
         self._updates: dict[str, int] = {}
         self._group_index: dict[torch.Tensor, int] = {
             p: index for index, group in enumerate(groups) for _, p in group.params
@@ -171,17 +174,15 @@ class AdamW(HeldState):
             if projection.due(state, age):
                 projection.refresh(name, grad, state, age)
             low = projection.down(grad, state)
-        settings, dtype = self._settings, DTYPES[self._settings.moment_dtype]
-        works_in = dtype if settings.moment_rounding == "nearest" else torch.float32
+        settings = self._settings
         if "exp_avg" not in state:
-            state["step"] = 0
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.zeros_like(low, dtype=dtype, memory_format=torch.contiguous_format)
+            state |= {"step": 0, **self._moments_of(low)}
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
         target = self._target(p, state)
+        works_in = self._works_in(low)
         if projection is None:
-            for rows in row_slices(p, settings.update_slice_elements):
+            for rows in row_slices(p, None if self._eight_bit else settings.update_slice_elements):
                 part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in state.items()}
                 start = 0 if rows is ... else rows.start * (p.numel() // len(p))
                 self._move_by(p, target[rows], low[rows].to(works_in), part, start=start, total=p.numel())
@@ -218,6 +219,9 @@ class AdamW(HeldState):
             up: As :func:`adamw_update` has it.
         """
         settings, lr = self._settings, self.param_groups[self._group_index[p]]["lr"]
+        if self._eight_bit is not None:
+            self._eight_bit.update(target, low, state, lr, settings, up=up)
+            return
         if settings.moment_rounding == "nearest":
             adamw_update(target, low, state, lr, settings, up=up)
             return
@@ -225,6 +229,19 @@ class AdamW(HeldState):
         stream = self._streams(f"moment_rounding/{name}/{self._updates[name]}")
         noise = noise_of(stream, start, low.numel(), total, low.device)
         rounding_update(target, low, state, lr, settings, noise=noise, up=up)
+
+    def _moments_of(self, low: torch.Tensor) -> State:
+        """Return moments that are zero, of a gradient as it enters them."""
+        if self._eight_bit is not None:
+            return self._eight_bit.begin(low)
+        like: dict[str, Any] = {"dtype": DTYPES[self._settings.moment_dtype], "memory_format": torch.contiguous_format}
+        return {moment: torch.zeros_like(low, **like) for moment in ("exp_avg", "exp_avg_sq")}
+
+    def _works_in(self, low: torch.Tensor) -> torch.dtype:
+        """Return the dtype in which Adam takes a gradient; 8-bit moments take it as it is."""
+        if self._eight_bit is not None:
+            return low.dtype
+        return DTYPES[self._settings.moment_dtype] if self._settings.moment_rounding == "nearest" else torch.float32
 
     def gradient(self, p: torch.Tensor) -> torch.Tensor:
         """Return what Adam takes as the gradient of ``p``; a subclass may correct it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
+from packaging.version import Version
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from harness.errors import Refused
@@ -14,6 +16,9 @@ from harness.method import MethodConfig
 from harness.settings import Implied, Later, NamesFile, TrainSettings
 
 Dtype = Literal["fp32", "bf16"]
+MomentDtype = Literal["fp32", "bf16", "int8"]
+BITSANDBYTES = (0, 50)
+"""The oldest release whose 8-bit updates are called as they are here, and run without a GPU."""
 Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -30,8 +35,10 @@ class AdamWSettings(MethodConfig):
     """Added to the root of the second moment."""
     weight_decay: NonNegativeFloat
     """Applied to every trained parameter, norms and embeddings included."""
-    moment_dtype: Dtype
-    """Of both moments; Adam's arithmetic runs in it, unless they are rounded at random."""
+    moment_dtype: MomentDtype
+    """Of both moments; Adam's arithmetic runs in it, unless they are rounded at random. ``int8``: bitsandbytes'
+    blockwise 8-bit moments where a tensor, or its projected gradient, has at least 4,096 numbers, else fp32 ones; its
+    arithmetic is fp32."""
     master_weights: bool
     """An fp32 copy of every active bf16 parameter takes the updates; it lives and goes with the moments."""
     stochastic_rounding: bool
@@ -56,10 +63,10 @@ class AdamWSettings(MethodConfig):
                 "update_slice_elements and stochastic_rounding exclude each other: slices would draw other numbers"
             )
         if self.moment_rounding == "stochastic" and self.moment_dtype != "bf16":
-            raise ValueError(
-                f"moment_rounding = 'stochastic' is for moment_dtype = 'bf16': {self.moment_dtype} moments lose too "
-                "little for it"
-            )
+            why = "fp32 moments lose too little for it"
+            if self.moment_dtype == "int8":
+                why = "bitsandbytes rounds 8-bit moments to the nearest of their values"
+            raise ValueError(f"moment_rounding = 'stochastic' is for moment_dtype = 'bf16': {why}")
         return self
 
 
@@ -236,6 +243,8 @@ def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> N
     Raises:
         Refused: the combination, and what to change.
     """
+    if config.moment_dtype == "int8":
+        refuse_without_bitsandbytes()
     if train is None:
         return
     if config.update_in_backward and not config.two_pass_clipping and train.max_grad_norm is not None:
@@ -250,3 +259,19 @@ def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> N
         for key in ("master_weights", "stochastic_rounding"):
             if getattr(config, key):
                 raise Refused(f"{key} = true has no effect on fp32 weights: set it to false or train in bf16")
+
+
+def refuse_without_bitsandbytes() -> None:
+    """Refuse 8-bit moments where what updates them is not installed, or too old.
+
+    Raises:
+        Refused: and what to install.
+    """
+    install = "pip install 'finetune-harness[quantized]', or in a checkout '.[quantized]'"
+    try:
+        found = importlib.metadata.version("bitsandbytes")
+    except importlib.metadata.PackageNotFoundError:
+        raise Refused(f"moment_dtype = 'int8' needs bitsandbytes, which is not installed: {install}") from None
+    if Version(found).release[:2] < BITSANDBYTES:
+        least = ".".join(map(str, BITSANDBYTES))
+        raise Refused(f"moment_dtype = 'int8' needs bitsandbytes {least} or newer, and {found} is installed: {install}")

@@ -23,6 +23,7 @@ PACKAGES = (
     "accelerate",
     "datasets",
     "numpy",
+    "bitsandbytes",
 )
 
 

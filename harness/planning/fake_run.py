@@ -30,6 +30,7 @@ from harness.engine.stepping import Stepping
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
+from harness.planning.eight_bit import update_temporaries
 from harness.planning.kernels import attention_flops, listening_to_flops
 from harness.planning.sizes import NeedsFakeTensors, SizesMode, sizes_are_fake
 from harness.spec import RunSpec
@@ -46,7 +47,7 @@ SIMULATED_MICRO_BATCHES = 2
 
 
 class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
-    """A tracker that also counts operations and adds what CUDA's libraries allocate inside theirs."""
+    """A tracker that also counts operations and adds what libraries allocate inside theirs."""
 
     def __init__(self, device: Device, profile: DeviceProfile | None = None, sizes: SizesMode | None = None) -> None:
         super().__init__("cpu" if sizes is None else "meta")
@@ -78,6 +79,9 @@ class PlanTracker(StorageTracker):  # type: ignore[no-untyped-call]
             self.count(2 * attention_flops(args[1], args[2]))
         elif self._cuda or self._solver is not None:
             for size in solver_workspace(func, args, self._solver):
+                self.note_hidden(size)
+        else:
+            for size in update_temporaries(func, args):
                 self.note_hidden(size)
         return result
 

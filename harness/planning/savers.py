@@ -99,9 +99,10 @@ _KNOWN: tuple[tuple[Saver, Callable[[Mapping[str, Any]], bool]], ...] = (
         Saver({"state_policy": "offload"}, exact=True),
         lambda known: known["state_policy"] == "keep",
     ),
-    (Saver({"moment_dtype": "bf16"}, exact=False), _always),
+    (Saver({"moment_dtype": "bf16"}, exact=False), lambda known: known["moment_dtype"] != "int8"),
     (Saver({"adapter_dtype": "bf16"}, exact=False), _always),
     (Saver({"projector_dtype": "bf16"}, exact=False), lambda known: known["projector_dtype"] is not None),
+    (Saver({"moment_dtype": "int8"}, exact=False), _always),
     (Saver({"master_weights": False}, exact=False), _always),
     (
         Saver({"state_policy": "drop", "returning_step_counter": "reset"}, exact=False),
