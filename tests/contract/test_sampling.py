@@ -240,7 +240,8 @@ def test_the_proof_is_json_and_complete(tiny, sampled):
 
 
 def test_no_active_layer_trains_embedding_head_and_norm_alone(tiny, sampled):
-    run = tiny.start(sampled, active_layers=0, interval_steps=1)
+    others = {"train_embedding": True, "train_head": True, "train_final_norm": True}
+    run = tiny.start(sampled, active_layers=0, interval_steps=1, **others)
     before = run.block_weights()
     others = [part.weight.detach().clone() for part in (run.context.decoder.embedding, run.context.decoder.head)]
     run.steps(0, 3)
