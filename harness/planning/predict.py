@@ -72,6 +72,8 @@ class _Taken:
     """The most that were alive at once."""
     state_bytes: int
     """After the step."""
+    streamed_bytes: int
+    """Of state that was on the device at once within the step, and had left it before its end."""
     flops: int
     recomputed_flops: int
 
@@ -151,6 +153,8 @@ def _predicted(
         weights_bytes=steady.at_peak.weights_bytes,
         gradients_bytes=max(one.gradients_bytes for one in taken),
         optimizer_state_bytes=steady.state_bytes,
+        optimizer_state_host_bytes=run.optimizer.state_bytes()["host"],
+        streamed_state_bytes=steady.streamed_bytes or None,
         peak_bytes=worst.peak_bytes,
         peak_phase=worst.moment,
         peak_step=step,
@@ -207,6 +211,7 @@ class _Steps:
             at_peak=at_peak,
             gradients_bytes=_most_gradients(span),
             state_bytes=self._run.optimizer.state_bytes()["device"],
+            streamed_bytes=_most_streamed(span),
             flops=tracker.flops - before,
             recomputed_flops=tracker.recomputed_flops - before_recomputed,
         )
@@ -259,6 +264,9 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, ass
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
+    if run.method.samples_blocks and not any(p.requires_grad for p in run.decoder.embedding.parameters()):
+        # Activations are kept from the first block that is trained on; gradients of deep ones are there beside most.
+        run.visit([0, *range(num_blocks - chosen + 1, num_blocks)])
     return 0 if num_steps is None else num_steps - 1
 
 
@@ -356,6 +364,19 @@ def _most_gradients(span: Span) -> int:
     live = most = span.start["gradients"]
     for event in span.events:
         if event.category == "gradients":
+            live += event.num_bytes
+            most = max(most, live)
+    return most
+
+
+def _most_streamed(span: Span) -> int:
+    """Return the most bytes at once of state that was brought over in a span and taken away again."""
+    events = [event for event in span.events if event.category == "optimizer_state"]
+    made = {event.storage for event in events if event.num_bytes > 0}
+    passing = made & {event.storage for event in events if event.num_bytes < 0}
+    live = most = 0
+    for event in events:
+        if event.storage in passing:
             live += event.num_bytes
             most = max(most, live)
     return most
