@@ -67,10 +67,10 @@ class _Copies:
 
     def to_host(self, value: torch.Tensor, host: torch.Tensor | None) -> torch.Tensor:
         """Return a copy on the host, in ``host`` where it fits; to be called inside :meth:`issued`."""
-        if host is None or host.shape != value.shape or host.dtype != value.dtype:
-            with on_host():
+        with on_host():
+            if host is None or host.shape != value.shape or host.dtype != value.dtype:
                 host = torch.empty_like(value, device="cpu", pin_memory=self._stream is not None)
-        host.copy_(value, non_blocking=True)
+            host.copy_(value, non_blocking=True)
         if self._stream is not None:
             value.record_stream(self._stream)  # no effect on what is of the copy stream's own pool
         return host

@@ -144,6 +144,8 @@ def _predicted(
     steady = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
+    if horizon == "all-visited" and question.num_steps != 1 and _reach_down(run):
+        taken += [steps.take(), steps.take()]  # the state of a block that was dropped is there from the second on
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     worst = max(taken, key=lambda one: one.peak_bytes)
@@ -264,10 +266,25 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, ass
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
-    if run.method.samples_blocks and not any(p.requires_grad for p in run.decoder.embedding.parameters()):
-        # Activations are kept from the first block that is trained on; gradients of deep ones are there beside most.
-        run.visit([0, *range(num_blocks - chosen + 1, num_blocks)])
+    if run.method.samples_blocks and _keeps_from_first_active(run):
+        run.visit(range(num_blocks - chosen, num_blocks))
     return 0 if num_steps is None else num_steps - 1
+
+
+def _keeps_from_first_active(run: FakeRun) -> bool:
+    """Return whether activations are kept from the first active block on, so that it matters which are active."""
+    return not any(p.requires_grad for p in run.decoder.embedding.parameters())
+
+
+def _reach_down(run: FakeRun) -> bool:
+    """Make the first block an active one beside the deepest, where that keeps more; return whether it may.
+
+    The deepest alone keep less in all, and more of it is there while their gradients are made.
+    """
+    active = run.active_blocks()
+    if not active or 0 in active or not _keeps_from_first_active(run):
+        return False
+    return run.visit([0, *active[1:]])
 
 
 def _go_on(run: FakeRun, last: int | None) -> bool:
