@@ -45,6 +45,8 @@ class DeclaredSampling(_Declared):
     """Blocks take turns from the first on or from the last, and round again; None: chance decides."""
     state_policy: Literal["drop", "keep", "offload"]
     """What becomes of the state of a block that a draw leaves out."""
+    streams_state: bool = False
+    """Between updates the state of blocks that are trained is on the host too."""
     resets_each_period: bool = False
     """A draw drops the state of all that is trained, that of the blocks it draws again too."""
 

@@ -197,14 +197,15 @@ def optimizer_state(facts: Facts) -> Answer:
     if any(len(values) != facts.num_steps for values in readings.values()):
         return "not judged", "the bytes of some steps are missing"
     policy = "keep" if declared.sampling is None else declared.sampling.state_policy
+    streams = declared.sampling is not None and declared.sampling.streams_state
     always = sum(one.state_bytes for one in declared.others.values())
     seen: frozenset[int] = frozenset()
     faults = []
     for first, end, active in facts.spans:
         seen |= active
         wanted = {
-            "device": always + _state(declared, seen if policy == "keep" else active),
-            "host": _state(declared, seen - active if policy == "offload" else ()),
+            "device": always + _state(declared, () if streams else seen if policy == "keep" else active),
+            "host": _state(declared, seen if streams else seen - active if policy == "offload" else ()),
         }
         for place, values in readings.items():
             if (step := _first_other(values, first, end, wanted[place])) is not None:

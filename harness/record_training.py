@@ -137,6 +137,11 @@ class Prediction(Part):
     """The most gradient bytes that coexist under the update mode."""
     optimizer_state_bytes: int
     """After the step that was predicted."""
+    optimizer_state_host_bytes: int | None = None
+    """On the host, after that step; None of records that are older than this figure."""
+    streamed_state_bytes: int | None = None
+    """The most state that was on the device in that step beside ``optimizer_state_bytes``: of blocks whose state comes
+    over from the host for their update; None where no state moves in a step."""
     peak_bytes: int
     peak_phase: str
     """Moment of the step: resample, forward, backward, observe, clip or optimizer."""
@@ -166,8 +171,9 @@ class Prediction(Part):
 
     @property
     def static_bytes(self) -> int:
-        """Return weights, coexisting gradients and optimizer state."""
-        return self.weights_bytes + self.gradients_bytes + self.optimizer_state_bytes
+        """Return weights, coexisting gradients and optimizer state, with what of it comes over for updates."""
+        states = self.optimizer_state_bytes + (self.streamed_state_bytes or 0)
+        return self.weights_bytes + self.gradients_bytes + states
 
 
 class ProbeResult(Part):

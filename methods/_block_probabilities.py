@@ -77,7 +77,8 @@ def block_probabilities(
 ) -> list[float] | None:
     """Return the probability of each block, summing to 1; None for uniform, which legacy draws tell from equal ones.
 
-    Laws under which blocks take turns give no account of them: None.
+    Laws under which blocks take turns give no account of them: None. Gradients are not known beforehand, and blocks
+    begin alike under them: None.
 
     Args:
         settings: Kind of probability, and the file for kind ``file``.
@@ -89,7 +90,7 @@ def block_probabilities(
     """
     kind = settings.probability
     weights: Sequence[float]
-    if kind == "uniform" or settings.takes_turns:
+    if kind in ("uniform", "gradient_norm") or settings.takes_turns:
         return None
     if kind == "decrease":
         weights = range(num_blocks, 0, -1)

@@ -12,6 +12,7 @@ import torch
 from torch.nn import Parameter
 
 from harness.method import StateBytes
+from harness.methods._state_stream import StateStream
 from harness.tensors.placement import on_host
 
 
@@ -25,6 +26,8 @@ class HeldState(torch.optim.Optimizer):
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
         """Take the groups, whose ``params`` are pairs of base-model name and parameter."""
         self._offloaded: set[str] = set()
+        self.stream: StateStream | None = None
+        """What brings state over for each update; None: what is not offloaded stays on the device."""
         super().__init__(groups, {})
         self._names: dict[torch.Tensor, str] = {
             p: name
@@ -43,7 +46,7 @@ class HeldState(torch.optim.Optimizer):
     def offload_state(self, params: Iterable[torch.Tensor]) -> None:
         """Move the state tensors of these parameters to the host."""
         for p in params:
-            if p in self.state:
+            if p in self.state and self._names[p] not in self._offloaded:
                 with on_host():
                     self._move(p, torch.device("cpu"))
                 self._offloaded.add(self._names[p])
@@ -54,6 +57,20 @@ class HeldState(torch.optim.Optimizer):
             if self._names[p] in self._offloaded:
                 self._move(p, p.device)
                 self._offloaded.discard(self._names[p])
+
+    def stream_state(self, blocks: Iterable[Iterable[torch.Tensor]], *, ahead: bool, descending: bool) -> None:
+        """Keep the state of these blocks' parameters on the host between their updates, as :class:`StateStream` has it.
+
+        Parameters of theirs that this optimizer does not have are left out.
+        """
+        known = [[p for p in block if p in self._names] for block in blocks]
+        self.stream = StateStream(known, self.state, self._names, self._offloaded, ahead=ahead, descending=descending)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Free the gradients: a step is over, and state that is streamed goes back to the host."""
+        super().zero_grad(set_to_none)
+        if self.stream is not None:
+            self.stream.flush()
 
     def reset_step_counter(self, params: Iterable[torch.Tensor]) -> None:
         """Let the bias correction of these parameters begin again; the rest stays."""
@@ -107,10 +124,13 @@ class HeldState(torch.optim.Optimizer):
 
     def load_counters(self, counters: dict[str, Any]) -> None:
         """Restore what :meth:`counters` returned."""
-        self._offloaded = set(counters["offloaded"])
+        self._offloaded.clear()
+        self._offloaded.update(counters["offloaded"])
 
     def state_dict(self) -> dict[str, Any]:
         """Return ``state`` (tensors and integers by parameter index), ``param_groups`` and ``counters`` (both JSON)."""
+        if self.stream is not None:
+            self.stream.wait()
         return super().state_dict() | {"counters": self.counters()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -134,3 +154,5 @@ class HeldState(torch.optim.Optimizer):
                 key: value.detach().to(device, copy=True) if isinstance(value, torch.Tensor) else value
                 for key, value in saved.items()
             }
+        if self.stream is not None:
+            self.stream.restart()

@@ -93,6 +93,18 @@ class LayerSampledMethod(TrainedMethod):
         wanted = {id(p) for module in (*context.decoder.blocks, *parts) for p in module.parameters()}
         return [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
 
+    def build_optimizer(self, model: nn.Module, context: RunContext) -> StepOptimizer:
+        """Return the optimizer over the groups, the state of blocks where the settings have it."""
+        optimizer = super().build_optimizer(model, context)
+        assert self._optimizer is not None
+        if self.config.active_state != "resident":
+            self._optimizer.stream_state(
+                [block.parameters() for block in context.decoder.blocks],
+                ahead=self.config.active_state == "prefetched",
+                descending=self.config.update_in_backward,
+            )
+        return optimizer
+
     def declare(self, model: nn.Module, context: RunContext) -> Declaration | None:
         """Return the same with the draws: how often, how many blocks, and what becomes of the others' state."""
         declared = super().declare(model, context)
@@ -103,6 +115,7 @@ class LayerSampledMethod(TrainedMethod):
             num_active=None if self.config.sampling == "bernoulli" else self.config.active_layers,
             in_turn=IN_TURN.get(self.config.sampling),
             state_policy=self.config.state_policy,
+            streams_state=self.config.active_state != "resident",
             resets_each_period=self.config.reset_each_period,
         )
         return declared.model_copy(update={"sampling": sampling})

@@ -181,7 +181,8 @@ class BlockSampler:
             optimizer.offload_state(params)
 
     def _welcome(self, params: list[torch.Tensor], optimizer: AdamW) -> None:
-        optimizer.restore_state(params)
+        if self._settings.active_state == "resident":
+            optimizer.restore_state(params)
         if self._settings.returning_step_counter == "reset":
             optimizer.reset_step_counter(params)
         if self._renew:

@@ -31,6 +31,7 @@ from harness.methods._moment_rounding import noise_of, rounding_update
 from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State, adamw_update, round_stochastically, row_slices
 from harness.tensors.dtypes import DTYPES
+from harness.tensors.placement import optimizer_state
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ class AdamW(HeldState):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that holds a gradient."""
         assert closure is None
-        self.step_parameters(p for group in self.param_groups for p in group["params"] if p.grad is not None)
+        params = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        self.step_parameters(params if self.stream is None else self.stream.in_order(params))
         self.global_step += 1
 
     @torch.no_grad()
@@ -163,7 +165,12 @@ class AdamW(HeldState):
         """
         self._opt_called = True  # torch's schedulers warn where step() was never called
         for p in params:
-            self._update(p)
+            if self.stream is None:
+                self._update(p)
+            else:
+                self.stream.begin(p)
+                self._update(p)
+                self.stream.end(p)
 
     def _update(self, p: torch.Tensor) -> None:
         name, state, grad, projection = self._names[p], self.state[p], self.gradient(p), self._projection(p)
@@ -176,7 +183,8 @@ class AdamW(HeldState):
             low = projection.down(grad, state)
         settings = self._settings
         if "exp_avg" not in state:
-            state |= {"step": 0, **self._moments_of(low)}
+            with optimizer_state():
+                state |= {"step": 0, **self._moments_of(low)}
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
         target = self._target(p, state)
@@ -254,7 +262,8 @@ class AdamW(HeldState):
             return p
         if self._settings.master_weights:
             if "master" not in state:
-                state["master"] = p.detach().float()
+                with optimizer_state():
+                    state["master"] = p.detach().float()
             master: torch.Tensor = state["master"]
             return master
         return p.detach().float() if self._settings.stochastic_rounding else p

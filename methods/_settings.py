@@ -81,7 +81,10 @@ class LayerSamplingSettings(MethodConfig):
             ("offload", {"reset_each_period": False}),
         ),
         "reset_each_period": ((True, {"state_policy": "drop", "returning_step_counter": "reset"}),),
+        "active_state": (("offloaded", {"state_policy": "offload"}), ("prefetched", {"state_policy": "offload"})),
     }
+    follows_gradients: ClassVar[bool] = False
+    """True for the settings of a method whose probabilities follow from gradients that it sees."""
 
     active_layers: Annotated[int, Field(ge=0)]
     """Blocks of each period: exactly so many without replacement or in turn, on average so many by coin flips. 0:
@@ -91,8 +94,11 @@ class LayerSamplingSettings(MethodConfig):
     sampling: Literal["without_replacement", "bernoulli", "tour", "descending", "reshuffle"]
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
-    probability: Literal["uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file"]
-    """What blocks are drawn by: each alike, falling or rising with depth, by outliers, by norms, or from a file."""
+    probability: Literal[
+        "uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file", "gradient_norm"
+    ]
+    """What blocks are drawn by: each alike, falling or rising with depth, by outliers, by norms of weights, from a
+    file, or by gradients seen in training (``gradient_norm``: method grass alone, and that by nothing else)."""
     probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
@@ -112,6 +118,10 @@ class LayerSamplingSettings(MethodConfig):
     reset_each_period: Annotated[bool, Later(False)] = False
     """Drop the state of all that is trained at every draw: of a block that follows itself, of embedding, head and final
     norm too."""
+    active_state: Annotated[Literal["resident", "offloaded", "prefetched"], Later("resident")] = "resident"
+    """Where the state of the blocks that are trained lies between their updates. ``resident``: on the device.
+    ``offloaded``: on the host, and each block's comes over for its update and goes back behind it. ``prefetched``: the
+    same, and the next block's comes over meanwhile, so that two blocks' are on the device at once."""
     legacy_draws_seed: Annotated[int, Field(ge=0, lt=2**32)] | None = None
     """Draw from numpy's legacy generator with this seed, as the released codes do; None: from the run's own stream."""
 
@@ -148,6 +158,16 @@ class LayerSamplingSettings(MethodConfig):
         if self.reset_each_period and self.state_policy != "drop":
             raise ValueError(
                 f"reset_each_period = true drops all state: set state_policy = 'drop', not '{self.state_policy}'"
+            )
+        if self.active_state != "resident" and self.state_policy != "offload":
+            raise ValueError(
+                f"active_state = '{self.active_state}' keeps the state of every block on the host: set state_policy = "
+                f"'offload', not '{self.state_policy}'"
+            )
+        if (self.probability == "gradient_norm") != self.follows_gradients:
+            raise ValueError(
+                "probability = 'gradient_norm' goes with a method that sees its gradients, and such a method with it: "
+                "use the label grass"
             )
         if self.sampling != "without_replacement" and self.legacy_draws_seed is not None:
             raise ValueError(f"legacy_draws_seed is for draws without replacement, not sampling = '{self.sampling}'")

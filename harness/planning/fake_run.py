@@ -270,6 +270,7 @@ class FakeRun:
                 parameter.grad = torch.empty_like(parameter)
                 self.optimizer.step_parameters([parameter])
                 parameter.grad = None
+            self.optimizer.zero_grad()  # as at the end of a step: what comes over for updates is gone
         self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
 
     def forget_state(self, parameters: Iterable[torch.Tensor]) -> None:

@@ -73,6 +73,8 @@ class _Taken:
     """The most that were alive at once."""
     state_bytes: int
     """After the step."""
+    streamed_bytes: int
+    """Of state that was on the device at once within the step, and had left it before its end."""
     flops: int
     recomputed_flops: int
 
@@ -161,6 +163,8 @@ def _predicted(
     steady = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
+    if horizon == "all-visited" and question.num_steps != 1 and _reach_down(run):
+        taken += [steps.take(), steps.take()]  # the state of a block that was dropped is there from the second on
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     worst = max(taken, key=lambda one: one.peak_bytes)
@@ -170,6 +174,8 @@ def _predicted(
         weights_bytes=steady.at_peak.weights_bytes,
         gradients_bytes=max(one.gradients_bytes for one in taken),
         optimizer_state_bytes=steady.state_bytes,
+        optimizer_state_host_bytes=run.optimizer.state_bytes()["host"],
+        streamed_state_bytes=steady.streamed_bytes or None,
         peak_bytes=worst.peak_bytes,
         peak_phase=worst.moment,
         peak_step=step,
@@ -226,6 +232,7 @@ class _Steps:
             at_peak=at_peak,
             gradients_bytes=_most_gradients(span),
             state_bytes=self._run.optimizer.state_bytes()["device"],
+            streamed_bytes=_most_streamed(span),
             flops=tracker.flops - before,
             recomputed_flops=tracker.recomputed_flops - before_recomputed,
         )
@@ -284,7 +291,25 @@ def _go_to_worst_step(
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
+    if run.method.samples_blocks and _keeps_from_first_active(run):
+        run.visit(range(num_blocks - chosen, num_blocks))
     return 0 if num_steps is None else num_steps - 1
+
+
+def _keeps_from_first_active(run: FakeRun) -> bool:
+    """Return whether activations are kept from the first active block on, so that it matters which are active."""
+    return not any(p.requires_grad for p in run.decoder.embedding.parameters())
+
+
+def _reach_down(run: FakeRun) -> bool:
+    """Make the first block an active one beside the deepest, where that keeps more; return whether it may.
+
+    The deepest alone keep less in all, and more of it is there while their gradients are made.
+    """
+    active = run.active_blocks()
+    if not active or 0 in active or not _keeps_from_first_active(run):
+        return False
+    return run.visit([0, *active[1:]])
 
 
 def _go_on(run: FakeRun, last: int | None) -> bool:
@@ -390,6 +415,19 @@ def _most_gradients(span: Span) -> int:
     live = most = span.start["gradients"]
     for event in span.events:
         if event.category == "gradients":
+            live += event.num_bytes
+            most = max(most, live)
+    return most
+
+
+def _most_streamed(span: Span) -> int:
+    """Return the most bytes at once of state that was brought over in a span and taken away again."""
+    events = [event for event in span.events if event.category == "optimizer_state"]
+    made = {event.storage for event in events if event.num_bytes > 0}
+    passing = made & {event.storage for event in events if event.num_bytes < 0}
+    live = most = 0
+    for event in events:
+        if event.storage in passing:
             live += event.num_bytes
             most = max(most, live)
     return most

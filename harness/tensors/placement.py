@@ -1,7 +1,8 @@
-"""Where memory is meant to lie, for code that keeps tensors on the host while it trains on a device.
+"""Where memory is meant to lie and what for, said by who allocates it, in measurements and predictions alike.
 
-On a CPU the two places cannot be told apart by looking at a tensor, so whoever moves one says so: what is allocated
-inside ``with on_host():`` counts as host memory, in measurements and predictions alike.
+On a CPU host and device cannot be told apart by looking at a tensor, so whoever moves one says so: what is allocated
+inside ``with on_host():`` counts as host memory. What an optimizer holds is told from what it held at a step's end;
+of state that has left the device by then, ``with optimizer_state():`` says so where it is allocated.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 _HOST: ContextVar[bool] = ContextVar("harness_on_host", default=False)
+_STATE: ContextVar[bool] = ContextVar("harness_optimizer_state", default=False)
 
 
 @contextmanager
@@ -26,3 +28,18 @@ def on_host() -> Iterator[None]:
 def meant_for_host() -> bool:
     """Return True inside :func:`on_host`."""
     return _HOST.get()
+
+
+@contextmanager
+def optimizer_state() -> Iterator[None]:
+    """Count what is allocated inside as an optimizer's state."""
+    token = _STATE.set(True)
+    try:
+        yield
+    finally:
+        _STATE.reset(token)
+
+
+def meant_for_state() -> bool:
+    """Return True inside :func:`optimizer_state`."""
+    return _STATE.get()

@@ -20,7 +20,7 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.tensors.placement import meant_for_host
+from harness.tensors.placement import meant_for_host, meant_for_state
 
 Category = Literal["weights", "gradients", "optimizer_state", "activations", "other"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -164,7 +164,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         index = self._known[key] = self._next
         self._next += 1
         size = storage.nbytes()
-        self._storages[index] = _Storage(size, "activations" if self.moment in LOSS_MOMENTS else "other")
+        category: Category = "activations" if self.moment in LOSS_MOMENTS else "other"
+        self._storages[index] = _Storage(size, "optimizer_state" if meant_for_state() else category)
         self._events.append((index, size, self.moment))
 
     def _forget(self, key: int, _: Any) -> None:

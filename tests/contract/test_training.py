@@ -131,7 +131,8 @@ def test_base_changes_nothing_and_has_no_optimizer(tiny):
 
 
 def test_a_tied_head_is_in_the_optimizer_once(tiny, trained):
-    run = tiny.start(trained, tied=True)
+    known = tiny.settings_of(trained)[1]
+    run = tiny.start(trained, tied=True, **{key: True for key in ("train_embedding", "train_head") if key in known})
     held = [id(p) for group in run.optimizer.param_groups for p in group["params"]]
     assert len(held) == len(set(held))
     before = run.weights()

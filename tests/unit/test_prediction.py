@@ -69,7 +69,15 @@ def predicted(spec: RunSpec, model: BaseModelSpec = SMALL, **question: Any) -> P
 @pytest.mark.parametrize("label", LABELS)
 def test_a_predicted_peak_is_the_allocators_own(label: str, checkpointing: bool) -> None:
     spec = small_spec(label, gradient_checkpointing=checkpointing)
-    assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec), rel=0.01)
+    if spec.config.get("active_state", "resident") != "resident":  # a CPU's allocator counts what is on the host too
+        changed = {"active_state": "resident", "interval_steps": STEPS, **DROP}
+        spec = spec.model_copy(update={"config": {**spec.config, **changed}})
+
+    def draw_the_worst(loop: TrainingLoop) -> None:
+        if loop.method.draws_depend_on_training:
+            loop.method.visit([2, 3] if checkpointing else [0, 3], loop.optimizer)
+
+    assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec, draw_the_worst), rel=0.01)
 
 
 @pytest.mark.parametrize("label", ["full", "lora", "owlore"])

@@ -22,7 +22,7 @@ from harness.catalogue.labels import load_labels
 from harness.catalogue.tuned import Choice, Trial, Tuned
 from harness.record import Proof, Record
 from harness.record_training import BlockActivity
-from harness.report.plots.blocks import block_figure
+from harness.report.plots.blocks import block_figure, changing_probabilities, draw_probabilities
 from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
 from harness.report.plots.memory_score import memory_score_figure, pareto_front
 from harness.report.plots.names import shortened
@@ -271,6 +271,32 @@ def test_probabilities_stand_beside_the_blocks_they_drew(sampling: str, shown: b
     assert len(bars) == shown
     assert [[patch.get_width() for patch in axis.patches] for axis in bars] == [shares] * shown
     assert all(axis.get_shared_y_axes().joined(axis, axes[0]) for axis in bars)
+
+
+def test_probabilities_that_changed_are_a_map_over_the_steps() -> None:
+    vectors = [[1 / 12] * 12, [(i + 1) / 78 for i in range(12)], [(12 - i) / 78 for i in range(12)]]
+    history = [{"step": step, "probabilities": vector} for step, vector in zip((0, 0, 4), vectors, strict=True)]
+    proof = Proof(method={"probability": "gradient_norm", "probabilities": vectors[-1], "probability_history": history})
+    record = make.make_record("lisa").model_copy(update={"proof": proof})
+    assert record.train is not None
+    assert draw_probabilities(record) is None
+    assert changing_probabilities(record) == [(0, vectors[1]), (4, vectors[2])]  # blocks were drawn by the later one
+    summary = summary_of(make.make_suite(labels=("lisa", "full")), record, make.make_record("full", minute=1))
+    raster, beside = drawn(block_figure(summary, styles_of(summary))).axes
+    (mesh,) = beside.collections
+    assert np.asarray(mesh.get_array()).tolist() == [list(pair) for pair in zip(*vectors[1:], strict=True)]
+    assert (mesh.norm.vmin, mesh.norm.vmax) == (0.0, 12 / 78)
+    corners = mesh.get_coordinates()
+    assert corners[0, :, 0].tolist() == [0, 4, record.train.num_steps]
+    assert corners[:, 0, 1].tolist() == [block - 0.5 for block in range(13)]
+    assert beside.get_title() == "probability, to 0.15"
+    assert beside.get_shared_y_axes().joined(beside, raster)
+
+
+@pytest.mark.parametrize("history", [None, 3, [], [3], [{"step": 0}], [{"step": 0, "probabilities": ["a"] * 12}]])
+def test_a_history_that_is_none_is_not_drawn(history: Any) -> None:
+    record = make.make_record("lisa").model_copy(update={"proof": Proof(method={"probability_history": history})})
+    assert changing_probabilities(record) is None
 
 
 def test_thousands_of_spans_become_pixels_in_vector_files_and_few_do_not() -> None:

@@ -30,7 +30,8 @@ MOST_GAPS = 40
 """Bars above which no space is left between them: it would be less than a pixel."""
 CAPTION = (
     "Filled: the block was trained at this step. Bars beside it: the probability with which the method drew the block "
-    "in one draw, from its block scores where it uses some; a tour and methods without draws have none. One seed. "
+    "in one draw, from its block scores where it uses some; where it changed in training, a map of it over the same "
+    "steps in their place, darker the likelier. A tour and methods without draws have none. One seed. "
     "Labels that train every block at every step have no panel and are named below."
 )
 
@@ -58,14 +59,20 @@ def block_figure(summary: Summary, styles: Mapping[str, LabelStyle]) -> Figure |
         title = _cell_name(styles[row.label].name, row.model, drawn)
         down_at, across_at = i // across, 2 * (i % across)
         shares = None if record is None else draw_probabilities(record)
-        raster = figure.add_subplot(grid[down_at, across_at : across_at + (2 if shares is None else 1)])
+        changing = None if record is None else changing_probabilities(record)
+        alone = shares is None and changing is None
+        raster = figure.add_subplot(grid[down_at, across_at : across_at + (2 if alone else 1)])
         raster.set_title(one_line(title, LABEL_LIMIT))
         if record is None:
             _say_absent(raster, row)
             continue
         _draw_raster(raster, styles[row.label], record)
-        if shares is not None:
-            _draw_shares(figure.add_subplot(grid[down_at, across_at + 1], sharey=raster), styles[row.label], shares)
+        if not alone:
+            beside = figure.add_subplot(grid[down_at, across_at + 1], sharey=raster)
+            if shares is not None:
+                _draw_shares(beside, styles[row.label], shares)
+            elif changing is not None:
+                _draw_changes(beside, styles[row.label], changing, steps_done(record))
         raster.set_ylabel("decoder block" if i % across == 0 else "")
         raster.set_xlabel("optimizer step" if i + across >= len(cells) else "")
     if whole:
@@ -124,6 +131,26 @@ def _draw_shares(axis: Axes, style: LabelStyle, shares: Sequence[float]) -> None
     axis.set_xticks([0, most], ["0", f"{most:.2g}"])
 
 
+def _draw_changes(
+    axis: Axes, style: LabelStyle, changing: Sequence[tuple[int, Sequence[float]]], num_steps: int
+) -> None:
+    """Draw the probability of every block at every step, from white at 0 to the label's colour at the largest."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    most = max(max(shares) for _, shares in changing)
+    end = max(num_steps, changing[-1][0] + 1)
+    edges = [*(step for step, _ in changing), end]
+    by_block = list(zip(*(shares for _, shares in changing), strict=True))
+    rows = [block - 0.5 for block in range(len(by_block) + 1)]
+    colors = LinearSegmentedColormap.from_list("probability", ["white", style.color])
+    axis.pcolormesh(edges, rows, by_block, cmap=colors, vmin=0.0, vmax=most, rasterized=True)
+    axis.set_title(f"probability, to {most:.2g}", fontsize=6.5)
+    axis.tick_params(labelleft=False, left=False)
+    axis.grid(visible=False)
+    axis.set_xlim(0, end)
+    axis.set_xticks([0, end])
+
+
 def draw_probabilities(record: Record) -> list[float] | None:
     """Return the probability of one draw by block as the method recorded it; None where it drew from none."""
     method = {} if record.proof is None else record.proof.method
@@ -135,6 +162,24 @@ def draw_probabilities(record: Record) -> list[float] | None:
         return None
     known = [float(share) for share in shares if isinstance(share, int | float)]
     return known if len(known) == len(shares) and max(known) > 0 else None
+
+
+def changing_probabilities(record: Record) -> list[tuple[int, list[float]]] | None:
+    """Return the probabilities by block from each step on at which they changed; None where they did not."""
+    history = None if record.proof is None else record.proof.method.get("probability_history")
+    assert record.train is not None
+    if not isinstance(history, list):
+        return None
+    found: dict[int, list[float]] = {}
+    for entry in history:
+        step, shares = (entry.get("step"), entry.get("probabilities")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(step, int) or not isinstance(shares, list) or len(shares) != record.train.num_blocks:
+            return None
+        known = [float(share) for share in shares if isinstance(share, int | float)]
+        if len(known) != len(shares) or not max(known) > 0.0:
+            return None
+        found[step] = known  # of several at one step the last was drawn from
+    return sorted(found.items()) or None
 
 
 def draw_spans(axis: Axes, record: Record, color: str, shift: float = 0.0) -> None:
