@@ -90,6 +90,8 @@ class Declaration(_Declared):
     projection: DeclaredProjection | None = None
     adapters: tuple[str, ...] | None = None
     """Base-model names of the modules that get an adapter, whose own weights stay as they are; None: none do."""
+    adapters_begin_at_zero: bool = True
+    """False: with values of their own, which an update may leave as they are by rounding."""
     full_rank: tuple[str, ...] = ()
     """Base-model names of the matrices whose smaller side is no more than the rank: of these nothing is reduced."""
     unprojected: tuple[str, ...] = ()

@@ -292,9 +292,22 @@ def adapters(facts: Facts) -> Answer:
         return "failed", "the method reports no adapter"
     faults = [f"{name} has no adapter" for name in declared.adapters if name not in found]
     faults += [f"{name} has an adapter that was not declared" for name in sorted(found - set(declared.adapters))]
-    if facts.largest_rate >= LEAST_NUMBER:
+    if facts.largest_rate >= _least_rate(declared):
         faults += [f"the adapter of {name} did not move" for name in sorted(found - moved)]
     return _answer(faults)
+
+
+def _least_rate(declared: Declaration) -> float:
+    """Return the learning rate from which on every adapter must have moved: zeros move at any.
+
+    Other values do as those of a part of the model do; of an adapter the mean number of parameters is known.
+    """
+    if declared.adapters_begin_at_zero or not declared.adapters:
+        return LEAST_NUMBER
+    parts = (*declared.blocks, *declared.others.values())
+    size = sum(one.num_params for one in parts) / len(declared.adapters)
+    limits = [LEAST_MOVE.get(dtype, math.inf) for one in parts for dtype in one.dtypes]
+    return max(limits) / size if size and limits else math.inf
 
 
 def _names(value: Any, key: str) -> set[str] | None:

@@ -43,6 +43,9 @@ class StepCurve(Part):
     loss: tuple[float, ...]
     """Mean cross-entropy over the trained tokens of the whole accumulated batch, nats."""
     learning_rate: tuple[float, ...]
+    """Of the first group of parameters: of all, where no group has a rate of its own."""
+    group_learning_rates: tuple[tuple[float, ...], ...] = ()
+    """Of every group, in the optimizer's order; empty where all have one rate."""
     grad_norm: tuple[float | None, ...]
     """Global norm before clipping; None where it was not taken."""
     trained_tokens: tuple[int, ...]

@@ -14,6 +14,8 @@ MUCH_MORE = 1.2
 """Times the wanted rows: above, what was held out is said."""
 LARGE_SHARE = 0.2
 """Of all rows: above, what was held out is said."""
+VISIBLE_ERROR = 1e-5
+"""Share of a norm: below, as in fp32, rounding is not worth a sentence."""
 REPEATED = 0.01
 """Of the rows to train on: above, repeated ones are said; of packed tokens, what did not fill a row."""
 
@@ -122,6 +124,20 @@ def _special_tokens_once(record: Record) -> str | None:
     return f"of the rows trained on {' and '.join(told)} in their own text: none was added to these"
 
 
+def _adapter_start(record: Record) -> str | None:
+    """Return how far a start of adapters inside the base weights moved weights and output, where it did visibly."""
+    adapters = (record.proof.method if record.proof else {}).get("adapters")
+    start = adapters.get("start") if isinstance(adapters, dict) else None
+    errors = [start.get(key) for key in ("weight_error", "output_error")] if isinstance(start, dict) else []
+    weights, output = errors if len(errors) == 2 else (None, None)
+    if not isinstance(weights, float) or not isinstance(output, float) or max(weights, output) < VISIBLE_ERROR:
+        return None
+    return (
+        f"the base weights without what the adapters began with were rounded: before the first step the model is "
+        f"{weights:.1e} of its adapted weights' norm and {output:.1e} of its logits' norm away from the base model"
+    )
+
+
 def _weights_lost(record: Record) -> str | None:
     """Return why weights that were to be kept are not there."""
     return record.weights_error
@@ -171,6 +187,7 @@ TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "repeated rows": _repeated_rows,
     "end left out": _end_left_out,
     "special tokens once": _special_tokens_once,
+    "adapter start": _adapter_start,
     "weights lost": _weights_lost,
     "held back": _held_back,
     **{kind: _silent(say) for kind, say in SILENT.items()},

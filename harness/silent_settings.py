@@ -61,8 +61,8 @@ def _weight_decay(asked: Asked) -> str | None:
         return None
     if asked.config.get("master_weights") or asked.config.get("stochastic_rounding"):
         return None
-    share = lost_share(str(dtype))
-    if asked.train.learning_rate * decay > share:
+    share, ratio = lost_share(str(dtype)), asked.config.get("loraplus_lr_ratio")
+    if asked.train.learning_rate * max(1.0, ratio if isinstance(ratio, (int, float)) else 1.0) * decay > share:
         return None
     return (
         f"weight_decay = {decay:g} does nothing to {dtype} weights at learning_rate = {asked.train.learning_rate:g}: "

@@ -111,6 +111,8 @@ class Group:
     params: Sequence[tuple[str, Parameter]]
     """By their names in the base model."""
     projection: Projection | None = None
+    learning_rate: float | None = None
+    """In the place of the run's, which a schedule scales alike; None: the run's."""
 
 
 class AdamW(HeldState):
@@ -129,7 +131,7 @@ class AdamW(HeldState):
         Args:
             groups: Of parameters.
             settings: Of every group.
-            learning_rate: Of every group, until a schedule sets another.
+            learning_rate: Of every group without one of its own, until a schedule sets another.
             streams: Named random streams: a fresh CPU generator for each name.
         """
         self.global_step = 0
@@ -142,7 +144,10 @@ class AdamW(HeldState):
             p: index for index, group in enumerate(groups) for _, p in group.params
         }
         self._projections = [group.projection for group in groups]
-        super().__init__([{"params": list(group.params), "lr": learning_rate} for group in groups])
+        rates = [learning_rate if group.learning_rate is None else group.learning_rate for group in groups]
+        super().__init__(
+            [{"params": list(group.params), "lr": rate} for group, rate in zip(groups, rates, strict=True)]
+        )
 
     def begin_step(self, step: int) -> None:
         """Take the number of the optimizer step whose updates follow, 0-based."""

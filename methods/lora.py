@@ -1,6 +1,7 @@
-"""LoRA, and with it rsLoRA, DoRA and LoRA-FA: low-rank adapters beside frozen weights, through peft.
+"""LoRA, with rsLoRA, DoRA, LoRA-FA, LoRA+, PiSSA and OLoRA: low-rank adapters beside frozen weights, through peft.
 
-Papers: LoRA (arXiv 2106.09685), rsLoRA (arXiv 2312.03732), DoRA (arXiv 2402.09353), LoRA-FA (arXiv 2308.03303).
+Papers: LoRA (arXiv 2106.09685), rsLoRA (arXiv 2312.03732), DoRA (arXiv 2402.09353), LoRA-FA (arXiv 2308.03303); LoRA+:
+``_lora_plus.py``; PiSSA and OLoRA: ``_lora_start.py``.
 Reference: the peft 0.21.2 distribution: LoraConfig and get_peft_model, used as they are; for LoRA-FA
 peft/optimizers/lorafa.py.
 
@@ -21,18 +22,23 @@ from pydantic import Field, JsonValue, PositiveInt, model_validator
 from harness.declaration import Declaration
 from harness.errors import Refused
 from harness.method import METHODS, RunContext, StepOptimizer
-from harness.methods._settings import AdamWSettings, Dtype
+from harness.methods._lora_variants import LoraVariants, excluded
+from harness.methods._settings import Dtype
 from harness.methods._trained import TrainedMethod
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
     from torch import nn
+    from torch.nn import Parameter
 
     from harness.methods._declared import Trained
-    from harness.methods._optimizers import AdamW
+    from harness.methods._lora_start import Start
+    from harness.methods._optimizers import AdamW, Group
 
 
-class LoraConfig(AdamWSettings):
+class LoraConfig(LoraVariants):
     """Settings of LoRA and its variants."""
 
     rank: PositiveInt
@@ -54,8 +60,8 @@ class LoraConfig(AdamWSettings):
 
     @model_validator(mode="after")
     def _one_variant(self) -> LoraConfig:
-        if self.lora_fa and self.use_dora:
-            raise ValueError("lora_fa and use_dora exclude each other: the gradient correction is not defined for DoRA")
+        if (reason := excluded(self)) is not None:
+            raise ValueError(reason)
         return self
 
 
@@ -68,19 +74,23 @@ class Lora(TrainedMethod):
     has_adapter = True
     summary = "low-rank adapters beside frozen weights (peft)"
     _wrapped: nn.Module | None = None
+    _start: Start | None = None
+    """Of adapters that began as a part of the base weights."""
+    _rates: dict[str, float] | None = None
+    """By kind of matrix, where they differ."""
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
 
         Raises:
             Refused: one of ``target_modules`` is the end of no layer's name or of that of a module which takes no
-                adapter, LoRA-FA is to adapt an embedding, or DoRA a weight with a row of zeros.
+                adapter, LoRA-FA is to adapt an embedding, DoRA a weight with a row of zeros, or PiSSA or OLoRA a weight
+                that can give nothing away.
         """
         import peft
         from torch import nn
 
         from harness.methods._targets import refuse_rows_of_zeros, target_layers
-        from harness.tensors.dtypes import DTYPES
 
         config = self.config
         adapter = peft.LoraConfig(
@@ -90,6 +100,7 @@ class Lora(TrainedMethod):
             target_modules=list(config.target_modules),
             use_rslora=config.use_rslora,
             use_dora=config.use_dora,
+            init_lora_weights="gaussian" if config.init_lora_weights == "gaussian" else True,
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -99,19 +110,37 @@ class Lora(TrainedMethod):
             raise Refused(
                 f"lora_fa corrects gradients by an adapter's input, and {embeddings[0]}, an embedding, has none"
             )
+        if config.begins_in_weights:
+            from harness.methods._lora_start import Start, begin_in_weights, output_compared, refuse_unsuitable
+
+            refuse_unsuitable(model, targets, config.init_lora_weights)
+            facts: dict[str, JsonValue] = {}
+            with output_compared(model, context, facts):
+                self._wrapped = self._wrap(model, adapter, context)
+                start = begin_in_weights(self._wrapped, config, context)
+            self._start = Start(start.initial, {**start.facts, **facts})
+            return self._wrapped
+        self._wrapped = self._wrap(model, adapter, context)
+        refuse_rows_of_zeros(self._wrapped)
+        return self._wrapped
+
+    def _wrap(self, model: nn.Module, adapter: Any, context: RunContext) -> nn.Module:
+        """Return the model with peft's adapters, in their dtype, drawn from the run's stream."""
+        import peft
+
+        from harness.tensors.dtypes import DTYPES
+
         try:
             with context.seed_globally("lora_init"):
-                wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)
+                wrapped: nn.Module = peft.get_peft_model(model, adapter, autocast_adapter_dtype=False)  # type: ignore[arg-type]
         except ValueError as error:  # layers of a kind of model whose forward pass takes their weights past them
             reason = " ".join(str(error).split())
             raise Refused(f"peft puts no adapter beside these target_modules: {reason}") from error
-        refuse_rows_of_zeros(wrapped)
-        dtype = DTYPES[config.adapter_dtype]
+        dtype = DTYPES[self.config.adapter_dtype]
         for name, p in wrapped.named_parameters():
             if p.requires_grad:
                 p.data = p.data.to(dtype)
-                p.requires_grad_(not (config.lora_fa and ".lora_A." in name))
-        self._wrapped = wrapped
+                p.requires_grad_(not (self.config.lora_fa and ".lora_A." in name))
         return wrapped
 
     def trained_parameters(self, model: nn.Module, context: RunContext) -> list[tuple[str, torch.nn.Parameter]]:
@@ -130,6 +159,7 @@ class Lora(TrainedMethod):
             adapters=tuple(adapters),
             full_rank=tuple(full_rank),
             damping=self.config.damping,
+            adapters_begin_at_zero=not self.config.begins_in_weights,
         )
 
     def _wanted(self, model: nn.Module, context: RunContext) -> tuple[list[str], list[Trained], list[str]]:
@@ -176,9 +206,9 @@ class Lora(TrainedMethod):
         return list(wanted), trained, full_rank
 
     def proof(self) -> dict[str, JsonValue]:
-        """Return the modules with an adapter, how many are called what, and where it moved.
+        """Return the modules with an adapter, how many are called what, where it moved, and how it began.
 
-        B begins at zero, beside an embedding A.
+        B begins at zero, beside an embedding A; of an adapter that began as a part of its weight the start is known.
         """
         if self._wrapped is None:
             return {}
@@ -191,8 +221,25 @@ class Lora(TrainedMethod):
             if matrices:
                 name = _base_name(path)
                 found.append(name)
-                moved += [name] if any(bool(p.any()) for p in matrices.parameters()) else []
-        return {"adapters": {"found": [*found], "moved": [*moved], "wrapped": {**kinds(found)}}}
+                left = any(bool(p.any()) for p in matrices.parameters())
+                moved += [name] if (left if self._start is None else self._start.moved(path, module)) else []
+        began: dict[str, JsonValue] = {} if self._start is None else {"start": {**self._start.facts}}
+        rates: dict[str, JsonValue] = {} if self._rates is None else {"learning_rates": {**self._rates}}
+        return {"adapters": {"found": [*found], "moved": [*moved], "wrapped": {**kinds(found)}, **began}, **rates}
+
+    def groups(self, named: Sequence[tuple[str, Parameter]], context: RunContext) -> list[Group]:
+        """Return one group of all, with LoRA+ one for each kind of matrix: A, B, and those beside embeddings.
+
+        Raises:
+            Refused: an embedding has an adapter and no learning rate is given for it.
+        """
+        if self.config.loraplus_lr_ratio is None:
+            return super().groups(named, context)
+        from harness.methods import _lora_plus
+
+        found = _lora_plus.groups(named, self.config, context.train.learning_rate)
+        self._rates = {kind: group.learning_rate for kind, group in found.items() if group.learning_rate is not None}
+        return list(found.values())
 
     def optimizer_class(self) -> type[AdamW]:
         """Return AdamW, for LoRA-FA the one that corrects gradients."""
@@ -217,7 +264,10 @@ class Lora(TrainedMethod):
         return model
 
     def export(self, model: nn.Module) -> nn.Module:
-        """Merge the adapters and return the base model's own class; a head that was its embedding no longer is it."""
+        """Merge the adapters and return the base model's own class; a head that was its embedding no longer is it.
+
+        The base weights that PiSSA and OLoRA took a part of are merged with the adapter that holds it.
+        """
         from harness.methods._targets import untie_targets
 
         merged: Any = model
@@ -226,8 +276,13 @@ class Lora(TrainedMethod):
         return exported
 
     def adapter(self, model: nn.Module) -> nn.Module | None:
-        """Return peft's model."""
-        return model
+        """Return peft's model, of PiSSA and OLoRA the adapter of twice the rank on the base weights as they were."""
+        if not self.config.begins_in_weights:
+            return model
+        from harness.methods._lora_start import OnUnchangedWeights
+
+        assert self._start is not None, "the adapter of a model that this method did not prepare"
+        return OnUnchangedWeights(model, self._start)
 
 
 def _base_name(name: str) -> str:

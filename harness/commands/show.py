@@ -124,7 +124,18 @@ def _adapter_facts(record: Record) -> list[tuple[str, str]]:
     wrapped = adapters.get("wrapped") if isinstance(adapters, dict) else None
     if not isinstance(wrapped, dict):
         return []
-    return [("adapters", ", ".join(f"{number} {name}" for name, number in wrapped.items()))]
+    return [("adapters", ", ".join(f"{number} {name}" for name, number in wrapped.items())), *_rate_facts(record)]
+
+
+def _rate_facts(record: Record) -> list[tuple[str, str]]:
+    """Return the largest learning rate that each group of parameters had, where groups have rates of their own."""
+    steps = () if record.train is None else record.train.curve.group_learning_rates
+    if not steps:
+        return []
+    named = (record.proof.method if record.proof else {}).get("learning_rates")
+    names = list(named) if isinstance(named, dict) and len(named) == len(steps[0]) else range(1, len(steps[0]) + 1)
+    largest = [max(rates) for rates in zip(*steps, strict=True)]
+    return [("learning rates", ", ".join(f"{name} {rate:g}" for name, rate in zip(names, largest, strict=True)))]
 
 
 def _mt_bench_facts(record: Record) -> list[tuple[str, str]]:

@@ -24,6 +24,7 @@ WARMUP_STEPS = 3
 class _Curve:
     loss: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    group_learning_rates: list[tuple[float, ...]] = field(default_factory=list)
     grad_norm: list[float | None] = field(default_factory=list)
     trained_tokens: list[int] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -108,6 +109,7 @@ class RunLog:
         curve = self._curve
         curve.loss.append(taken.loss)
         curve.learning_rate.append(taken.learning_rate)
+        curve.group_learning_rates += [taken.group_rates] if taken.group_rates else []
         curve.grad_norm.append(taken.grad_norm)
         curve.trained_tokens.append(sum(batch.num_trained_tokens for batch in batches))
         curve.tokens.append(sum(batch.num_tokens for batch in batches))

@@ -63,6 +63,9 @@ class Taken:
     grad_norm: float | None
     """Global norm before clipping; None where it was not taken."""
     learning_rate: float
+    """Of the optimizer's first group."""
+    group_rates: tuple[float, ...] = ()
+    """Of every group, in order, where their rates differ before the schedule; else empty."""
 
 
 class Stepping:
@@ -117,7 +120,8 @@ class Stepping:
             Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
                 and with ``two_pass_clipping``.
         """
-        rate = float(self.optimizer.param_groups[0]["lr"])
+        rates = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
+        differ = len({group["initial_lr"] for group in self.optimizer.param_groups}) > 1
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
         grad_norm = None
         norms: Norms | None = {} if self.method.observes_gradients else None
@@ -140,7 +144,7 @@ class Stepping:
                 self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self._scheduler.step()
-        return Taken(loss, grad_norm, rate)
+        return Taken(loss, grad_norm, rates[0], rates if differ else ())
 
     @contextmanager
     def probing(self, watch: StepWatch) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 peft (0.21.2) makes an adapter in the precision of its base and then casts bf16 ones to fp32 unless told otherwise,
 warns of parameters that the file lacks and drops those that it does not know; merged, part of it is rounded away.
+Of an adapter that began as a part of the base weights, the residual that it was trained beside is made again.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 
 from harness.errors import HarnessError
+from harness.tensors.residual import restore
 
 WEIGHTS = "adapter_model.safetensors"
 
@@ -34,6 +36,8 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
     file = folder / WEIGHTS
     try:
         saved = load_file(file)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise HarnessError(f"{file}: is no adapter in safetensors: {error}") from error
     device = next(model.parameters()).device
@@ -56,6 +60,7 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         if saved[name].shape != parameter.shape:
             raise HarnessError(f"{file}: {name} is {tuple(saved[name].shape)}, its base takes {tuple(parameter.shape)}")
         parameter.data = saved[name].to(device)
+    restore(wrapped, metadata)
     wrapped.eval()
     assert isinstance(wrapped, nn.Module)
     return wrapped

@@ -206,6 +206,16 @@ def test_static_memory_of_lora_is_the_arithmetic(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("label", "static_gb"),
+    # 2 r (in + out) of each matrix, fp32, four times: adapters, gradients, two moments; beside 13.477 GB of weights.
+    [("pissa", 18.594), ("rslora", 14.376), ("lora-plus", 14.376), ("olora", 14.376)],
+)
+def test_static_memory_of_loras_variants_is_that_of_their_shapes(label: str, static_gb: float) -> None:
+    assert static(label, "llama2-7b", {}).static_bytes / 1e9 == pytest.approx(static_gb, rel=0.005)
+
+
+@pytest.mark.slow
 def test_lisas_published_breakdown_is_met() -> None:
     # LISA (arXiv 2403.17919), figure of memory for LLaMA-2-7B: optimizer 2.7 GB with E+H+2L; full fine-tuning 13.3
     # weights, 13.8 gradients, 26.3 optimizer, digitised to 0.3; their arithmetic is 13.48, 13.48, 26.95.
