@@ -144,7 +144,8 @@ def _predicted(
         taken.append(steps.take())
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
-    worst = max(taken, key=lambda one: one.peak_bytes)
+    inferred, inference_flops = _inference(run, steps, horizon, question.num_steps)
+    worst = max((*taken, *inferred), key=lambda one: one.peak_bytes)
     prediction = Prediction(
         device=question.device,
         horizon=horizon,
@@ -159,7 +160,7 @@ def _predicted(
         probe_peak_bytes=probe_peak,
         all_active_peak_bytes=_all_active(run, steps),
         trainable_params=trainable,
-        flops_per_step=steady.flops,
+        flops_per_step=steady.flops + inference_flops,
         recomputed_flops_per_step=steady.recomputed_flops,
         predict_seconds=0.0,
         torch=torch.__version__,
@@ -194,9 +195,20 @@ class _Steps:
 
     def take(self) -> _Taken:
         """Take one step."""
+        taken = self._watched(self._run.step)
+        assert taken is not None
+        return taken
+
+    def infer(self) -> _Taken | None:
+        """Make one of the method's own passes without gradients; None where it makes none."""
+        return self._watched(self._run.infer)
+
+    def _watched(self, act: Callable[[], Span | None]) -> _Taken | None:
         tracker = self._run.tracker
         before, before_recomputed = tracker.flops, tracker.recomputed_flops
-        span = self._run.step()
+        span = act()
+        if span is None:
+            return None
         at_peak = breakdown(span.peak.by_category)
         if self._cuda:
             extra = self.peak_of(span) - span.peak.num_bytes
@@ -243,6 +255,19 @@ def _probe(run: FakeRun, question: Question) -> tuple[Sequence[Event], int | Non
     return (*steps.before, *span.events), steps.peak_of(span)
 
 
+def _inference(run: FakeRun, steps: _Steps, horizon: Horizon, num_steps: int | None) -> tuple[tuple[_Taken, ...], int]:
+    """Make one of the method's own passes without gradients, where a step within the horizon makes any.
+
+    Returns it, and the operations of such passes that fall upon one step, on average.
+    """
+    request = run.method.inference_needed()
+    if request is None or horizon == "first" or (num_steps is not None and num_steps <= request.every_steps):
+        return (), 0
+    taken = steps.infer()
+    assert taken is not None
+    return (taken,), round(taken.flops * request.num_passes / request.every_steps)
+
+
 def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str]) -> int:
     """Bring a run to the step that needs most within the horizon; return its number."""
     run.draw(0)
@@ -255,8 +280,11 @@ def _go_to_worst_step(run: FakeRun, horizon: Horizon, num_steps: int | None, ass
     if chosen == 0 and not run.method.may_activate_every_block():
         return 0
     chosen = max(1, chosen)
-    for start in range(0, num_blocks, chosen):
-        if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
+    groups = [[block % num_blocks for block in range(start, start + chosen)] for start in range(0, num_blocks, chosen)]
+    if run.is_frozen_below_blocks() and chosen < num_blocks:  # gradients then end at the first active block
+        groups.append([0, *range(num_blocks - chosen + 1, num_blocks)])
+    for group in groups:
+        if not run.visit(group):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
     return 0 if num_steps is None else num_steps - 1
