@@ -30,6 +30,8 @@ class DeclaredPart(_Declared):
     """Optimizer state once each of these was updated: moments, projectors, fp32 masters, corrections."""
     projected: tuple[str, ...] = ()
     """Base-model names of the matrices whose gradients are projected."""
+    adapters: tuple[str, ...] = ()
+    """Base-model names of the modules whose adapters are trained with the part, where blocks are drawn."""
 
 
 class DeclaredSampling(_Declared):

@@ -5,6 +5,7 @@ A method is one class in one file (``methods/<name>.py``, or a plug-in in the en
 
     check(config, train)              before a model is loaded: raise Refused when the run cannot be done
     block_scores_needed()             scores to compute from the checkpoint, as a phase of their own
+    inference_needed()                which forward passes without gradients it will make within steps
     prepare(model, context)           freeze, wrap
     build_optimizer(model, context)   over every parameter that may ever be trained
     declare(model, context)           what will be trained and kept, from settings and shapes alone
@@ -193,6 +194,20 @@ class RunContext(Protocol):
     def read_scalar(self, tensor: torch.Tensor) -> float:
         """Read a one-element tensor; planning answers in place of the value."""
 
+    def inference_loss(self, stream: str, index: int, num_rows: int) -> float:
+        """Return the mean loss of training rows in one forward pass of the trained model as it stands, in nats.
+
+        The pass is made in evaluation mode, dropout off, without gradients; each module's mode is then as before. It
+        is for :meth:`Method.on_step_begin`, enters the step's time and memory, and waits for the device; planning
+        answers 1. Rows come from an order of the training set that is the stream's own, epoch after epoch: equal
+        arguments give equal rows, and what training sees does not move.
+
+        Args:
+            stream: Name of the order.
+            index: Which ``num_rows`` rows in it, 0-based.
+            num_rows: That go through the model at once.
+        """
+
 
 @dataclass(frozen=True)
 class ProbeRequest:
@@ -209,6 +224,18 @@ class ProbeRequest:
     each_micro_batch: bool = False
     """True: a pass over each micro-batch by itself, its mean loss over its own tokens, each gradient freed as it
     completes. False: a pass over each batch as an optimizer step makes it; under accumulation its gradients coexist."""
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    """Forward passes without gradients that a method makes in :meth:`Method.on_step_begin`, for planning."""
+
+    num_rows: int
+    """Training rows of each pass, all at once."""
+    num_passes: int
+    """In each of the steps that make any."""
+    every_steps: int
+    """Optimizer steps from one of these steps to the next."""
 
 
 GradientNorms = Mapping["torch.Tensor", "torch.Tensor"]
@@ -272,6 +299,10 @@ class Method(ABC):
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return which block scores :meth:`prepare` will ask for, or None."""
+        return None
+
+    def inference_needed(self) -> InferenceRequest | None:
+        """Return which passes of :meth:`RunContext.inference_loss` this method makes within its steps, or None."""
         return None
 
     def block_law(self, num_blocks: int, scores: Sequence[float] | None) -> BlockLaw | None:

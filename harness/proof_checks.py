@@ -292,8 +292,16 @@ def adapters(facts: Facts) -> Answer:
         return "failed", "the method reports no adapter"
     faults = [f"{name} has no adapter" for name in declared.adapters if name not in found]
     faults += [f"{name} has an adapter that was not declared" for name in sorted(found - set(declared.adapters))]
+    rates = facts.largest_rates
+    idle = {
+        name
+        for block, one in enumerate(declared.blocks)
+        if rates.get(block, 0.0) < LEAST_NUMBER
+        for name in one.adapters
+    }
+    faults += [f"the adapter of {name} moved without being trained" for name in sorted(moved & idle)]
     if facts.largest_rate >= _least_rate(declared):
-        faults += [f"the adapter of {name} did not move" for name in sorted(found - moved)]
+        faults += [f"the adapter of {name} did not move" for name in sorted(found - moved - idle)]
     return _answer(faults)
 
 

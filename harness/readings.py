@@ -22,7 +22,7 @@ class PeakPlace(NamedTuple):
     """Bytes."""
     at_step: int
     during: str
-    """Moment of the step: resample, forward, backward, clip or optimizer."""
+    """Moment of the step: resample, inference, forward, backward, observe, clip or optimizer."""
 
 
 def how_it_ended(record: Record) -> str:

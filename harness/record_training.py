@@ -68,7 +68,8 @@ class StepCurve(Part):
     reserved_peak_bytes: tuple[int, ...] = ()
     """``torch.cuda.max_memory_reserved`` over each step; empty without CUDA."""
     peak_moments: tuple[str, ...] = ()
-    """In which moment of the step the allocated peak came: resample, forward, backward, observe, clip or optimizer."""
+    """In which moment of the step the allocated peak came: resample, inference, forward, backward, observe, clip or
+    optimizer."""
 
 
 class MemoryBreakdown(Part):
@@ -117,7 +118,7 @@ class OutOfMemoryAt(Part):
     step: int | None = None
     """None outside the steps of training, as are the figures."""
     moment: str | None = None
-    """resample, forward, backward, observe, clip or optimizer."""
+    """resample, inference, forward, backward, observe, clip or optimizer."""
     weights_bytes: int | None = None
     gradients_bytes: int | None = None
     optimizer_state_bytes: int | None = None
@@ -147,7 +148,7 @@ class Prediction(Part):
     over from the host for their update; None where no state moves in a step."""
     peak_bytes: int
     peak_phase: str
-    """Moment of the step: resample, forward, backward, observe, clip or optimizer."""
+    """Moment of the step: resample, inference, forward, backward, observe, clip or optimizer."""
     peak_step: int
     at_peak: MemoryBreakdown
     reserved_bytes: int | None = None
@@ -159,7 +160,8 @@ class Prediction(Part):
     trainable_params: int
     """In the step that was predicted."""
     flops_per_step: int
-    """Floating-point operations that one optimizer step needs, a multiply-add being two, recomputation left out."""
+    """Floating-point operations that one optimizer step needs, a multiply-add being two, recomputation left out; those
+    of a method's own passes without gradients are spread over the steps."""
     recomputed_flops_per_step: int
     """What checkpointing computes again."""
     predict_seconds: float

@@ -16,7 +16,7 @@ Deliberate differences from the reference:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,6 +75,7 @@ class BlockSampler:
         context: RunContext,
         *,
         renew: bool = False,
+        of_block: Callable[[nn.Module], Sequence[torch.Tensor]] | None = None,
     ) -> None:
         """Take the blocks.
 
@@ -84,9 +85,11 @@ class BlockSampler:
             probabilities: One a block, summing to 1; None: equal.
             context: Whose stream the draws come from.
             renew: A block that becomes active gets new projectors.
+            of_block: Which parameters of a block are trained with it, the others being left as they are; None: all.
         """
         self._blocks = blocks
         self._renew = renew
+        self._of_block = of_block or (lambda block: list(block.parameters()))
         self._settings = settings
         self._probabilities = None if probabilities is None else list(probabilities)
         self._changes: list[tuple[int, list[float]]] = []
@@ -166,13 +169,13 @@ class BlockSampler:
         """Let the active blocks require gradients and no others; free the gradients of the others."""
         active = set(self.active)
         for index, block in enumerate(self._blocks):
-            for p in block.parameters():
+            for p in self._of_block(block):
                 p.requires_grad_(index in active)
                 if index not in active:
                     p.grad = None
 
     def _parameters(self, blocks: Iterable[int]) -> list[torch.Tensor]:
-        return [p for index in sorted(blocks) for p in self._blocks[index].parameters()]
+        return [p for index in sorted(blocks) for p in self._of_block(self._blocks[index])]
 
     def _retire(self, params: list[torch.Tensor], optimizer: AdamW) -> None:
         if self._settings.state_policy == "drop":

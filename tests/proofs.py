@@ -17,7 +17,15 @@ from harness.settings import EvaluationSettings, TrainSettings
 from harness.task import RunTask
 from tests.records import ENVIRONMENT, TRAIN, make_spec
 
-SMALL = {"active_layers": 2, "interval_steps": 2, "rank": 4, "update_gap": 3}
+SMALL = {
+    "active_layers": 2,
+    "active_share": 0.5,
+    "interval_steps": 2,
+    "rank": 4,
+    "score_interval": 2,
+    "score_rows": 2,
+    "update_gap": 3,
+}
 """Settings that a published configuration gets to fit a tiny model."""
 SCORES = [4.0, 3.0, 2.0, 1.0]
 """Of the blocks, in the place of those of a calibration text."""

@@ -82,6 +82,7 @@ def peak_of_real_run(
             train=spec.train,
             decoder=decoder,
             block_scores={} if request is None else {request: scores},
+            stream_rows=lambda stream, index, num_rows: collate([rows[0]] * num_rows, 0),
         )
         enable_checkpointing(model, decoder, spec.train)
         trained = method.prepare(model, context)

@@ -42,7 +42,15 @@ SHAPE = ModelShape(
 )
 MODEL = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", shape=SHAPE, weights="random")
 ROWS, LENGTH, STEPS = 4, 32, 3
-FITTING: dict[str, Any] = {"rank": 8, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
+FITTING: dict[str, Any] = {
+    "rank": 8,
+    "active_layers": 2,
+    "active_share": 0.5,
+    "interval_steps": 2,
+    "update_gap": 2,
+    "score_interval": 2,
+    "score_rows": 2,
+}
 """Settings that a published configuration gets to fit the tiny model, where it has them."""
 COMPARABLE: dict[str, Any] = {"lora_dropout": 0.0, "projector": "svd"}
 """Settings without random numbers, which a CPU and a GPU draw differently; dropout and the other projector are seen to
@@ -113,6 +121,7 @@ def tiny_run(
         train=wanted,
         decoder=decoder,
         block_scores={} if request is None else {request: scores},
+        stream_rows=_stream_rows,
     )
     enable_checkpointing(model, decoder, wanted)
     trained: nn.Module = method.prepare(model, context)
@@ -187,6 +196,12 @@ def _train_settings(changes: dict[str, Any]) -> TrainSettings:
         "dtype": "fp32",
     }
     return TrainSettings(**{**values, **changes})
+
+
+def _stream_rows(stream: str, index: int, num_rows: int) -> MicroBatch:
+    """Return rows of random tokens of a stream of the method's own."""
+    tokens = numpy_generator(SEED, f"{stream}/{index}").integers(0, SHAPE.vocab_size, (num_rows, LENGTH))
+    return collate([Example(tuple(map(int, row)), (True,) * LENGTH) for row in tokens], pad_id=0)
 
 
 def _batches(number: int) -> Iterator[MicroBatch]:

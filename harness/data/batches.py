@@ -191,11 +191,26 @@ class TrainData:
                 )
             yield batches
 
-    def order(self, position: int = 0) -> Iterator[int]:
-        """Yield the index of the example at a position of the run, of the next, and so on, for ever."""
+    def stream_batch(self, stream: str, index: int, num_rows: int) -> MicroBatch:
+        """Return the ``index``-th so many rows, 0-based, of an order of the examples that is a named stream's own.
+
+        Raises:
+            HarnessError: they hold no token to train on.
+        """
+        order = self.order(index * num_rows, stream)
+        batch = collate([self.example(next(order)) for _ in range(num_rows)], pad_id(self._tokenizer))
+        if not batch.num_trained_tokens:
+            raise HarnessError(
+                f"data set '{self._settings.data}': {num_rows} rows, on which the method takes a loss of its own, hold "
+                "no token to train on; look at them with harness show-data"
+            )
+        return batch
+
+    def order(self, position: int = 0, stream: str = "data_order") -> Iterator[int]:
+        """Yield the index of the example at a position of a stream, of the next, and so on, for ever."""
         epoch, offset = divmod(position, len(self))
         while True:
-            generator = torch_generator(self._seed, f"data_order/{epoch}")
+            generator = torch_generator(self._seed, f"{stream}/{epoch}")
             permutation = torch.randperm(len(self), generator=generator).tolist()
             yield from permutation[offset:]
             epoch, offset = epoch + 1, 0

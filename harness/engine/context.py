@@ -8,9 +8,15 @@ from contextlib import AbstractContextManager
 import numpy as np
 import torch
 
+from harness.data.batches import MicroBatch
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import TrainSettings
 from harness.tensors import seeding
+
+StreamRows = Callable[[str, int, int], MicroBatch]
+"""Stream, index and number of rows -> these rows of the training set in the stream's own order, on the host."""
+InferenceLoss = Callable[[str, int, int], float]
+"""The same -> their mean loss."""
 
 
 class EngineContext:
@@ -25,6 +31,7 @@ class EngineContext:
         decoder: Decoder,
         block_scores: Mapping[BlockScoreRequest, Sequence[float]] | None = None,
         scalar_reader: Callable[[torch.Tensor], float] | None = None,
+        stream_rows: StreamRows | None = None,
     ) -> None:
         self.seed = seed
         self.num_steps = num_steps
@@ -32,6 +39,10 @@ class EngineContext:
         self.decoder = decoder
         self._block_scores = dict(block_scores or {})
         self._read_scalar = scalar_reader
+        self.stream_rows = stream_rows
+        """Where rows of a method's own stream come from; None: nowhere."""
+        self.answer_inference: InferenceLoss | None = None
+        """Who makes the passes of :meth:`inference_loss`: whoever takes the steps sets it."""
 
     def with_decoder(self, decoder: Decoder) -> EngineContext:
         """Return the same context for a decoder whose parameters were replaced."""
@@ -42,6 +53,7 @@ class EngineContext:
             decoder=decoder,
             block_scores=self._block_scores,
             scalar_reader=self._read_scalar,
+            stream_rows=self.stream_rows,
         )
 
     def torch_generator(self, stream: str) -> torch.Generator:
@@ -66,3 +78,8 @@ class EngineContext:
         if self._read_scalar is not None:
             return self._read_scalar(tensor)
         return float(tensor.item())
+
+    def inference_loss(self, stream: str, index: int, num_rows: int) -> float:
+        """Return the mean loss of rows of a stream of the method's own, from a pass without gradients, in nats."""
+        assert self.answer_inference is not None, "nobody takes steps yet"
+        return self.answer_inference(stream, index, num_rows)

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         train=settings,
         decoder=decoder,
         block_scores=_block_scores(run, method, model, tokenizer, decoder),
+        stream_rows=lru_cache(maxsize=1)(data.stream_batch),  # a method asks several times for the same rows
     )
     with meter.phase("prepare"):
         run.progress("preparing", 0, None)

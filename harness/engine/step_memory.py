@@ -92,7 +92,7 @@ class StepMemory:
             self.step_peak = largest_of(self._peaks)
 
     def moment(self, name: str) -> None:
-        """Say what begins: resample, forward, backward, observe, clip or optimizer."""
+        """Say what begins: resample, inference, forward, backward, observe, clip or optimizer."""
         if self._laps is not None:
             self._end_moment()
         self._moment = name

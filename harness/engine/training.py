@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harness.data.batches import MicroBatch
+from harness.engine.context import EngineContext
 from harness.engine.loss import loss_function
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
@@ -76,6 +77,9 @@ class TrainingLoop:
         """Optimizer steps done."""
         self._masked = needs_padding_mask(model)
         check_padded_rotation(model, context.train)
+        if isinstance(context, EngineContext) and context.stream_rows is not None:
+            context.answer_inference = self._inference_loss
+            self._stream_rows = context.stream_rows
 
     def run(
         self,
@@ -193,6 +197,9 @@ class TrainingLoop:
         self.stepping.load_state_dict(state["scheduler"])
         self.log.load_state_dict(state["log"], self.step)
         self.memory.load_state_dict(state["memory"])
+
+    def _inference_loss(self, stream: str, index: int, num_rows: int) -> float:
+        return self.stepping.inference_loss(self.placed(self._stream_rows(stream, index, num_rows)))
 
     def _is_due(self, every: int | None) -> bool:
         """Return whether something is to be done after the present step that is never done after the last."""

@@ -221,7 +221,8 @@ class FakeRun:
         """The step that is taken next."""
         self.model.train()
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        self._batch = self._fake_batch()
+        self._batch = self._fake_batch(spec.train.batch_size, masked=self.masked)
+        self._dataset, self._attention = dataset, attention
         on_every_parameter(self.optimizer, self._watch.note_gradient)
         self._initial = (self.method.state_dict(), self.optimizer.state_dict())
 
@@ -244,6 +245,22 @@ class FakeRun:
         batch = [self._batch] * min(accumulation, SIMULATED_MICRO_BATCHES)
         with self._watched(), listening_to_flops(self.tracker.count), self._stepping.probing(self._watch):
             self._stepping.probe(0, batch)
+        return self.tracker.take()
+
+    def infer(self) -> Span | None:
+        """Make one of the method's own passes without gradients, as a step begins with; None where it makes none."""
+        request = self.method.inference_needed()
+        if request is None:
+            return None
+        rows = self.train.model_copy(update={"batch_size": request.num_rows})
+        masked = rows_may_be_padded(rows, self._dataset) and needs_padding_mask(
+            self.model, other_attention=(self._attention,)
+        )
+        batch = self._fake_batch(request.num_rows, masked=masked)
+        self.tracker.flops_factor = 1.0
+        with self._watched(), listening_to_flops(self.tracker.count):
+            self._stepping.inference_loss(batch)
+        del batch
         return self.tracker.take()
 
     def draw(self, step: int) -> None:
@@ -292,6 +309,13 @@ class FakeRun:
         """Return the blocks that hold a parameter that requires gradients."""
         return active_blocks(self.decoder)
 
+    def is_frozen_below_blocks(self) -> bool:
+        """Return whether nothing is trained in front of the first block.
+
+        A backward pass then ends at the lowest active block, and activations are kept from there on.
+        """
+        return not any(parameter.requires_grad for parameter in self.decoder.embedding.parameters())
+
     def active(self) -> list[torch.Tensor]:
         """Return the parameters of the optimizer that require gradients."""
         return [parameter for parameter in self._parameters if parameter.requires_grad]
@@ -310,11 +334,11 @@ class FakeRun:
             with self._fake, self.tracker:
                 yield
 
-    def _fake_batch(self) -> MicroBatch:
+    def _fake_batch(self, num_rows: int, *, masked: bool) -> MicroBatch:
         length = self.train.sequence_length
         example = Example((0,) * length, (True,) * length)
-        real = collate([example] * self.train.batch_size, pad_id=0)
-        if self.masked:  # of full rows none is made; that one of them is shorter changes no size
+        real = collate([example] * num_rows, pad_id=0)
+        if masked:  # of full rows none is made; that one of them is shorter changes no size
             real = dataclasses.replace(real, attention_mask=torch.ones_like(real.input_ids))
         fakes: dict[str, Any] = {
             field.name: self._fake.from_tensor(value)

@@ -152,7 +152,7 @@ def _predicted(
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
     step = _go_to_worst_step(run, horizon, question.num_steps, assumptions, lowest=lowest)
-    either = horizon != "first" and run.method.samples_blocks and not _trains_below(run)
+    either = horizon != "first" and run.method.samples_blocks and run.is_frozen_below_blocks()
     trainable = sum(parameter.numel() for parameter in run.active())
     last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
     steps = _Steps(run, question, before)
@@ -167,7 +167,8 @@ def _predicted(
         taken += [steps.take(), steps.take()]  # the state of a block that was dropped is there from the second on
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
-    worst = max(taken, key=lambda one: one.peak_bytes)
+    inferred, inference_flops = _inference(run, steps, horizon, question.num_steps)
+    worst = max((*taken, *inferred), key=lambda one: one.peak_bytes)
     prediction = Prediction(
         device=question.device,
         horizon=horizon,
@@ -184,7 +185,7 @@ def _predicted(
         probe_peak_bytes=probe_peak,
         all_active_peak_bytes=_all_active(run, steps),
         trainable_params=trainable,
-        flops_per_step=steady.flops,
+        flops_per_step=steady.flops + inference_flops,
         recomputed_flops_per_step=steady.recomputed_flops,
         predict_seconds=0.0,
         torch=torch.__version__,
@@ -219,9 +220,20 @@ class _Steps:
 
     def take(self) -> _Taken:
         """Take one step."""
+        taken = self._watched(self._run.step)
+        assert taken is not None
+        return taken
+
+    def infer(self) -> _Taken | None:
+        """Make one of the method's own passes without gradients; None where it makes none."""
+        return self._watched(self._run.infer)
+
+    def _watched(self, act: Callable[[], Span | None]) -> _Taken | None:
         tracker = self._run.tracker
         before, before_recomputed = tracker.flops, tracker.recomputed_flops
-        span = self._run.step()
+        span = act()
+        if span is None:
+            return None
         at_peak = breakdown(span.peak.by_category)
         if self._cuda:
             extra = self.peak_of(span) - span.peak.num_bytes
@@ -269,6 +281,19 @@ def _probe(run: FakeRun, question: Question) -> tuple[Sequence[Event], int | Non
     return (*steps.before, *span.events), steps.peak_of(span)
 
 
+def _inference(run: FakeRun, steps: _Steps, horizon: Horizon, num_steps: int | None) -> tuple[tuple[_Taken, ...], int]:
+    """Make one of the method's own passes without gradients, where a step within the horizon makes any.
+
+    Returns it, and the operations of such passes that fall upon one step, on average.
+    """
+    request = run.method.inference_needed()
+    if request is None or horizon == "first" or (num_steps is not None and num_steps <= request.every_steps):
+        return (), 0
+    taken = steps.infer()
+    assert taken is not None
+    return (taken,), round(taken.flops * request.num_passes / request.every_steps)
+
+
 def _go_to_worst_step(
     run: FakeRun, horizon: Horizon, num_steps: int | None, assumptions: list[str], *, lowest: bool
 ) -> int:
@@ -291,14 +316,9 @@ def _go_to_worst_step(
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
-    if run.method.samples_blocks and _keeps_from_first_active(run):
+    if run.method.samples_blocks and run.is_frozen_below_blocks():
         run.visit(range(num_blocks - chosen, num_blocks))
     return 0 if num_steps is None else num_steps - 1
-
-
-def _keeps_from_first_active(run: FakeRun) -> bool:
-    """Return whether activations are kept from the first active block on, so that it matters which are active."""
-    return not any(p.requires_grad for p in run.decoder.embedding.parameters())
 
 
 def _reach_down(run: FakeRun) -> bool:
@@ -307,7 +327,7 @@ def _reach_down(run: FakeRun) -> bool:
     The deepest alone keep less in all, and more of it is there while their gradients are made.
     """
     active = run.active_blocks()
-    if not active or 0 in active or not _keeps_from_first_active(run):
+    if not active or 0 in active or not run.is_frozen_below_blocks():
         return False
     return run.visit([0, *active[1:]])
 
@@ -397,11 +417,6 @@ def _draws(run: FakeRun, num_steps: int) -> list[_Draw]:
         if len(draws) == WALKED_CHANGES:
             break
     return draws
-
-
-def _trains_below(run: FakeRun) -> bool:
-    """Return whether something below the blocks is trained, so that every backward pass goes through all of them."""
-    return any(parameter.requires_grad for parameter in run.decoder.embedding.parameters())
 
 
 def _all_active(run: FakeRun, steps: _Steps) -> int | None:

@@ -24,7 +24,7 @@ from harness.tensors.placement import meant_for_host, meant_for_state
 
 Category = Literal["weights", "gradients", "optimizer_state", "activations", "other"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
-LOSS_MOMENTS = frozenset({"forward", "backward"})
+LOSS_MOMENTS = frozenset({"forward", "backward", "inference"})
 """Moments in which a new storage is an activation until something else shows."""
 
 HOST = -1

@@ -27,6 +27,9 @@ SMALL = {
     "interval_steps": 2,
     "rank": 4,
     "update_gap": 3,
+    "active_share": 0.5,
+    "score_interval": 3,
+    "score_rows": 2,
 }
 """Settings that a published configuration gets to fit the tiny models."""
 
@@ -41,6 +44,8 @@ class FakeContext:
     decoder: Decoder
     scores: Sequence[float] = (0.5, 0.1, 0.2, 0.4)
     requests: list[BlockScoreRequest] = field(default_factory=list)
+    model: Any = None
+    """What is trained, once it is prepared."""
 
     def _seed_of(self, stream: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{self.seed}/{stream}".encode()).digest()[:6], "big")
@@ -66,6 +71,15 @@ class FakeContext:
 
     def read_scalar(self, tensor: torch.Tensor) -> float:
         return float(tensor)
+
+    def inference_loss(self, stream: str, index: int, num_rows: int) -> float:
+        ids = torch.randint(0, 64, (num_rows, 8), generator=self.torch_generator(f"{stream}/{index}"))
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            loss = self.model(input_ids=ids, attention_mask=None, labels=ids).loss
+        self.model.train(was_training)
+        return self.read_scalar(loss)
 
 
 @dataclass
@@ -114,8 +128,13 @@ class Run:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def block_weights(self) -> list[list[torch.Tensor]]:
-        """Return copies of the weights of each block."""
-        return [[p.detach().clone() for p in block.parameters()] for block in self.context.decoder.blocks]
+        """Return copies of the weights of each block that may be trained."""
+        return [[p.detach().clone() for p in block] for block in self.trained_of_blocks()]
+
+    def trained_of_blocks(self) -> list[list[torch.Tensor]]:
+        """Return the parameters of each block that the optimizer holds."""
+        held = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        return [[p for p in block.parameters() if id(p) in held] for block in self.context.decoder.blocks]
 
 
 def tiny_model(architecture: str, *, tied: bool = False, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -204,7 +223,7 @@ def start(
     base = tiny_model(architecture, tied=tied, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
     context = FakeContext(seed, 8, train, decoder_of(base), scores)
     method = method_class(config)
-    model = method.prepare(base, context)
+    model = context.model = method.prepare(base, context)
     optimizer = method.build_optimizer(model, context) if method.trains else None
     return Run(method, base, model, optimizer, context)
 
@@ -254,8 +273,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Parametrise over named configurations and plug-ins, each test over those whose methods declare what it needs.
 
     ``label``: all; ``named``: those of methods.toml; ``trained``: those that train; ``with_adamw``: of these the ones
-    with our AdamW's settings; ``sampled``: those that draw blocks. A plug-in goes by its name, with the defaults of its
-    settings, which it must have all.
+    with our AdamW's settings; ``sampled``: those that draw blocks; ``whole``: of these the ones without adapters. A
+    plug-in goes by its name, with the defaults of its settings, which it must have all.
     """
     shown = {LABELS[label].method for label in LABELS}
     labels = [*LABELS, *(name for name in METHODS.names() if name not in shown)]
@@ -266,6 +285,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         "trained": trained,
         "with_adamw": [label for label in trained if "moment_dtype" in method_of(label).Config.model_fields],
         "sampled": [label for label in labels if method_of(label).samples_blocks],
+        "whole": [label for label in labels if method_of(label).samples_blocks and not method_of(label).has_adapter],
         "architecture": list(MODELS),
     }
     for name, values in shares.items():

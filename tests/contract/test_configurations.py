@@ -16,7 +16,7 @@ from harness.settings import TrainSettings, later_settings
 
 NAMED = {
     "owlore", "ows-lowrank", "owlore-code", "ows-fullrank", "lisa", "lisa-paper", "lisa-d", "lisa-matched",
-    "galore", "galore-layerwise", "lora", "lora-fa", "dora", "full", "base",
+    "galore", "galore-layerwise", "lora", "lora-fa", "dora", "ist", "full", "base",
 }  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def test_the_labels_say_what_the_sources_say():
         ("lisa", 20),
         ("owlore", 200),
         ("owlore-code", 100),
+        ("ist", 10),
         ("base", None),
     ],
 )

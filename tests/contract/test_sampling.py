@@ -20,8 +20,8 @@ def test_frozen_blocks_do_not_change_and_active_ones_do(tiny, sampled, architect
         before = run.block_weights()
         run.steps(3 * period, 3 * period + 3)
         active = draws(run)[-1][1]
-        for index, block in enumerate(run.context.decoder.blocks):
-            for old, p in zip(before[index], block.parameters(), strict=True):
+        for index, block in enumerate(run.trained_of_blocks()):
+            for old, p in zip(before[index], block, strict=True):
                 assert torch.equal(old, p) == (index not in active)
                 assert p.requires_grad == (index in active) and p.grad is None
 
@@ -37,8 +37,9 @@ def test_every_block_can_be_trained_later(tiny, sampled):
     before = run.block_weights()
     run.steps(0, 30)
     assert {block for _, blocks in draws(run) for block in blocks} == set(range(tiny.num_blocks))
-    for old, block in zip(before, run.context.decoder.blocks, strict=True):
-        assert not any(torch.equal(a, p) for a, p in zip(old, block.parameters(), strict=True))
+    for old, block in zip(before, run.trained_of_blocks(), strict=True):
+        assert block
+        assert not any(torch.equal(a, p) for a, p in zip(old, block, strict=True))
 
 
 def test_blocks_are_drawn_once_at_step_0_and_then_every_interval(tiny, sampled):
@@ -239,9 +240,9 @@ def test_the_proof_is_json_and_complete(tiny, sampled):
     assert sum(proof["probabilities"]) == pytest.approx(1.0)
 
 
-def test_no_active_layer_trains_embedding_head_and_norm_alone(tiny, sampled):
+def test_no_active_layer_trains_embedding_head_and_norm_alone(tiny, whole):
     others = dict.fromkeys(("train_embedding", "train_head", "train_final_norm"), True)
-    run = tiny.start(sampled, active_layers=0, interval_steps=1, **others)
+    run = tiny.start(whole, active_layers=0, interval_steps=1, **others)
     before = run.block_weights()
     others = [part.weight.detach().clone() for part in (run.context.decoder.embedding, run.context.decoder.head)]
     run.steps(0, 3)

@@ -29,7 +29,15 @@ from harness.tensors.loading import load_model
 from tests.records import TRAIN
 
 SCORES = (4.0, 3.0, 2.0, 1.0)
-SMALL = {"active_layers": 2, "interval_steps": 2, "rank": 4, "update_gap": 2}
+SMALL = {
+    "active_layers": 2,
+    "active_share": 0.5,
+    "interval_steps": 2,
+    "rank": 4,
+    "score_interval": 2,
+    "score_rows": 2,
+    "update_gap": 2,
+}
 LABELS = sorted(label for label in load_labels() if label != "base")
 
 
@@ -77,14 +85,21 @@ def build(
     model = load_model(folder, training.dtype, torch.device("cpu"))
     spec = BaseModelSpec(name="tiny", architecture="LlamaForCausalLM", folder=folder)
     decoder = find_decoder(model, spec)
-    context = EngineContext(seed=seed, num_steps=training.num_steps or 1, train=training, decoder=decoder)
+    data = TrainData(ROWS, tokenizer, training, seed)
+    context = EngineContext(
+        seed=seed,
+        num_steps=training.num_steps or 1,
+        train=training,
+        decoder=decoder,
+        stream_rows=data.stream_batch,
+    )
     context._block_scores = Scores()
     enable_checkpointing(model, decoder, training)
     trained = method.prepare(model, context)
     optimizer = method.build_optimizer(trained, context)
     memory = None if watched is None else watched(trained, optimizer)
     loop = TrainingLoop(trained, method, optimizer, context, memory=memory)
-    return loop, decoder, TrainData(ROWS, tokenizer, training, seed)
+    return loop, decoder, data
 
 
 def train(label: str, folder: Path, tokenizer: Any, **changes: Any) -> tuple[TrainResult, Any, TrainingLoop]:
