@@ -144,11 +144,14 @@ class Decoder:
     """Parameter names of the base model by ``id(parameter)``, taken before wrapping."""
 
 
+BlockScoreKind = Literal["outlier", "weight_norm", "alpha_hill", "alpha_peak", "alpha_peak_corrected", "alpha_fit"]
+
+
 @dataclass(frozen=True)
 class BlockScoreRequest:
     """One score per decoder block, computed from the checkpoint by the engine and cached."""
 
-    kind: Literal["outlier", "weight_norm"]
+    kind: BlockScoreKind
     tau: float | None = None
     """Threshold of the outlier ratio in multiples of the block's mean; None for kinds without one."""
 

@@ -8,6 +8,11 @@ Deliberate differences from the reference:
 - the file is read once, from a path that the user gives, not at every draw from one fixed path;
 - what cannot be a list of percentages, or has another length than the model has blocks, is an error;
 - mode ``norm`` reads no file: the norms are computed from the checkpoint.
+
+Kinds ``alpha`` and ``alpha_reverse`` are in no reference. The first version of the OwLore paper argues by heavy-tailed
+self-regularisation that blocks with a heavy tail, a small exponent, be drawn more often; TempBalance (arXiv 2312.00359)
+argues the other way, that light-tailed layers are the under-trained ones. Neither publishes a law of sampling, so
+estimator and mapping are settings.
 """
 
 from __future__ import annotations
@@ -112,6 +117,8 @@ def block_probabilities(
         weights = [top - share for share in shares]
         if not any(weights):
             raise Refused("all block scores are equal, so probability = 'outlier_reverse' leaves nothing to draw")
+    if settings.by_alpha:
+        weights = _alpha_weights(settings, weights)
     return drawable(settings, weights)
 
 
@@ -138,6 +145,25 @@ def drawable(settings: LayerSamplingSettings, weights: Sequence[float]) -> list[
             f"{settings.active_layers * probabilities[worst]:.3f}: lower active_layers or draw without replacement"
         )
     return probabilities
+
+
+def _alpha_weights(settings: LayerSamplingSettings, alphas: Sequence[float]) -> list[float]:
+    """Return the weights of the draw that follow from exponents by the mapping of the settings.
+
+    Raises:
+        Refused: all are equal, and the mapping leaves nothing to draw.
+    """
+    reverse, mapping = settings.probability == "alpha_reverse", settings.alpha_mapping
+    low, high = min(alphas), max(alphas)
+    if mapping == "softmax":
+        return [math.exp(alpha - high if reverse else low - alpha) for alpha in alphas]
+    if mapping == "reciprocal":
+        if low <= 0.0:
+            raise Refused("alpha_mapping = 'reciprocal' needs exponents above 0")
+        return [alpha if reverse else 1.0 / alpha for alpha in alphas]
+    if low == high:
+        raise Refused("all exponents are equal, so alpha_mapping = 'difference' leaves nothing to draw")
+    return [alpha - low if reverse else high - alpha for alpha in alphas]
 
 
 def _normalised(weights: Sequence[float]) -> list[float]:

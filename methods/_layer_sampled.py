@@ -10,7 +10,7 @@ from pydantic import JsonValue
 
 from harness.declaration import Declaration, DeclaredSampling
 from harness.errors import Refused
-from harness.method import BlockLaw, BlockScoreRequest, MethodConfig, RunContext, StepOptimizer
+from harness.method import BlockLaw, BlockScoreKind, BlockScoreRequest, MethodConfig, RunContext, StepOptimizer
 from harness.methods._settings import AdamWSettings, LayerSamplingSettings, refuse_number_of_blocks
 from harness.methods._trained import TrainedMethod
 from harness.settings import TrainSettings
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 
 IN_TURN: Mapping[str, Literal["ascending", "descending"]] = {"tour": "ascending", "descending": "descending"}
 """Laws of sampling under which the turns are known beforehand."""
+
+ALPHA_KINDS: Mapping[str, BlockScoreKind] = {
+    "hill": "alpha_hill",
+    "peak": "alpha_peak",
+    "peak_corrected": "alpha_peak_corrected",
+    "fit": "alpha_fit",
+}
+"""The block score of each ``alpha_estimator``."""
 
 
 class LayerSampledConfig(LayerSamplingSettings, AdamWSettings):
@@ -48,9 +56,12 @@ class LayerSampledMethod(TrainedMethod):
             read_scores(config.probability_file)
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
-        """Return the request for outlier ratios or weight norms, where the probabilities follow from them."""
+        """Return the request for the scores that the probabilities follow from, where they follow from any."""
         if self.config.takes_turns:
             return None
+        if self.config.by_alpha:
+            assert self.config.alpha_estimator is not None
+            return BlockScoreRequest(ALPHA_KINDS[self.config.alpha_estimator])
         if self.config.probability in ("outlier", "outlier_reverse"):
             return BlockScoreRequest("outlier", self.config.tau)
         return BlockScoreRequest("weight_norm") if self.config.probability == "weight_norm" else None

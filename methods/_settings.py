@@ -95,14 +95,30 @@ class LayerSamplingSettings(MethodConfig):
     """The last three take every block in turn and round again, whatever ``probability`` says: ``tour`` from the first
     on, ``descending`` from the last, ``reshuffle`` in an order drawn anew for each round."""
     probability: Literal[
-        "uniform", "decrease", "increase", "outlier", "outlier_reverse", "weight_norm", "file", "gradient_norm"
+        "uniform",
+        "decrease",
+        "increase",
+        "outlier",
+        "outlier_reverse",
+        "weight_norm",
+        "alpha",
+        "alpha_reverse",
+        "file",
+        "gradient_norm",
     ]
-    """What blocks are drawn by: each alike, falling or rising with depth, by outliers, by norms of weights, from a
-    file, or by gradients seen in training (``gradient_norm``: method grass alone, and that by nothing else)."""
+    """What blocks are drawn by: each alike, falling or rising with depth, by outliers, by norms of weights, by the
+    exponents of their spectra (``alpha``: a small one, a heavy tail, is drawn more often), from a file, or by gradients
+    seen in training (``gradient_norm``: method grass alone, and that by nothing else)."""
     probability_file: Annotated[str | None, NamesFile()] = None
     """One score a block, in percent, for ``probability = "file"``."""
     tau: PositiveFloat | None = None
     """Threshold of the outlier ratio, in multiples of the block's mean."""
+    alpha_estimator: Annotated[Literal["hill", "peak", "peak_corrected", "fit"] | None, Later(None)] = None
+    """Where the fitted tail of a spectrum begins, for ``alpha`` and ``alpha_reverse``: at its middle, near the peak of
+    its histogram as published or as meant, or wherever the fit is best."""
+    alpha_mapping: Annotated[Literal["softmax", "reciprocal", "difference"] | None, Later(None)] = None
+    """From exponents to weights of the draw: exp(-alpha), 1 / alpha, or the largest alpha less alpha, which leaves the
+    last block 0. Under ``alpha_reverse`` exp(alpha), alpha, alpha less the smallest."""
     state_policy: Literal["drop", "keep", "offload"]
     """Moments, projector and fp32 master of a block that is frozen again: freed, kept, or moved to the host."""
     returning_step_counter: Literal["reset", "keep"]
@@ -138,6 +154,11 @@ class LayerSamplingSettings(MethodConfig):
         """Return True for laws under which every block has its turn, and probabilities say nothing."""
         return self.sampling in ("tour", "descending", "reshuffle")
 
+    @property
+    def by_alpha(self) -> bool:
+        """Return True where probabilities follow from the exponents of spectra."""
+        return self.probability in ("alpha", "alpha_reverse")
+
     def files_read(self) -> dict[str, Path]:
         """Return the file of probabilities, unless every block has its turn whatever it says."""
         return {} if self.takes_turns else super().files_read()
@@ -153,6 +174,8 @@ class LayerSamplingSettings(MethodConfig):
             raise ValueError("probability = 'file' and probability_file go together: give both or neither")
         if self.probability in ("outlier", "outlier_reverse") and self.tau is None:
             raise ValueError(f"probability = '{self.probability}' needs tau, the threshold of the outlier ratio")
+        if self.by_alpha and (self.alpha_estimator is None or self.alpha_mapping is None):
+            raise ValueError(f"probability = '{self.probability}' needs alpha_estimator and alpha_mapping")
         if self.state_policy == "drop" and self.returning_step_counter == "keep":
             raise ValueError("state_policy = 'drop' resets the step counter: set returning_step_counter = 'reset'")
         if self.reset_each_period and self.state_policy != "drop":

@@ -32,7 +32,7 @@ COMMANDS = {
     "check": "what is wrong with or missing for a suite, a catalogue, a task or a method",
     "prepare": "download and convert what a suite needs",
     "doctor": "what this machine has and lacks; for reports of bugs too",
-    "layers": "outlier scores of a model's blocks, and how often each would be drawn",
+    "layers": "scores of a model's blocks, and how often each would be drawn",
     "show-data": "the first training examples as the model sees them",
     "plan": "what runs will need, without a GPU or weights",
     "run": "run a suite; what has an outcome is skipped",

@@ -21,7 +21,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "a bundle for a machine without a network": ("bundle", "python", "platform", "without", "extra", "part_size"),
     "files": ("results", "out", "keep_weights", "offline", "wheel"),
     "what counts as worse": ("fail_on", "level"),
-    "what is printed": ("json", "format", "write", "plot", "n"),
+    "what is printed": ("beside", "json", "format", "write", "plot", "n"),
 }
 """Attributes of parsed arguments by heading, in the order of the help."""
 

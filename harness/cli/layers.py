@@ -16,7 +16,7 @@ from harness.cli._arguments import (
     labels_from,
     tasks_from,
 )
-from harness.commands.requests import SelectionRequest
+from harness.commands.requests import BLOCK_SCORES, SelectionRequest
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -31,6 +31,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         command, "whose sampling law is shown (default: the first label that draws blocks by scores)", action="store"
     )
     command.add_argument("--tau", type=above_zero, metavar="X", help="threshold of an outlier, instead of the label's")
+    command.add_argument(
+        "--beside",
+        action="append",
+        choices=BLOCK_SCORES,
+        default=[],
+        metavar="SCORE",
+        help="another score of the blocks to show beside the label's, with their rank correlations: "
+        + ", ".join(BLOCK_SCORES)
+        + "; may be repeated",
+    )
     add_data(command, "a local file for a data set; may be repeated")
     add_catalogue(command)
     add_tasks(command)
@@ -52,4 +62,4 @@ def main(args: argparse.Namespace) -> int:
         tasks=tasks_from(args),
         overrides=() if args.tau is None else (f"tau={args.tau!r}",),
     )
-    return show_layers(selection, assets_from(args), in_json=args.json, plot=args.out)
+    return show_layers(selection, assets_from(args), beside=tuple(args.beside), in_json=args.json, plot=args.out)

@@ -1,6 +1,7 @@
 """``harness layers``: the scores of a model's decoder blocks, and how often a label's sampling law would draw each.
 
-Scores come from the runs' own cache and go into it: what is printed is what a run of the same suite would use.
+Scores come from the runs' own cache and go into it: what is printed is what a run of the same suite would use. Further
+scores can be shown beside them, with the rank correlation (Spearman's) of every two.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +24,21 @@ from harness.data.rows import load_texts
 from harness.errors import HarnessError, Refused
 from harness.expansion import catalogue_for, load_suite
 from harness.label_text import read_label
-from harness.method import METHODS, BlockLaw, BlockScoreRequest, Method
+from harness.method import METHODS, BlockLaw, BlockScoreKind, BlockScoreRequest, Method
 from harness.preparing.assets import prepare_dataset, prepare_model
 from harness.report.plots.block_scores import LayerScores, write_layer_plot
+from harness.report.statistics.ranks import rank_correlation
 from harness.settings import CalibrationSettings
 from harness.spec import RunSpec
 
-SCORE_NAMES = {"outlier": "outlier ratio, %", "weight_norm": "weight norm"}
+SCORE_NAMES = {
+    "outlier": "outlier ratio, %",
+    "weight_norm": "weight norm",
+    "alpha_hill": "alpha, Hill",
+    "alpha_peak": "alpha, peak",
+    "alpha_peak_corrected": "alpha, corrected peak",
+    "alpha_fit": "alpha, best fit",
+}
 
 
 @dataclass(frozen=True)
@@ -38,22 +49,29 @@ class _Asked:
     spec: RunSpec
     method: Method
     request: BlockScoreRequest
+    beside: tuple[BlockScoreRequest, ...]
+    """Further scores that are shown."""
     calibration: CalibrationSettings
     dtype: str
 
 
 def show_layers(
-    chosen: SelectionRequest, assets: AssetsRequest, *, in_json: bool = False, plot: str | None = None
+    chosen: SelectionRequest,
+    assets: AssetsRequest,
+    *,
+    beside: Sequence[BlockScoreKind] = (),
+    in_json: bool = False,
+    plot: str | None = None,
 ) -> int:
-    """Print a line a block: its score, its probability, and how often a period would train it."""
+    """Print a line a block: its score, scores beside it, its probability, and how often a period would train it."""
     file = None if plot is None else plot_file("--out", plot)
     wheels = given_wheels(assets.wheels)
-    asked = _asked(chosen)
+    asked = _asked(chosen, beside)
     with Display() as display:
-        scores = _scores(asked, offline=assets.offline, wheels=wheels, display=display)
+        scores, *others = _scores(asked, offline=assets.offline, wheels=wheels, display=display)
     law = asked.method.block_law(len(scores), scores)
     assert law is not None
-    table = _table(asked, scores, law)
+    table = _table(asked, scores, others, law)
     if in_json:
         print(json.dumps(table, indent=2))
     else:
@@ -71,7 +89,7 @@ def show_layers(
     return 0
 
 
-def _asked(chosen: SelectionRequest) -> _Asked:
+def _asked(chosen: SelectionRequest, beside: Sequence[BlockScoreKind]) -> _Asked:
     """Return what is asked for; the suite resolves label and training settings as it does for a run."""
     catalogue = given_catalogue(chosen.catalogue, chosen.tasks)
     suite = load_suite(chosen.suite, catalogue)
@@ -92,12 +110,23 @@ def _asked(chosen: SelectionRequest) -> _Asked:
     method, tau = _method(first), first.config.get("tau")
     request = method.block_scores_needed()
     if request is None:
-        if not isinstance(tau, float):
-            raise HarnessError(f"label '{first.label}' draws without scores, so it has no tau: give --tau")
-        request = BlockScoreRequest("outlier", tau)
+        request = _outliers(first.label, tau)
+    shown = [_outliers(first.label, tau) if kind == "outlier" else BlockScoreRequest(kind) for kind in beside]
+    others = tuple(one for one in dict.fromkeys(shown) if one != request)
     if suite.calibration is None:
         raise HarnessError(f"suite '{suite.name}' has no [calibration], which names the data that blocks are scored on")
-    return _Asked(selection, first, method, request, suite.calibration, first.train.dtype)
+    return _Asked(selection, first, method, request, others, suite.calibration, first.train.dtype)
+
+
+def _outliers(label: str, tau: object) -> BlockScoreRequest:
+    """Return the request for outlier ratios at the label's threshold.
+
+    Raises:
+        HarnessError: it has none.
+    """
+    if not isinstance(tau, float):
+        raise HarnessError(f"label '{label}' draws without outlier ratios, so it has no tau: give --tau")
+    return BlockScoreRequest("outlier", tau)
 
 
 def _method(spec: RunSpec) -> Method:
@@ -127,8 +156,8 @@ def _first_by_scores(chosen: SelectionRequest, labels: Mapping[str, LabelEntry])
     raise HarnessError(f"suite '{chosen.suite}' may use no label that draws blocks by scores: name one with --label")
 
 
-def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[float]:
-    """Return one score a block, from the cache where it is there; the model is loaded only where it is not."""
+def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[list[float]]:
+    """Return one score a block, of the label first, from the cache where they are; else the model is loaded, once."""
     from harness.engine.block_scores import cached_block_scores
     from harness.engine.environment import default_device
     from harness.tensors.decoder import find_decoder
@@ -139,6 +168,7 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
     model = selection.models[asked.spec.model_name]
     device = default_device()
 
+    @cache
     def load() -> tuple[Any, Any, Any]:
         folder = prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=display.progress)
         display.progress("loading", 0, None)
@@ -150,20 +180,25 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
         display.progress("scoring blocks", 0, None)
         return load_texts(dataset)
 
-    return cached_block_scores(
-        asked.request,
-        model=asked.spec.model,
-        dtype=asked.dtype,
-        calibration=calibration,
-        data=dataset.identity(),
-        device=device,
-        cache_folder=cache_root(),
-        load=load,
-        texts=texts,
-    )
+    return [
+        cached_block_scores(
+            request,
+            model=asked.spec.model,
+            dtype=asked.dtype,
+            calibration=calibration,
+            data=dataset.identity(),
+            device=device,
+            cache_folder=cache_root(),
+            load=load,
+            texts=texts,
+        )
+        for request in (asked.request, *asked.beside)
+    ]
 
 
-def _table(asked: _Asked, scores: Sequence[float], law: BlockLaw) -> dict[str, Any]:
+def _table(asked: _Asked, scores: Sequence[float], others: Sequence[Sequence[float]], law: BlockLaw) -> dict[str, Any]:
+    kinds: list[BlockScoreKind] = [asked.request.kind, *(request.kind for request in asked.beside)]
+    by_kind = dict(zip(kinds, (scores, *others), strict=True))
     return {
         "model": asked.spec.model_name,
         "suite": asked.selection.suite.name,
@@ -179,6 +214,11 @@ def _table(asked: _Asked, scores: Sequence[float], law: BlockLaw) -> dict[str, A
             {"block": block, "score": score, "sampling_probability": p, "inclusion_probability": chance}
             for block, (score, p, chance) in enumerate(zip(scores, law.probabilities, law.inclusion, strict=True))
         ],
+        "beside": {kind: list(by_kind[kind]) for kind in kinds[1:]},
+        "rank_correlations": [
+            {"scores": [one, other], "spearman": rank_correlation(by_kind[one], by_kind[other])}
+            for one, other in combinations(kinds, 2)
+        ],
     }
 
 
@@ -189,12 +229,17 @@ def _print(table: dict[str, Any]) -> None:
             {
                 "block": str(row["block"]),
                 score_name: f"{row['score']:.6g}",
+                **{SCORE_NAMES[kind]: f"{shown[row['block']]:.6g}" for kind, shown in table["beside"].items()},
                 "probability": f"{row['sampling_probability']:.6f}",
                 "drawn in a period": f"{row['inclusion_probability']:.6f}",
             }
             for row in table["blocks"]
         ]
     )
+    for pair in table["rank_correlations"]:
+        one, other = (SCORE_NAMES[kind] for kind in pair["scores"])
+        rho = "none, as all of one are equal" if pair["spearman"] is None else f"{pair['spearman']:+.3f}"
+        print(f"rank correlation (Spearman) of {one} and {other}: {rho}")
     calibration = table["calibration"]
     print()
     note(

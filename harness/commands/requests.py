@@ -13,6 +13,9 @@ from typing import Literal
 RESULTS = "results/records"
 """Folder of the records where no other is named."""
 
+BLOCK_SCORES = ("outlier", "weight_norm", "alpha_hill", "alpha_peak", "alpha_peak_corrected", "alpha_fit")
+"""Kinds of scores that blocks can have."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TasksRequest:

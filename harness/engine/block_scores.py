@@ -12,6 +12,9 @@ the block before; without pruning that is the plain forward pass, which is what 
 
 ``weight_norm`` is the Frobenius norm over the same pool (chosen by us: the file that the released code reads for this
 mode was never published).
+
+The kinds ``alpha_*`` are power-law exponents of the spectra (``heavy_tails.py``): of a block the plain mean over its
+linear weights, as AlphaPruning takes it (haiquanlu/AlphaPruning@5f0e984:lib/prune.py).
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from torch import nn
 
 from harness.data.examples import text_samples
 from harness.engine.environment import describe_environment
+from harness.engine.heavy_tails import ESTIMATORS, eigenvalues
 from harness.errors import HarnessError, Refused
 from harness.files import read_json, said_as, write_file
 from harness.method import BlockScoreRequest, Decoder
@@ -49,10 +53,11 @@ def block_scores(
         request: Kind of score and its threshold.
         model: The base model, unwrapped.
         decoder: Its parts.
-        samples: Calibration sequences, each (1, tokens) int64; not used by ``weight_norm``.
+        samples: Calibration sequences, each (1, tokens) int64; used by ``outlier`` alone.
 
     Raises:
-        Refused: a block holds no linear layer, or weights beside them that would be left out.
+        Refused: a block holds no linear layer, or weights beside them that would be left out, or one whose spectrum has
+            no finite exponent.
         HarnessError: the scores are not finite.
     """
     linears = [_linears(block, name) for block, name in zip(decoder.blocks, decoder.block_names, strict=True)]
@@ -61,6 +66,10 @@ def block_scores(
             scores = [
                 math.sqrt(sum(float(weight_of(linear).float().square().sum(dtype=torch.float64)) for linear in block))
                 for block in linears
+            ]
+        elif request.kind in ESTIMATORS:
+            scores = [
+                _exponent(block, request.kind, name) for block, name in zip(linears, decoder.block_names, strict=True)
             ]
         else:
             assert request.tau is not None
@@ -113,7 +122,8 @@ def cached_block_scores(
     scores = cache.get(key)
     if scores is None:
         module, decoder, tokenizer = load()
-        scores = block_scores(request, module, decoder, calibration_samples(texts(), tokenizer, calibration))
+        samples = calibration_samples(texts(), tokenizer, calibration) if request.kind == "outlier" else []
+        scores = block_scores(request, module, decoder, samples)
         cache.put(key, scores)
     return scores
 
@@ -202,6 +212,23 @@ def _linears(block: nn.Module, name: str) -> list[nn.Module]:
     if not found:
         raise Refused(f"block '{name}' holds no linear layer to score: take a law that needs no scores")
     return found
+
+
+def _exponent(linears: Sequence[nn.Module], kind: str, name: str) -> float:
+    """Return the mean exponent of a block's weights.
+
+    Raises:
+        Refused: one has no finite exponent.
+    """
+    alphas = [ESTIMATORS[kind](eigenvalues(weight_of(linear))) for linear in linears]
+    if not all(math.isfinite(alpha) for alpha in alphas):
+        at = alphas.index(math.inf)
+        shape = tuple(weight_of(linears[at]).shape)
+        raise Refused(
+            f"block '{name}': linear layer {at} ({shape[0]} x {shape[1]}) has no finite exponent {kind}, its singular "
+            "values being 0 or all the same: take a law that needs no exponents"
+        )
+    return sum(alphas) / len(alphas)
 
 
 def _input_squares(

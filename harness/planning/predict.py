@@ -128,6 +128,9 @@ def _predicted(
     def block_scores(request: BlockScoreRequest, num_blocks: int) -> Sequence[float]:
         found = scores(request)
         if found is None:
+            if request.kind.startswith("alpha"):
+                assumptions.append("exponents are not known yet: blocks were drawn with exponents that rise with depth")
+                return [2.0 + 2.0 * block / num_blocks for block in range(num_blocks)]
             assumptions.append("block scores are not known yet: blocks were drawn with scores that fall with depth")
             return [float(num_blocks - block) for block in range(num_blocks)]
         return found

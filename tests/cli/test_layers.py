@@ -52,5 +52,14 @@ def test_probabilities_follow_from_scores_and_sum_to_what_is_drawn(folder: Path,
     assert table["active_layers"] == 2
     assert sum(row["inclusion_probability"] for row in blocks) == pytest.approx(2.0)
     assert "<svg" in (folder / "plot.svg").read_text()
-    shown = command(*arguments, cwd=folder)
+    beside = command(*arguments, "--beside", "alpha_hill", "--beside", "outlier", "--json", cwd=folder)
+    told = json.loads(beside.stdout)
+    assert told["blocks"] == blocks
+    assert list(told["beside"]) == ["alpha_hill"], "the label's own score stands with the blocks"
+    assert all(alpha > 1.0 for alpha in told["beside"]["alpha_hill"])
+    (pair,) = told["rank_correlations"]
+    assert pair["scores"] == ["outlier", "alpha_hill"]
+    assert -1.0 <= pair["spearman"] <= 1.0
+    shown = command(*arguments, "--beside", "alpha_hill", cwd=folder)
+    assert "rank correlation (Spearman) of outlier ratio, % and alpha, Hill:" in shown.stdout
     assert f"{blocks[3]['sampling_probability']:.6f}" in shown.stdout

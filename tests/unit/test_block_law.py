@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,8 @@ def test_a_label_tells_a_law_if_and_only_if_it_samples_blocks(label: str) -> Non
     if method.block_scores_needed() is None:
         assert method.block_law(len(SCORES), None) == law
     else:
-        assert law.probabilities == pytest.approx([score / sum(SCORES) for score in SCORES])
+        weights = [math.exp(-score) for score in SCORES] if law.probability == "alpha" else SCORES
+        assert law.probabilities == pytest.approx([weight / sum(weights) for weight in weights])
 
 
 def test_more_active_layers_than_blocks_are_refused() -> None:

@@ -104,16 +104,16 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         "layers.show_layers",
         [
             *(*SUITE, "--model", "m=p", "--label", "l", "--tau", "2", "--data", "d=f", "--catalogue", "c.toml"),
-            *(*OWN, *ASSETS, "--json", "--out", "o.png"),
+            *(*OWN, *ASSETS, "--beside", "alpha_hill", "--json", "--out", "o.png"),
         ],
         [SelectionRequest(**{**CHOSEN, "models": ("m=p",)}, overrides=("tau=2.0",)), BROUGHT],
-        {"in_json": True, "plot": "o.png"},
+        {"beside": ("alpha_hill",), "in_json": True, "plot": "o.png"},
     ),
     (
         "layers.show_layers",
         ["--model", "m"],
         [SelectionRequest(suite="quickstart", models=("m",)), AssetsRequest()],
-        {"in_json": False, "plot": None},
+        {"beside": (), "in_json": False, "plot": None},
     ),
     (
         "show_data.show_data",

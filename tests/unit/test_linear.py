@@ -36,7 +36,7 @@ def scored(layer: nn.Module, kind: Any) -> list[float]:
     return block_scores(BlockScoreRequest(kind, 1.0), model, decoder, [torch.arange(8)[None]])  # type: ignore[call-arg]
 
 
-@pytest.mark.parametrize("kind", ["outlier", "weight_norm"])
+@pytest.mark.parametrize("kind", ["outlier", "weight_norm", "alpha_hill"])
 def test_a_transposed_layer_scores_as_the_linear_layer_that_it_is(kind: str) -> None:
     plain, turned = nn.Linear(4, 6), Conv1D(6, 4)
     with torch.no_grad():
