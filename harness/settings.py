@@ -135,7 +135,7 @@ class TrainSettings(Strict):
     """Of the weights; nothing is cast silently."""
     quantization: Annotated[Literal["none", "nf4"], Later("none")] = "none"
     """Of the linear layers but the head, which are then frozen and held in 4 bits by bitsandbytes, and turned back into
-    ``dtype`` for each product; for methods with an adapter. Training, held-out losses and scores are all of that model."""
+    ``dtype`` for each product; for methods with an adapter. Training, losses and scores are all of that model."""
     double_quantization: Annotated[bool, Later(False)] = False
     """Quantize the constants of these 4-bit weights as well."""
     loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None

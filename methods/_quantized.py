@@ -1,9 +1,9 @@
 """Adapters beside quantized weights, put beside plain ones, where they can be merged.
 
-peft (0.21.2, tuners/lora/bnb.py, ``Linear4bit.merge``) quantizes what it merges anew, which loses most of an adapter, and
-leaves packed layers; what is exported here is a model of the base architecture. It computes another function than the
-one that was trained and scored: there the adapters' outputs were added unrounded to those of 4-bit weights; here they
-are added to the weights and rounded to their precision.
+peft (0.21.2, tuners/lora/bnb.py, ``merge``) quantizes to 4 bits anew what it merges, and leaves packed layers;
+what is exported here is a model of the base architecture. It computes another function than the one that was trained
+and scored: there the adapters' outputs were added to those of 4-bit weights; here adapters are added to what these
+stand for, and rounded to its precision.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ def on_plain_weights(wrapped: nn.Module) -> nn.Module:
     base: Any = model.unload()
     dequantize(base, quantized_layers(base))
     base.is_loaded_in_4bit = False
-    plain = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
+    plain: nn.Module = peft.get_peft_model(base, config, autocast_adapter_dtype=False)
     known = {name.replace(".default.", "."): p for name, p in plain.named_parameters()}
     for key, tensor in values.items():
         known[key].data = tensor
-    return plain.eval()
+    plain.eval()
+    return plain

@@ -169,8 +169,8 @@ class FakeRun:
         self.method: Method = method_class(config)
         attention = register_attention(device, profile)
         model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
-        self.quantized = None if spec.train.quantized is None else plan_quantized(
-            model, spec.train.quantized, spec.train.dtype
+        self.quantized = (
+            None if spec.train.quantized is None else plan_quantized(model, spec.train.quantized, spec.train.dtype)
         )
         """What was assumed of packed layers."""
         decoder = find_decoder(model, model_spec)

@@ -1,4 +1,4 @@
-"""Packed 4-bit layers on tensors without storage: what they hold and what their products allocate. They compute nothing.
+"""Packed 4-bit layers without storage: what they hold and what their products allocate. They compute nothing.
 
 bitsandbytes quantizes by values, so that its ``Linear4bit`` cannot be made of tensors that have none. What stands here
 in its place holds a packed weight and constants of the sizes that it would have, and in each product makes and frees
@@ -7,9 +7,9 @@ in the forward pass and once in the backward pass, and the whole matrix in the p
 
 Source: the bitsandbytes 0.50.2 distribution, autograd/_functions.py (``MatMul4Bit``), functional.py
 (``dequantize_4bit``), backends/cuda/ops.py (``_dequant_linear_fallback``) and backends/default/ops.py
-(``_gemm_4bit_default_impl``). On CUDA up to 1,536 tokens of a micro-batch may go to a fused kernel, chosen by device and
-shape, which makes no such matrix in the forward pass; that is not told apart, and ``harness plan`` says so. Nothing here
-was calibrated on a device.
+(``_gemm_4bit_default_impl``). On CUDA up to 1,536 tokens of a micro-batch may go to a fused kernel, chosen by device
+and shape, which makes no such matrix in the forward pass; that is not told apart, and ``harness plan`` says so. Nothing
+here was calibrated on a device.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from harness.tensors.quantized import (
 )
 
 FUSED_TOKENS = 1536
-"""Tokens of a micro-batch above which no fused kernel is taken. Source: backends/cuda/ops.py, _gemm_4bit_custom_max_m."""
+"""Of a micro-batch: above it no fused kernel is taken. Source: backends/cuda/ops.py, _gemm_4bit_custom_max_m."""
 
 
 class _Product(torch.autograd.Function):
@@ -85,8 +85,8 @@ def plan_quantized(model: nn.Module, how: Quantization, dtype: str) -> str:
         model.set_submodule(name, kind(linear, how, dtype))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]
     return (
-        f"{len(names)} layers are held in {how.kind}: {packed:,} bytes of weights and {scales:,} of their constants; each "
-        "was taken as turned back whole for each product, where bitsandbytes may take a fused kernel on CUDA up to "
+        f"{len(names)} layers are held in {how.kind}: {packed:,} bytes of weights and {scales:,} of their constants; "
+        "each was taken as turned back whole for a product, where on CUDA bitsandbytes may take a fused kernel up to "
         f"{FUSED_TOKENS:,} tokens of a micro-batch"
     )
 

@@ -41,9 +41,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
-def load_model(
-    folder: Path, dtype: str, device: torch.device, quantization: Quantization | None = None
-) -> nn.Module:
+def load_model(folder: Path, dtype: str, device: torch.device, quantization: Quantization | None = None) -> nn.Module:
     """Return the causal language model in a folder, every floating parameter in ``dtype``, in training mode off.
 
     Args:
@@ -65,6 +63,8 @@ def load_model(
         packing: dict[str, Any] = {}
         if quantization is not None:
             config = config_in(folder)
+            if getattr(config, "quantization_config", None) is not None:
+                raise HarnessError(f"{folder}: its weights are quantized already: set quantization = 'none'")
             with torch.device("meta"):
                 layers_to_quantize(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
             packing = loading(quantization, dtype, device)

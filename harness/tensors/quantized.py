@@ -27,6 +27,7 @@ from torch import nn
 from harness.errors import Refused
 from harness.settings import Quantization
 from harness.tensors.dtypes import DTYPES
+from harness.tensors.optimizer_state import storage_bytes
 
 BLOCK = 64
 """Elements of a block, which share a constant. Source: bitsandbytes, ``Params4bit``."""
@@ -163,12 +164,14 @@ def loading(how: Quantization, dtype: str, device: torch.device) -> dict[str, An
 
 
 def mismatched(model: nn.Module) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
-    """Return name, shape in the checkpoint and shape of the layer for each packed weight that does not fit its layer."""
-    return {
-        (f"{name}.weight", tuple(layer.weight.quant_state.shape), (layer.out_features, layer.in_features))
-        for name, layer in quantized_layers(model).items()
-        if tuple(layer.weight.quant_state.shape) != (layer.out_features, layer.in_features)
-    }
+    """Return name, shape in the checkpoint and wanted shape of each packed weight that does not fit its layer."""
+    found = set()
+    for name, layer in quantized_layers(model).items():
+        state = getattr(layer.weight, "quant_state", None)  # None of one that is missing in the checkpoint
+        wanted = layer.out_features, layer.in_features
+        if state is not None and tuple(state.shape) != wanted:
+            found.add((f"{name}.weight", tuple(state.shape), wanted))
+    return found
 
 
 def weight_tensors(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -196,6 +199,22 @@ def constants(layer: Any) -> list[torch.Tensor]:
 def parameter_sizes(model: nn.Module) -> dict[int, int]:
     """Return the number of weights that each packed parameter stands for, by its ``id``; two of them lie in a byte."""
     return {id(one.weight): one.in_features * one.out_features for one in quantized_layers(model).values()}
+
+
+def held_packed(model: nn.Module) -> dict[str, Any] | None:
+    """Return how the packed layers of a model are held and what they take; None where there are none."""
+    layers = list(quantized_layers(model).values())
+    if not layers:
+        return None
+    return {
+        "kind": layers[0].weight.quant_type,
+        "double": layers[0].weight.compress_statistics,
+        "num_layers": len(layers),
+        "num_params": sum(one.in_features * one.out_features for one in layers),
+        "packed_bytes": storage_bytes(one.weight for one in layers),
+        "constants_bytes": storage_bytes(tensor for one in layers for tensor in constants(one)),
+        "version": bitsandbytes().__version__,
+    }
 
 
 def packed_bytes(num_weights: int) -> int:
