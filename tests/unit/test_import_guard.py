@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from harness.import_guard import guard_imports
+
 ASKED = """
 def get_kernel(*arguments, **named):
     print("the hub was asked for", *arguments)
@@ -35,6 +37,8 @@ def said_by(code: str, folder: Path, *, stand_in: bool) -> str:
     if stand_in:
         module = folder.joinpath(*MODULE.split(".")).with_suffix(".py")
         module.parent.mkdir(parents=True)
+        for package in (module.parent, *module.parent.parents[:2]):
+            (package / "__init__.py").touch()
         module.write_text(ASKING)
     path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
     run = [sys.executable, "-c", code]
@@ -63,6 +67,7 @@ def test_without_the_guard_it_is_asked(stand_in: bool, tmp_path: Path) -> None:
 
 
 def test_other_warnings_of_the_module_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    guard_imports()
     logger = logging.getLogger(MODULE)
     logger.warning("Failed to load CPU gemm_4bit_forward from kernels-community: %s", "no")
     logger.warning("something else")
