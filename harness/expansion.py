@@ -22,7 +22,7 @@ from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
 from harness.errors import HarnessError, near_miss
 from harness.gathering import Gathered, early_train_faults
 from harness.label_text import points_with, read_label, setting_value
-from harness.method import METHODS, Method
+from harness.method import METHODS, Method, check_run
 from harness.outside import file_checksums, outside_code
 from harness.settings import (
     CalibrationSettings,
@@ -395,7 +395,7 @@ def _resolve(
         raise HarnessError(
             f"{where}: label '{label}': sequence_length = 1 leaves no token to predict from another: set 2 or more"
         )
-    method.check(checked, settings)
+    check_run(method, checked, settings)
     return method, entry, checked, settings, None if method.trains else _base_dtype(train, where)
 
 

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, T
 from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from harness.declaration import Declaration
+from harness.errors import Refused
 from harness.registry import Registry
 from harness.settings import Implied, Later, file_settings
 
@@ -298,7 +299,10 @@ class Method(ABC):
 
     @classmethod
     def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:
-        """Raise ``Refused`` when this run cannot be done, as far as that shows before a model is loaded."""
+        """Raise ``Refused`` when this run cannot be done, as far as that shows before a model is loaded.
+
+        Whoever starts one asks :func:`check_run`, which asks this.
+        """
 
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return which block scores :meth:`prepare` will ask for, or None."""
@@ -409,6 +413,20 @@ class Method(ABC):
         ``{name: {"num_refreshes", "num_updates"}}``; ``adapters``, ``{"found": names, "moved": names}``.
         """
         return {}
+
+
+def check_run(method: type[Method], config: MethodConfig, train: TrainSettings | None) -> None:
+    """Refuse a run that cannot be done, whatever the method's own :meth:`Method.check` looks at.
+
+    Raises:
+        Refused: the method refuses it, or is to train weights that are quantized.
+    """
+    if train is not None and train.quantized is not None and not method.has_adapter:
+        raise Refused(
+            f"quantization = '{train.quantization}' holds weights as packed integers, which no gradient can move, and "
+            "this method trains the weights themselves: take a method with an adapter, or set quantization = 'none'"
+        )
+    method.check(config, train)
 
 
 METHODS: Registry[Method] = Registry(

@@ -198,6 +198,23 @@ class ProbeResult(Part):
     """Of the first pass; its step is the pass."""
 
 
+class QuantizedWeights(Part):
+    """The base model's packed layers, as they were held."""
+
+    kind: str
+    """``nf4``."""
+    double: bool
+    """Whether their constants are quantized too."""
+    num_layers: int
+    num_params: int
+    """Weights that they stand for."""
+    packed_bytes: int
+    constants_bytes: int
+    """Of the constants of blocks, their mean and the code books: among no parameters and no buffers."""
+    version: str
+    """Of bitsandbytes."""
+
+
 class TrainResult(Part):
     """What training did and cost."""
 
@@ -223,6 +240,9 @@ class TrainResult(Part):
     """Parameters that required grad, mean over steps."""
     trainable_params_ever: int
     total_params: int
+    """Weights, those of packed layers as what they stand for."""
+    quantized: QuantizedWeights | None = None
+    """None: no layer is packed."""
     peak_optimizer_state_bytes: int
     tracked_peak: TrackedPeak | None = None
     offloaded_checkpoint_bytes: int | None = None

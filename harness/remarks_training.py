@@ -177,6 +177,21 @@ def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None
     return said
 
 
+def _quantized_base(record: Record) -> str | None:
+    """Return that the base model is not the one that others are trained from and scored on."""
+    held = None if record.train is None else record.train.quantized
+    if held is None:
+        return None
+    constants = "quantized constants" if held.double else "constants in fp32"
+    return (
+        f"the base model is not as it was published: {held.num_layers} layers are held in {held.kind} with "
+        f"{constants}, {held.num_params:,} weights in {held.packed_bytes + held.constants_bytes:,} bytes; losses, "
+        "those before training too, and scores are of that model, and what differs from labels on weights that are not "
+        "quantized, base among them, holds what that does. Merged weights are another model again: the adapters added "
+        "to what the 4 bits stand for, rounded"
+    )
+
+
 TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "packing": _packing,
@@ -190,6 +205,7 @@ TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "adapter start": _adapter_start,
     "weights lost": _weights_lost,
     "held back": _held_back,
+    "quantized base": _quantized_base,
     **{kind: _silent(say) for kind, say in SILENT.items()},
 }
 """Kinds of remarks on training: how they are called, and what they say of a record."""

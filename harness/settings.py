@@ -66,6 +66,16 @@ def later_settings(settings: type[BaseModel]) -> Mapping[str, JsonValue]:
     return MappingProxyType({name: found[-1].value for name, found in marks.items() if found})
 
 
+@dataclass(frozen=True)
+class Quantization:
+    """How the frozen matrices of a base model are held."""
+
+    kind: Literal["nf4"]
+    """4-bit NormalFloat in blocks of 64 elements, each with one constant: its largest absolute value."""
+    double: bool
+    """Whether these constants are quantized too, to 8 bits in blocks of 256, less their mean."""
+
+
 CONVERSATIONS = ("chat", "conversation")
 """Values of ``prompt`` that can write the turns of a conversation."""
 
@@ -90,6 +100,8 @@ class TrainSettings(Strict):
     implied: ClassVar[Implied] = {
         "checkpoint_granularity": (("nested", {"gradient_checkpointing": True}),),
         "offload_checkpoints": ((True, {"gradient_checkpointing": True}),),
+        "double_quantization": ((True, {"quantization": "nf4"}),),
+        "quantization": (("none", {"double_quantization": False}),),
     }
 
     data: Name
@@ -121,6 +133,11 @@ class TrainSettings(Strict):
     """Global norm to clip to; None: no clipping."""
     dtype: Dtype
     """Of the weights; nothing is cast silently."""
+    quantization: Annotated[Literal["none", "nf4"], Later("none")] = "none"
+    """Of the linear layers but the head, which are then frozen and held in 4 bits by bitsandbytes, and turned back into
+    ``dtype`` for each product; for methods with an adapter. Training, losses and scores are all of that model."""
+    double_quantization: Annotated[bool, Later(False)] = False
+    """Quantize the constants of these 4-bit weights as well."""
     loss_chunk_columns: Annotated[PositiveInt | None, Later(None)] = None
     """Columns of the vocabulary whose logits are held at once, the rest being computed slice by slice; None: all."""
     gradient_checkpointing: bool = False
@@ -140,6 +157,17 @@ class TrainSettings(Strict):
     def _one_length(self) -> TrainSettings:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+    @property
+    def quantized(self) -> Quantization | None:
+        """Return how the frozen matrices are held; None: as all weights are."""
+        return None if self.quantization == "none" else Quantization(self.quantization, self.double_quantization)
+
+    @model_validator(mode="after")
+    def _constants_to_quantize(self) -> TrainSettings:
+        if self.double_quantization and self.quantization == "none":
+            raise ValueError("double_quantization = true needs quantization = 'nf4', whose constants it quantizes")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """LoRA, with rsLoRA, DoRA, LoRA-FA, LoRA+, PiSSA and OLoRA: low-rank adapters beside frozen weights, through peft.
 
 Papers: LoRA (arXiv 2106.09685), rsLoRA (arXiv 2312.03732), DoRA (arXiv 2402.09353), LoRA-FA (arXiv 2308.03303); LoRA+:
-``_lora_plus.py``; PiSSA and OLoRA: ``_lora_start.py``.
+``_lora_plus.py``; PiSSA and OLoRA: ``_lora_start.py``. On quantized base weights it is QLoRA (arXiv 2305.14314):
+``harness.tensors.quantized``.
 Reference: the peft 0.21.2 distribution: LoraConfig and get_peft_model, used as they are; for LoRA-FA
 peft/optimizers/lorafa.py.
 
@@ -21,10 +22,11 @@ from pydantic import Field, JsonValue, PositiveInt, model_validator
 
 from harness.declaration import Declaration
 from harness.errors import Refused
-from harness.method import METHODS, RunContext, StepOptimizer
+from harness.method import METHODS, MethodConfig, RunContext, StepOptimizer
 from harness.methods._lora_variants import LoraVariants, excluded
 from harness.methods._settings import Dtype
 from harness.methods._trained import TrainedMethod
+from harness.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,6 +80,17 @@ class Lora(TrainedMethod):
     """Of adapters that began as a part of the base weights."""
     _rates: dict[str, float] | None = None
     """By kind of matrix, where they differ."""
+
+    @classmethod
+    def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:
+        """Refuse what every method of ours does, and DoRA on quantized weights."""
+        super().check(config, train)
+        assert isinstance(config, LoraConfig)
+        if config.use_dora and train is not None and train.quantized is not None:
+            raise Refused(
+                "use_dora divides by the lengths of a weight's rows, which are not at hand of quantized weights: set "
+                "use_dora = false or quantization = 'none'"
+            )
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Wrap the model; only adapters require gradients, of LoRA-FA only the B matrices.
@@ -174,15 +187,16 @@ class Lora(TrainedMethod):
         from transformers.pytorch_utils import Conv1D
 
         from harness.methods._declared import Trained, part_by_id
+        from harness.tensors.linear import shape_of
 
         config, parts = self.config, part_by_id(context.decoder)
-        matrices: dict[str, torch.Tensor] = {}
+        matrices: dict[str, tuple[str | int, tuple[int, ...]]] = {}
         by_columns: set[str] = set()
         for path, module in model.named_modules():
             weight: Any = getattr(module, "weight", None)
             if id(weight) in parts and weight.dim() == 2:
                 name = _base_name(path.removesuffix(".base_layer"))
-                matrices[name] = weight
+                matrices[name] = parts[id(weight)], shape_of(module)
                 by_columns |= {name} if isinstance(module, (nn.Embedding, Conv1D)) else set()
         dtype = "float32" if config.adapter_dtype == "fp32" else "bfloat16"
         wanted: dict[str, None] = {}
@@ -194,8 +208,7 @@ class Lora(TrainedMethod):
         for name in wanted:
             if name not in matrices:
                 continue
-            part = parts[id(matrices[name])]
-            rows, columns = matrices[name].shape
+            part, (rows, columns) = matrices[name]
             outputs, inputs = (columns, rows) if name in by_columns else (rows, columns)
             full_rank += [name] if min(rows, columns) <= config.rank else []
             # LoRA-FA holds one fp32 correction (rank, rank) for each B.
@@ -266,11 +279,13 @@ class Lora(TrainedMethod):
     def export(self, model: nn.Module) -> nn.Module:
         """Merge the adapters and return the base model's own class; a head that was its embedding no longer is it.
 
-        The base weights that PiSSA and OLoRA took a part of are merged with the adapter that holds it.
+        The base weights that PiSSA and OLoRA took a part of are merged with the adapter that holds it. Of quantized
+        weights adapters are merged into what these stand for, in the precision of the other weights.
         """
+        from harness.methods._quantized import on_plain_weights
         from harness.methods._targets import untie_targets
 
-        merged: Any = model
+        merged: Any = on_plain_weights(model)
         untie_targets(merged)
         exported: nn.Module = merged.merge_and_unload()
         return exported

@@ -22,6 +22,7 @@ from harness.method import METHODS
 from harness.spec import RunSpec
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import build_model
+from harness.tensors.quantized import quantize
 
 SCORES = [4.0, 3.0, 2.0, 1.0]
 """Of the blocks of a small model."""
@@ -72,6 +73,8 @@ def peak_of_real_run(
     with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         warnings.simplefilter("ignore")
         model = build_model(model_spec, spec.train.dtype, torch.device("cpu"))
+        if spec.train.quantized is not None:
+            quantize(model, spec.train.quantized, spec.train.dtype)
         decoder = find_decoder(model, model_spec)
         method_class = METHODS.get(spec.method)
         method = method_class(method_class.Config.model_validate(spec.config))

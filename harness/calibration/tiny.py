@@ -21,11 +21,12 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.training import TrainingLoop
-from harness.method import METHODS, Method, MethodConfig
+from harness.method import METHODS, Method, MethodConfig, check_run
 from harness.settings import TrainSettings
 from harness.tensors.decoder import Checksums, checksums, find_decoder
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.loading import build_model
+from harness.tensors.quantized import quantize
 from harness.tensors.seeding import numpy_generator, seeded_globally
 
 SHAPE = ModelShape(
@@ -112,6 +113,8 @@ def tiny_run(
     with seeded_globally(SEED, "weights"):
         model = build_model(MODEL, "fp32", torch.device("cpu"))
     model.to(device, DTYPES[wanted.dtype])
+    if wanted.quantized is not None:
+        quantize(model, wanted.quantized, wanted.dtype)
     decoder = find_decoder(model, MODEL)
     request = method.block_scores_needed()
     scores = [float(number + 1) for number in range(len(decoder.blocks))]
@@ -168,7 +171,7 @@ def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, publi
     values |= {key: value for key, value in {**FITTING, **COMPARABLE}.items() if key in known}
     values = fitting_weights(values, train.dtype) | {key: value for key, value in settings.items() if key in fields}
     config = _config(method_class.Config, values, label)
-    method_class.check(config, train)
+    check_run(method_class, config, train)
     return method_class(config)
 
 

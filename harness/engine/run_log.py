@@ -13,8 +13,9 @@ from harness.data.batches import MicroBatch, RowCounts
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer
-from harness.record_training import BlockActivity, ProbeResult, StepCurve, TrackedPeak, TrainResult
+from harness.record_training import BlockActivity, ProbeResult, QuantizedWeights, StepCurve, TrackedPeak, TrainResult
 from harness.tensors.decoder import active_blocks, active_others
+from harness.tensors.quantized import held_packed, parameter_sizes
 
 WARMUP_STEPS = 3
 """Steps left out of the step time."""
@@ -59,6 +60,9 @@ class RunLog:
         self._optimizer = optimizer
         self._decoder = decoder
         self._parameters = list(model.named_parameters())
+        packed, held = parameter_sizes(model), held_packed(model)
+        self._quantized = None if held is None else QuantizedWeights(**held)
+        self._total_params = sum(packed.get(id(p), p.numel()) for _, p in self._parameters)
         self._trainable: list[bool] = []
         self._curve = _Curve()
         self._activity: list[BlockActivity] = []
@@ -170,7 +174,8 @@ class RunLog:
             data_seconds=self._data_seconds,
             trainable_params_mean=statistics.fmean(curve.trainable_params) if curve.trainable_params else 0.0,
             trainable_params_ever=sum(self._ever_params.values()),
-            total_params=sum(p.numel() for _, p in self._parameters),
+            total_params=self._total_params,
+            quantized=self._quantized,
             peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
             tracked_peak=tracked_peak,
             offloaded_checkpoint_bytes=offloaded,

@@ -35,7 +35,7 @@ from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
 from harness.files import remove
-from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
 from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, SCORED_OR_USELESS, MTBenchAnswers, Proof, Record, Score, Status
@@ -48,6 +48,7 @@ from harness.tensors.adapters import load_adapter
 from harness.tensors.decoder import find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
+from harness.tensors.quantized import quantize
 
 
 @dataclass
@@ -174,7 +175,7 @@ def _train_and_evaluate(run: _Run) -> None:
     check_unchanged(task)
     method_class = METHODS.get(spec.method)
     config = method_class.Config.model_validate(spec.config)
-    method_class.check(config, spec.train)
+    check_run(method_class, config, spec.train)
     method = method_class(config)
     if spec.train is not None and spec.train.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -198,13 +199,17 @@ def _train_and_evaluate(run: _Run) -> None:
 def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
     task, dtype = run.task, run.task.spec.dtype
+    how = None if task.spec.train is None else task.spec.train.quantized
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         run.outcome.encoding = text_encoder(tokenizer).facts()
-        return load_model(task.model_folder, dtype, run.device), tokenizer
+        return load_model(task.model_folder, dtype, run.device, how), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
-        return build_model(task.model, dtype, run.device), None
+        model = build_model(task.model, dtype, run.device)
+    if how is not None:
+        quantize(model, how, dtype)
+    return model, None
 
 
 def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder: Decoder) -> nn.Module:

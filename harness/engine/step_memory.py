@@ -20,6 +20,7 @@ from harness.method import StepOptimizer
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, TrackedPeak
 from harness.tensors.optimizer_state import on_every_parameter, storage_bytes
 from harness.tensors.out_of_memory import is_out_of_memory
+from harness.tensors.quantized import weight_tensors
 from harness.tensors.storage_tracker import Category, Peak, StorageTracker
 
 FIRST_MOMENT = "resample"
@@ -151,7 +152,7 @@ class StepMemory:
 
         Only sizes are read and added on the host: nothing is allocated on the device.
         """
-        weights = storage_bytes([*self._model.parameters(), *self._model.buffers()])
+        weights = storage_bytes(weight_tensors(self._model))
         gradients = [p.grad for p in self._model.parameters() if p.grad is not None]
         states = self._optimizer.device_tensors()
         known = weights, storage_bytes(gradients), storage_bytes(states)
@@ -213,6 +214,6 @@ def breakdown(by_category: dict[Category, int]) -> MemoryBreakdown:
 
 def adopt_training(tracker: StorageTracker, model: nn.Module, optimizer: StepOptimizer) -> None:
     """Tell a tracker what exists before a step: weights, gradients, and the optimizer's state."""
-    tracker.adopt([*model.parameters(), *model.buffers()], "weights")
+    tracker.adopt(weight_tensors(model), "weights")
     tracker.adopt((p.grad for p in model.parameters() if p.grad is not None), "gradients")
     tracker.adopt(optimizer.device_tensors(), "optimizer_state")

@@ -27,11 +27,12 @@ from harness.engine.context import EngineContext
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.step_memory import using_up
 from harness.engine.stepping import Stepping
-from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
 from harness.planning.attention import Device, register_attention
 from harness.planning.cuda import solver_workspace
 from harness.planning.eight_bit import update_temporaries
 from harness.planning.kernels import attention_flops, listening_to_flops
+from harness.planning.quantized import plan_quantized
 from harness.planning.sizes import NeedsFakeTensors, SizesMode, sizes_are_fake
 from harness.spec import RunSpec
 from harness.tensors.causality import is_known_causal
@@ -168,10 +169,14 @@ class FakeRun:
         self.spec, self.train, self.device = spec, spec.train, device
         method_class = METHODS.get(spec.method)
         config = method_class.Config.model_validate(spec.config)
-        method_class.check(config, spec.train)
+        check_run(method_class, config, spec.train)
         self.method: Method = method_class(config)
         attention = register_attention(device, profile)
         model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
+        self.quantized = (
+            None if spec.train.quantized is None else plan_quantized(model, spec.train.quantized, spec.train.dtype)
+        )
+        """What was assumed of packed layers."""
         decoder = find_decoder(model, model_spec)
         request = self.method.block_scores_needed()
         scores: Mapping[BlockScoreRequest, Sequence[float]] = (

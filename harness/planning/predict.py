@@ -146,6 +146,8 @@ def _predicted(
         fake=fake,
     )
     assumptions += _assumptions(run, question)
+    if run.quantized is not None:
+        assumptions.append(run.quantized)
     before, probe_peak = _probe(run, question)
     horizon = question.horizon
     if horizon == "run" and run.method.draws_depend_on_training:

@@ -25,6 +25,13 @@ def weight_of(layer: nn.Module) -> torch.Tensor:
     return weight.t() if type(layer).__name__ == "Conv1D" else weight
 
 
+def shape_of(layer: nn.Module) -> tuple[int, ...]:
+    """Return the shape of a layer's weight as it lies; of one that is packed that of what it stands for."""
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)
+    return (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else tuple(weight.shape)
+
+
 def stacked_weights(module: nn.Module) -> list[str]:
     """Return the names of weights that are stacks of matrices, as fused experts are, and no convolution's kernels."""
     kernels = {id(p) for one in module.modules() if isinstance(one, nn.modules.conv._ConvNd) for p in one.parameters()}

@@ -16,8 +16,10 @@ from torch import nn
 from harness.catalogue.models import BaseModelSpec
 from harness.checkpoint_files import check_checkpoint
 from harness.errors import HarnessError
+from harness.settings import Quantization
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.fitting import misfit
+from harness.tensors.quantized import layers_to_quantize, loading, mismatched, settle
 
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, SafetensorError)
 """What transformers raises of a folder whose files are damaged or of other types than it expects."""
@@ -39,22 +41,33 @@ def load_tokenizer(folder: Path) -> Any:
         raise HarnessError(f"{folder}: the tokenizer cannot be loaded: {_first_line(error)}") from error
 
 
-def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
+def load_model(folder: Path, dtype: str, device: torch.device, quantization: Quantization | None = None) -> nn.Module:
     """Return the causal language model in a folder, every floating parameter in ``dtype``, in training mode off.
 
     Args:
         folder: What ``save_pretrained`` wrote: config.json and safetensors.
         dtype: ``fp32`` or ``bf16``.
         device: Where the weights go.
+        quantization: How linear layers but the head are packed, each as it is read, so that the model is never there
+            whole in ``dtype``; None: they are not.
 
     Raises:
         HarnessError: it cannot be read, is not a causal language model, or lacks tensors, has others or such of other
             shapes: transformers would fill random values in.
+        Refused: it is to be quantized, and bitsandbytes is missing, or it has no such layers.
     """
     from transformers import AutoModelForCausalLM
 
     check_checkpoint(folder)
     try:
+        packing: dict[str, Any] = {}
+        if quantization is not None:
+            config = config_in(folder)
+            if getattr(config, "quantization_config", None) is not None:
+                raise HarnessError(f"{folder}: its weights are quantized already: set quantization = 'none'")
+            with torch.device("meta"):
+                layers_to_quantize(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+            packing = loading(quantization, dtype, device)
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=DTYPES[dtype],
@@ -64,15 +77,21 @@ def load_model(folder: Path, dtype: str, device: torch.device) -> nn.Module:
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # they are refused below, by name
             output_loading_info=True,
+            **packing,
         )
     except UNREADABLE as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
     assert isinstance(model, nn.Module)
+    if quantization is not None:
+        found["mismatched_keys"] |= mismatched(model)
     if fault := misfit(model, found):
         raise HarnessError(f"{folder}: {fault}")
-    model.to(device)
+    if quantization is None:
+        model.to(device)
+    else:
+        settle(model)
     model.eval()
     return model
 

@@ -16,8 +16,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from harness.catalogue.labels import load_labels
-from harness.method import METHODS, BlockScoreRequest, Decoder, Method
+from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
 from harness.settings import TrainSettings
+from harness.tensors.quantized import quantize
 
 LABELS = load_labels()
 NUM_BLOCKS = 4
@@ -189,6 +190,12 @@ def settings_of(label: str, *, dtype: str = "fp32", **changes: Any) -> tuple[typ
     return method, values | changes
 
 
+def held(label: str) -> dict[str, Any]:
+    """Return in which form a label holds the base weights, as settings of training."""
+    values = LABELS[label].values() if label in LABELS else {}
+    return {key: value for key, value in values.items() if key in ("quantization", "double_quantization")}
+
+
 def train_settings(**changes: Any) -> TrainSettings:
     values: dict[str, Any] = {
         "data": "tiny",
@@ -217,10 +224,12 @@ def start(
 ) -> Run:
     """Return a run of a label on a tiny model, as far as before step 0."""
     method_class, values = settings_of(label, dtype=dtype, **changes)
-    train = train_settings(dtype=dtype)
+    train = train_settings(dtype=dtype, **held(label))
     config = method_class.Config.model_validate(values)
-    method_class.check(config, train)
+    check_run(method_class, config, train)
     base = tiny_model(architecture, tied=tied, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
+    if train.quantized is not None:
+        quantize(base, train.quantized, dtype)
     context = FakeContext(seed, 8, train, decoder_of(base), scores)
     method = method_class(config)
     model = context.model = method.prepare(base, context)
@@ -238,7 +247,9 @@ def resumed(run: Run, label: str, architecture: str, step: int, **changes: Any) 
         for index, entry in saved["state"].items()
     }
     packed = {key: json.loads(json.dumps(value)) for key, value in saved.items() if key != "state"} | {"state": state}
-    other.model.load_state_dict(run.model.state_dict())
+    with torch.no_grad():
+        for p, trained in zip(other.model.parameters(), run.model.parameters(), strict=True):
+            p.copy_(trained)
     other.method.load_state_dict(own)
     other.optimizer.load_state_dict(packed)
     other.method.on_resume(other.model, other.optimizer, step)

@@ -13,6 +13,7 @@ from harness.catalogue.models import BaseModelSpec
 from harness.engine.keeping import keep_merged, keep_trained
 from harness.errors import HarnessError
 from harness.method import Method
+from harness.settings import Quantization
 from harness.tensors.adapters import WEIGHTS, load_adapter
 from harness.tensors.loading import load_model
 from tests.conftest import byte_tokenizer
@@ -38,12 +39,12 @@ def after_two_steps(tiny: Any, label: str, dtype: str, **changes: Any) -> tuple[
     return run, run.method.finalize(run.model)
 
 
-def read_back(folder: Path, base: Path, dtype: str) -> Any:
+def read_back(folder: Path, base: Path, dtype: str, quantized: Quantization | None = None) -> Any:
     """Return the model that ``harness evaluate`` scores."""
     adapter = folder / "adapter"
     if not adapter.is_dir():
         return load_model(folder, dtype, CPU)
-    return load_adapter(load_model(base, dtype, CPU), adapter)
+    return load_adapter(load_model(base, dtype, CPU, quantized), adapter)
 
 
 def base_of(tiny: Any, folder: Path, dtype: str) -> Path:
@@ -61,11 +62,11 @@ def test_kept_weights_score_as_the_run_did(tiny: Any, trained: str, dtype: str, 
     run, scored = after_two_steps(tiny, trained, dtype, **changes)
     keep_trained(run.method, scored, byte_tokenizer(), tmp_path / "kept", SPEC)
     wanted = logits(scored)
-    base = base_of(tiny, tmp_path / "base", dtype)
-    before = read_back(tmp_path / "kept", base, dtype)
+    base, quantized = base_of(tiny, tmp_path / "base", dtype), run.context.train.quantized
+    before = read_back(tmp_path / "kept", base, dtype, quantized)
     assert torch.equal(logits(before), wanted)
     keep_merged(run.method, scored, tmp_path / "kept")
-    kept = read_back(tmp_path / "kept", base, dtype)
+    kept = read_back(tmp_path / "kept", base, dtype, quantized)
     assert torch.equal(logits(kept), wanted)
     merged = load_model(tmp_path / "kept", dtype, CPU)
     assert type(merged).__name__ == "LlamaForCausalLM"

@@ -148,8 +148,30 @@ def _use(kept: Kept) -> str:
             f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
             f'model = PeftModel.from_pretrained(base, "FOLDER/{ADAPTER}")\n```'
         )
+    if (packed := _packed(kept)) is not None:
+        found.append(packed)
     found.append("FOLDER is the one that this file lies in.")
     return "\n\n".join(found)
+
+
+def _packed(kept: Kept) -> str | None:
+    """Return what of weights trained on a quantized base is not as its scores; None of others."""
+    train = kept.record.spec.train
+    how = None if train is None else train.quantized
+    if train is None or how is None:
+        return None
+    said = [
+        f"Trained and scored on a base quantized to {how.kind}: to have that model, load the base with "
+        f'`BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="{how.kind}", '
+        f"bnb_4bit_use_double_quant={how.double}, "
+        f"bnb_4bit_compute_dtype=torch.{'bfloat16' if train.dtype == 'bf16' else 'float32'})` under the adapter."
+    ]
+    if kept.is_whole:
+        said.append(
+            "The merged weights are the adapters added to what the 4 bits stand for, rounded to the precision of the "
+            "other weights: not the function that was trained and scored."
+        )
+    return " ".join(said)
 
 
 def _training(record: Record) -> Iterator[tuple[str, str]]:

@@ -92,9 +92,28 @@ def told_apart_blocks(summary: Summary, found: Mapping[str, Sequence[Pair]]) -> 
         blocks.append(TableBlock(pair_table(clearest[:MOST_PAIRS])))
         if len(pairs) > MOST_PAIRS:
             blocks.append(Paragraph(f"The {MOST_PAIRS} clearest of {len(pairs)} pairs."))
+        if unlike := _on_unlike_weights(summary, model, pairs):
+            blocks.append(Paragraph(unlike))
     if not blocks:
         return []
     return [Heading(2, "Which labels can be told apart"), *blocks]
+
+
+def _on_unlike_weights(summary: Summary, model: str, pairs: Sequence[Pair]) -> str | None:
+    """Return which labels in some pairs are on quantized base weights, where others are not."""
+    labels = {label for pair in pairs for label in (pair.first, pair.second)}
+    held = {
+        row.label: row.spec is not None and row.spec.train is not None and row.spec.train.quantized is not None
+        for row in summary.rows_of(model)
+        if row.label in labels
+    }
+    packed = [label for label, quantized in held.items() if quantized]
+    if not packed or all(held.values()):
+        return None
+    return (
+        f"{', '.join(packed)} {'is' if len(packed) == 1 else 'are'} trained and scored on quantized base weights, the "
+        "other labels are not: what tells the two apart includes what quantization changes."
+    )
 
 
 def pairs_of(summary: Summary, model: str, read_items: ReadItems) -> list[Pair]:
