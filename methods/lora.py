@@ -83,10 +83,17 @@ class Lora(TrainedMethod):
 
     @classmethod
     def check(cls, config: MethodConfig, train: TrainSettings | None) -> None:
-        """Refuse what every method of ours does, and DoRA on quantized weights."""
+        """Refuse what every method of ours does, and on quantized weights what reads or changes them."""
         super().check(config, train)
         assert isinstance(config, LoraConfig)
-        if config.use_dora and train is not None and train.quantized is not None:
+        if train is None or train.quantized is None:
+            return
+        if config.begins_in_weights:
+            raise Refused(
+                f"init_lora_weights = '{config.init_lora_weights}' takes a part out of the base weights, which is not "
+                "at hand of quantized ones: set init_lora_weights = 'kaiming' or quantization = 'none'"
+            )
+        if config.use_dora:
             raise Refused(
                 "use_dora divides by the lengths of a weight's rows, which are not at hand of quantized weights: set "
                 "use_dora = false or quantization = 'none'"

@@ -178,10 +178,6 @@ class FakeRun:
         )
         """What was assumed of packed layers."""
         decoder = find_decoder(model, model_spec)
-        request = self.method.block_scores_needed()
-        scores: Mapping[BlockScoreRequest, Sequence[float]] = (
-            {} if request is None else {request: block_scores(request, len(decoder.blocks))}
-        )
         simple = (
             device == "cuda" and spec.train.dtype == "bf16" and is_known_causal(model, other_attention=(attention,))
         )
@@ -194,7 +190,7 @@ class FakeRun:
             num_steps=num_steps,
             train=spec.train,
             decoder=decoder,
-            block_scores=scores,
+            block_scores=_scores_needed(self.method, len(decoder.blocks), block_scores),
             scalar_reader=lambda tensor: 1.0,
         )
         enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
@@ -353,3 +349,11 @@ class FakeRun:
         batch = dataclasses.replace(real, **fakes)
         self.tracker.adopt(fakes.values(), "other")
         return batch
+
+
+def _scores_needed(
+    method: Method, num_blocks: int, block_scores: Callable[[BlockScoreRequest, int], Sequence[float]]
+) -> Mapping[BlockScoreRequest, Sequence[float]]:
+    """Return the scores that a method asks for."""
+    request = method.block_scores_needed()
+    return {} if request is None else {request: block_scores(request, num_blocks)}

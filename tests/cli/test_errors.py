@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import RANDOM, SUITE, called, command
+from tests.cli.conftest import RANDOM, SUITE, called
 from tests.records import make_record
 
 MODEL = "smollm2-135m"

@@ -254,7 +254,7 @@ def test_a_run_is_recorded_as_what_it_was(tiny_llama: Path, tmp_path: Path, monk
     assert record.train.curve.loss != plain.train.curve.loss
 
 
-@pytest.mark.parametrize("label", ["full", "galore", "lisa", "owlore", "lora-fa", "dora", "qlora"])
+@pytest.mark.parametrize("label", ["full", "galore", "lisa", "owlore", "lora-fa", "dora", "pissa", "qlora"])
 def test_only_adapters_go_beside_quantized_weights(label: str, tiny_llama: Path) -> None:
     task = task_of(label, tiny_llama, tiny_llama)
     assert task.spec.train is not None
@@ -264,8 +264,8 @@ def test_only_adapters_go_beside_quantized_weights(label: str, tiny_llama: Path)
     if label in ("lora-fa", "qlora"):
         check_run(method, config, train)
         return
-    said = (
-        "use_dora divides by the lengths" if label == "dora" else "holds weights as packed integers, which no gradient"
+    said = {"dora": "use_dora divides by the lengths", "pissa": "takes a part out of the base weights"}.get(
+        label, "holds weights as packed integers, which no gradient"
     )
     with pytest.raises(Refused, match=said):
         check_run(method, config, train)
