@@ -199,6 +199,12 @@ def test_the_command_prints_a_line_a_check_and_ends_with_how_it_went(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("label", ["full", "lora", "owlore"])
+def test_labels_of_ours_hold_the_contract(label: str) -> None:
+    assert [(check.name, check.reason) for check in check_method(label) if not check.ok] == []
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("label", load_labels())
 def test_every_label_of_ours_holds_the_contract(label: str) -> None:
     assert [(check.name, check.reason) for check in check_method(label) if not check.ok] == []
