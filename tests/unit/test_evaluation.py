@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import datasets
 import lm_eval.evaluator
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from lm_eval.tasks import TaskManager
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
+from harness.catalogue.tasks import TaskPlaces, TaskRows
 from harness.errors import HarnessError
 from harness.evaluation import tasks as evaluation_tasks
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.packing import Scored, batches, plan_rows
 from harness.evaluation.scoring import evaluate, read_items, write_items
-from harness.evaluation.tasks import load_tasks
+from harness.evaluation.tasks import _from_hub, load_tasks
 from harness.settings import EvaluationSettings
 
 EIGHT = ("boolq", "piqa", "social_iqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
@@ -591,6 +593,40 @@ def test_hub_rows_that_are_not_cached_are_refused_offline(tmp_path: Path) -> Non
     wanted = settings(tasks=("piqa",), rows="hub")
     with pytest.raises(HarnessError, match="the rows of task 'piqa' are not in the cache, and --offline forbids"):
         load_tasks(wanted, rows_folder=None, datasets_cache=tmp_path, offline=True)
+
+
+def test_rows_that_a_script_on_the_hub_makes_are_refused(tmp_path: Path) -> None:
+    """The error is that of ``datasets`` itself, of a script in a local folder."""
+    script = tmp_path / "scripted" / "scripted.py"
+    script.parent.mkdir()
+    script.write_text("")
+
+    class Manager:
+        def load(self, name: str) -> Any:
+            return datasets.load_dataset(str(script.parent))
+
+    with pytest.raises(HarnessError, match=r"of task 'pubmedqa' are made by a script on the hub, .* in \[tasks.rows\]"):
+        _from_hub(Manager(), "pubmedqa", offline=True)  # type: ignore[arg-type]
+
+
+def test_pubmedqa_takes_rows_of_the_authors_files(tmp_path: Path) -> None:
+    """As docs/suites.md has it: 5-shot from rows in files, with the fields of the authors' repository."""
+    files = {}
+    for part in ("scored", "fewshot"):
+        rows = [
+            {"QUESTION": f"{part} {i}?", "CONTEXTS": ["One.", "Two."], "final_decision": ("yes", "no", "maybe")[i % 3]}
+            for i in range(6)
+        ]
+        files[part] = tmp_path / f"{part}.jsonl"
+        files[part].write_text("".join(json.dumps(row) + "\n" for row in rows))
+    places = TaskPlaces(rows={"pubmedqa": TaskRows(scored=files["scored"], fewshot=files["fewshot"])})
+    wanted = settings(tasks=("pubmedqa",), rows="hub", num_fewshot=5)
+    task = load_tasks(wanted, rows_folder=None, datasets_cache=tmp_path, offline=True, places=places)["pubmedqa"]
+    task.build_all_requests()
+    assert len(task.instances) == 6 * 3
+    context, choice = task.instances[0].args
+    assert context.endswith("Abstract: One.\nTwo.\nQuestion: scored 0?\nAnswer:") and choice == " yes"
+    assert context.count("Question: fewshot") == 5
 
 
 def test_mmlu_has_its_own_splits(tmp_path: Path) -> None:

@@ -67,10 +67,12 @@ def test_a_method_by_name_has_each_setting_with_its_source(said: Said) -> None:
 def test_a_task_is_one_line_with_the_suites_that_use_it(said: Said) -> None:
     lines = said("benchmarks").splitlines()
     (boolq,) = [line for line in lines if line.startswith("boolq")]
-    assert boolq.split(maxsplit=1)[1] == "ablations, commonsense-packed, commonsense-small, commonsense, quickstart"
+    assert boolq.split(maxsplit=1)[1] == (
+        "ablations, commonsense-packed, commonsense-small, commonsense, quickstart, rivals"
+    )
     (quick,) = [line for line in said("benchmarks", "boolq").splitlines() if line.startswith("quickstart")]
     assert quick.split() == ["quickstart", "packaged-scored", "0", "6"]
-    assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 5
+    assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 6
 
 
 @pytest.mark.parametrize(
