@@ -259,11 +259,11 @@ def refuse_without_bitsandbytes() -> None:
     Raises:
         Refused: and what to install.
     """
-    install = "pip install 'finetune-harness[quantized]', or in a checkout '.[quantized]'"
+    least = ".".join(map(str, BITSANDBYTES))
+    install = f"pip install 'bitsandbytes>={least}', or in a checkout pip install '.[quantized]'"
     try:
         found = importlib.metadata.version("bitsandbytes")
     except importlib.metadata.PackageNotFoundError:
         raise Refused(f"moment_dtype = 'int8' needs bitsandbytes, which is not installed: {install}") from None
     if Version(found).release[:2] < BITSANDBYTES:
-        least = ".".join(map(str, BITSANDBYTES))
         raise Refused(f"moment_dtype = 'int8' needs bitsandbytes {least} or newer, and {found} is installed: {install}")

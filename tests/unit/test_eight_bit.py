@@ -285,7 +285,7 @@ def test_without_bitsandbytes_runs_and_plans_are_refused_before_a_model_is_built
     asked = spec_of("adamw-8bit", SMALL, {}, batch_size=1)
     monkeypatch.setattr(importlib.metadata, "version", version)
     monkeypatch.setattr(fake_run, "build_model", lambda *_, **__: pytest.fail("a model is built"))
-    with pytest.raises(Refused, match=rf"int8' needs bitsandbytes.*{sentence}.*finetune-harness\[quantized\]"):
+    with pytest.raises(Refused, match=rf"int8' needs bitsandbytes.*{sentence}.*pip install '\.\[quantized\]'"):
         predicted(asked)
     method, config = configured("full")
     method.check(config, asked.train)  # whoever does not ask for 8 bits needs none
