@@ -48,6 +48,10 @@ class Refused(HarnessError):
     """A method or the engine cannot take a run as it was asked for; the reason becomes the record's."""
 
 
+class NotInstalled(Refused):
+    """It needs a package that only an extra brings, and that is not there, or too old."""
+
+
 def near_miss(word: str, known: Iterable[str]) -> str:
     """Return ``; did you mean 'x'?`` for a likely typo, else the known words: the tail of an error sentence."""
     names = sorted(set(known))

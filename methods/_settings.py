@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from packaging.version import Version
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from harness.errors import Refused
+from harness.errors import NotInstalled, Refused
 from harness.method import MethodConfig
 from harness.settings import Implied, Later, NamesFile, TrainSettings
 
@@ -308,13 +308,15 @@ def refuse_without_bitsandbytes() -> None:
     """Refuse 8-bit moments where what updates them is not installed, or too old.
 
     Raises:
-        Refused: and what to install.
+        NotInstalled: and what to install.
     """
-    install = "pip install 'finetune-harness[quantized]', or in a checkout '.[quantized]'"
+    least = ".".join(map(str, BITSANDBYTES))
+    install = f"pip install 'bitsandbytes>={least}', or in a checkout pip install '.[quantized]'"
     try:
         found = importlib.metadata.version("bitsandbytes")
     except importlib.metadata.PackageNotFoundError:
-        raise Refused(f"moment_dtype = 'int8' needs bitsandbytes, which is not installed: {install}") from None
+        raise NotInstalled(f"moment_dtype = 'int8' needs bitsandbytes, which is not installed: {install}") from None
     if Version(found).release[:2] < BITSANDBYTES:
-        least = ".".join(map(str, BITSANDBYTES))
-        raise Refused(f"moment_dtype = 'int8' needs bitsandbytes {least} or newer, and {found} is installed: {install}")
+        raise NotInstalled(
+            f"moment_dtype = 'int8' needs bitsandbytes {least} or newer, and {found} is installed: {install}"
+        )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from harness.calibration.bench import Bench, Found
+from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.tiny import STEPS, changed_by, differences, tiny_run
 from harness.calibration_log import Reading
-from harness.errors import HarnessError
+from harness.errors import HarnessError, NotInstalled
 
 TOLERANCE = 1e-3
 """Largest relative difference of a loss to the CPU's, fp32. Chosen by us: rounding of a forward pass is below 1e-5, and
@@ -19,9 +19,13 @@ def steps_of(bench: Bench, label: str | None) -> Found:
 
     Raises:
         HarnessError: they are too far, or the steps left every weight as it was.
+        Skip: the method needs what is not installed.
     """
     assert label is not None
-    run = tiny_run(label, bench.device)
+    try:
+        run = tiny_run(label, bench.device)
+    except NotInstalled as error:
+        raise Skip(str(error)) from error
     if not changed_by(run, run.take):
         raise HarnessError(f"{STEPS} steps of '{label}' changed no weight")
     expected = tiny_run(label, torch.device("cpu")).take()

@@ -68,8 +68,9 @@ def test_no_document_and_no_message_installs_from_an_index_what_is_on_none() -> 
 def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_extras_that_there_are() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "dev"}
-    modules = {"fschat": "fastchat", "ray": "ray", "nvidia-ml-py": "pynvml"}
-    code = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "harness").rglob("*.py"))
+    modules = {"fschat": "fastchat", "ray": "ray", "nvidia-ml-py": "pynvml", "bitsandbytes": "bitsandbytes"}
+    sources = (*(ROOT / "harness").rglob("*.py"), *(ROOT / "methods").glob("*.py"))
+    code = "".join(file.read_text(encoding="utf-8") for file in sources)
     for wanted in extras.values():
         for package in (re.split(r"[<>=~!\[; ]", entry)[0] for entry in wanted):
             assert re.search(rf"^\s*(import|from) {modules[package]}\b", code, re.MULTILINE), package
@@ -77,7 +78,7 @@ def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_
     for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         for found in re.findall(r"'\.\[([a-z,-]+)\]'", file.read_text(encoding="utf-8")):
             named |= set(found.split(","))
-    assert {"ray", "mt-bench"} <= named <= set(extras)
+    assert {"ray", "mt-bench", "quantized"} <= named <= set(extras)
 
 
 def test_the_citation_is_of_this_version_and_license() -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
+from harness.calibration.bench import Bench, Skip
+from harness.calibration.methods import steps_of
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import load_models
-from harness.engine.checkpoint import Checkpoints
 from harness.errors import Refused
 from harness.method import METHODS
 from harness.methods import _eight_bit
@@ -23,14 +22,9 @@ from harness.planning.fake_run import PlanTracker
 from harness.planning.predict import Question, predict
 from harness.planning.savers import savers
 from harness.planning.sizes import SizesMode
-from harness.proof import judge_record
-from harness.tensors.decoder import checksums
-from tests.conftest import SHAPE, byte_tokenizer
-from tests.proofs import record_of, task_of
 from tests.real_runs import peak_of_real_run, spec_of
 from tests.unit.test_optimizers import PROJECTION, gradient, optimizer_of, parameter
 from tests.unit.test_prediction import SMALL, TINY, predicted
-from tests.unit.test_training import build, train
 
 LARGE, SMALLER = (64, 128), (63, 65)
 """8,192 numbers and 4,095."""
@@ -200,79 +194,13 @@ def test_galore_in_8_bits_on_llama2_7b_is_the_arithmetic(in_backward: bool, tota
     assert found.static_bytes / 1e9 == pytest.approx(total, rel=0.005)
 
 
-@pytest.fixture(scope="module")
-def wide_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model whose linear layers hold 4,096 numbers and more, in the subspace of rank 64 too."""
-    shape = {**SHAPE, "hidden_size": 64, "num_key_value_heads": 4}
-    folder = tmp_path_factory.mktemp("models") / "wide-llama"
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**shape))
-    model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
-
-
-IN_8_BITS = {"moment_dtype": "int8", "rank": 64}
-SAMPLED = [
-    ("lisa", {"state_policy": "offload", "returning_step_counter": "keep", "interval_steps": 1, "active_layers": 1}),
-    ("owlore", {"state_policy": "drop", "returning_step_counter": "reset", "interval_steps": 2, "active_layers": 1}),
-]
-
-
-@pytest.mark.parametrize(("label", "settings"), SAMPLED)
-def test_states_that_are_drawn_offloaded_and_dropped_are_those_declared(
-    label: str, settings: dict[str, Any], wide_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    record = record_of(task_of(label, wide_llama, tmp_path, num_steps=9, **settings, **IN_8_BITS), monkeypatch)
-    assert record.status == "ok", record.reason
-    judgement = judge_record(record)
-    assert judgement is not None and judgement.is_whole, judgement.sentence()
-    assert record.train is not None and record.train.curve.optimizer_state_bytes[-1] > 2 * 2 * 8320
-
-
-def test_states_on_the_host_come_back_as_they_were(wide_llama: Path, tokenizer: Any) -> None:
-    ended = {}
-    for policy in ("keep", "offload"):
-        settings = {**SAMPLED[0][1], "state_policy": policy, **IN_8_BITS}
-        _, decoder, loop = train("lisa", wide_llama, tokenizer, num_steps=6, settings=settings)
-        ended[policy] = checksums(decoder), loop.optimizer.state_bytes()
-        held = {tensor.dtype for _, tensors in loop.optimizer._state_tensors() for tensor in tensors}
-        assert held == {torch.uint8, torch.float32}
-    assert ended["keep"][0] == ended["offload"][0]
-    assert ended["offload"][1]["host"] > 0 and sum(ended["offload"][1].values()) == ended["keep"][1]["device"]
-
-
-@pytest.mark.parametrize(("label", "settings"), SAMPLED)
-def test_a_resumed_run_ends_like_an_uninterrupted_one(
-    label: str, settings: dict[str, Any], wide_llama: Path, tokenizer: Any, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"num_steps": 6, "settings": {**settings, **IN_8_BITS, "update_in_backward": True}}
-    options["max_grad_norm"] = None
-    _, whole, _ = train(label, wide_llama, tokenizer, **options)
-    first, _, data = build(label, wide_llama, tokenizer, **options)
-
-    def stop(done: int, loss: float) -> None:
-        if done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        first.run(data.step_batches(), stop, Checkpoints(tmp_path, first).save, 3)
-    second, decoder, data = build(label, wide_llama, tokenizer, **options)
-    assert Checkpoints(tmp_path, second).restore() == 3
-    second.run(data.step_batches(second.step), lambda done, loss: None)
-    assert checksums(decoder) == checksums(whole)
-
-
 def configured(label: str, **changes: Any) -> Any:
     method = METHODS.get(load_labels()[label].method)
     return method, method.Config.model_validate({**load_labels()[label].values(), **changes})
 
 
-@pytest.mark.parametrize(("found", "sentence"), [(None, "which is not installed"), ("0.45.2", "0.45.2 is installed")])
-def test_without_bitsandbytes_runs_and_plans_are_refused_before_a_model_is_built(
-    found: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def is_installed(patch: pytest.MonkeyPatch, found: str | None) -> None:
+    """Let a release of bitsandbytes be the one that is installed; None: none is."""
     real = importlib.metadata.version
 
     def version(name: str) -> str:
@@ -282,13 +210,26 @@ def test_without_bitsandbytes_runs_and_plans_are_refused_before_a_model_is_built
             raise importlib.metadata.PackageNotFoundError(name)
         return found
 
+    patch.setattr(importlib.metadata, "version", version)
+
+
+@pytest.mark.parametrize(("found", "sentence"), [(None, "which is not installed"), ("0.45.2", "0.45.2 is installed")])
+def test_without_bitsandbytes_runs_and_plans_are_refused_before_a_model_is_built(
+    found: str | None, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = spec_of("adamw-8bit", SMALL, {}, batch_size=1)
-    monkeypatch.setattr(importlib.metadata, "version", version)
+    is_installed(monkeypatch, found)
     monkeypatch.setattr(fake_run, "build_model", lambda *_, **__: pytest.fail("a model is built"))
-    with pytest.raises(Refused, match=rf"int8' needs bitsandbytes.*{sentence}.*finetune-harness\[quantized\]"):
+    with pytest.raises(Refused, match=rf"int8' needs bitsandbytes.*{sentence}.*pip install '\.\[quantized\]'"):
         predicted(asked)
     method, config = configured("full")
     method.check(config, asked.train)  # whoever does not ask for 8 bits needs none
+
+
+def test_a_calibration_without_bitsandbytes_skips_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_installed(monkeypatch, None)
+    with pytest.raises(Skip, match="needs bitsandbytes"):
+        steps_of(Bench(torch.device("cpu"), "smoke"), "galore-8bit")
 
 
 def test_8_bit_moments_are_not_rounded_at_random() -> None:
