@@ -96,7 +96,8 @@ def trained(way, start):
     return moved, sum(losses[-50:]) / 50, norms_kept
 
 
-print(", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "apollo-torch", "fira", "galore-torch")))
+LIBRARIES = ("torch", "transformers", "apollo-torch", "fira", "galore-torch")
+print(", ".join(f"{name} {version(name)}" for name in LIBRARIES))
 print(f"\n{STEPS} steps of the new block alone; change of each matrix, root mean square, in learning rates")
 found = {}
 for start in (0.0, 1e-3):
@@ -128,7 +129,7 @@ predicted, steps = 0.0, 0
 while predicted < 1.0:
     predicted, steps = 1.01 * (predicted + 1e-8), steps + 1
     at_the_end = predicted if steps <= STEPS - 1 else at_the_end
-print(f"\nfrom zero to a norm of 1 it takes {steps} steps; after {STEPS - 1} it is {at_the_end:.3e}, and in the states:")
+print(f"\nfrom zero to a norm of 1 it takes {steps} steps; after {STEPS - 1} it is {at_the_end:.3e}, in the states")
 kept = found["APOLLO", 0.0][2]
 norms = dict(zip(found["APOLLO", 0.0][0], (norm.item() for norm in kept), strict=True))
 print("  " + "  ".join(f"{name} {norms[name]:.3e}" for name in SILENT))
