@@ -200,9 +200,8 @@ class LowRankProjection(Projection):
 
     def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
         """Return the direction in full shape, times ``scale``."""
-        return project_back(direction, self.matrix(grad, state), self._basis(grad.shape).side).mul_(
-            self._settings.scale
-        )
+        projector = self.matrix(grad, state)
+        return project_back(direction, projector, self._basis(grad.shape).side).mul_(self._settings.scale)
 
     def forget(self, state: State) -> None:
         """Free the projector of a matrix."""

@@ -179,4 +179,4 @@ class FiraProjection(ScaledProjection):
         projection leaves out, and has a part in the subspace.
         """
         left_out = self.scaled(grad - super().up(low, low, grad, state), direction, low, grad, state)
-        return super().up(direction, low, grad, state) + left_out
+        return left_out.add_(super().up(direction, low, grad, state))

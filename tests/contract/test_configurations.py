@@ -17,6 +17,7 @@ from harness.settings import TrainSettings, later_settings
 NAMED = {
     "owlore", "ows-lowrank", "owlore-code", "ows-fullrank", "lisa", "lisa-paper", "lisa-d", "lisa-matched",
     "galore", "galore-layerwise", "lora", "lora-fa", "dora", "ist", "full", "base",
+    "apollo", "apollo-mini", "fira", "ows-apollo",
 }  # fmt: skip
 
 

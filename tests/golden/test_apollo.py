@@ -261,6 +261,18 @@ def test_a_gradient_of_zero_may_be_left_out_of_the_limiter(dtype):
     assert ours.projections()["w"]["num_held_back"] == 0
 
 
+def test_after_a_gradient_of_zero_growth_is_measured_by_the_norm_before_it():
+    p = weight((48, 20))
+    optimizer = optimizer_of(p, projection_of(ApolloProjection, settings_of(ApolloSettings, limiter_at_zero="skip")))
+    found = []
+    for gradient in itertools.islice(gradients((48, 20), "fp32", zero_at=5), 7):  # the last is four times as large
+        p.grad = gradient
+        optimizer.step()
+        found.append(float(optimizer.state[p]["update_norm"]))
+    assert found[5] == found[4] > 0.0
+    assert found[6] == pytest.approx(1.01 * found[4], rel=1e-6)
+
+
 def test_a_first_gradient_of_zero_is_left_out_of_the_limiter_too():
     moved = movements(apollo_beside((48, 20), zero_at=0, limiter_at_zero="skip")[2])[0]
     assert min(moved) > 0.02

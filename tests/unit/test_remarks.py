@@ -48,6 +48,12 @@ def score(task: str, shots: int, n: int) -> Score:
     )
 
 
+def held_back(**counts: int) -> Any:
+    """Return the proof of a run whose growth limiter held updates of some matrices back."""
+    projected = {name: {"num_refreshes": 1, "num_updates": 900, "num_held_back": n} for name, n in counts.items()}
+    return proofs.proof().model_copy(update={"method": {"projected": projected}})
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -84,6 +90,13 @@ def score(task: str, shots: int, n: int) -> Score:
         (
             {"encoding": EncodingFacts(beginning=("<s>",), num_rows_begun=3, num_rows_ended=2)},
             ("special tokens once", "of the rows trained on 3 began with <s> and 2 ended as answers end"),
+        ),
+        (
+            {"proof": held_back(a=0, b=3, c=812)},
+            (
+                "held back",
+                "in 2 of 3 projected matrices, which all but stood still meanwhile: c for 812; limiter_at_zero",
+            ),
         ),
         (
             {"scoring": ScoringFacts(cut_contexts={"piqa": 7}), "scores": (score("piqa", 5, 9),)},
@@ -156,6 +169,7 @@ def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
         {"scoring": ScoringFacts(cut_contexts={})},
         {"scoring": ScoringFacts(tied_items={}, own_generation={}, overruled_generation={}, num_short_of_room=0)},
         {"train": None},
+        {"proof": held_back(a=0)},
     ],
     ids=[
         "no facts",
@@ -167,6 +181,7 @@ def test_text_of_scored_questions_that_was_read_before_is_said() -> None:
         "no cut contexts",
         "nothing of the scoring",
         "no training",
+        "none held back",
     ],
 )
 def test_where_nothing_happened_nothing_is_said(changes: dict[str, Any]) -> None:
