@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import sys
 import tempfile
@@ -106,9 +107,9 @@ ARMS = (
     Arm("uniform", "lisa-matched", {}),
     Arm("decrease", "lisa-d", {}),
     Arm("outlier", "ows-fullrank", {"tau": TAU}),
-    Arm("outlier, reversed", "ows-fullrank", {"tau": TAU, "probability": "outlier_reverse"}),
+    Arm("outlier reversed", "ows-fullrank", {"tau": TAU, "probability": "outlier_reverse"}),
     Arm("alpha (Hill)", "ows-fullrank", {"probability": "alpha", **ALPHA}),
-    Arm("alpha (Hill), reversed", "ows-fullrank", {"probability": "alpha_reverse", **ALPHA}),
+    Arm("alpha (Hill) reversed", "ows-fullrank", {"probability": "alpha_reverse", **ALPHA}),
     Arm("weight norm", "ows-fullrank", {"probability": "weight_norm", "tau": None}),
     Arm("gradient norm (GRASS)", "grass", {"probe_batches": 2, "stage_steps": 2 * INTERVAL}),
     Arm("planted blocks only", "ows-fullrank", {"probability": "file", "tau": None}, knows=True),
@@ -183,6 +184,8 @@ def _drawn(proof: dict[str, Any], planted: Sequence[int]) -> dict[str, Any]:
 def study(seed: int, kinds: Sequence[str], arms: Sequence[Arm]) -> list[dict[str, Any]]:
     """Return the results of every arm on every student of a seed."""
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()  # every run collects garbage, and would look through all that the imports made
     runs = []
     for student in students(seed, kinds):
         context = _context(student.teacher, seed, 1, {})

@@ -16,6 +16,7 @@ from harness.report.statistics.family import holm
 from harness.report.statistics.intervals import t_interval
 
 BASE = "uniform"
+COLOURS, SHAPES = (*COLORS, "#8B4513"), (*MARKERS, "*")
 LEVEL = 0.05
 Run = Mapping[str, Any]
 Cells = dict[tuple[str, str], list[Run]]
@@ -207,7 +208,7 @@ def write_plot(results: Mapping[str, Any], file: Path) -> None:
             above.axvline(chance, color="#6B6B6B", linestyle=":", linewidth=1.0)
             for place, law in enumerate(laws):
                 values = [mass(run) for run in cells.get((law, kind), [])]
-                color, marker = COLORS[place % len(COLORS)], MARKERS[place % len(MARKERS)]
+                color, marker = COLOURS[place % len(COLOURS)], SHAPES[place % len(SHAPES)]
                 above.plot(values, [place] * len(values), marker, color=color, markersize=3, alpha=0.35)
                 if values:
                     above.plot([fmean(values)], [place], marker, color=color, markersize=6)
@@ -219,8 +220,10 @@ def write_plot(results: Mapping[str, Any], file: Path) -> None:
                 steps = sorted({int(step) for run in runs for step in run["losses"]})
                 means = [fmean(_recovered(run, run["losses"][str(step)]) for run in runs) for step in steps]
                 style = LINES[0] if arm in laws else LINES[1]
-                color = COLORS[place % len(COLORS)] if arm in laws else ("#6B6B6B", "#B0B0B0", "#000000")[place % 3]
-                below.plot(steps, means, style, color=color, marker=MARKERS[place % 7], markersize=3, label=arm)
+                color = COLOURS[place % len(COLOURS)] if arm in laws else ("#6B6B6B", "#B0B0B0", "#000000")[place % 3]
+                below.plot(
+                    steps, means, style, color=color, marker=SHAPES[place % len(SHAPES)], markersize=3, label=arm
+                )
             below.set_xlabel("optimizer steps")
         rows[0][0].invert_yaxis()
         rows[1][0].set_ylabel("share of the loss recovered, mean")

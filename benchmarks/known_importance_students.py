@@ -21,7 +21,7 @@ from harness.tensors.linear import linear_layers
 from harness.tensors.seeding import fenced, numpy_generator, torch_generator
 
 BLOCKS, PLANTED, WIDTH, INNER, HEADS, VOCABULARY, LENGTH = 6, 2, 64, 128, 4, 64, 32
-STEPS, ROWS, HELD_OUT_ROWS = 60, 8, 48
+STEPS, ROWS, HELD_OUT_ROWS = 40, 8, 48
 """Optimizer steps of a run, rows of each, rows of the held-out batch."""
 KINDS = ("noise", "shrunk", "reset", "permuted")
 
