@@ -109,12 +109,12 @@ def test_sets_follow_the_multinomial_law_of_the_reference() -> None:
     """torch's multinomial without replacement, as the released code draws, against numpy's choice."""
     importance = [1.5, 0.0, -1.0, 0.5]
     generator, torch_generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    first = [suppressed_sets(importance, 2, 2, generator)[0] for _ in range(6000)]
-    weights = torch.tensor(importance).sigmoid().expand(6000, 4)
+    first = [suppressed_sets(importance, 2, 2, generator)[0] for _ in range(3000)]
+    weights = torch.tensor(importance).sigmoid().expand(3000, 4)
     theirs = torch.multinomial(weights, 2, replacement=False, generator=torch_generator).tolist()
     for pair in combinations(range(4), 2):
-        ours, wanted = (sum(set(drawn) == set(pair) for drawn in one) / 6000 for one in (first, theirs))
-        assert ours == pytest.approx(wanted, abs=0.03)  # 3.3 standard deviations of the difference
+        ours, wanted = (sum(set(drawn) == set(pair) for drawn in one) / 3000 for one in (first, theirs))
+        assert ours == pytest.approx(wanted, abs=0.04)  # over 3 standard deviations of the difference
 
 
 def test_the_sigmoid_does_not_overflow() -> None:
