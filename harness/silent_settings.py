@@ -74,12 +74,24 @@ def _one_draw(asked: Asked) -> str | None:
     """Return that blocks are drawn once, so that the others are never trained."""
     interval, first = asked.config.get("interval_steps"), asked.config.get("first_period_steps")
     name, length = ("interval_steps", interval) if first is None else ("first_period_steps", first)
-    if not isinstance(length, int) or asked.num_steps is None or not asked.config.get("active_layers"):
+    drawn = asked.config.get("active_layers") or asked.config.get("active_share") not in (None, 1.0)
+    if not isinstance(length, int) or asked.num_steps is None or not drawn:
         return None
     if length < asked.num_steps:
         return None
     return (
         f"{name} = {length} outlasts the run's {asked.num_steps} steps: blocks are drawn once, the others never trained"
+    )
+
+
+def _no_look(asked: Asked) -> str | None:
+    """Return that the importance of blocks is never looked at, so that all are drawn alike."""
+    interval = asked.config.get("score_interval")
+    if not isinstance(interval, int) or asked.num_steps is None or interval < asked.num_steps:
+        return None
+    return (
+        f"score_interval = {interval} outlasts the run's {asked.num_steps} steps: the importance of blocks is never "
+        "looked at, and all are drawn alike"
     )
 
 
@@ -140,6 +152,7 @@ SILENT: Mapping[str, Callable[[Asked], str | None]] = {
     "second moments": _second_moment,
     "weight decay": _weight_decay,
     "one draw": _one_draw,
+    "no look at the importance": _no_look,
     "one projector": _one_projector,
     "full rank": _full_rank,
     "not projected": _unprojected,

@@ -180,29 +180,6 @@ class Stepping:
             raise Diverged(f"the loss is {value} in pass {index} of the probe")
         self.method.on_probe(index, norms)
 
-    @torch.no_grad()
-    def inference_loss(self, batch: MicroBatch) -> float:
-        """Return the mean loss of rows in evaluation mode, nats; each module's mode is as before after it.
-
-        For a method that is beginning a step: the moment that follows is ``resample`` again.
-
-        Raises:
-            Diverged: the loss is NaN or infinite.
-        """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self._watch.moment("inference")
-        self.model.eval()
-        try:
-            loss = self._summed_loss(self.model, batch) / batch.num_trained_tokens
-            value = self.context.read_scalar(loss)
-        finally:
-            for module, training in modes:
-                module.training = training
-            self._watch.moment("resample")
-        if not math.isfinite(value):
-            raise Diverged(f"the loss is {value} in a forward pass of the method's own, before the step")
-        return value
-
     def close(self) -> None:
         """Take the hooks off the parameters."""
         for hook in self._hooks:

@@ -12,6 +12,7 @@ from torch import nn
 
 from harness.data.batches import MicroBatch
 from harness.engine.context import EngineContext
+from harness.engine.inference import inference_loss
 from harness.engine.loss import loss_function
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
@@ -199,7 +200,8 @@ class TrainingLoop:
         self.memory.load_state_dict(state["memory"])
 
     def _inference_loss(self, stream: str, index: int, num_rows: int) -> float:
-        return self.stepping.inference_loss(self.placed(self._stream_rows(stream, index, num_rows)))
+        batch = self.placed(self._stream_rows(stream, index, num_rows))
+        return inference_loss(self.model, batch, self.context, self.memory)
 
     def _is_due(self, every: int | None) -> bool:
         """Return whether something is to be done after the present step that is never done after the last."""

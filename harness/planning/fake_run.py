@@ -24,6 +24,7 @@ from harness.data.examples import Example
 from harness.device_profile import DeviceProfile
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
+from harness.engine.inference import inference_loss
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.step_memory import using_up
 from harness.engine.stepping import Stepping
@@ -205,7 +206,7 @@ class FakeRun:
         replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
-        context = context.with_decoder(self.decoder)
+        context = self._context = context.with_decoder(self.decoder)
         with self._fake:
             declared = self.method.declare(self.model, context)
             self.full_rank = () if declared is None else declared.full_rank
@@ -260,7 +261,7 @@ class FakeRun:
         batch = self._fake_batch(request.num_rows, masked=masked)
         self.tracker.flops_factor = 1.0
         with self._watched(), listening_to_flops(self.tracker.count):
-            self._stepping.inference_loss(batch)
+            inference_loss(self.model, batch, self._context, self._watch)
         del batch
         return self.tracker.take()
 

@@ -104,6 +104,8 @@ OPTIONS: list[tuple[str, dict[str, Any]]] = [
     ("dora", {"target_modules": ["q_proj", "embed_tokens"]}),
     ("lora", {"use_rslora": True, "weight_decay": 0.1, "rank": 40}),
     ("lora", {"gradient_checkpointing": True, "dtype": "bf16"}),
+    ("ist", {"state_policy": "drop", "use_dora": True, "interval_steps": 1, "target_modules": ["q_proj", "lm_head"]}),
+    ("ist", {"lora_fa": True, "interval_steps": 3, "warmup_steps": 4}),
     *((name, {"update_in_backward": True, "two_pass_clipping": True, "max_grad_norm": 1.0}) for name in TWO_PASSES),
 ]
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from harness.catalogue.models import load_models
+from harness.engine import training
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Diverged
@@ -108,12 +109,12 @@ def test_sets_follow_the_multinomial_law_of_the_reference() -> None:
     """torch's multinomial without replacement, as the released code draws, against numpy's choice."""
     importance = [1.5, 0.0, -1.0, 0.5]
     generator, torch_generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
-    first = [suppressed_sets(importance, 2, 2, generator)[0] for _ in range(6000)]
-    weights = torch.tensor(importance).sigmoid().expand(6000, 4)
+    first = [suppressed_sets(importance, 2, 2, generator)[0] for _ in range(3000)]
+    weights = torch.tensor(importance).sigmoid().expand(3000, 4)
     theirs = torch.multinomial(weights, 2, replacement=False, generator=torch_generator).tolist()
     for pair in combinations(range(4), 2):
-        ours, wanted = (sum(set(drawn) == set(pair) for drawn in one) / 6000 for one in (first, theirs))
-        assert ours == pytest.approx(wanted, abs=0.03)  # 3.3 standard deviations of the difference
+        ours, wanted = (sum(set(drawn) == set(pair) for drawn in one) / 3000 for one in (first, theirs))
+        assert ours == pytest.approx(wanted, abs=0.04)  # over 3 standard deviations of the difference
 
 
 def test_the_sigmoid_does_not_overflow() -> None:
@@ -199,6 +200,19 @@ def test_what_suppresses_nothing_changes_no_bit_of_a_run(tiny_llama: Path, token
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+def test_a_look_is_in_the_time_of_its_step(tiny_llama: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+
+    def pass_of_a_second(*_: Any) -> float:
+        clock[0] += 1.0
+        return 2.0
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(training, "inference_loss", pass_of_a_second)
+    result, _, _ = train("ist", tiny_llama, tokenizer, num_steps=5)
+    assert result.curve.seconds == (0.0, 0.0, 3.0, 0.0, 3.0)
+
+
 def test_scalings_modes_and_gradients_are_as_before_even_where_a_look_fails(tiny_llama: Path, tokenizer: Any) -> None:
     loop, decoder, data = build("ist", tiny_llama, tokenizer)
     loop.train_step(next(data.step_batches()))
@@ -213,12 +227,12 @@ def test_scalings_modes_and_gradients_are_as_before_even_where_a_look_fails(tiny
 
     before = state()
     loop.method._look(2)
-    assert state()[:2] == before[:2]
+    assert state() == before
     with torch.no_grad():
         decoder.final_norm.weight.fill_(torch.nan)
     with pytest.raises(Diverged, match="the loss is nan in a forward pass of the method's own, before the step"):
         loop.method._look(4)
-    assert state()[:2] == before[:2]
+    assert state() == before
     assert torch.is_grad_enabled()
     with pytest.raises(KeyError), suppressed(decoder.blocks[:2], 0.25):
         assert layers[0].scaling["default"] == pytest.approx(0.123 / 4)

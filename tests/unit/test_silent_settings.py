@@ -42,6 +42,12 @@ SAID: list[tuple[str, Asked, str]] = [
     ),
     ("one draw", asked(LISA, 50), "interval_steps = 50 outlasts the run's 50 steps: blocks are drawn once"),
     ("one draw", asked({**LISA, "first_period_steps": 60}, 55), "first_period_steps = 60 outlasts the run's 55 steps"),
+    (
+        "one draw",
+        asked({"active_share": 0.25, "interval_steps": 200}),
+        "interval_steps = 200 outlasts the run's 100 steps",
+    ),
+    ("no look at the importance", asked({"score_interval": 10}, 10), "score_interval = 10 outlasts the run's 10 steps"),
     ("one projector", asked({"update_gap": 200}), "update_gap = 200 outlasts the run's 100 steps: projectors stay"),
     ("warm-up", asked({}, warmup_steps=5, lr_scheduler="constant"), "has no warm-up"),
     ("warm-up", asked({}, warmup_steps=200, lr_scheduler="linear"), "the learning rate is never more than 4.95e-05"),
