@@ -284,7 +284,7 @@ def test_without_the_package_it_is_refused_in_a_sentence(
     record = record_of(task, monkeypatch)
     assert record.status == "refused" and record.reason is not None and "\n" not in record.reason
     assert record.reason.startswith("quantized base weights need the package bitsandbytes, which cannot be imported (")
-    assert record.reason.endswith("): pip install 'finetune-harness[quantized]'")
+    assert record.reason.endswith("): pip install bitsandbytes, or in a checkout pip install '.[quantized]'")
     with pytest.raises(Refused, match="need the package bitsandbytes"):
         predict(task.spec, task.model, Question("cpu", num_steps=1), lambda request: None)
 
