@@ -392,6 +392,8 @@ def _block_scores(
         return {}
     calibration = spec.calibration
     assert calibration is not None and spec.train is not None
+    if spec.train.quantized is not None:
+        raise Refused("block scores are computed from weights, which are packed here: set quantization = 'none'")
     with run.meter.phase("block_scores"):
         run.progress("scoring blocks", 0, None)
         scores = cached_block_scores(

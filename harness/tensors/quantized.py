@@ -36,7 +36,7 @@ BLOCK_OF_CONSTANTS = 256
 CODE_BYTES, CODE_OF_CONSTANTS_BYTES, MEAN_BYTES = 16 * 4, 256 * 4, 4
 """Of the 16 values of nf4, of the 256 that constants take, and of the constants' mean: fp32, and each layer has its
 own."""
-EXTRA = "pip install 'finetune-harness[quantized]'"
+EXTRA = "pip install bitsandbytes, or in a checkout pip install '.[quantized]'"
 
 
 def bitsandbytes() -> Any:

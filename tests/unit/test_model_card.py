@@ -21,7 +21,7 @@ from harness.runs.describing import MARK, describe_again
 from harness.runs.settling import WORK, recover, settle, work_folder
 from harness.store import Store
 
-from ..records import ENVIRONMENT, make_record, make_spec
+from ..records import ENVIRONMENT, TRAIN, make_record, make_spec
 from .test_files import Killed, watch
 
 PIQA = Score(
@@ -64,6 +64,15 @@ def test_the_front_matter_is_the_hub_s() -> None:
         "pipeline_tag": "text-generation",
         "tags": ["finetune-harness", "full"],
     }
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_of_a_quantized_base_say_which_function_they_are(whole: bool) -> None:
+    held = TRAIN.model_copy(update={"quantization": "nf4", "double_quantization": True, "dtype": "bf16"})
+    text = card_of(make_record(spec=make_spec(train=held)), is_whole=whole)
+    assert "bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.bfloat16)` under the adapter" in text
+    assert ("not the function that was trained and scored" in text) is whole
+    assert "quantized to" not in card_of(make_record())
 
 
 def test_an_adapter_is_peft_s() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,12 @@ from harness.engine.training import mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, check_run
 from harness.planning.predict import Question, predict
+from harness.remarks import remarks_of
+from harness.report.pages.document import Paragraph
+from harness.report.pages.pairs import comparison_blocks
+from harness.report.reading.summary import summarize
 from harness.settings import Quantization, TrainSettings
+from harness.store import Contents
 from harness.tensors.loading import build_model, load_model
 from harness.tensors.optimizer_state import storage_bytes
 from harness.tensors.quantized import (
@@ -35,6 +42,7 @@ from harness.tensors.quantized import (
 from tests.proofs import record_of, task_of
 from tests.real_runs import spec_of
 
+make = SimpleNamespace(**runpy.run_path(str(Path(__file__).parent / "fixtures_report" / "factory.py")))
 bnb = pytest.importorskip("bitsandbytes")
 CPU = torch.device("cpu")
 DOUBLE, SINGLE = Quantization("nf4", double=True), Quantization("nf4", double=False)
@@ -252,6 +260,12 @@ def test_a_run_is_recorded_as_what_it_was(tiny_llama: Path, tmp_path: Path, monk
     saved = plain.train.tracked_peak.at_peak.weights_bytes - record.train.tracked_peak.at_peak.weights_bytes
     assert saved == 2 * sum(sizes) - held.packed_bytes - held.constants_bytes
     assert record.train.curve.loss != plain.train.curve.loss
+    said = {remark.kind: remark.sentence for remark in remarks_of(record)}
+    assert (
+        f"{len(sizes)} layers are held in nf4 with quantized constants, {sum(sizes):,} weights"
+        in said["quantized base"]
+    )
+    assert "quantized base" not in {remark.kind for remark in remarks_of(plain)}
 
 
 @pytest.mark.parametrize("label", ["full", "galore", "lisa", "owlore", "lora-fa", "dora", "pissa", "qlora"])
@@ -284,7 +298,7 @@ def test_without_the_package_it_is_refused_in_a_sentence(
     record = record_of(task, monkeypatch)
     assert record.status == "refused" and record.reason is not None and "\n" not in record.reason
     assert record.reason.startswith("quantized base weights need the package bitsandbytes, which cannot be imported (")
-    assert record.reason.endswith("): pip install 'finetune-harness[quantized]'")
+    assert record.reason.endswith("): pip install bitsandbytes, or in a checkout pip install '.[quantized]'")
     with pytest.raises(Refused, match="need the package bitsandbytes"):
         predict(task.spec, task.model, Question("cpu", num_steps=1), lambda request: None)
 
@@ -340,6 +354,30 @@ def test_static_memory_of_llama2_7b_is_the_arithmetic() -> None:
     assert (told.weights_bytes - adapters) / 1e9 == pytest.approx(3.866, rel=0.001)
     assert (adapters + told.gradients_bytes + told.optimizer_state_bytes) / 1e9 == pytest.approx(2.559, rel=0.001)
     assert told.static_bytes / 1e9 == pytest.approx(6.43, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("full", "lora", "told"), [("none", "nf4", True), ("nf4", "nf4", False), ("none", "none", False)]
+)
+def test_pairs_on_unlike_weights_are_told(full: str, lora: str, told: bool) -> None:
+    suite = make.make_suite(labels=("full", "lora"))
+    trains = {
+        label: TrainSettings.model_validate(make.TRAIN | {"quantization": quantization})
+        for label, quantization in (("full", full), ("lora", lora))
+    }
+    records = [make.make_record(label, spec={"train": train}) for label, train in trains.items()]
+    records = [record.model_copy(update={"items": record.uuid}) for record in records]
+    files = {
+        record.uuid: {
+            (score.task, score.metric): {(score.task, i, ""): float(i < 40 * score.value) for i in range(40)}
+            for score in record.scores
+        }
+        for record in records
+    }
+    blocks = comparison_blocks(summarize(suite, Contents(tuple(records))), files.get)
+    texts = [block.text for block in blocks if isinstance(block, Paragraph)]
+    assert any("lora is trained and scored on quantized base weights" in text for text in texts) is told
+    assert blocks
 
 
 def test_the_label_says_it_of_training(tmp_path: Path) -> None:
