@@ -64,6 +64,25 @@ def states_on_the_host(bench: Bench, _: str | None) -> Found:
     return Found((*found, Reading(name="moved to the host", value=on_host, unit="bytes")))
 
 
+def states_streamed(bench: Bench, _: str | None) -> Found:
+    """Compare states that come over for each update, the next block's ahead, with states that stay."""
+    label = label_with("state_policy")
+    kept, streamed = (
+        tiny_run(label, bench.device, {**settings, "returning_step_counter": "keep", "active_layers": 2})
+        for settings in ({"state_policy": "keep"}, {"state_policy": "offload", "active_state": "prefetched"})
+    )
+    found = _compared(streamed, kept, 2 * STEPS)
+    blocks = [p for block in streamed.loop.context.decoder.blocks for p in block.parameters()]
+    held = {id(tensor) for tensor in streamed.loop.optimizer.device_tensors()}
+    states = [streamed.loop.optimizer.state.get(p, {}) for p in blocks]
+    if any(id(value) in held for state in states for value in state.values()):
+        raise HarnessError("optimizer state of a block stayed on the device after a step")
+    on_host = streamed.loop.optimizer.state_bytes()["host"]
+    if not on_host:
+        raise HarnessError("no optimizer state was moved to the host")
+    return Found((*found, Reading(name="moved to the host", value=on_host, unit="bytes")))
+
+
 def stochastic_rounding(bench: Bench, _: str | None) -> Found:
     """See that the mean of many roundings is the number, and that steps with them change bf16 weights."""
     number = 1.0 + 2.0**-10  # an eighth of the way from 1 to its upper neighbour, 1 + 2^-7

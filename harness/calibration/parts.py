@@ -55,6 +55,7 @@ def all_parts() -> tuple[Part, ...]:
         Part("two-pass clipping", "checks", "features.two_pass_clipping"),
         Part("checkpoints on the host", "checks", "features.checkpoints_on_the_host"),
         Part("states on the host", "checks", "features.states_on_the_host"),
+        Part("states that come over for updates", "checks", "features.states_streamed"),
         Part("stochastic rounding", "checks", "features.stochastic_rounding"),
         Part("exact projector", "checks", "features.projector", "svd"),
         Part("randomized projector", "checks", "features.projector", "randomized"),

@@ -322,6 +322,14 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     for label, probe in dict.fromkeys((line["label"], line.get("probe_peak_bytes")) for line in lines):
         if probe is not None:
             notes.append(f"{label}: its probe before the first step peaks at {gib(probe)} GiB; fits looks at both.")
+    for label, moved, host in dict.fromkeys(
+        (line["label"], line.get("streamed_state_bytes"), line.get("optimizer_state_host_bytes")) for line in lines
+    ):
+        if moved is not None and host:
+            notes.append(
+                f"{label}: state comes over from the host for each update: states are those after a step, in it up to "
+                f"{gib(moved)} GiB more are on the device, {gib(host)} GiB on the host."
+            )
     notes += _remarks(lines)
     if against.memory is not None:
         notes.append(

@@ -17,6 +17,7 @@ from harness.methods._layer_sampled import LayerSampledMethod
 from harness.methods._layer_sampling import BlockSampler
 from harness.methods._optimizers import AdamW
 from harness.methods._projection import LowRankProjection
+from harness.methods._state_stream import StateStream
 from harness.methods._trained import TrainedMethod
 from harness.methods.lora import Lora
 from harness.proof import judge_record
@@ -108,6 +109,11 @@ def state_is_kept(patch: Patch) -> None:
 
 def state_stays_on_the_device(patch: Patch) -> None:
     patch.setattr(AdamW, "offload_state", lambda self, params: None)
+
+
+def streamed_state_stays_on_the_device(patch: Patch) -> None:
+    patch.setattr(StateStream, "end", lambda self, p: None)
+    patch.setattr(StateStream, "flush", lambda self: None)
 
 
 def projectors_are_never_refreshed(patch: Patch) -> None:
@@ -202,6 +208,7 @@ FAULTS: list[tuple[Callable[[Patch], None], str, dict[str, Any], set[str], str]]
     (a_trained_block_stays, "full", {}, {"trained parts"}, "trained without any change: block 2"),
     (state_is_kept, "lisa", DROPPED, {"optimizer state"}, "bytes on the device"),
     (state_stays_on_the_device, "lisa", {"state_policy": "offload"}, {"optimizer state"}, "bytes on the host"),
+    (streamed_state_stays_on_the_device, "grass", {}, {"optimizer state"}, "bytes on the device, declared are 0"),
     (projectors_are_never_refreshed, "galore", {}, {"projectors"}, "had 1 projectors in 8 updates, due were 3 in 8"),
     (projectors_are_never_refreshed, "owlore", {"update_gap": 1}, {"projectors"}, "due were"),
     (projectors_are_refreshed_at_every_update, "galore", {}, {"projectors"}, "had 8 projectors in 8 updates"),

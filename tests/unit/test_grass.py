@@ -25,6 +25,7 @@ from harness.methods.grass import GrassConfig, layer_probabilities, next_means
 from harness.settings import TrainSettings
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import load_model
+from tests.proofs import record_of, task_of
 from tests.records import TRAIN
 from tests.unit.test_gradients_seen import expected
 from tests.unit.test_training import ROWS
@@ -229,11 +230,17 @@ def test_blocks_come_as_often_as_successive_sampling_says(tiny_llama: Path, toke
         assert abs(found - chance) < 4.0 * math.sqrt(chance * (1.0 - chance) / number)
 
 
-def test_a_temperature_that_leaves_too_few_blocks_is_refused(tiny_llama: Path, tokenizer: Any) -> None:
-    loop, data = loop_of(tiny_llama, tokenizer, temperature=1e-6)
-    probed(loop, data)
-    with pytest.raises(Refused, match=r"temperature = 1e-06 .* leaves 1 of 4 blocks .* raise the temperature"):
-        loop.stepping.begin_step(0)
+def test_a_temperature_that_leaves_too_few_blocks_is_refused(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It shows at the first draw, behind the probe, and the record says so in one sentence."""
+    record = record_of(task_of("grass", tiny_llama, tmp_path, temperature=1e-6, probe_batches=1), monkeypatch)
+    assert record.status == "refused"
+    assert record.reason == (
+        "temperature = 1e-06 with normalise = 'mean' leaves 1 of 4 blocks with a probability above 0 at step 0, but "
+        "active_layers = 2 are drawn: raise the temperature"
+    )
+    assert record.phase("probe") is not None
 
 
 @pytest.mark.parametrize(

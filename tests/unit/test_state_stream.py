@@ -148,8 +148,7 @@ def predicted(spec: Any, device: Any = "cpu", **question: Any) -> Prediction:
     return predict(spec, SMALL, Question(device, **question), lambda request: SCORES)
 
 
-@pytest.mark.parametrize("in_backward", [False, True])
-@pytest.mark.parametrize("active_state", ["offloaded", "prefetched"])
+@pytest.mark.parametrize(("active_state", "in_backward"), [("offloaded", False), ("prefetched", True)])
 def test_the_tracker_of_a_real_step_sees_what_is_predicted(active_state: str, in_backward: bool) -> None:
     spec = small_spec("grass", **({"max_grad_norm": None} if in_backward else {}))
     changed = {"active_state": active_state, "active_layers": 3, "update_in_backward": in_backward}
@@ -212,6 +211,7 @@ def test_the_probe_of_7b_holds_less_than_one_blocks_gradients() -> None:
     entry = load_models()["llama2-7b"]
     spec = spec_of("grass", entry, {}, batch_size=1, sequence_length=16)
     run = FakeRun(spec, entry, device="cuda", num_steps=4, block_scores=lambda request, number: SCORES)
+    run.tracker.take()
     span = run.probe()
     assert span is not None
     live = most = 0
@@ -223,7 +223,7 @@ def test_the_probe_of_7b_holds_less_than_one_blocks_gradients() -> None:
     block = sum(2 * p.numel() for p in run.decoder.blocks[0].parameters())
     assert (weights + block) / 1e9 == pytest.approx(13.88, rel=0.005)
     assert (weights + 32 * block) / 1e9 == pytest.approx(26.43, rel=0.005)
-    assert 0 < most <= block
+    assert most == 2 * 4096 * 11008 < block
     assert sum(state_bytes_of(run.optimizer, p) for p in run.active()) == 0
 
 
