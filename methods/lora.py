@@ -156,11 +156,11 @@ class Lora(TrainedMethod):
         except ValueError as error:  # layers of a kind of model whose forward pass takes their weights past them
             reason = " ".join(str(error).split())
             raise Refused(f"peft puts no adapter beside these target_modules: {reason}") from error
-        dtype = DTYPES[self.config.adapter_dtype]
+        config, dtype = self.config, DTYPES[self.config.adapter_dtype]
         for name, p in wrapped.named_parameters():
             if p.requires_grad:
                 p.data = p.data.to(dtype)
-                p.requires_grad_(not (self.config.lora_fa and ".lora_A." in name))
+                p.requires_grad_(not (config.lora_fa and ".lora_A." in name))
         return wrapped
 
     def trained_parameters(self, model: nn.Module, context: RunContext) -> list[tuple[str, torch.nn.Parameter]]:

@@ -210,9 +210,10 @@ def test_static_memory_of_lora_is_the_arithmetic(
 @pytest.mark.parametrize(
     ("label", "static_gb"),
     # 2 r (in + out) of each matrix, fp32, four times: adapters, gradients, two moments; beside 13.477 GB of weights.
-    [("pissa", 18.594), ("rslora", 14.376), ("lora-plus", 14.376), ("olora", 14.376)],
+    # Spectrum: half of 32 x 202,375,168 matrix elements, embedding and head, in bf16: gradient and two moments each.
+    [("pissa", 18.594), ("rslora", 14.374), ("lora-plus", 14.374), ("olora", 14.374), ("spectrum", 34.477)],
 )
-def test_static_memory_of_loras_variants_is_that_of_their_shapes(label: str, static_gb: float) -> None:
+def test_static_memory_of_loras_variants_and_spectrum_is_that_of_their_shapes(label: str, static_gb: float) -> None:
     assert static(label, "llama2-7b", {}).static_bytes / 1e9 == pytest.approx(static_gb, rel=0.005)
 
 
