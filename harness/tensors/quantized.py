@@ -165,7 +165,7 @@ def loading(how: Quantization, dtype: str, device: torch.device) -> dict[str, An
 
 def mismatched(model: nn.Module) -> set[tuple[str, tuple[int, ...], tuple[int, ...]]]:
     """Return name, shape in the checkpoint and wanted shape of each packed weight that does not fit its layer."""
-    found = set()
+    found: set[tuple[str, tuple[int, ...], tuple[int, ...]]] = set()
     for name, layer in quantized_layers(model).items():
         state = getattr(layer.weight, "quant_state", None)  # None of one that is missing in the checkpoint
         wanted = layer.out_features, layer.in_features
