@@ -49,7 +49,7 @@ def eigenvalues(weight: torch.Tensor) -> torch.Tensor:
     Args:
         weight: (out_features, in_features), any float dtype.
     """
-    found = torch.linalg.svdvals(weight.float()).double().square().cpu()
+    found = torch.linalg.svdvals(weight.detach().float()).double().square().cpu()
     ascending: torch.Tensor = found[found > 0.0].sort().values
     return ascending
 
