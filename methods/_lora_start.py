@@ -26,14 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import JsonValue
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save, save_file
 from torch import nn
 
 from harness.errors import Refused
 from harness.method import RunContext
 from harness.methods._lora_variants import LoraVariants
 from harness.tensors.adapters import WEIGHTS
-from harness.tensors.placement import on_host
 from harness.tensors.residual import SCALING, TRAINED_RANK, Factors, by_outputs, lora_layers, principal, subtract
 
 if TYPE_CHECKING:
@@ -47,14 +46,20 @@ PROBE_TOKENS = 32
 class Start:
     """What adapters began with, and what it did to the model."""
 
-    initial: Mapping[str, Factors]
-    """A (rank, in) and B (out, rank) of every adapter by its path, on the host, in the adapters' dtype."""
+    initial: Mapping[str, bytes]
+    """A (rank, in) and B (out, rank) of every adapter by its path, in the adapters' dtype, as a file of safetensors has
+    them: on the host, and no tensors of the training."""
     facts: Mapping[str, JsonValue]
     """For the record."""
 
+    def factors(self, path: str) -> Factors:
+        """Return what an adapter began with, on the host."""
+        found = load(self.initial[path])
+        return found["A"], found["B"]
+
     def moved(self, path: str, layer: Any) -> bool:
         """Return whether an adapter is no longer where it began."""
-        A, B = self.initial[path]
+        A, B = self.factors(path)
         now = layer.lora_A["default"].weight, layer.lora_B["default"].weight
         return not all(torch.equal(p.detach().cpu(), old) for p, old in zip(now, (A, B), strict=True))
 
@@ -94,7 +99,7 @@ def begin_in_weights(wrapped: nn.Module, config: LoraVariants, context: RunConte
         config: Says how.
         context: Of the run.
     """
-    initial: dict[str, Factors] = {}
+    initial: dict[str, bytes] = {}
     lost = total = 0.0
     for path, layer in lora_layers(wrapped):
         A, B = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -108,8 +113,7 @@ def begin_in_weights(wrapped: nn.Module, config: LoraVariants, context: RunConte
         rest = by_outputs(layer).float() + principal((A.detach(), B.detach()), layer.scaling["default"])
         lost += context.read_scalar((rest - W).square().sum())
         total += context.read_scalar(W.square().sum())
-        with on_host():
-            initial[path] = (A.detach().to("cpu", copy=True), B.detach().to("cpu", copy=True))
+        initial[path] = save({"A": A.detach(), "B": B.detach()})
     return Start(initial, {"init": config.init_lora_weights, "weight_error": math.sqrt(lost / total) if total else 0.0})
 
 
@@ -186,7 +190,7 @@ class OnUnchangedWeights(nn.Module):
         saved = load_file(folder / WEIGHTS)
         scaling, rank = 1.0, 0
         for path, layer in lora_layers(self.wrapped):
-            A0, B0 = self._start.initial[path]
+            A0, B0 = self._start.factors(path)
             scaling, rank = float(layer.scaling["default"]), A0.shape[0]
             for key, other, dim in ((f"{path}.lora_A.weight", A0, 0), (f"{path}.lora_B.weight", -B0, 1)):
                 saved[key] = torch.cat([saved[key], other], dim=dim).contiguous()
