@@ -60,7 +60,8 @@ class Spectrum(TrainedMethod):
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Score every linear layer's weight inside the blocks, and let the selected ones be trained.
 
-        Planning, which has no values, takes the first blocks of each kind: as many, of the same shapes.
+        Planning, which has no values, takes the last blocks of each kind: as many, of the same shapes. What is static
+        is the same; activations hang on the choice a little, as layers that share an input keep it once.
 
         Raises:
             Refused: the percentage selects no matrix of any kind, or a matrix has no singular values.
@@ -69,6 +70,9 @@ class Spectrum(TrainedMethod):
 
         self._scores = {}
         for (kind, block), weight in matrices(context).items():
+            if weight.is_meta:
+                self._scores.setdefault(kind, {})[block] = float(block)
+                continue
             try:
                 score = signal_to_noise(weight.detach().float())
             except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]

@@ -68,7 +68,9 @@ def predicted(spec: RunSpec, model: BaseModelSpec = SMALL, **question: Any) -> P
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("label", LABELS)
-def test_a_predicted_peak_is_the_allocators_own(label: str, checkpointing: bool) -> None:
+def test_a_predicted_peak_is_the_allocators_own(
+    label: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = small_spec(label, gradient_checkpointing=checkpointing)
     if spec.config.get("active_state", "resident") != "resident":  # a CPU's allocator counts what is on the host too
         changed = {"active_state": "resident", "interval_steps": STEPS, **DROP}
@@ -78,6 +80,9 @@ def test_a_predicted_peak_is_the_allocators_own(label: str, checkpointing: bool)
         if loop.method.draws_depend_on_training:
             loop.method.visit([2, 3] if checkpointing else [0, 3], loop.optimizer)
 
+    if label == "spectrum":  # its choice hangs on the weights, which are random here; planning takes the last blocks
+        assert allocator_peak(spec) == pytest.approx(predicted(spec).peak_bytes, rel=0.04)
+        monkeypatch.setattr("harness.methods.spectrum.selected", lambda scores, percent: [*scores][len(scores) // 2 :])
     assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec, draw_the_worst), rel=0.01)
 
 
