@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from unittest import mock
@@ -16,6 +15,7 @@ import pytest
 from harness.cli import main
 from harness.data.packaged import rows_place
 from tests.conftest import needed
+from tests.warm import harness
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -117,18 +117,11 @@ def prepared() -> None:
 
 
 def command(
-    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 300
+    *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None, timeout: float = 300, cold: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run ``harness`` and return what it printed, in lines so long that what a machine measured breaks none."""
-    return subprocess.run(
-        [sys.executable, "-m", "harness.cli", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(environment or {})},
-        timeout=timeout,
-        check=False,
-    )
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **(environment or {})}
+    return harness(arguments, cwd=cwd, env=variables, timeout=timeout, cold=cold)
 
 
 def called(

@@ -148,11 +148,11 @@ def test_a_second_call_skips_everything(folder: Path, model: str, records: dict[
 
 def test_another_environment_is_not_skipped(folder: Path, model: str, records: dict[str, Record]) -> None:
     arguments = ("status", "--suite", "tiny.toml", "--model", model, "--json")
-    elsewhere = command(*arguments, cwd=folder, environment={"OMP_NUM_THREADS": "2"})
+    elsewhere = command(*arguments, cwd=folder, environment={"OMP_NUM_THREADS": "2"}, cold=True)
     rows = json.loads(elsewhere.stdout)
     assert {row["to_do"] for row in rows} == {"yes"}
     assert {row["state"] for row in rows} == {"ok in another environment"}
-    anywhere = command(*arguments, "--any-environment", cwd=folder, environment={"OMP_NUM_THREADS": "2"})
+    anywhere = command(*arguments, "--any-environment", cwd=folder, environment={"OMP_NUM_THREADS": "2"}, cold=True)
     assert {row["to_do"] for row in json.loads(anywhere.stdout)} == {"no"}
 
 

@@ -11,12 +11,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import warm
 from tests.pdflatex import compiled, in_tex
 from tests.plug_ins import install
 
@@ -101,15 +100,7 @@ def harness(place: Path, *words: str, code: int = 0, **variables: str) -> str:
         **variables,
     }
     environment |= {"HARNESS_CACHE": cache} if cache else {}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "harness", *words],
-        cwd=place,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=500,
-    )
+    done = warm.harness(words, cwd=place, env=environment, timeout=500)
     assert done.returncode == code, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
