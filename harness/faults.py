@@ -34,6 +34,13 @@ def first_fault(model: type[BaseModel], error: ValidationError) -> str:
     if fault["type"] == "missing":
         return f" lacks the setting '{path}'{more}"
     message = _message(fault)
+    at = _place(model, fault["loc"])
+    if at.owner is not None and at.field is not None and len(at.keys) < len(where):  # one of several types was tried
+        path = ".".join(at.keys)
+        others = [other for other in others if other["loc"][: len(at.keys)] != fault["loc"][: len(at.keys)]]
+        more = f" (and {len(others)} more)" if others else ""
+        if (expected := expected_of(at.owner, at.field)) is not None:
+            message = f"expected {expected}"
     return f" {path} is {_found(fault)}: {message}{more}" if path else f" {message}{more}"
 
 

@@ -156,10 +156,14 @@ def _held_back(record: Record) -> str | None:
     if not counts:
         return None
     longest = max(counts, key=lambda name: counts[name])
+    what, stood = "updates", "which all but stood still meanwhile"
+    if record.spec.method == "fira":  # GaLore's part of an update passes no limiter
+        what, stood = "what is added to updates", "where GaLore's part alone moved them"
+    remedy = "; limiter_at_zero = 'skip' leaves gradients of zero out of it"
     return (
-        f"the norm-growth limiter left less than a hundredth of updates in {len(counts)} of {len(reported)} projected "
-        f"matrices, which all but stood still meanwhile: {longest} for {counts[longest]}; limiter_at_zero = 'skip' "
-        "leaves gradients of zero out of it"
+        f"the norm-growth limiter left less than a hundredth of {what} in {len(counts)} of {len(reported)} projected "
+        f"matrices, {stood}: {longest} for {counts[longest]}"
+        f"{'' if record.spec.config.get('limiter_at_zero') == 'skip' else remedy}"
     )
 
 

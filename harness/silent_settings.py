@@ -95,6 +95,30 @@ def _no_look(asked: Asked) -> str | None:
     )
 
 
+def _no_stage(asked: Asked) -> str | None:
+    """Return that the probabilities stay those of the probe, though their settings say that they follow training."""
+    stage = asked.config.get("stage_steps")
+    if not isinstance(stage, int) or asked.num_steps is None or stage < asked.num_steps:
+        return None
+    return (
+        f"stage_steps = {stage} outlasts the run's {asked.num_steps} steps: probabilities stay those of the probe, as "
+        "under stage_steps = 'none'"
+    )
+
+
+def _no_score(asked: Asked) -> str | None:
+    """Return which settings are of a score that blocks are not drawn by."""
+    drawn_by = asked.config.get("probability")
+    if not isinstance(drawn_by, str):
+        return None
+    of = {"tau": "outlier", "alpha_estimator": "alpha", "alpha_mapping": "alpha"}
+    unused = [key for key, score in of.items() if drawn_by.removesuffix("_reverse") != score]
+    idle = [f"{key} = {asked.config[key]}" for key in unused if asked.config.get(key) is not None]
+    if not idle:
+        return None
+    return f"{' and '.join(idle)} {'do' if len(idle) > 1 else 'does'} nothing under probability = '{drawn_by}'"
+
+
 def _one_projector(asked: Asked) -> str | None:
     """Return that every projector is that of the first gradient."""
     gap, config = asked.config.get("update_gap"), asked.config
@@ -153,6 +177,8 @@ SILENT: Mapping[str, Callable[[Asked], str | None]] = {
     "weight decay": _weight_decay,
     "one draw": _one_draw,
     "no look at the importance": _no_look,
+    "no stage": _no_stage,
+    "a score that is not drawn by": _no_score,
     "one projector": _one_projector,
     "full rank": _full_rank,
     "not projected": _unprojected,

@@ -185,7 +185,7 @@ class LayerSamplingSettings(MethodConfig):
         if self.active_state != "resident" and self.state_policy != "offload":
             raise ValueError(
                 f"active_state = '{self.active_state}' keeps the state of every block on the host: set state_policy = "
-                f"'offload', not '{self.state_policy}'"
+                f"'offload', not '{self.state_policy}', or active_state = 'resident'"
             )
         if (self.probability == "gradient_norm") != self.follows_gradients:
             raise ValueError(

@@ -60,8 +60,9 @@ class Spectrum(TrainedMethod):
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Score every linear layer's weight inside the blocks, and let the selected ones be trained.
 
-        Planning, which has no values, takes the last blocks of each kind: as many, of the same shapes. What is static
-        is the same; activations hang on the choice a little, as layers that share an input keep it once.
+        Planning, which has no values, takes as many blocks of each kind, those of one behind those of the kind before:
+        what is static is the same. Activations hang on the choice a little, as layers that share an input keep it once;
+        this choice, under which few share one, keeps the most.
 
         Raises:
             Refused: the percentage selects no matrix of any kind, or a matrix has no singular values.
@@ -69,9 +70,12 @@ class Spectrum(TrainedMethod):
         import torch
 
         self._scores = {}
+        num_blocks = len(context.decoder.blocks)
+        taken = int(num_blocks * self.config.top_percent / 100)
         for (kind, block), weight in matrices(context).items():
             if weight.is_meta:
-                self._scores.setdefault(kind, {})[block] = float(block)
+                first = taken * [*dict.fromkeys([*self._scores, kind])].index(kind)
+                self._scores.setdefault(kind, {})[block] = -float((block - first) % num_blocks)
                 continue
             try:
                 score = signal_to_noise(weight.detach().float())

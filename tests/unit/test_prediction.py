@@ -80,8 +80,8 @@ def test_a_predicted_peak_is_the_allocators_own(
         if loop.method.draws_depend_on_training:
             loop.method.visit([2, 3] if checkpointing else [0, 3], loop.optimizer)
 
-    if label == "spectrum":  # its choice hangs on the weights, which are random here; planning takes the last blocks
-        assert allocator_peak(spec) == pytest.approx(predicted(spec).peak_bytes, rel=0.04)
+    if label == "spectrum":  # its choice hangs on the weights, which are random here; planning's keeps the most
+        assert 0.96 <= allocator_peak(spec) / predicted(spec).peak_bytes <= 1.001
         monkeypatch.setattr("harness.methods.spectrum.selected", lambda scores, percent: [*scores][len(scores) // 2 :])
     assert predicted(spec).peak_bytes == pytest.approx(allocator_peak(spec, draw_the_worst), rel=0.01)
 

@@ -289,7 +289,7 @@ def test_probabilities_that_changed_are_a_map_over_the_steps() -> None:
     corners = mesh.get_coordinates()
     assert corners[0, :, 0].tolist() == [0, 4, record.train.num_steps]
     assert corners[:, 0, 1].tolist() == [block - 0.5 for block in range(13)]
-    assert beside.get_title() == "probability, to 0.15"
+    assert beside.get_title() == "probability\nto 0.15"
     assert beside.get_shared_y_axes().joined(beside, raster)
 
 

@@ -203,6 +203,23 @@ def test_a_fault_in_a_suite_is_one_sentence(tmp_path: Path, old: str, new: str, 
     assert "tiny.toml" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("label", "changes", "said"),
+    [
+        ("lora", {"quantization": "nf4", "use_dora": True}, "label 'lora' (method lora): use_dora divides"),
+        ("full", {"quantization": "nf4"}, "label 'full' (method full): quantization = 'nf4' holds weights as packed"),
+        ("grass", {"stage_steps": 0}, 'stage_steps is 0: expected a whole number above 0 or "none"'),
+        ("grass", {"state_policy": "keep"}, "set state_policy = 'offload', not 'keep', or active_state = 'resident'"),
+    ],
+)
+def test_what_cannot_be_done_is_said_of_its_label(
+    tmp_path: Path, label: str, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(HarnessError) as caught:
+        runs(read(tmp_path), labels=[label], overrides=changes)
+    assert said in str(caught.value) and "more)" not in str(caught.value)
+
+
 def test_a_suite_that_is_not_there_is_answered_with_a_near_miss(tmp_path: Path) -> None:
     with pytest.raises(HarnessError, match="there is no suite 'quickstrat'; did you mean 'quickstart'"):
         load_suite("quickstrat")

@@ -144,7 +144,7 @@ def _draw_changes(
     rows = [block - 0.5 for block in range(len(by_block) + 1)]
     colors = LinearSegmentedColormap.from_list("probability", ["white", style.color])
     axis.pcolormesh(edges, rows, by_block, cmap=colors, vmin=0.0, vmax=most, rasterized=True)
-    axis.set_title(f"probability, to {most:.2g}", fontsize=6.5)
+    axis.set_title(f"probability\nto {most:.2g}", fontsize=6.5)  # in one line it reaches into the next panel
     axis.tick_params(labelleft=False, left=False)
     axis.grid(visible=False)
     axis.set_xlim(0, end)
