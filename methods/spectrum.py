@@ -65,10 +65,15 @@ class Spectrum(TrainedMethod):
         this choice, under which few share one, keeps the most.
 
         Raises:
-            Refused: the percentage selects no matrix of any kind, or a matrix has no singular values.
+            Refused: the percentage selects no matrix of any kind, a matrix has no singular values, or of a head that is
+                the embedding one alone is to be trained.
         """
         import torch
 
+        if context.decoder.tied_head and self.config.train_embedding != self.config.train_head:
+            raise Refused(
+                "the model's head is its embedding, one matrix: train_embedding and train_head must be the same"
+            )
         self._scores = {}
         num_blocks = len(context.decoder.blocks)
         taken = int(num_blocks * self.config.top_percent / 100)

@@ -12,7 +12,7 @@ import torch
 from harness.conversation import ConversationTemplate
 from harness.data.examples import Example, Row, check_dialogues, encode, pack, text_samples
 from harness.encoding import TextEncoder, text_encoder
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Refused
 from harness.settings import TextSettings, TrainSettings
 from harness.tensors.seeding import torch_generator
 
@@ -205,6 +205,18 @@ class TrainData:
                 "no token to train on; look at them with harness show-data"
             )
         return batch
+
+    def refuse_more_rows_at_once(self, num_rows: int) -> None:
+        """Refuse a method's passes over more rows than there are, which would hold some of them twice.
+
+        Raises:
+            Refused: how many there are.
+        """
+        if num_rows > len(self):
+            raise Refused(
+                f"the method takes the loss of {num_rows:,} training rows at once, and data set "
+                f"'{self._settings.data}' has {len(self):,} to train on: lower their number"
+            )
 
     def order(self, position: int = 0, stream: str = "data_order") -> Iterator[int]:
         """Yield the index of the example at a position of a stream, of the next, and so on, for ever."""

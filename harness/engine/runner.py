@@ -232,6 +232,8 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         run.progress("preparing", 0, None)
         enable_checkpointing(model, decoder, settings)
         model = method.prepare(model, context)
+        if (asked := method.inference_needed()) is not None:
+            data.refuse_more_rows_at_once(asked.num_rows)
         loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
         declared = declaration_of(spec.method, method.declare(model, context), len(decoder.blocks))
     before = model_checksums(decoder)

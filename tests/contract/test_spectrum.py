@@ -97,6 +97,11 @@ def test_a_percentage_that_selects_nothing_is_refused(tiny: Any) -> None:
         tiny.start("spectrum", top_percent=0.5)
 
 
+def test_of_a_head_that_is_the_embedding_one_alone_is_refused(tiny: Any) -> None:
+    with pytest.raises(Refused, match=r"one matrix: train_embedding and train_head must be the same"):
+        tiny.start("spectrum", tied=True, train_head=False)
+
+
 def test_weights_that_are_not_finite_are_refused(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(weight: torch.Tensor) -> torch.Tensor:
         raise torch.linalg.LinAlgError("The algorithm failed to converge")

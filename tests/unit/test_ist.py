@@ -160,6 +160,15 @@ def test_the_record_tells_draws_probabilities_and_importance(
     assert (declared.sampling.num_active, declared.sampling.interval_steps) == (2, interval)
 
 
+def test_a_look_at_more_rows_than_there_are_is_refused(tiny_llama: Path, tokenizer: Any) -> None:
+    _, _, data = build("ist", tiny_llama, tokenizer)
+    data.refuse_more_rows_at_once(len(data))
+    with pytest.raises(
+        Refused, match=rf"loss of {len(data) + 1} training rows at once, and data set '.*' has {len(data)} "
+    ):
+        data.refuse_more_rows_at_once(len(data) + 1)
+
+
 def test_a_look_takes_the_loss_of_rows_of_its_own_under_suppression(tiny_llama: Path, tokenizer: Any) -> None:
     loop, decoder, data = build("ist", tiny_llama, tokenizer, settings={"lora_dropout": 0.5, "score_rows": 5})
     batches = data.step_batches()
