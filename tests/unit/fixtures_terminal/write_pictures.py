@@ -110,7 +110,9 @@ def _layers() -> None:
     told = {"model": "llama2-7b", "dtype": "bf16", "label": "owlore", "score": "outlier", "tau": 13.0, "blocks": blocks}
     drawn = {"probability": "proportional to the score", "sampling": "without_replacement", "active_layers": 2}
     sampled = {"num_samples": 8, "sequence_length": 256, "data": "packaged-passages"}
-    layers._print(told | drawn | {"calibration": sampled})
+    beside = {"beside": {"alpha_hill": [2.0 + k / 16 for k in range(8)]}}
+    ranks = [{"scores": ["outlier", "alpha_hill"], "spearman": 1.0}]
+    layers._print(told | drawn | beside | {"rank_correlations": ranks, "calibration": sampled})
 
 
 def _calibrate() -> None:
