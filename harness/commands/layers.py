@@ -239,7 +239,7 @@ def _print(table: dict[str, Any]) -> None:
     for pair in table["rank_correlations"]:
         one, other = (SCORE_NAMES[kind] for kind in pair["scores"])
         rho = "none, as all of one are equal" if pair["spearman"] is None else f"{pair['spearman']:+.3f}"
-        print(f"rank correlation (Spearman) of {one} and {other}: {rho}")
+        note(f"rank correlation (Spearman) of {one} and {other}: {rho}")
     calibration = table["calibration"]
     print()
     note(
