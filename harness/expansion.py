@@ -19,7 +19,7 @@ from harness.catalogue.models import BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue, named, packaged_catalogue
 from harness.catalogue.tuned import Choice, Tuned, read_tuned, tuned_file
-from harness.errors import HarnessError, Refused, near_miss
+from harness.errors import HarnessError, NotInstalled, Refused, near_miss
 from harness.gathering import Gathered, early_train_faults
 from harness.label_text import points_with, read_label, setting_value
 from harness.method import METHODS, Method, check_run
@@ -397,8 +397,10 @@ def _resolve(
         )
     try:
         check_run(method, checked, settings)
-    except Refused as error:  # of its kind: what is missing is told apart from what cannot be done
-        raise type(error)(f"{where}: label '{label}' (method {entry.method}): {error}") from error
+    except NotInstalled:
+        pass  # its runs are refused one by one, with the reason: the other labels need no such package
+    except Refused as error:
+        raise Refused(f"{where}: label '{label}' (method {entry.method}): {error}") from error
     return method, entry, checked, settings, None if method.trains else _base_dtype(train, where)
 
 

@@ -14,6 +14,7 @@ from harness.calibration.methods import steps_of
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import load_models
 from harness.errors import Refused
+from harness.expansion import expand, load_suite
 from harness.method import METHODS
 from harness.methods import _eight_bit
 from harness.methods._declared import moment_bytes
@@ -224,6 +225,15 @@ def test_without_bitsandbytes_runs_and_plans_are_refused_before_a_model_is_built
         predicted(asked)
     method, config = configured("full")
     method.check(config, asked.train)  # whoever does not ask for 8 bits needs none
+
+
+def test_a_suite_without_bitsandbytes_goes_on_with_its_other_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    suite = load_suite("configurations")
+    models = {name: load_models()[name] for name in suite.models}
+    asked = [spec.run_id for spec in expand(suite, models=models, sources={})]
+    is_installed(monkeypatch, None)
+    assert [spec.run_id for spec in expand(suite, models=models, sources={})] == asked
+    assert {"adamw-8bit", "galore-8bit", "full"} < set(suite.labels)  # those of 8 bits are refused one by one
 
 
 def test_a_calibration_without_bitsandbytes_skips_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
