@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, get_origin
 
@@ -15,6 +16,10 @@ KEY = "[key]"
 """What pydantic puts behind the name of a table that is wrong itself."""
 LONGEST_VALUE = 60
 """Characters of a value as it is quoted."""
+
+
+_TYPE = re.compile(r"(constrained-)?(int|float|str|bool|none|list|tuple|dict|literal)(\[.*)?$")
+"""What pydantic appends to the place of a fault in a field of several types: the one that it tried."""
 
 
 def first_fault(model: type[BaseModel], error: ValidationError) -> str:
@@ -35,7 +40,7 @@ def first_fault(model: type[BaseModel], error: ValidationError) -> str:
         return f" lacks the setting '{path}'{more}"
     message = _message(fault)
     at = _place(model, fault["loc"])
-    if at.owner is not None and at.field is not None and len(at.keys) < len(where):  # one of several types was tried
+    if at.owner is not None and at.field is not None and len(at.keys) < len(where) and _TYPE.match(where[-1]):
         path = ".".join(at.keys)
         others = [other for other in others if other["loc"][: len(at.keys)] != fault["loc"][: len(at.keys)]]
         more = f" (and {len(others)} more)" if others else ""

@@ -157,7 +157,7 @@ def _held_back(record: Record) -> str | None:
         return None
     longest = max(counts, key=lambda name: counts[name])
     what, stood = "updates", "which all but stood still meanwhile"
-    if record.spec.method == "fira":  # GaLore's part of an update passes no limiter
+    if record.spec.config.get("projector") == "svd":  # Fira's: GaLore's part of an update passes no limiter
         what, stood = "what is added to updates", "where GaLore's part alone moved them"
     remedy = "; limiter_at_zero = 'skip' leaves gradients of zero out of it"
     return (

@@ -304,7 +304,7 @@ def sorted_names(model: nn.Module, group: dict[str, Any]) -> list[str]:
 
 def test_the_schedule_scales_every_group_and_the_runs_rate_is_the_base(tiny: Any) -> None:
     for rate in (1e-2, 1e-3):
-        run = tiny.start("lora-plus")
+        run = tiny.start("lora-plus", loraplus_lr_ratio=16.0)
         run.context.train = tiny.train_settings(learning_rate=rate)
         optimizer = run.method.build_optimizer(run.model, run.context)
         scheduler = get_scheduler("linear", optimizer, num_warmup_steps=2, num_training_steps=4)

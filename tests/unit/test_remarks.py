@@ -143,7 +143,7 @@ def test_a_fact_is_said(changes: dict[str, Any], said: tuple[str, str]) -> None:
 
 def test_held_back_updates_are_told_by_what_passes_the_limiter_and_what_is_set() -> None:
     record = a_run("full", proof=held_back(a=0, b=3))
-    spec = record.spec.model_copy(update={"method": "fira", "config": {"limiter_at_zero": "skip"}})
+    spec = record.spec.model_copy(update={"method": "fira", "config": {"limiter_at_zero": "skip", "projector": "svd"}})
     (remark,) = remarks_of(record.model_copy(update={"spec": spec}))
     assert remark.sentence == (
         "the norm-growth limiter left less than a hundredth of what is added to updates in 1 of 2 projected matrices, "
