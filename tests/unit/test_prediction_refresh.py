@@ -6,6 +6,8 @@ a device profile gives it.
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,6 +29,7 @@ def matrices_of_an_svd() -> float:
     """Return what an SVD of the largest matrix takes beside its input and results, in matrices."""
     G = torch.randn(SHAPE.intermediate_size, SHAPE.hidden_size)
     torch.linalg.svd(G, full_matrices=False)
+    gc.collect()  # garbage of earlier tests, freed within, would be counted against it
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         results = torch.linalg.svd(G, full_matrices=False)
     events = list(profiler.profiler.kineto_results.events())
