@@ -157,7 +157,7 @@ def _predicted(
         horizon = "all-visited"
         assumptions.append("the number of steps is not known: every block was taken as visited")
     step = _go_to_worst_step(run, horizon, question.num_steps, assumptions, lowest=lowest)
-    either = horizon != "first" and run.method.samples_blocks and run.is_frozen_below_blocks()
+    either = horizon == "run" and run.method.samples_blocks and run.is_frozen_below_blocks()
     trainable = sum(parameter.numel() for parameter in run.active())
     last = question.num_steps - 1 if horizon == "run" and question.num_steps is not None else None
     steps = _Steps(run, question, before)
@@ -316,8 +316,7 @@ def _go_to_worst_step(
     if chosen == 0 and not run.method.may_activate_every_block():
         return 0
     chosen = max(1, chosen)
-    visits = range(0, num_blocks, chosen)
-    for start in reversed(visits) if lowest else visits:  # the step that is taken is one of the last
+    for start in range(0, num_blocks, chosen):
         if not run.visit([block % num_blocks for block in range(start, start + chosen)]):
             break
         run.give_state([parameter for parameter in run.active() if not run.has_state(parameter)])
