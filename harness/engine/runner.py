@@ -102,7 +102,7 @@ def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] =
         leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment()
+    environment = describe_environment().of_ranks(task.gpus_per_run)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
