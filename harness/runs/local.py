@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from harness.record_environment import Environment
+from harness.runs.children import Stop
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
-from harness.runs.children import Stop
 from harness.runs.process import Interrupted, launch
 from harness.runs.queue import RunQueue
 from harness.runs.settling import Ledger
