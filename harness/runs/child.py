@@ -15,7 +15,6 @@ import ctypes
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -80,7 +79,6 @@ def _execute(task: RunTask, progress: Progress) -> None:
     else:
         from harness.engine.ranks import Deserted, joined
 
-        _meet_on_this_machine()
         try:
             with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
                 record = execute(task, progress, leave, ranks)
@@ -89,13 +87,6 @@ def _execute(task: RunTask, progress: Progress) -> None:
             os._exit(DESERTED)
     if rank == 0 or not record.is_ok:
         write_file(task.work_folder / record_file(rank), record.model_dump_json())
-
-
-def _meet_on_this_machine() -> None:
-    """Have gloo, which would look the machine's name up, connect ranks over the loopback interface."""
-    loopback = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
-    if loopback:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback[0])
 
 
 def record_file(rank: int) -> str:

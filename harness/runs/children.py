@@ -24,7 +24,9 @@ from harness.runs.fate import RankEnd
 from harness.task import RunTask
 
 GRACE_SECONDS = 30.0
-"""How long an interrupted child may take to leave its record."""
+"""How long interrupted children may take to leave the run's record, which rank 0 does."""
+LAST_SECONDS = 2.0
+"""How long the other ranks may then still take: theirs says nothing more, and a collective may hold them."""
 
 
 class Stop:
@@ -113,6 +115,7 @@ class Children:
                 child.signal(signal.SIGINT)
             for child in self._children:
                 child.wait(deadline, stop)
+                deadline = min(deadline, time.monotonic() + LAST_SECONDS)
 
     def kill(self) -> None:
         """End them and whatever they have started."""
