@@ -8,8 +8,11 @@ With ``update_in_backward`` the optimizer steps each parameter in a post-accumul
 gradient is freed at once; the hooks are registered on every parameter of the optimizer while it briefly requires grad,
 because a hook cannot be registered on a frozen one but survives freezing.
 
-With ``two_pass_clipping`` the step is made twice from the same random stream: the first pass only measures, its hooks
+With ``two_pass_clipping`` the step is made twice from the same random streams: the first pass only measures, its hooks
 note each complete gradient's norm and free it; the second scales each gradient and updates.
+
+Each micro-batch goes forward and backward from a random stream of its own, named by the step and its number in it, so
+that dropout draws the same for it whoever computes it, in whatever order.
 """
 
 from __future__ import annotations
@@ -38,6 +41,8 @@ SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 OnGradient = Callable[[torch.Tensor], None]
 Norms = dict[torch.Tensor, torch.Tensor]
+Numbered = Sequence[tuple[int, MicroBatch]]
+"""Micro-batches, each with its number in the whole step, from 0."""
 
 
 class Diverged(Exception):
@@ -122,13 +127,14 @@ class Stepping:
         """
         rates = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
         differ = len({group["initial_lr"] for group in self.optimizer.param_groups}) > 1
+        numbered = list(enumerate(micro_batches))
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
         grad_norm = None
         norms: Norms | None = {} if self.method.observes_gradients else None
         if self._hooks and self.method.config.two_pass_clipping:
-            loss, grad_norm = self._two_passes(step, micro_batches, num_trained, norms)
+            loss, grad_norm = self._two_passes(step, numbered, num_trained, norms)
         else:
-            loss = self._pass(step, micro_batches, num_trained, _noting(norms, self._update))
+            loss = self._pass(step, numbered, num_trained, _noting(norms, self._update))
         if norms is not None:
             if not self._hooks:
                 self._watch.moment("observe")
@@ -173,8 +179,8 @@ class Stepping:
         """
         norms: Norms = {}
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
-        with seeding.seeded_globally(self.context.seed, f"probe/{index}"):
-            loss = self._backward(micro_batches, num_trained, _noting(norms, lambda parameter: None))
+        numbered = list(enumerate(micro_batches))
+        loss = self._backward(f"probe/{index}", numbered, num_trained, _noting(norms, lambda parameter: None))
         value = self.context.read_scalar(loss)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} in pass {index} of the probe")
@@ -194,23 +200,16 @@ class Stepping:
         functions = [None] * len(self._scheduler.base_lrs)  # the schedule's own are made anew
         self._scheduler.load_state_dict({**state, "lr_lambdas": functions})
 
-    def _pass(
-        self,
-        step: int,
-        micro_batches: Sequence[MicroBatch],
-        num_trained: int,
-        on_gradient: OnGradient,
-    ) -> float:
-        """Go forward and backward over the step's micro-batches from its random stream; return the finite loss."""
-        with seeding.seeded_globally(self.context.seed, f"forward/{step}"):
-            loss = self._backward(micro_batches, num_trained, on_gradient)
+    def _pass(self, step: int, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient) -> float:
+        """Go forward and backward over the step's micro-batches from their random streams; return the finite loss."""
+        loss = self._backward(f"forward/{step}", micro_batches, num_trained, on_gradient)
         value = self.context.read_scalar(loss)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {step}")
         return value
 
     def _two_passes(
-        self, step: int, micro_batches: Sequence[MicroBatch], num_trained: int, observed: Norms | None
+        self, step: int, micro_batches: Numbered, num_trained: int, observed: Norms | None
     ) -> tuple[float, float]:
         """Measure the global norm in a first pass, update with clipped gradients in a second; return loss and norm."""
         max_norm = self.context.train.max_grad_norm
@@ -219,12 +218,11 @@ class Stepping:
 
         def measure(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+            norms[parameter] = _norm(parameter.grad)
 
         value = self._pass(step, micro_batches, num_trained, _noting(observed, measure))
         self._watch.moment("clip")
-        in_order = [norms[p] for p in self._parameters() if p in norms]
-        norm = torch.nn.utils.get_total_norm(in_order, foreach=False)  # each is its own norm
+        norm = _total_norm([norms[p] for p in self._parameters() if p in norms])
         scale = _clip_scale(norm, max_norm)
 
         def update(parameter: torch.Tensor) -> None:
@@ -240,27 +238,28 @@ class Stepping:
             self.optimizer.step_parameters([parameter])
 
     def _backward(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        num_trained: int,
-        on_gradient: OnGradient | None = None,
+        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient
     ) -> torch.Tensor:
-        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete."""
+        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete.
+
+        Micro-batch 0 draws from ``stream``, micro-batch i from ``stream/i``.
+        """
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for index, batch in enumerate(micro_batches):
+        for index, (number, batch) in enumerate(micro_batches):
             self._on_gradient = on_gradient if index == len(micro_batches) - 1 else None
-            self._watch.moment("forward")
-            with self._offload.forward_pass() if self._offload else nullcontext():
-                loss = self._summed_loss(self.model, batch) / num_trained
-            self._watch.moment("backward")
-            loss.backward()  # type: ignore[no-untyped-call]
+            with seeding.seeded_globally(self.context.seed, f"{stream}/{number}" if number else stream):
+                self._watch.moment("forward")
+                with self._offload.forward_pass() if self._offload else nullcontext():
+                    loss = self._summed_loss(self.model, batch) / num_trained
+                self._watch.moment("backward")
+                loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         self._on_gradient = None
         return total
 
     def _clip(self, max_norm: float) -> float:
         gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
+        norm = _total_norm([_norm(gradient) for gradient in gradients])
         scale = _clip_scale(norm, max_norm)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
@@ -281,8 +280,18 @@ class Stepping:
 
 def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
     """Return the squared l2 norm of a gradient of any shape and float dtype: (), fp32, on its device."""
+    return _norm(gradient).square()
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the l2 norm of a gradient of any shape, fp32 or bf16: (), fp32, on its device."""
     norm: torch.Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
-    return norm.square()
+    return norm
+
+
+def _total_norm(norms: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the global norm of gradients, given the norm of each: (), fp32, on the device of the first."""
+    return torch.nn.utils.get_total_norm(norms, foreach=False)  # a number's norm is itself
 
 
 def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:
