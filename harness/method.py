@@ -317,7 +317,7 @@ class Method(ABC):
 
     @classmethod
     def check_sharded(cls, config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
-        """Raise ``Refused`` when this run cannot be shared out over so many processes, each with a part of every tensor.
+        """Raise ``Refused`` when this run cannot be shared out over so many processes, a part of each tensor in each.
 
         A method that says nothing of it is refused: what it does to numbers would be done to parts of them.
         """
@@ -442,9 +442,7 @@ class Method(ABC):
         return {}
 
 
-def check_run(
-    method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int = 1
-) -> None:
+def check_run(method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int = 1) -> None:
     """Refuse a run that cannot be done, whatever the method's own :meth:`Method.check` looks at.
 
     Raises:
@@ -461,9 +459,7 @@ def check_run(
     method.check(config, train)
 
 
-def _check_sharded(
-    method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int
-) -> None:
+def _check_sharded(method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
     if train is not None:
         if (batches := train.gradient_accumulation_steps) % num_ranks:
             raise Refused(

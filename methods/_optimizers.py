@@ -214,9 +214,7 @@ class AdamW(HeldState):
                 self._move_by(p, target[rows], low[rows].to(works_in), part, start=start)
         else:
             low = low.to(works_in)
-            self._move_by(
-                p, target, low, state, up=lambda one: projection.up(one, low, grad, state, p.shape)
-            )
+            self._move_by(p, target, low, state, up=lambda one: projection.up(one, low, grad, state, p.shape))
         if target is own:
             return
         if settings.stochastic_rounding:
@@ -270,7 +268,7 @@ class AdamW(HeldState):
         return DTYPES[self._settings.moment_dtype] if self._settings.moment_rounding == "nearest" else torch.float32
 
     def gradient(self, p: torch.Tensor) -> torch.Tensor:
-        """Return what Adam takes as the gradient of ``p``, as far as this process holds it; a subclass may correct it."""
+        """Return what Adam takes as the gradient of what this process holds of ``p``; a subclass may correct it."""
         assert p.grad is not None, f"{self._names[p]} is updated without a gradient"
         return local(p.grad)
 

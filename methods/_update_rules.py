@@ -62,9 +62,7 @@ def adamw_update(
         target.add_(target, alpha=-lr * decay)
 
 
-def round_stochastically(
-    values: torch.Tensor, generator: torch.Generator, place: Place | None = None
-) -> torch.Tensor:
+def round_stochastically(values: torch.Tensor, generator: torch.Generator, place: Place | None = None) -> torch.Tensor:
     """Return ``values`` rounded to numbers that bf16 holds exactly, up or down with the chance that keeps the mean.
 
     Formula: add a uniform integer of [0, 2^16) to the bits of the fp32 number and cut the low 16 bits. bf16 is the

@@ -43,6 +43,7 @@ class EngineContext:
         self._read_scalar = scalar_reader
         self.ranks = ranks
         """The processes that share the run out."""
+        self.rank, self.num_ranks = ranks.rank, ranks.size
         self.stream_rows = stream_rows
         """Where rows of a method's own stream come from; None: nowhere."""
         self.answer_inference: InferenceLoss | None = None
@@ -60,16 +61,6 @@ class EngineContext:
             stream_rows=self.stream_rows,
             ranks=self.ranks,
         )
-
-    @property
-    def rank(self) -> int:
-        """Return the number of this process among those of the run."""
-        return self.ranks.rank
-
-    @property
-    def num_ranks(self) -> int:
-        """Return how many processes share the run out."""
-        return self.ranks.size
 
     def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum of a small tensor over all processes."""

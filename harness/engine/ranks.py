@@ -27,7 +27,15 @@ RENDEZVOUS = "rendezvous"
 """File in the work folder through which the processes of a run meet."""
 MEETING_SECONDS = 600
 """How long processes wait for each other, at the start as later: one may load, compile or score blocks alone."""
-LOST = ("gloo", "NCCL", "nccl", "Connection closed by peer", "Connection reset by peer", "recvValue failed", "wait timeout")
+LOST = (
+    "gloo",
+    "NCCL",
+    "nccl",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "recvValue failed",
+    "wait timeout",
+)
 """In what torch raises where another process of a collective operation is gone."""
 
 
@@ -104,23 +112,24 @@ def joined(size: int, rank: int, folder: Path) -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
+    from torch._C._distributed_c10d import FileStore, PrefixStore
     from torch.distributed.device_mesh import init_device_mesh
 
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-    store = torch.distributed.FileStore(str(folder / RENDEZVOUS), size)
+    store = FileStore(str(folder / RENDEZVOUS), size)
     store.set_timeout(timedelta(seconds=MEETING_SECONDS))
     torch.distributed.init_process_group(
         "nccl" if on_cuda else "gloo",
-        store=torch.distributed.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
         timeout=timedelta(seconds=MEETING_SECONDS),
         device_id=torch.device("cuda", torch.cuda.current_device()) if on_cuda else None,
     )
     mesh = init_device_mesh("cuda" if on_cuda else "cpu", (size,))
-    yield Ranks(rank, size, mesh, torch.distributed.PrefixStore("words", store))
+    yield Ranks(rank, size, mesh, PrefixStore("words", store))
     # Not after an error: others may wait for this process, and to leave the group would wait for them.
     torch.distributed.destroy_process_group()
 

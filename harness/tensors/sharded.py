@@ -87,7 +87,7 @@ def gathered(part: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         padded.narrow(place.dim, 0, place.length).copy_(part)
         part = padded
     together = part.new_empty([number * shape[0], *shape[1:]])
-    torch.distributed.all_gather_into_tensor(together, part.contiguous(), group=group)
+    _all_gather(together, part.contiguous(), group)
     if place.dim == 0:
         return together if number * size == total else together[:total].clone()
     return torch.cat(together.chunk(number), dim=place.dim).narrow(place.dim, 0, total)
@@ -97,12 +97,27 @@ def in_rank_order(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
     """Return what every process holds of a small tensor, (processes, *shape), in the order of their numbers."""
     number = torch.distributed.get_world_size(group)
     together = tensor.new_empty([number * max(tensor.numel(), 1)])
-    torch.distributed.all_gather_into_tensor(together, tensor.contiguous().view(-1), group=group)
+    _all_gather(together, tensor.contiguous().view(-1), group)
     return together.view(number, *tensor.shape)
+
+
+def _all_gather(together: torch.Tensor, part: torch.Tensor, group: Any) -> None:
+    """Fill ``together`` with the parts of all processes, in their order."""
+    distributed: Any = torch.distributed
+    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # before torch 2.13
+    gather(together, part, group=group)
 
 
 def _part_length(total: int, number: int) -> int:
     return -(-total // number)
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module as it was before :func:`shard`, which gives it a class that is derived from it."""
+    if not hasattr(module, "set_requires_gradient_sync"):
+        return type(module)
+    found: type[nn.Module] = type(module).__mro__[2]  # (derived, FSDPModule, its own, ...)
+    return found
 
 
 def base_of(model: nn.Module) -> nn.Module:
@@ -129,7 +144,7 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
     Raises:
         Refused: the columns of one cannot be shared out evenly.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import Shard
 
     base, number = base_of(model), mesh.size()
@@ -159,7 +174,7 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
         fully_shard(group if len(group) > 1 else group[0], **settings)
     fully_shard(base, **settings)
     for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
+        if isinstance(module, FSDPModule):
             # The factor alone makes gradients in bf16 zero on NCCL: github.com/pytorch/pytorch/issues/190745.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
