@@ -32,6 +32,7 @@ from harness.engine.memory import PhaseMeter
 from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
+from harness.engine.together import phases_together, trained_together
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
@@ -93,6 +94,8 @@ class _Run:
     leave: Callable[[Record], None]
     unscored: _Trained | None = None
     """Trained, and not yet scored."""
+    phases: list[Phase] | None = None
+    """Of all processes together, once the run has come to its end."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
@@ -118,7 +121,7 @@ def execute(
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
-        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        parts = vars(run.outcome) | {"phases": run.phases or _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
     run = _Run(task, progress, device, PhaseMeter(device), ranks, record, leave)
@@ -133,6 +136,7 @@ def execute(
         else:
             _evaluate(run, *_load_kept(run))
         status, reason = _proven(run)
+        run.phases = phases_together(run.ranks, _phases(run))
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -279,7 +283,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     if loss_after is not None:
         loop.note_validation(loss_after)
     general_after = _loss(run, "general_after", model, general, context)
-    run.outcome.train = loop.result().model_copy(
+    run.outcome.train = trained_together(run.ranks, loop.result(), model).model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,
