@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from harness.record import Record
 from harness.tensors.sharded import in_rank_order
 
 T = TypeVar("T")
@@ -41,6 +42,11 @@ LOST = (
 
 class Deserted(Exception):
     """This process could not go on because another one of the same run ended."""
+
+    def __init__(self, record: Record | None) -> None:
+        super().__init__("another process of the run ended")
+        self.record = record
+        """What the run was until then, of its first process."""
 
 
 @dataclass(frozen=True)

@@ -114,10 +114,10 @@ def execute(
         ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
 
     Raises:
-        Deserted: this process is not the first one, and could not go on because another one ended.
+        Deserted: this process could not go on because another one ended; with the first one's record.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment().model_copy(update={"num_ranks": ranks.size})
+    environment = describe_environment().of_ranks(task.gpus_per_run)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
@@ -128,6 +128,7 @@ def execute(
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
+    deserted = False
     try:
         if task.finishes is not None:
             _finish(run, task.finishes)
@@ -146,14 +147,15 @@ def execute(
     except HarnessError as error:
         status, reason = "failed", str(error)
     except Exception as error:
-        if ranks.left(error) and not ranks.first:
-            raise Deserted from error
+        deserted = ranks.left(error)
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    if run.unscored is not None and status not in SCORED_OR_USELESS:
+    if run.unscored is not None and status not in SCORED_OR_USELESS and not deserted:
         _keep_unscored(run, run.unscored)
     if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
         reason = task.unscored(reason)
+    if deserted:
+        raise Deserted(record(status, reason, log_tail) if ranks.first else None)
     return record(status, reason, log_tail)
 
 
