@@ -238,7 +238,7 @@ class Stepping:
             self.optimizer.step_parameters([parameter])
 
     def _backward(
-        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient
+        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient | None = None
     ) -> torch.Tensor:
         """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete.
 
