@@ -284,7 +284,7 @@ def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the l2 norm of a gradient of any shape, fp32 or bf16: (), fp32, on its device."""
+    """Return the l2 norm of a gradient of any shape, fp32 or narrower: (), fp32, on its device."""
     norm: torch.Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
     return norm
 
