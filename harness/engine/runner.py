@@ -29,8 +29,10 @@ from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
 from harness.engine.memory import PhaseMeter
+from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
+from harness.engine.together import phases_together, trained_together
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
@@ -49,6 +51,7 @@ from harness.tensors.decoder import find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.quantized import quantize
+from harness.tensors.sharded import shard
 
 
 @dataclass
@@ -85,34 +88,47 @@ class _Run:
     progress: Progress
     device: torch.device
     meter: PhaseMeter
+    ranks: Ranks
     record: Callable[..., Record]
     """Returns the record as it is now, of a status, a reason and a log's tail."""
     leave: Callable[[Record], None]
     unscored: _Trained | None = None
     """Trained, and not yet scored."""
+    phases: list[Phase] | None = None
+    """Of all processes together, once the run has come to its end."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
-def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] = lambda record: None) -> Record:
-    """Return the record of a run; never raises but for an interrupt that comes while the record is made.
+def execute(
+    task: RunTask,
+    progress: Progress,
+    leave: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks = ALONE,
+) -> Record:
+    """Return the record of a run; raises only an interrupt that comes while the record is made, and ``Deserted``.
 
     Args:
         task: The run, or weights to evaluate.
         progress: Called with what is going on.
         leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
+        ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
+
+    Raises:
+        Deserted: this process could not go on because another one ended; with the first one's record.
     """
     started_at = datetime.now(UTC)
     environment = describe_environment().of_ranks(task.gpus_per_run)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
-        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        parts = vars(run.outcome) | {"phases": run.phases or _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
-    run = _Run(task, progress, device, PhaseMeter(device), record, leave)
+    run = _Run(task, progress, device, PhaseMeter(device), ranks, record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
+    deserted = False
     try:
         if task.finishes is not None:
             _finish(run, task.finishes)
@@ -121,6 +137,7 @@ def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] =
         else:
             _evaluate(run, *_load_kept(run))
         status, reason = _proven(run)
+        run.phases = phases_together(run.ranks, _phases(run))
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -130,12 +147,15 @@ def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] =
     except HarnessError as error:
         status, reason = "failed", str(error)
     except Exception as error:
+        deserted = ranks.left(error)
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    if run.unscored is not None and status not in SCORED_OR_USELESS:
+    if run.unscored is not None and status not in SCORED_OR_USELESS and not deserted:
         _keep_unscored(run, run.unscored)
     if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
         reason = task.unscored(reason)
+    if deserted:
+        raise Deserted(record(status, reason, log_tail) if ranks.first else None)
     return record(status, reason, log_tail)
 
 
@@ -175,7 +195,7 @@ def _train_and_evaluate(run: _Run) -> None:
     check_unchanged(task)
     method_class = METHODS.get(spec.method)
     config = method_class.Config.model_validate(spec.config)
-    check_run(method_class, config, spec.train)
+    check_run(method_class, config, spec.train, run.ranks.size)
     method = method_class(config)
     if spec.train is not None and spec.train.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -183,6 +203,8 @@ def _train_and_evaluate(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         decoder = find_decoder(model, task.model)
+        if run.ranks.several and spec.train is None:
+            shard(model, decoder, run.ranks.mesh)
     trained = _Trained(
         method, model if spec.train is None else _train(run, method, model, tokenizer, decoder), tokenizer
     )
@@ -200,13 +222,14 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
     task, dtype = run.task, run.task.spec.dtype
     how = None if task.spec.train is None else task.spec.train.quantized
+    device = torch.device("cpu") if run.ranks.several else run.device  # from there each takes its part
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         run.outcome.encoding = text_encoder(tokenizer).facts()
-        return load_model(task.model_folder, dtype, run.device, how), tokenizer
+        return load_model(task.model_folder, dtype, device, how), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
-        model = build_model(task.model, dtype, run.device)
+        model = build_model(task.model, dtype, device)
     if how is not None:
         quantize(model, how, dtype)
     return model, None
@@ -227,6 +250,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         decoder=decoder,
         block_scores=_block_scores(run, method, model, tokenizer, decoder),
         stream_rows=lru_cache(maxsize=1)(data.stream_batch),  # a method asks several times for the same rows
+        ranks=run.ranks,
     )
     with meter.phase("prepare"):
         run.progress("preparing", 0, None)
@@ -234,7 +258,11 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         model = method.prepare(model, context)
         if (asked := method.inference_needed()) is not None:
             data.refuse_more_rows_at_once(asked.num_rows)
-        loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
+        if run.ranks.several:
+            decoder = shard(model, decoder, run.ranks.mesh, method.cut_by_columns(model, context))
+            context = context.with_decoder(decoder)
+        optimizer = method.build_optimizer(model, context)
+        loop = TrainingLoop(model, method, optimizer, context, meter.laps, ranks=run.ranks)
         declared = declaration_of(spec.method, method.declare(model, context), len(decoder.blocks))
     before = model_checksums(decoder)
     loss_before = _loss(run, "validate_before", model, held_out, context)
@@ -257,7 +285,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     if loss_after is not None:
         loop.note_validation(loss_after)
     general_after = _loss(run, "general_after", model, general, context)
-    run.outcome.train = loop.result().model_copy(
+    run.outcome.train = trained_together(run.ranks, loop.result(), model).model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,

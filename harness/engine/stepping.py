@@ -8,8 +8,11 @@ With ``update_in_backward`` the optimizer steps each parameter in a post-accumul
 gradient is freed at once; the hooks are registered on every parameter of the optimizer while it briefly requires grad,
 because a hook cannot be registered on a frozen one but survives freezing.
 
-With ``two_pass_clipping`` the step is made twice from the same random stream: the first pass only measures, its hooks
+With ``two_pass_clipping`` the step is made twice from the same random streams: the first pass only measures, its hooks
 note each complete gradient's norm and free it; the second scales each gradient and updates.
+
+Each micro-batch goes forward and backward from a random stream of its own, named by the step and its number in it, so
+that dropout draws the same for it whoever computes it, in whatever order.
 """
 
 from __future__ import annotations
@@ -27,10 +30,12 @@ from harness.data.batches import MicroBatch
 from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.stepwise import refuse_other_optimizers
 from harness.method import Method, RunContext, StepOptimizer
 from harness.tensors import seeding
 from harness.tensors.optimizer_state import on_every_parameter
+from harness.tensors.sharded import local
 
 SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 """What of a scheduler's state moves; the rest is made anew from the settings."""
@@ -38,6 +43,8 @@ SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 
 OnGradient = Callable[[torch.Tensor], None]
 Norms = dict[torch.Tensor, torch.Tensor]
+Numbered = Sequence[tuple[int, MicroBatch]]
+"""Micro-batches, each with its number in the whole step, from 0."""
 
 
 class Diverged(Exception):
@@ -72,9 +79,16 @@ class Stepping:
     """Makes the optimizer steps of a run. Keeps no count of them: who calls it says which step it is."""
 
     def __init__(
-        self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext, watch: StepWatch
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: StepOptimizer,
+        context: RunContext,
+        watch: StepWatch,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Take what is trained, and who watches.
+        """Take what is trained, who watches, and which processes share the micro-batches of a step out.
 
         Raises:
             HarnessError: the optimizer is not what the contract asks for.
@@ -90,6 +104,7 @@ class Stepping:
         self.clock = OptimizerClock(self.device)
         """Of the updates."""
         self._watch = watch
+        self._ranks = ranks
         self._scheduler = get_scheduler(
             context.train.lr_scheduler,
             optimizer,
@@ -116,24 +131,29 @@ class Stepping:
     def take_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> Taken:
         """Make the optimizer step that was begun, with the blocks that are active.
 
+        Args:
+            step: Its number.
+            micro_batches: All of the step, of which this process takes its share; only that has to be on the device.
+
         Raises:
             Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
                 and with ``two_pass_clipping``.
         """
         rates = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
         differ = len({group["initial_lr"] for group in self.optimizer.param_groups}) > 1
+        numbered = self._ranks.share(micro_batches)
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
         grad_norm = None
         norms: Norms | None = {} if self.method.observes_gradients else None
         if self._hooks and self.method.config.two_pass_clipping:
-            loss, grad_norm = self._two_passes(step, micro_batches, num_trained, norms)
+            loss, grad_norm = self._two_passes(step, numbered, num_trained, norms)
         else:
-            loss = self._pass(step, micro_batches, num_trained, _noting(norms, self._update))
+            loss = self._pass(step, numbered, num_trained, _noting(norms, self._update))
         if norms is not None:
             if not self._hooks:
                 self._watch.moment("observe")
                 norms |= {p: squared_norm(p.grad) for p in self._parameters() if p.grad is not None}
-            self.method.on_gradients(step, norms)
+            self.method.on_gradients(step, self._over_ranks(norms))
         if not self._hooks:
             max_norm = self.context.train.max_grad_norm
             if max_norm is not None:
@@ -173,12 +193,14 @@ class Stepping:
         """
         norms: Norms = {}
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
-        with seeding.seeded_globally(self.context.seed, f"probe/{index}"):
-            loss = self._backward(micro_batches, num_trained, _noting(norms, lambda parameter: None))
+        numbered = self._ranks.share(micro_batches)
+        if len(micro_batches) < self._ranks.size:  # one by itself, which every process takes
+            numbered, num_trained = list(enumerate(micro_batches)), num_trained * self._ranks.size
+        loss = self._backward(f"probe/{index}", numbered, num_trained, _noting(norms, lambda parameter: None))
         value = self.context.read_scalar(loss)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} in pass {index} of the probe")
-        self.method.on_probe(index, norms)
+        self.method.on_probe(index, self._over_ranks(norms))
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
@@ -194,23 +216,16 @@ class Stepping:
         functions = [None] * len(self._scheduler.base_lrs)  # the schedule's own are made anew
         self._scheduler.load_state_dict({**state, "lr_lambdas": functions})
 
-    def _pass(
-        self,
-        step: int,
-        micro_batches: Sequence[MicroBatch],
-        num_trained: int,
-        on_gradient: OnGradient,
-    ) -> float:
-        """Go forward and backward over the step's micro-batches from its random stream; return the finite loss."""
-        with seeding.seeded_globally(self.context.seed, f"forward/{step}"):
-            loss = self._backward(micro_batches, num_trained, on_gradient)
+    def _pass(self, step: int, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient) -> float:
+        """Go forward and backward over the step's micro-batches from their random streams; return the finite loss."""
+        loss = self._backward(f"forward/{step}", micro_batches, num_trained, on_gradient)
         value = self.context.read_scalar(loss)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} at step {step}")
         return value
 
     def _two_passes(
-        self, step: int, micro_batches: Sequence[MicroBatch], num_trained: int, observed: Norms | None
+        self, step: int, micro_batches: Numbered, num_trained: int, observed: Norms | None
     ) -> tuple[float, float]:
         """Measure the global norm in a first pass, update with clipped gradients in a second; return loss and norm."""
         max_norm = self.context.train.max_grad_norm
@@ -219,17 +234,16 @@ class Stepping:
 
         def measure(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            norms[parameter] = torch.linalg.vector_norm(parameter.grad)
+            norms[parameter] = _norm(parameter.grad)
 
         value = self._pass(step, micro_batches, num_trained, _noting(observed, measure))
         self._watch.moment("clip")
-        in_order = [norms[p] for p in self._parameters() if p in norms]
-        norm = torch.nn.utils.get_total_norm(in_order, foreach=False)  # each is its own norm
+        norm = self._total_norm([norms[p] for p in self._parameters() if p in norms])
         scale = _clip_scale(norm, max_norm)
 
         def update(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            parameter.grad.mul_(scale.to(parameter.device))
+            local(parameter.grad).mul_(scale.to(parameter.device))
             self._update(parameter)
 
         self._pass(step, micro_batches, num_trained, update)
@@ -240,31 +254,51 @@ class Stepping:
             self.optimizer.step_parameters([parameter])
 
     def _backward(
-        self,
-        micro_batches: Sequence[MicroBatch],
-        num_trained: int,
-        on_gradient: OnGradient | None = None,
+        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient | None = None
     ) -> torch.Tensor:
-        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete."""
+        """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete.
+
+        Micro-batch 0 draws from ``stream``, micro-batch i from ``stream/i``.
+        """
         total = torch.zeros((), dtype=torch.float32, device=self.device)
-        for index, batch in enumerate(micro_batches):
+        losses: list[torch.Tensor] = []
+        for index, (number, batch) in enumerate(micro_batches):
             self._on_gradient = on_gradient if index == len(micro_batches) - 1 else None
-            self._watch.moment("forward")
-            with self._offload.forward_pass() if self._offload else nullcontext():
-                loss = self._summed_loss(self.model, batch) / num_trained
-            self._watch.moment("backward")
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            with seeding.seeded_globally(self.context.seed, f"{stream}/{number}" if number else stream):
+                self._watch.moment("forward")
+                with self._offload.forward_pass() if self._offload else nullcontext():
+                    loss = self._summed_loss(self.model, batch) / num_trained
+                self._watch.moment("backward")
+                loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+            if not self._ranks.several:
+                total += losses.pop()
         self._on_gradient = None
+        if self._ranks.several:
+            for loss in self._ranks.dealt(torch.stack(losses)):
+                total += loss
         return total
 
     def _clip(self, max_norm: float) -> float:
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=False)
+        gradients = [local(p.grad) for p in self._parameters() if p.grad is not None]
+        norm = self._total_norm([_norm(gradient) for gradient in gradients])
         scale = _clip_scale(norm, max_norm)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
         return self.context.read_scalar(norm)
+
+    def _total_norm(self, norms: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the global norm of gradients, given those of what this process holds of each: (), fp32."""
+        if norms and self._ranks.several:
+            norms = list(self._ranks.sum(torch.stack(list(norms)).square()).sqrt())
+        return torch.nn.utils.get_total_norm(norms, foreach=False)  # a number's norm is itself
+
+    def _over_ranks(self, squares: Norms) -> Norms:
+        """Return the squared norms of whole gradients, given those of what this process holds of each."""
+        if not squares or not self._ranks.several:
+            return squares
+        in_order = [p for p in self._parameters() if p in squares]  # hooks may come in another order
+        return dict(zip(in_order, self._ranks.sum(torch.stack([squares[p] for p in in_order])), strict=True))
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -280,9 +314,14 @@ class Stepping:
 
 
 def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the squared l2 norm of a gradient of any shape and float dtype: (), fp32, on its device."""
-    norm: torch.Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
-    return norm.square()
+    """Return the squared l2 norm of what this process holds of a gradient, any float dtype: (), fp32, on its device."""
+    return _norm(gradient).square()
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    """Return the l2 norm of what this process holds of a gradient, fp32 or narrower: (), fp32, on its device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(local(gradient), dtype=torch.float32)
+    return norm
 
 
 def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:

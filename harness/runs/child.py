@@ -82,7 +82,9 @@ def _execute(task: RunTask, progress: Progress) -> None:
         try:
             with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
                 record = execute(task, progress, leave, ranks)
-        except Deserted:
+        except Deserted as deserted:
+            if deserted.record is not None:
+                write_file(task.work_folder / RECORD_FILE, deserted.record.model_dump_json())
             sys.stderr.flush()
             os._exit(DESERTED)
     if rank == 0 or not record.is_ok:

@@ -28,7 +28,7 @@ class RankEnd:
     returncode: int
     """As ``subprocess`` says it."""
     record: Record | None
-    """What it left: of rank 0 always, of another only where it did not end ok."""
+    """What it left: of rank 0 always, of another only where it did not end ok, or alone."""
     log_tail: str | None
 
     @property
@@ -49,11 +49,11 @@ class RankEnd:
     @property
     def order(self) -> int:
         """Return how far it may be the consequence of another's end; 0: not at all."""
+        if self.returncode == DESERTED:
+            return 4
         if self.record is not None:
             status = self.record.status
             return 0 if status in OWN_WORD else 1 if status == "failed" else 3
-        if self.returncode == DESERTED:
-            return 4
         return 1 if self.returncode == -signal.SIGKILL else 2  # a watchdog of collectives aborts, and never kills
 
     @property
