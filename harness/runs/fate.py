@@ -83,7 +83,7 @@ def fate(task: RunTask, ends: Sequence[RankEnd], ended: Callable[..., Record]) -
     if first is None:
         assert own is not None
         return own
-    said = [end.record.status for end in ends if end.record is not None]
+    said = [end.record.status for end in ends if end.record is not None and end.returncode != DESERTED]
     if own is not None and said == [first.ending[0]] * task.gpus_per_run:
         return own
     status, reason = first.ending
