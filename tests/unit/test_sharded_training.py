@@ -168,8 +168,8 @@ def test_4_moments_are_shared_out(label: str) -> None:
     settings = {"projection_side": "smaller", "active_layers": 4}
     one = alone(Case(label, settings))
     ranks = on_ranks(2, all_seen, {label: Case(label, settings)})
-    # On the smaller side stand the projectors, whole on each: rank 8, fp32; k and v are 32 wide, the others 64.
-    projectors = 4 * 8 * (5 * 64 + 2 * 32) * 4
+    # Projectors, whole on each: rank 8 times the longer side, bf16; the moments are of the smaller.
+    projectors = 4 * 8 * (4 * 64 + 3 * 160) * 2
     for rank in ranks:
         assert 2 * (rank[label].state_bytes - projectors) == one.state_bytes - projectors
 
