@@ -7,6 +7,7 @@ A method is one class in one file (``methods/<name>.py``, or a plug-in in the en
     block_scores_needed()             scores to compute from the checkpoint, as a phase of their own
     inference_needed()                which forward passes without gradients it will make within steps
     prepare(model, context)           freeze, wrap
+    cut_by_columns(model, context)    which matrices must keep whole rows, where parameters are shared out
     build_optimizer(model, context)   over every parameter that may ever be trained
     declare(model, context)           what will be trained and kept, from settings and shapes alone
     probe_needed()                    gradients to look at before the first step, in a phase of their own
@@ -16,13 +17,16 @@ A method is one class in one file (``methods/<name>.py``, or a plug-in in the en
     finalize(model)                   what is evaluated
     export(model)                     merged weights in the base architecture, for saving
 
+Between ``prepare`` and ``build_optimizer`` parameters may be replaced, when they are shared out over the processes of
+the run, as they are in planning: a method keeps modules across the two, never parameters.
+
 torch is imported inside hooks, never at the top of a method's module, so that listing and checking work without it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,6 +186,13 @@ class RunContext(Protocol):
     """Optimizer steps of the whole run."""
     train: TrainSettings
     decoder: Decoder
+    rank: int
+    """Number of this process among those that share the run out, 0-based."""
+    num_ranks: int
+    """How many there are: each holds a part of every parameter, and draws equally from equal streams."""
+
+    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a small tensor over all processes, with equal bits in each; every process must ask."""
 
     def torch_generator(self, stream: str) -> torch.Generator:
         """Return a CPU generator of the run's named random stream; the same name gives a fresh, equal generator."""
@@ -304,6 +315,22 @@ class Method(ABC):
         Whoever starts one asks :func:`check_run`, which asks this.
         """
 
+    @classmethod
+    def check_sharded(cls, config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
+        """Raise ``Refused`` when this run cannot be shared out over so many processes, a part of each tensor in each.
+
+        A method that says nothing of it is refused: what it does to numbers would be done to parts of them.
+        """
+        if cls.trains:
+            raise Refused(
+                f"this method does not say that it is right where its tensors are shared out over {num_ranks} devices: "
+                "run it on one"
+            )
+
+    def cut_by_columns(self, model: nn.Module, context: RunContext) -> Collection[torch.Tensor]:
+        """Return the matrices of which each process is to hold some columns: of all others it holds some rows."""
+        return ()
+
     def block_scores_needed(self) -> BlockScoreRequest | None:
         """Return which block scores :meth:`prepare` will ask for, or None."""
         return None
@@ -415,18 +442,41 @@ class Method(ABC):
         return {}
 
 
-def check_run(method: type[Method], config: MethodConfig, train: TrainSettings | None) -> None:
+def check_run(method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int = 1) -> None:
     """Refuse a run that cannot be done, whatever the method's own :meth:`Method.check` looks at.
 
     Raises:
-        Refused: the method refuses it, or is to train weights that are quantized.
+        Refused: the method refuses it, is to train weights that are quantized, or the run cannot be shared out over so
+            many processes.
     """
+    if num_ranks > 1:
+        _check_sharded(method, config, train, num_ranks)
     if train is not None and train.quantized is not None and not method.has_adapter:
         raise Refused(
             f"quantization = '{train.quantization}' holds weights as packed integers, which no gradient can move, and "
             "this method trains the weights themselves: take a method with an adapter, or set quantization = 'none'"
         )
     method.check(config, train)
+
+
+def _check_sharded(method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
+    if train is not None:
+        if (batches := train.gradient_accumulation_steps) % num_ranks:
+            raise Refused(
+                f"{num_ranks} devices cannot share out the {batches} micro-batches of a step evenly: set "
+                f"gradient_accumulation_steps to a multiple of {num_ranks}"
+            )
+        if train.quantized is not None:
+            raise Refused(
+                f"quantization = '{train.quantization}' holds weights in a form that is not shared out over devices: "
+                "run it on one, or set quantization = 'none'"
+            )
+        if train.loss_chunk_columns is not None:
+            raise Refused(
+                "loss_chunk_columns reads the head's weight past the head, where it is shared out over devices: leave "
+                "it out, or run on one"
+            )
+    method.check_sharded(config, train, num_ranks)
 
 
 METHODS: Registry[Method] = Registry(

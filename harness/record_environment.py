@@ -22,7 +22,9 @@ class Environment(Part):
     device_memory_bytes: int | None
     driver: str | None
     num_threads: int
-    """CPU threads of torch: results on a CPU depend on them."""
+    """CPU threads of torch, of each rank: results on a CPU depend on them."""
+    num_ranks: int = 1
+    """Devices of this kind that shared the run, a process for each; on a CPU processes."""
     platform: str
     python: str
     packages: dict[str, str]
@@ -61,7 +63,12 @@ class Environment(Part):
         """
         of_another_kind = {"packages", "device_memory_bytes"}
         moves_none = {"commit", "dirty", "device_busy", "platform", "compute_capability", "training_checksum"}
-        return self.model_dump(mode="json", exclude=of_another_kind | moves_none)
+        alone = {"num_ranks"} if self.num_ranks == 1 else set()  # records older than the field are of one
+        return self.model_dump(mode="json", exclude=of_another_kind | moves_none | alone)
+
+    def of_ranks(self, num_ranks: int) -> Environment:
+        """Return the environment of a run on so many devices such as this one."""
+        return self.model_copy(update={"num_ranks": num_ranks})
 
     @property
     def on_cuda(self) -> bool:
@@ -74,14 +81,19 @@ class Environment(Part):
         return self.device_name if self.on_cuda else None
 
     @property
+    def devices(self) -> str:
+        """Return the name of the device, with how many of them shared a run where it is more than one."""
+        return self.device_name if self.num_ranks == 1 else f"{self.num_ranks} x {self.device_name}"
+
+    @property
     def device(self) -> str:
         """Return the device as far as times depend on it: of a CPU with the threads."""
-        return self.device_name + ("" if self.on_cuda else f", {self.num_threads} threads")
+        return self.devices + ("" if self.on_cuda else f", {self.num_threads} threads")
 
     @property
     def device_text(self) -> str:
-        """Return kind and name of the device."""
-        return f"{self.device_type}: {self.device_name}"
+        """Return kind and name of the device, and how many there were."""
+        return f"{self.device_type}: {self.devices}"
 
     def has_room_for(self, size: int) -> bool:
         """Return whether so many bytes fit on the device; where its memory is not known they do."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.methods._optimizers import AdamW
+from harness.tensors.sharded import whole
 
 DAMPING = 1e-8
 """Added to the diagonal of A Aᵀ before it is inverted. Source: peft/optimizers/lorafa.py, ``delta``."""
@@ -43,7 +44,7 @@ class LoraFaAdamW(AdamW):
         g = super().gradient(p)
         if p not in self._corrections:
             A, scaling = self._frozen[p]
-            A = A.detach().float()  # (rank, in_features)
+            A = whole(A.detach()).float()  # (rank, in_features)
             gram = A @ A.t() + DAMPING * torch.eye(A.shape[0], device=A.device)
             self._corrections[p] = torch.linalg.pinv(gram) / scaling**2
         return (g.float() @ self._corrections[p]).to(g.dtype)

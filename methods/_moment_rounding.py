@@ -10,12 +10,14 @@ stochastically as it stores them. Rounded to nearest, the second moment never fa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 
 from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State, adamw_update, round_up_or_down
+from harness.tensors.sharded import place_of
 
 PIECE = 1 << 20
 """Elements whose noise is drawn at once, all of a smaller parameter, from a seed of their own: so a slice gets the
@@ -35,6 +37,29 @@ def noise_of(stream: torch.Generator, start: int, count: int, total: int, device
         first, last = max(start - number * piece, 0), min(start + count - number * piece, piece)
         found.append(bits[first:last])
     return found[0] if len(found) == 1 else torch.cat(found)
+
+
+def noise_beside(
+    stream: torch.Generator, low: torch.Tensor, start: int, p: torch.Tensor, moments: torch.Tensor
+) -> torch.Tensor:
+    """Return the noise of numbers of a gradient, as :func:`noise_of`: the same whoever holds them.
+
+    Args:
+        stream: Of the update.
+        low: The numbers, whole rows of what this process holds of the gradient that the moments are of.
+        start: Numbers of that part before them.
+        p: The parameter, which says how the gradient is shared out.
+        moments: Of the whole part.
+    """
+    place = place_of(p)
+    if place is None or not low.numel():
+        return noise_of(stream, start, low.numel(), moments.numel(), low.device) if low.numel() else low.int()
+    shape = list(moments.shape)
+    shape[place.dim] = place.whole[place.dim]
+    total = math.prod(shape)
+    if place.dim == 0:
+        return noise_of(stream, place.start * (total // shape[0]) + start, low.numel(), total, low.device)
+    return place.cut(noise_of(stream, 0, total, total, low.device).view(shape)).contiguous()
 
 
 def rounding_update(

@@ -11,7 +11,9 @@ Deliberate differences from the references:
 - a projection's age is counted apart from Adam's step counter, so that resetting one leaves the other;
 - random numbers come from streams named by parameter and update, so that the order of updates does not matter;
 - one parameter at a time, never multi-tensor: peak memory holds the temporaries of the largest parameter only, and
-  with ``update_slice_elements`` those of so many elements of it.
+  with ``update_slice_elements`` those of so many elements of it;
+- of a parameter that is shared out over processes each updates its own part, with moments of that part; a subspace is
+  computed from the whole gradient, alike in every process, and kept whole. What is drawn is drawn for the whole.
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from torch.nn import Parameter
 
 from harness.methods._eight_bit import EightBitMoments
 from harness.methods._held_state import HeldState
-from harness.methods._moment_rounding import noise_of, rounding_update
+from harness.methods._moment_rounding import noise_beside, rounding_update
 from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State, adamw_update, round_stochastically, row_slices
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.placement import optimizer_state
+from harness.tensors.sharded import gathered, local, place_of
 
 
 @dataclass(frozen=True)
@@ -57,25 +60,34 @@ class Projection(ABC):
 
     @abstractmethod
     def refresh(self, name: str, grad: torch.Tensor, state: State, age: Age) -> None:
-        """Compute the subspace from a gradient: (rows, columns), any float dtype.
+        """Compute the subspace from a gradient: all of it, (rows, columns), any float dtype.
 
         Raises:
             FloatingPointError: the gradient is not finite, or its factorisation does not converge.
         """
 
     @abstractmethod
-    def down(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        """Return the gradient in the subspace: what the moments are of."""
+    def down(self, grad: torch.Tensor, state: State, shape: torch.Size) -> torch.Tensor:
+        """Return the gradient in the subspace: what the moments are of.
+
+        Args:
+            grad: The gradient, or the part of it that this process holds: whole along the side that is projected.
+            state: Of the matrix.
+            shape: (rows, columns) of the whole matrix.
+        """
 
     @abstractmethod
-    def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
-        """Return what the matrix moves along, (rows, columns), in a tensor of its own.
+    def up(
+        self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State, shape: torch.Size
+    ) -> torch.Tensor:
+        """Return what the matrix moves along, shaped as ``grad``, in a tensor of its own.
 
         Args:
             direction: Adam's, in the subspace.
             low: The gradient in the subspace, in the dtype in which Adam's arithmetic runs.
-            grad: The gradient itself.
+            grad: As :meth:`down` had it.
             state: Of the matrix.
+            shape: (rows, columns) of the whole matrix.
         """
 
     @abstractmethod
@@ -184,30 +196,31 @@ class AdamW(HeldState):
         if projection is not None:
             age = self._age(p)
             if projection.due(state, age):
-                projection.refresh(name, grad, state, age)
-            low = projection.down(grad, state)
+                projection.refresh(name, gathered(grad, p), state, age)
+            low = projection.down(grad, state, p.shape)
         settings = self._settings
         if "exp_avg" not in state:
             with optimizer_state():
                 state |= {"step": 0, **self._moments_of(low)}
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
+        own = local(p)
         target = self._target(p, state)
         works_in = self._works_in(low)
         if projection is None:
-            for rows in row_slices(p, None if self._eight_bit else settings.update_slice_elements):
+            for rows in row_slices(own, None if self._eight_bit else settings.update_slice_elements):
                 part = {key: value[rows] if isinstance(value, torch.Tensor) else value for key, value in state.items()}
-                start = 0 if rows is ... else rows.start * (p.numel() // len(p))
-                self._move_by(p, target[rows], low[rows].to(works_in), part, start=start, total=p.numel())
+                start = 0 if rows is ... else rows.start * (own.numel() // len(own))
+                self._move_by(p, target[rows], low[rows].to(works_in), part, start=start)
         else:
             low = low.to(works_in)
-            self._move_by(p, target, low, state, total=low.numel(), up=lambda one: projection.up(one, low, grad, state))
-        if target is p:
+            self._move_by(p, target, low, state, up=lambda one: projection.up(one, low, grad, state, p.shape))
+        if target is own:
             return
         if settings.stochastic_rounding:
             stream = f"stochastic_rounding/{name}/{self._updates[name]}"
-            target = round_stochastically(target, self._generator(stream, p.device))
-        p.copy_(target)
+            target = round_stochastically(target, self._generator(stream, p.device), place_of(p))
+        own.copy_(target)
 
     def _move_by(
         self,
@@ -216,19 +229,17 @@ class AdamW(HeldState):
         low: torch.Tensor,
         state: State,
         *,
-        total: int,
         start: int = 0,
         up: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
-        """Update ``target``, all of a parameter or rows of it, and the moments of its gradient.
+        """Update ``target``, all that this process holds of a parameter or rows of it, and the moments of its gradient.
 
         Args:
             p: The parameter.
             target: What takes the update.
             low: The gradient that the moments are of, of the same rows.
             state: The moments of the same rows.
-            total: Numbers in the gradient of all rows.
-            start: How many of these come before the rows.
+            start: How many numbers of the gradient that the moments are of this process holds before the rows.
             up: As :func:`adamw_update` has it.
         """
         settings, lr = self._settings, self.param_groups[self._group_index[p]]["lr"]
@@ -240,7 +251,7 @@ class AdamW(HeldState):
             return
         name = self._names[p]
         stream = self._streams(f"moment_rounding/{name}/{self._updates[name]}")
-        noise = noise_of(stream, start, low.numel(), total, low.device)
+        noise = noise_beside(stream, low, start, p, self.state[p]["exp_avg"])
         rounding_update(target, low, state, lr, settings, noise=noise, up=up)
 
     def _moments_of(self, low: torch.Tensor) -> State:
@@ -257,21 +268,25 @@ class AdamW(HeldState):
         return DTYPES[self._settings.moment_dtype] if self._settings.moment_rounding == "nearest" else torch.float32
 
     def gradient(self, p: torch.Tensor) -> torch.Tensor:
-        """Return what Adam takes as the gradient of ``p``; a subclass may correct it."""
+        """Return what Adam takes as the gradient of what this process holds of ``p``; a subclass may correct it."""
         assert p.grad is not None, f"{self._names[p]} is updated without a gradient"
-        return p.grad
+        return local(p.grad)
 
     def _target(self, p: torch.Tensor, state: State) -> torch.Tensor:
-        """Return what takes the update: the parameter, its fp32 master, or a temporary fp32 copy to be rounded."""
+        """Return what takes the update: the parameter, its fp32 master, or a temporary fp32 copy to be rounded.
+
+        Each is of what this process holds.
+        """
+        own = local(p)
         if p.dtype == torch.float32:
-            return p
+            return own
         if self._settings.master_weights:
             if "master" not in state:
                 with optimizer_state():
-                    state["master"] = p.detach().float()
+                    state["master"] = own.detach().float()
             master: torch.Tensor = state["master"]
             return master
-        return p.detach().float() if self._settings.stochastic_rounding else p
+        return own.detach().float() if self._settings.stochastic_rounding else own
 
     def _generator(self, stream: str, device: torch.device) -> torch.Generator:
         generator = self._streams(stream)

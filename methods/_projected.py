@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pydantic import JsonValue
@@ -15,6 +15,7 @@ from harness.methods._settings import ProjectionSettings
 from harness.methods._trained import TrainedMethod
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
     from torch.nn import Parameter
 
@@ -52,6 +53,20 @@ class ProjectedMethod(TrainedMethod):
         low_rank = [(name, p) for name, p in named if id(p) in projected]
         projection = self.build_projection(settings, [name for name, _ in low_rank], context)
         return [group for group in (Group(full_rank), Group(low_rank, projection)) if group.params]
+
+    def cut_by_columns(self, model: nn.Module, context: RunContext) -> Collection[torch.Tensor]:
+        """Return the matrices that are projected on the left: a column of the gradient is projected whole."""
+        from harness.methods._projection import basis_for
+
+        settings = self.projection()
+        if settings is None:
+            return ()
+        low_rank, projected = settings.low_rank(), projected_weights(settings, context)
+        return [
+            p
+            for p in model.parameters()
+            if id(p) in projected and basis_for(p.shape, low_rank.rank, low_rank.projection_side).side == "left"
+        ]
 
     def build_projection(
         self, settings: ProjectionSettings, names: Sequence[str], context: RunContext

@@ -189,19 +189,21 @@ class LowRankProjection(Projection):
             projector = randomized_projector(grad, basis, self._streams(f"projector/{name}/{count}"))
         return projector.to(DTYPES[self._settings.projector_dtype])
 
-    def matrix(self, grad: torch.Tensor, state: State) -> torch.Tensor:
-        """Return the projector of a matrix, from what is kept of it."""
+    def matrix(self, grad: torch.Tensor, state: State, shape: torch.Size) -> torch.Tensor:
+        """Return the projector of a matrix of a shape, from what is kept of it, on the gradient's device."""
         projector: torch.Tensor = state["projector"]
         return projector
 
-    def down(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def down(self, grad: torch.Tensor, state: State, shape: torch.Size) -> torch.Tensor:
         """Return the gradient's coordinates."""
-        return project(grad, self.matrix(grad, state), self._basis(grad.shape).side)
+        return project(grad, self.matrix(grad, state, shape), self._basis(shape).side)
 
-    def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def up(
+        self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State, shape: torch.Size
+    ) -> torch.Tensor:
         """Return the direction in full shape, times ``scale``."""
-        projector = self.matrix(grad, state)
-        return project_back(direction, projector, self._basis(grad.shape).side).mul_(self._settings.scale)
+        projector = self.matrix(grad, state, shape)
+        return project_back(direction, projector, self._basis(shape).side).mul_(self._settings.scale)
 
     def forget(self, state: State) -> None:
         """Free the projector of a matrix."""

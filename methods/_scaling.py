@@ -46,6 +46,7 @@ class ScaledProjection(LowRankProjection):
         names: Sequence[str],
         streams: Callable[[str], torch.Generator],
         read_scalar: Callable[[torch.Tensor], float],
+        sum_over_ranks: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         """Take the settings.
 
@@ -54,8 +55,11 @@ class ScaledProjection(LowRankProjection):
             names: Of all matrices.
             streams: Named random streams.
             read_scalar: Reads a one-element tensor: once a refresh, and where counts are told.
+            sum_over_ranks: Adds up a one-element tensor over the processes that hold parts of a matrix; None: there
+                is one.
         """
         super().__init__(settings.low_rank(), streams=streams, read_scalar=read_scalar)
+        self._sum_over_ranks = sum_over_ranks
         self._scaling = settings
         self._numbers = {name: number for number, name in enumerate(names)}
         self._counted = [0] * len(names)  # when it was loaded
@@ -71,7 +75,7 @@ class ScaledProjection(LowRankProjection):
         state["matrix"] = self._numbers[name]
 
     def scaled(
-        self, moved: torch.Tensor, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State
+        self, moved: torch.Tensor, direction: torch.Tensor, low: torch.Tensor, state: State, shape: torch.Size
     ) -> torch.Tensor:
         """Return ``moved``, scaled and limited, in a tensor of its own.
 
@@ -79,22 +83,31 @@ class ScaledProjection(LowRankProjection):
         f = max(‖U‖ / (previous + 1e-8), γ) / γ; U / f is returned, and ‖U‖ / f kept. The first U is not limited.
 
         Args:
-            moved: (rows, columns), of the gradient's kind.
+            moved: (rows, columns), of the gradient's kind, or the part of it that this process holds.
             direction: N, Adam's in the subspace.
             low: R, the gradient in the subspace.
-            grad: The gradient, of the same shape as ``moved``.
             state: Of the matrix.
+            shape: (rows, columns) of all of it.
         """
-        over = {} if self._scaling.scaling == "tensor" else {"dim": self._low_rank_dim(grad.shape), "keepdim": True}
-        norm = torch.linalg.vector_norm
-        factor: torch.Tensor = norm(direction, **over) / (norm(low, **over) + TINY)
+        if self._scaling.scaling == "tensor":
+            factor = self._norm(direction, direction.dtype) / (self._norm(low, low.dtype) + TINY)
+        else:  # each channel is whole here
+            over = {"dim": self._low_rank_dim(shape), "keepdim": True}
+            factor = torch.linalg.vector_norm(direction, **over) / (torch.linalg.vector_norm(low, **over) + TINY)
         return self._limited(moved * factor, state)
+
+    def _norm(self, part: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Return the norm, taken in ``dtype``, of what every process holds a part of: ()."""
+        norm: torch.Tensor = torch.linalg.vector_norm(part, dtype=dtype)
+        if self._sum_over_ranks is None:
+            return norm
+        return self._sum_over_ranks(norm.float().square()).sqrt().to(dtype)
 
     def _limited(self, moved: torch.Tensor, state: State) -> torch.Tensor:
         """Return ``moved`` with the limiter's factor applied in place; keep its norm, and count."""
         bound, dtype = self._scaling.growth_limit, DTYPES[self._scaling.limiter_dtype]
         widest = torch.promote_types(moved.dtype, dtype)
-        norm: torch.Tensor = torch.linalg.vector_norm(moved, dtype=widest).to(dtype)
+        norm = self._norm(moved, widest).to(dtype)
         previous = state.get("update_norm")
         if previous is not None:
             growth = norm / (previous + TINY)
@@ -141,28 +154,30 @@ class ApolloProjection(ScaledProjection):
 
     _scaling: ApolloSettings
 
-    def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def up(
+        self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State, shape: torch.Size
+    ) -> torch.Tensor:
         """Return sqrt(scale) times the gradient, scaled and limited."""
-        return self.scaled(grad, direction, low, grad, state).mul_(math.sqrt(self._settings.scale))
+        return self.scaled(grad, direction, low, state, shape).mul_(math.sqrt(self._settings.scale))
 
     def made(self, name: str, grad: torch.Tensor, count: int) -> Any:
         """Return the projector, or the seed that it is drawn from."""
         if self._settings.projector != "gaussian":
             return super().made(name, grad, count)
         seed = self._streams(f"projector/{name}/{count}").initial_seed()
-        return self._drawn(seed, grad) if self._scaling.store_projector else seed
+        return self._drawn(seed, grad, grad.shape) if self._scaling.store_projector else seed
 
-    def matrix(self, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def matrix(self, grad: torch.Tensor, state: State, shape: torch.Size) -> torch.Tensor:
         """Return the projector, drawn anew where the seed is kept."""
         held = state["projector"]
-        return held if isinstance(held, torch.Tensor) else self._drawn(held, grad)
+        return held if isinstance(held, torch.Tensor) else self._drawn(held, grad, shape)
 
-    def _drawn(self, seed: int, grad: torch.Tensor) -> torch.Tensor:
+    def _drawn(self, seed: int, grad: torch.Tensor, whole: torch.Size) -> torch.Tensor:
         """Return normal numbers of variance 1 / rank, ``left`` (rows, rank), ``right`` (rank, columns).
 
         They are drawn on the gradient's device: of equal seeds, a GPU makes other numbers than a CPU.
         """
-        basis, (rows, columns) = self._basis(grad.shape), grad.shape
+        basis, (rows, columns) = self._basis(whole), whole
         shape = (basis.rank, columns) if basis.side == "right" else (rows, basis.rank)
         generator = torch.Generator(grad.device if grad.is_cuda else "cpu").manual_seed(seed)
         numbers = torch.randn(shape, generator=generator, device=grad.device)
@@ -172,11 +187,13 @@ class ApolloProjection(ScaledProjection):
 class FiraProjection(ScaledProjection):
     """Fira's: GaLore's update, and beside it what the projection leaves out of the gradient, scaled and limited."""
 
-    def up(self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State) -> torch.Tensor:
+    def up(
+        self, direction: torch.Tensor, low: torch.Tensor, grad: torch.Tensor, state: State, shape: torch.Size
+    ) -> torch.Tensor:
         """Return α back(N) + limited(s ∘ (G - α back(R))).
 
         α is ``scale``. It is inside the residual too, as in the reference: for α other than 1 that is not what the
         projection leaves out, and has a part in the subspace.
         """
-        left_out = self.scaled(grad - super().up(low, low, grad, state), direction, low, grad, state)
-        return left_out.add_(super().up(direction, low, grad, state))
+        left_out = self.scaled(grad - super().up(low, low, grad, state, shape), direction, low, state, shape)
+        return left_out.add_(super().up(direction, low, grad, state, shape))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from harness.methods._settings import AdamWSettings
+from harness.tensors.sharded import Place
 
 VECTOR = 64
 """Slices hold a multiple of so many elements: the CPU's kernels round bf16 otherwise in what is left after whole
@@ -61,7 +62,7 @@ def adamw_update(
         target.add_(target, alpha=-lr * decay)
 
 
-def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+def round_stochastically(values: torch.Tensor, generator: torch.Generator, place: Place | None = None) -> torch.Tensor:
     """Return ``values`` rounded to numbers that bf16 holds exactly, up or down with the chance that keeps the mean.
 
     Formula: add a uniform integer of [0, 2^16) to the bits of the fp32 number and cut the low 16 bits. bf16 is the
@@ -71,10 +72,12 @@ def round_stochastically(values: torch.Tensor, generator: torch.Generator) -> to
     Args:
         values: Any shape, fp32.
         generator: On the device of ``values``.
+        place: Which part of a whole ``values`` are, for all of which is drawn; None: they are the whole.
     """
     assert values.dtype == torch.float32
-    noise = torch.randint(0, 1 << 16, values.shape, dtype=torch.int32, device=values.device, generator=generator)
-    return round_up_or_down(values, noise)
+    shape = values.shape if place is None else place.whole
+    noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=values.device, generator=generator)
+    return round_up_or_down(values, noise if place is None else place.cut(noise).clone())
 
 
 def round_up_or_down(values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

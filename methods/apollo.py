@@ -55,4 +55,10 @@ class Apollo(ProjectedMethod):
         from harness.methods._scaling import ApolloProjection
 
         assert isinstance(settings, ApolloSettings)
-        return ApolloProjection(settings, names=names, streams=context.torch_generator, read_scalar=context.read_scalar)
+        return ApolloProjection(
+            settings,
+            names=names,
+            streams=context.torch_generator,
+            read_scalar=context.read_scalar,
+            sum_over_ranks=context.sum_over_ranks if context.num_ranks > 1 else None,
+        )

@@ -51,4 +51,10 @@ class Fira(ProjectedMethod):
         from harness.methods._scaling import FiraProjection
 
         assert isinstance(settings, ScalingSettings)
-        return FiraProjection(settings, names=names, streams=context.torch_generator, read_scalar=context.read_scalar)
+        return FiraProjection(
+            settings,
+            names=names,
+            streams=context.torch_generator,
+            read_scalar=context.read_scalar,
+            sum_over_ranks=context.sum_over_ranks if context.num_ranks > 1 else None,
+        )

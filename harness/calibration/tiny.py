@@ -20,6 +20,7 @@ from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, Method, MethodConfig, check_run
 from harness.settings import TrainSettings
@@ -28,6 +29,7 @@ from harness.tensors.dtypes import DTYPES
 from harness.tensors.loading import build_model
 from harness.tensors.quantized import quantize
 from harness.tensors.seeding import numpy_generator, seeded_globally
+from harness.tensors.sharded import shard
 
 SHAPE = ModelShape(
     hidden_size=64,
@@ -70,11 +72,14 @@ class TinyRun:
     def take(self, steps: int = STEPS) -> list[float]:
         """Take optimizer steps and return the losses of all so far."""
         loop = self.loop
+        number = loop.context.train.gradient_accumulation_steps
         loop.model.train()
         for _ in range(steps):
-            batch = loop.placed(self.batches[loop.step])
-            with loop.memory.step(loop.step, batch.tensors):
-                self.losses.append(loop.train_step([batch]).loss)
+            first = number * loop.step
+            batches = [loop.placed(batch) for batch in self.batches[first : first + number]]
+            own = (tensor for _, batch in loop.ranks.share(batches) for tensor in batch.tensors)
+            with loop.memory.step(loop.step, own):
+                self.losses.append(loop.train_step(batches).loss)
             loop.step += 1
         return self.losses
 
@@ -94,6 +99,7 @@ def tiny_run(
     train: dict[str, Any] | None = None,
     *,
     published: bool = True,
+    ranks: Ranks = ALONE,
 ) -> TinyRun:
     """Return a run of a label, equal weights and rows on every device.
 
@@ -103,16 +109,17 @@ def tiny_run(
         settings: Of the method, over the label's; those it does not have are left out.
         train: Of training, over the tiny ones.
         published: False: a label that is called like the method gives nothing; ``settings`` are all there are.
+        ranks: The processes that share it out.
 
     Raises:
         Skip: the method has settings without a default and no label that gives them.
         Refused: the method does not take these settings.
     """
     wanted = _train_settings(train or {})
-    method = _method(label, settings or {}, wanted, published=published)
+    method = _method(label, settings or {}, wanted, published=published, num_ranks=ranks.size)
     with seeded_globally(SEED, "weights"):
         model = build_model(MODEL, "fp32", torch.device("cpu"))
-    model.to(device, DTYPES[wanted.dtype])
+    model.to("cpu" if ranks.several else device, DTYPES[wanted.dtype])
     if wanted.quantized is not None:
         quantize(model, wanted.quantized, wanted.dtype)
     decoder = find_decoder(model, MODEL)
@@ -125,11 +132,15 @@ def tiny_run(
         decoder=decoder,
         block_scores={} if request is None else {request: scores},
         stream_rows=_stream_rows,
+        ranks=ranks,
     )
     enable_checkpointing(model, decoder, wanted)
     trained: nn.Module = method.prepare(model, context)
-    loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context)
-    return TinyRun(loop, list(_batches(2 * STEPS)))
+    if ranks.several:
+        context = context.with_decoder(shard(trained, decoder, ranks.mesh, method.cut_by_columns(trained, context)))
+    loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context, ranks=ranks)
+    number = (wanted.num_steps or 1) * wanted.gradient_accumulation_steps
+    return TinyRun(loop, list(_batches(number)))
 
 
 def fitting_weights(settings: dict[str, Any], dtype: str) -> dict[str, Any]:
@@ -162,7 +173,7 @@ def changed_by(run: TinyRun, act: Callable[[], object]) -> bool:
     return before != run.checksums()
 
 
-def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, published: bool) -> Method:
+def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, published: bool, num_ranks: int) -> Method:
     entry = load_labels().get(label) if published else None
     method_class = METHODS.get(label if entry is None else entry.method)
     fields = set(method_class.Config.model_fields)
@@ -171,7 +182,7 @@ def _method(label: str, settings: dict[str, Any], train: TrainSettings, *, publi
     values |= {key: value for key, value in {**FITTING, **COMPARABLE}.items() if key in known}
     values = fitting_weights(values, train.dtype) | {key: value for key, value in settings.items() if key in fields}
     config = _config(method_class.Config, values, label)
-    check_run(method_class, config, train)
+    check_run(method_class, config, train, num_ranks)
     return method_class(config)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from harness.data.batches import MicroBatch
+from harness.engine.ranks import ALONE, Ranks
 from harness.method import BlockScoreRequest, Decoder
 from harness.settings import TrainSettings
 from harness.tensors import seeding
@@ -32,6 +33,7 @@ class EngineContext:
         block_scores: Mapping[BlockScoreRequest, Sequence[float]] | None = None,
         scalar_reader: Callable[[torch.Tensor], float] | None = None,
         stream_rows: StreamRows | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.seed = seed
         self.num_steps = num_steps
@@ -39,6 +41,9 @@ class EngineContext:
         self.decoder = decoder
         self._block_scores = dict(block_scores or {})
         self._read_scalar = scalar_reader
+        self.ranks = ranks
+        """The processes that share the run out."""
+        self.rank, self.num_ranks = ranks.rank, ranks.size
         self.stream_rows = stream_rows
         """Where rows of a method's own stream come from; None: nowhere."""
         self.answer_inference: InferenceLoss | None = None
@@ -54,7 +59,12 @@ class EngineContext:
             block_scores=self._block_scores,
             scalar_reader=self._read_scalar,
             stream_rows=self.stream_rows,
+            ranks=self.ranks,
         )
+
+    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a small tensor over all processes."""
+        return self.ranks.sum(tensor)
 
     def torch_generator(self, stream: str) -> torch.Generator:
         """Return a fresh CPU generator of a named stream."""

@@ -25,6 +25,7 @@ from torch.nn import functional
 from harness.data.batches import IGNORED, MicroBatch
 from harness.errors import Refused
 from harness.method import RunContext
+from harness.tensors.sharded import class_of
 
 SummedLoss = Callable[[nn.Module, MicroBatch], torch.Tensor]
 
@@ -40,7 +41,7 @@ def loss_function(model: nn.Module, context: RunContext) -> SummedLoss:
         return summed_loss
     head = context.decoder.head
     own = model.get_output_embeddings()  # type: ignore[operator]
-    if type(head) is not nn.Linear or head.bias is not None or own is not head:
+    if class_of(head) is not nn.Linear or head.bias is not None or own is not head:
         raise Refused(
             "loss_chunk_columns needs a head that is one linear layer without bias and without an adapter: leave it out"
         )

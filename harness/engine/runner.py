@@ -29,6 +29,7 @@ from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
 from harness.engine.memory import PhaseMeter
+from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
 from harness.engine.training import TrainingLoop, mean_loss
@@ -49,6 +50,7 @@ from harness.tensors.decoder import find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.quantized import quantize
+from harness.tensors.sharded import shard
 
 
 @dataclass
@@ -85,6 +87,7 @@ class _Run:
     progress: Progress
     device: torch.device
     meter: PhaseMeter
+    ranks: Ranks
     record: Callable[..., Record]
     """Returns the record as it is now, of a status, a reason and a log's tail."""
     leave: Callable[[Record], None]
@@ -93,23 +96,32 @@ class _Run:
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
-def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] = lambda record: None) -> Record:
-    """Return the record of a run; never raises but for an interrupt that comes while the record is made.
+def execute(
+    task: RunTask,
+    progress: Progress,
+    leave: Callable[[Record], None] = lambda record: None,
+    ranks: Ranks = ALONE,
+) -> Record:
+    """Return the record of a run; raises only an interrupt that comes while the record is made, and ``Deserted``.
 
     Args:
         task: The run, or weights to evaluate.
         progress: Called with what is going on.
         leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
+        ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
+
+    Raises:
+        Deserted: this process is not the first one, and could not go on because another one ended.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment()
+    environment = describe_environment().model_copy(update={"num_ranks": ranks.size})
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
         parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
-    run = _Run(task, progress, device, PhaseMeter(device), record, leave)
+    run = _Run(task, progress, device, PhaseMeter(device), ranks, record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
@@ -130,6 +142,8 @@ def execute(task: RunTask, progress: Progress, leave: Callable[[Record], None] =
     except HarnessError as error:
         status, reason = "failed", str(error)
     except Exception as error:
+        if ranks.left(error) and not ranks.first:
+            raise Deserted from error
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
     if run.unscored is not None and status not in SCORED_OR_USELESS:
@@ -175,7 +189,7 @@ def _train_and_evaluate(run: _Run) -> None:
     check_unchanged(task)
     method_class = METHODS.get(spec.method)
     config = method_class.Config.model_validate(spec.config)
-    check_run(method_class, config, spec.train)
+    check_run(method_class, config, spec.train, run.ranks.size)
     method = method_class(config)
     if spec.train is not None and spec.train.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -183,6 +197,8 @@ def _train_and_evaluate(run: _Run) -> None:
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
         decoder = find_decoder(model, task.model)
+        if run.ranks.several and spec.train is None:
+            shard(model, decoder, run.ranks.mesh)
     trained = _Trained(
         method, model if spec.train is None else _train(run, method, model, tokenizer, decoder), tokenizer
     )
@@ -200,13 +216,14 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
     task, dtype = run.task, run.task.spec.dtype
     how = None if task.spec.train is None else task.spec.train.quantized
+    device = torch.device("cpu") if run.ranks.several else run.device  # from there each takes its part
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         run.outcome.encoding = text_encoder(tokenizer).facts()
-        return load_model(task.model_folder, dtype, run.device, how), tokenizer
+        return load_model(task.model_folder, dtype, device, how), tokenizer
     assert task.model.weights == "random"
     with seeding.seeded_globally(task.spec.seed, "weights"):
-        model = build_model(task.model, dtype, run.device)
+        model = build_model(task.model, dtype, device)
     if how is not None:
         quantize(model, how, dtype)
     return model, None
@@ -227,6 +244,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         decoder=decoder,
         block_scores=_block_scores(run, method, model, tokenizer, decoder),
         stream_rows=lru_cache(maxsize=1)(data.stream_batch),  # a method asks several times for the same rows
+        ranks=run.ranks,
     )
     with meter.phase("prepare"):
         run.progress("preparing", 0, None)
@@ -234,7 +252,11 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
         model = method.prepare(model, context)
         if (asked := method.inference_needed()) is not None:
             data.refuse_more_rows_at_once(asked.num_rows)
-        loop = TrainingLoop(model, method, method.build_optimizer(model, context), context, meter.laps)
+        if run.ranks.several:
+            decoder = shard(model, decoder, run.ranks.mesh, method.cut_by_columns(model, context))
+            context = context.with_decoder(decoder)
+        optimizer = method.build_optimizer(model, context)
+        loop = TrainingLoop(model, method, optimizer, context, meter.laps, ranks=run.ranks)
         declared = declaration_of(spec.method, method.declare(model, context), len(decoder.blocks))
     before = model_checksums(decoder)
     loss_before = _loss(run, "validate_before", model, held_out, context)

@@ -30,10 +30,12 @@ from harness.data.batches import MicroBatch
 from harness.engine.activation_checkpointing import CheckpointOffload
 from harness.engine.loss import loss_function
 from harness.engine.optimizer_clock import OptimizerClock
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.stepwise import refuse_other_optimizers
 from harness.method import Method, RunContext, StepOptimizer
 from harness.tensors import seeding
 from harness.tensors.optimizer_state import on_every_parameter
+from harness.tensors.sharded import local
 
 SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
 """What of a scheduler's state moves; the rest is made anew from the settings."""
@@ -77,9 +79,16 @@ class Stepping:
     """Makes the optimizer steps of a run. Keeps no count of them: who calls it says which step it is."""
 
     def __init__(
-        self, model: nn.Module, method: Method, optimizer: StepOptimizer, context: RunContext, watch: StepWatch
+        self,
+        model: nn.Module,
+        method: Method,
+        optimizer: StepOptimizer,
+        context: RunContext,
+        watch: StepWatch,
+        *,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """Take what is trained, and who watches.
+        """Take what is trained, who watches, and which processes share the micro-batches of a step out.
 
         Raises:
             HarnessError: the optimizer is not what the contract asks for.
@@ -95,6 +104,7 @@ class Stepping:
         self.clock = OptimizerClock(self.device)
         """Of the updates."""
         self._watch = watch
+        self._ranks = ranks
         self._scheduler = get_scheduler(
             context.train.lr_scheduler,
             optimizer,
@@ -121,13 +131,17 @@ class Stepping:
     def take_step(self, step: int, micro_batches: Sequence[MicroBatch]) -> Taken:
         """Make the optimizer step that was begun, with the blocks that are active.
 
+        Args:
+            step: Its number.
+            micro_batches: All of the step, of which this process takes its share; only that has to be on the device.
+
         Raises:
             Diverged: the loss is NaN or infinite; raised before the update where updates are not made in backward,
                 and with ``two_pass_clipping``.
         """
         rates = tuple(float(group["lr"]) for group in self.optimizer.param_groups)
         differ = len({group["initial_lr"] for group in self.optimizer.param_groups}) > 1
-        numbered = list(enumerate(micro_batches))
+        numbered = self._ranks.share(micro_batches)
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
         grad_norm = None
         norms: Norms | None = {} if self.method.observes_gradients else None
@@ -139,7 +153,7 @@ class Stepping:
             if not self._hooks:
                 self._watch.moment("observe")
                 norms |= {p: squared_norm(p.grad) for p in self._parameters() if p.grad is not None}
-            self.method.on_gradients(step, norms)
+            self.method.on_gradients(step, self._over_ranks(norms))
         if not self._hooks:
             max_norm = self.context.train.max_grad_norm
             if max_norm is not None:
@@ -179,12 +193,14 @@ class Stepping:
         """
         norms: Norms = {}
         num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
-        numbered = list(enumerate(micro_batches))
+        numbered = self._ranks.share(micro_batches)
+        if len(micro_batches) < self._ranks.size:  # one by itself, which every process takes
+            numbered, num_trained = list(enumerate(micro_batches)), num_trained * self._ranks.size
         loss = self._backward(f"probe/{index}", numbered, num_trained, _noting(norms, lambda parameter: None))
         value = self.context.read_scalar(loss)
         if not math.isfinite(value):
             raise Diverged(f"the loss is {value} in pass {index} of the probe")
-        self.method.on_probe(index, norms)
+        self.method.on_probe(index, self._over_ranks(norms))
 
     def close(self) -> None:
         """Take the hooks off the parameters."""
@@ -222,12 +238,12 @@ class Stepping:
 
         value = self._pass(step, micro_batches, num_trained, _noting(observed, measure))
         self._watch.moment("clip")
-        norm = _total_norm([norms[p] for p in self._parameters() if p in norms])
+        norm = self._total_norm([norms[p] for p in self._parameters() if p in norms])
         scale = _clip_scale(norm, max_norm)
 
         def update(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
-            parameter.grad.mul_(scale.to(parameter.device))
+            local(parameter.grad).mul_(scale.to(parameter.device))
             self._update(parameter)
 
         self._pass(step, micro_batches, num_trained, update)
@@ -245,6 +261,7 @@ class Stepping:
         Micro-batch 0 draws from ``stream``, micro-batch i from ``stream/i``.
         """
         total = torch.zeros((), dtype=torch.float32, device=self.device)
+        losses: list[torch.Tensor] = []
         for index, (number, batch) in enumerate(micro_batches):
             self._on_gradient = on_gradient if index == len(micro_batches) - 1 else None
             with seeding.seeded_globally(self.context.seed, f"{stream}/{number}" if number else stream):
@@ -253,17 +270,35 @@ class Stepping:
                     loss = self._summed_loss(self.model, batch) / num_trained
                 self._watch.moment("backward")
                 loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            losses.append(loss.detach())
+            if not self._ranks.several:
+                total += losses.pop()
         self._on_gradient = None
+        if self._ranks.several:
+            for loss in self._ranks.dealt(torch.stack(losses)):
+                total += loss
         return total
 
     def _clip(self, max_norm: float) -> float:
-        gradients = [p.grad for p in self._parameters() if p.grad is not None]
-        norm = _total_norm([_norm(gradient) for gradient in gradients])
+        gradients = [local(p.grad) for p in self._parameters() if p.grad is not None]
+        norm = self._total_norm([_norm(gradient) for gradient in gradients])
         scale = _clip_scale(norm, max_norm)
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
         return self.context.read_scalar(norm)
+
+    def _total_norm(self, norms: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Return the global norm of gradients, given those of what this process holds of each: (), fp32."""
+        if norms and self._ranks.several:
+            norms = list(self._ranks.sum(torch.stack(list(norms)).square()).sqrt())
+        return torch.nn.utils.get_total_norm(norms, foreach=False)  # a number's norm is itself
+
+    def _over_ranks(self, squares: Norms) -> Norms:
+        """Return the squared norms of whole gradients, given those of what this process holds of each."""
+        if not squares or not self._ranks.several:
+            return squares
+        in_order = [p for p in self._parameters() if p in squares]  # hooks may come in another order
+        return dict(zip(in_order, self._ranks.sum(torch.stack([squares[p] for p in in_order])), strict=True))
 
     def _parameters(self) -> list[torch.Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -279,19 +314,14 @@ class Stepping:
 
 
 def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the squared l2 norm of a gradient of any shape and float dtype: (), fp32, on its device."""
+    """Return the squared l2 norm of what this process holds of a gradient, any float dtype: (), fp32, on its device."""
     return _norm(gradient).square()
 
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the l2 norm of a gradient of any shape, fp32 or narrower: (), fp32, on its device."""
-    norm: torch.Tensor = torch.linalg.vector_norm(gradient, dtype=torch.float32)
+    """Return the l2 norm of what this process holds of a gradient, fp32 or bf16: (), fp32, on its device."""
+    norm: torch.Tensor = torch.linalg.vector_norm(local(gradient), dtype=torch.float32)
     return norm
-
-
-def _total_norm(norms: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the global norm of gradients, given the norm of each: (), fp32, on the device of the first."""
-    return torch.nn.utils.get_total_norm(norms, foreach=False)  # a number's norm is itself
 
 
 def _noting(norms: Norms | None, then: OnGradient) -> OnGradient:

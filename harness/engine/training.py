@@ -16,6 +16,7 @@ from harness.engine.inference import inference_loss
 from harness.engine.loss import loss_function
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
 from harness.engine.peak_laps import PeakLaps
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.run_log import WARMUP_STEPS, RunLog, StepCost
 from harness.engine.step_memory import StepMemory
 from harness.engine.stepping import Stepping, Taken
@@ -50,6 +51,7 @@ class TrainingLoop:
         laps: PeakLaps | None = None,
         *,
         memory: StepMemory | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Take what is trained.
 
@@ -60,6 +62,7 @@ class TrainingLoop:
             context: Of the run.
             laps: Those of the phase around :meth:`run`, None without CUDA.
             memory: Watches the steps; None: one that tracks the warm-up.
+            ranks: The processes that share the micro-batches of a step out.
 
         Raises:
             Refused: as :func:`check_padded_rotation`.
@@ -70,7 +73,8 @@ class TrainingLoop:
         self.context = context
         self.device = next(model.parameters()).device
         self.memory = memory or StepMemory(model, optimizer, tracked_steps=WARMUP_STEPS, laps=laps)
-        self.stepping = Stepping(model, method, optimizer, context, self.memory)
+        self.ranks = ranks
+        self.stepping = Stepping(model, method, optimizer, context, self.memory, ranks=ranks)
         self.log = RunLog(model, optimizer, context.decoder)
         self._laps = laps
         self._probe_memory: StepMemory | None = None
@@ -108,11 +112,13 @@ class TrainingLoop:
         gc.collect()
         while self.step < self.context.num_steps:
             start = time.perf_counter()
-            micro_batches = [self.placed(batch) for batch in next(batches)]
+            micro_batches = next(batches)
+            placed = {number: self.placed(batch) for number, batch in self.ranks.share(micro_batches)}
+            micro_batches = [placed.get(number, batch) for number, batch in enumerate(micro_batches)]
             self._synchronize()
             begin = time.perf_counter()
             self.log.note_data(begin - start)
-            with self.memory.step(self.step, (tensor for batch in micro_batches for tensor in batch.tensors)):
+            with self.memory.step(self.step, (tensor for batch in placed.values() for tensor in batch.tensors)):
                 taken = self.train_step(micro_batches)
                 self._synchronize()
             seconds = time.perf_counter() - begin

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from harness.tensors.sharded import class_of
+
 CAUSAL_ARCHITECTURES = frozenset({"gemma", "gemma2", "llama", "mistral", "phi3", "qwen2", "qwen3"})
 """``model_type`` of the decoders whose code was read, transformers 5.23.0, models/<type>/modeling_<type>.py: without
 ``attention_mask`` positions count from 0 in each row, as with one; ``create_causal_mask`` and
@@ -54,7 +56,7 @@ def _is_unknown(model: nn.Module, attention: Collection[str]) -> bool:
     settings = vars(config)
     return (
         config.model_type not in CAUSAL_ARCHITECTURES
-        or not type(model).__module__.startswith(f"transformers.models.{config.model_type}.")
+        or not class_of(model).__module__.startswith(f"transformers.models.{config.model_type}.")
         or config._attn_implementation not in attention
         or settings.get("is_causal") is False
         or any(value for name, value in settings.items() if "bidirectional" in name)

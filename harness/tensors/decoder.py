@@ -14,6 +14,7 @@ from torch import nn
 from harness.catalogue.models import BaseModelSpec
 from harness.errors import HarnessError
 from harness.method import Decoder
+from harness.tensors.sharded import is_sharded, whole
 
 OTHERS = ("embedding", "final_norm", "head")
 HASHING_THREADS = 8
@@ -89,7 +90,9 @@ def model_checksums(decoder: Decoder) -> ModelChecksums:
     thread would make half a minute.
     """
     modules = [*decoder.blocks, *(getattr(decoder, role) for role in OTHERS)]
-    with ThreadPoolExecutor(min(HASHING_THREADS, os.cpu_count() or 1)) as pool:
+    several = any(is_sharded(p) for module in modules for p in module.parameters())
+    # What is gathered is gathered in the same order everywhere.
+    with ThreadPoolExecutor(1 if several else min(HASHING_THREADS, os.cpu_count() or 1)) as pool:
         found = list(pool.map(lambda module: _checksum(module, decoder.names), modules))
     number = len(decoder.blocks)
     wholes, bases = [whole for whole, _ in found], tuple(base for _, base in found[:number])
@@ -112,7 +115,7 @@ def _checksum(module: nn.Module, own: Mapping[int, str] | None) -> tuple[str, st
 
 
 def _update(digest: hashlib._Hash, name: str, parameter: torch.Tensor) -> None:
-    tensor = parameter.detach().cpu().contiguous()
+    tensor = whole(parameter.detach()).cpu().contiguous()
     digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
     digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
 

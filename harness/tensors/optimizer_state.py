@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from harness.method import StepOptimizer
+from harness.tensors.sharded import local
 
 
 def on_every_parameter(optimizer: StepOptimizer, hook: Any) -> list[Any]:
@@ -28,8 +29,8 @@ def state_bytes_of(optimizer: StepOptimizer, parameter: torch.Tensor) -> int:
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Return the bytes of the storages behind tensors, each counted once and whole."""
-    storages = {storage._cdata: storage.nbytes() for storage in (tensor.untyped_storage() for tensor in tensors)}
+    """Return the bytes of the storages behind tensors, each counted once and whole, as far as they are here."""
+    storages = {storage._cdata: storage.nbytes() for storage in (local(one).untyped_storage() for one in tensors)}
     return sum(storages.values())
 
 

@@ -17,10 +17,12 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.tensors.placement import meant_for_host, meant_for_state
+from harness.tensors.sharded import local
 
 Category = Literal["weights", "gradients", "optimizer_state", "activations", "other"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -95,6 +97,8 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # what it does to the parts of tensors comes by next
         result = self.perform(func, types, args, kwargs)
         if isinstance(result, torch.Tensor):
             self._note(result)
@@ -118,7 +122,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def classify(self, tensors: Iterable[torch.Tensor], category: Category) -> None:
         """Say what tensors are for; unknown ones, such as those on the host, are left out."""
         for tensor in tensors:
-            index = self._known.get(tensor.untyped_storage()._cdata, HOST)
+            index = self._known.get(local(tensor).untyped_storage()._cdata, HOST)
             if index != HOST:
                 self._storages[index].category = category
 
@@ -151,7 +155,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return Span(start, events, peak_of(start, events))
 
     def _note(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
+        storage = local(tensor).untyped_storage()
         key = storage._cdata
         if key in self._known:
             return

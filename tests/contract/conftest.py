@@ -71,8 +71,13 @@ class FakeContext:
         self.requests.append(request)
         return self.scores
 
+    rank, num_ranks = 0, 1
+
     def read_scalar(self, tensor: torch.Tensor) -> float:
         return float(tensor)
+
+    def sum_over_ranks(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
 
     def inference_loss(self, stream: str, index: int, num_rows: int) -> float:
         ids = torch.randint(0, 64, (num_rows, 8), generator=self.torch_generator(f"{stream}/{index}"))

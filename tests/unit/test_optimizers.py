@@ -285,15 +285,15 @@ def test_rounding_noise_is_new_at_every_update_even_after_a_drop():
 class Residual(LowRankProjection):
     """Fira's (arXiv 2410.01623): what the subspace leaves out moves along too, as much longer as Adam made the rest."""
 
-    def up(self, direction, low, grad, state):
-        left_out = grad - super().up(low, low, grad, state)
-        return super().up(direction, low, grad, state) + left_out * (direction.norm() / low.norm())
+    def up(self, direction, low, grad, state, shape):
+        left_out = grad - super().up(low, low, grad, state, shape)
+        return super().up(direction, low, grad, state, shape) + left_out * (direction.norm() / low.norm())
 
 
 class Channels(LowRankProjection):
     """APOLLO's (arXiv 2412.05270): the subspace only says how far each column of the gradient itself moves."""
 
-    def up(self, direction, low, grad, state):
+    def up(self, direction, low, grad, state, shape):
         return grad * (direction.norm(dim=0) / low.norm(dim=0))
 
 

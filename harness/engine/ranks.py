@@ -1,0 +1,139 @@
+"""The processes of one run, one a device: which of them this is, and what they tell each other.
+
+They meet through a file in the run's work folder, tensors go by gloo on a CPU and by NCCL on CUDA, and words by the
+same file. Whatever is decided from a number is decided from the same number in every process, so that all take the same
+way: a process that raises alone leaves the others waiting for it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from harness.tensors.sharded import in_rank_order
+
+T = TypeVar("T")
+
+RENDEZVOUS = "rendezvous"
+"""File in the work folder through which the processes of a run meet."""
+MEETING_SECONDS = 600
+"""How long processes wait for each other, at the start as later: one may load, compile or score blocks alone."""
+LOST = (
+    "gloo",
+    "NCCL",
+    "nccl",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "recvValue failed",
+    "wait timeout",
+)
+"""In what torch raises where another process of a collective operation is gone."""
+
+
+class Deserted(Exception):
+    """This process could not go on because another one of the same run ended."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run as one of them sees them."""
+
+    rank: int = 0
+    size: int = 1
+    mesh: Any = None
+    """torch's, of one dimension; None for one process."""
+    _store: Any = None
+    _letters: Iterator[int] = field(default_factory=count)
+
+    @property
+    def first(self) -> bool:
+        """Return whether this is the process that writes what the run leaves."""
+        return self.rank == 0
+
+    @property
+    def several(self) -> bool:
+        """Return whether there are others."""
+        return self.size > 1
+
+    def share(self, items: Sequence[T]) -> list[tuple[int, T]]:
+        """Return this process's part of what is dealt out one by one, each with its number in the whole."""
+        return list(enumerate(items))[self.rank :: self.size]
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the sum of a small tensor over all processes, added up in their order: equal bits in each."""
+        if not self.several:
+            return tensor
+        parts = in_rank_order(tensor)
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total
+
+    def dealt(self, parts: torch.Tensor) -> torch.Tensor:
+        """Return what every process has of :meth:`share`, (items,), in the order of the items."""
+        return parts if not self.several else in_rank_order(parts).t().reshape(-1)
+
+    def exchange(self, words: str) -> list[str]:
+        """Return what every process says, in their order; each waits for all."""
+        if not self.several:
+            return [words]
+        number = next(self._letters)
+        self._store.set(f"{number}/{self.rank}", words)
+        return [self._store.get(f"{number}/{rank}").decode() for rank in range(self.size)]
+
+    def left(self, error: BaseException) -> bool:
+        """Return whether an error says that another process is gone."""
+        if not self.several or not isinstance(error, RuntimeError):
+            return False
+        return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in LOST)
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(size: int, rank: int, folder: Path) -> Iterator[Ranks]:
+    """Meet the other processes of a run.
+
+    Args:
+        size: Of them all; 1: nobody is met.
+        rank: Number of this one, 0-based.
+        folder: Where they meet: the run's work folder.
+    """
+    if size == 1:
+        yield ALONE
+        return
+    from torch._C._distributed_c10d import FileStore, PrefixStore
+    from torch.distributed.device_mesh import init_device_mesh
+
+    on_cuda = torch.cuda.is_available()
+    if not on_cuda:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    store = FileStore(str(folder / RENDEZVOUS), size)
+    store.set_timeout(timedelta(seconds=MEETING_SECONDS))
+    torch.distributed.init_process_group(
+        "nccl" if on_cuda else "gloo",
+        store=PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        timeout=timedelta(seconds=MEETING_SECONDS),
+        device_id=torch.device("cuda", torch.cuda.current_device()) if on_cuda else None,
+    )
+    mesh = init_device_mesh("cuda" if on_cuda else "cpu", (size,))
+    yield Ranks(rank, size, mesh, PrefixStore("words", store))
+    # Not after an error: others may wait for this process, and to leave the group would wait for them.
+    torch.distributed.destroy_process_group()
+
+
+def _loopback() -> str:
+    names = [name for _, name in socket.if_nameindex()]
+    return next((name for name in names if name.startswith("lo")), names[0])

@@ -1,0 +1,70 @@
+"""Several processes of one run, in tests: started from a process that has everything imported, ended in any case."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+TIMEOUT = 120.0
+"""Seconds until processes that have not ended are killed."""
+PRELOADED = [
+    "torch",
+    "torch.distributed.fsdp",
+    "transformers",
+    "peft",
+    "harness.calibration.tiny",
+    "harness.engine.runner",
+]
+
+
+def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: float = TIMEOUT) -> list[Any]:
+    """Return what ``function(ranks, *args)`` returns in each of so many processes of a group, in their order.
+
+    ``function`` and what it takes and returns can be pickled.
+
+    Raises:
+        AssertionError: one of them raised, with what it said, or they did not end in time.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with TemporaryDirectory() as folder:
+        processes = [
+            context.Process(target=_be, args=(rank, number, Path(folder), function, args), daemon=True)
+            for rank in range(number)
+        ]
+        for process in processes:
+            process.start()
+        try:
+            for process in processes:
+                process.join(timeout)
+            said = [Path(folder, f"error-{rank}") for rank in range(number)]
+            told = "\n".join(f"rank {rank}: {file.read_text()}" for rank, file in enumerate(said) if file.exists())
+            assert not told, told
+            assert all(process.exitcode == 0 for process in processes), [process.exitcode for process in processes]
+            return [pickle.loads(Path(folder, f"result-{rank}").read_bytes()) for rank in range(number)]
+        finally:
+            for process in processes:
+                process.kill()
+
+
+def _be(rank: int, number: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+
+    from harness.engine.ranks import joined
+
+    torch.set_num_threads(1)
+    try:
+        with joined(number, rank, folder) as ranks:
+            result = function(ranks, *args)
+            folder.joinpath(f"result-{rank}").write_bytes(pickle.dumps(result))
+    except BaseException:
+        folder.joinpath(f"error-{rank}").write_text(traceback.format_exc())
+        os._exit(1)
+    os._exit(0)
