@@ -114,7 +114,7 @@ def execute(
         Deserted: this process is not the first one, and could not go on because another one ended.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment().model_copy(update={"num_ranks": ranks.size})
+    environment = describe_environment().of_ranks(ranks.size)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:

@@ -25,7 +25,7 @@ from harness.method import METHODS
 from harness.progress import Progress
 from harness.record import LOG_LINES
 from harness.record_training import Horizon, Prediction
-from harness.runs.process import collect_lines
+from harness.runs.children import collect_lines
 from harness.settings import ComputeCapability
 from harness.spec import RunSpec, identity
 
