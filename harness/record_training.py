@@ -135,10 +135,14 @@ class Prediction(Part):
 
     device: Literal["cuda", "cpu"]
     """Whose attention, workspaces and allocator were assumed."""
+    num_ranks: int = 1
+    """Devices that share the run: bytes and operations are of the one that holds most."""
     horizon: Horizon
     weights_bytes: int
+    """What stays on a device: weights that are gathered for a pass are in ``at_peak`` alone."""
     gradients_bytes: int
-    """The most gradient bytes that coexist under the update mode."""
+    """The most gradient bytes that coexist under the update mode; where several devices share the run, of what stays on
+    one after gradients are summed over them."""
     optimizer_state_bytes: int
     """After the step that was predicted."""
     optimizer_state_host_bytes: int | None = None
@@ -158,12 +162,12 @@ class Prediction(Part):
     all_active_peak_bytes: int | None = None
     """Under coin flips: the peak should every block be drawn at once."""
     trainable_params: int
-    """In the step that was predicted."""
+    """In the step that was predicted, of the whole model."""
     flops_per_step: int
-    """Floating-point operations that one optimizer step needs, a multiply-add being two, recomputation left out; those
-    of a method's own passes without gradients are spread over the steps."""
+    """Floating-point operations that one optimizer step needs of each device, a multiply-add being two, recomputation
+    left out; those of a method's own passes without gradients are spread over the steps."""
     recomputed_flops_per_step: int
-    """What checkpointing computes again."""
+    """What checkpointing computes again, on each device."""
     predict_seconds: float
     torch: str
     """Version that the prediction ran."""

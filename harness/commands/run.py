@@ -286,14 +286,10 @@ def _task(
 def predictions(selection: Selection, environment: Environment, progress: Progress) -> dict[str, PlanAnswer]:
     """Return what each run that trains is told to need on this device, by run id; answers are kept.
 
-    Of runs on several devices nothing is told.
-
     Raises:
         HarnessError: the process that predicts cannot be started or ended early.
     """
     tasks = plan_tasks(selection, environment)
-    if environment.num_ranks > 1:
-        return dict.fromkeys(tasks, PlanAnswer(error="runs on several devices are not predicted"))
     return dict(zip(tasks, ask(list(tasks.values()), package_checksum(), progress), strict=True))
 
 
@@ -308,6 +304,7 @@ def plan_tasks(selection: Selection, environment: Environment) -> dict[str, Plan
             device_name=environment.gpu_name,
             compute_capability=environment.compute_capability,
             profile=None if environment.gpu_name is None else packaged_profile(environment.gpu_name),
+            num_ranks=environment.num_ranks,
             cache_folder=cache_root(),
         )
         for spec in selection.specs

@@ -117,7 +117,7 @@ def execute(
         Deserted: this process could not go on because another one ended; with the first one's record.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment().of_ranks(task.gpus_per_run)
+    environment = describe_environment().of_ranks(ranks.size)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:

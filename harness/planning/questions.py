@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
@@ -54,6 +54,8 @@ class PlanTask(BaseModel):
     profile: DeviceProfile | None = None
     """What was measured of the device, in place of what is assumed of it."""
     horizon: Horizon = "run"
+    num_ranks: PositiveInt = 1
+    """Devices that share the run."""
     cache_folder: Path
 
     @property
@@ -93,6 +95,7 @@ class PlanTask(BaseModel):
             "device": [self.device, self.device_name, self.compute_capability],
             "profile": None if self.profile is None else self.profile.model_dump(mode="json", exclude={"rates"}),
             "horizon": self.horizon,
+            "num_ranks": self.num_ranks,
             "versions": _versions(),
             "source": source_checksum,
         }
