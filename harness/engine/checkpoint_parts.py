@@ -116,6 +116,7 @@ class Parts(ExitStack):
         place = lying if isinstance(lying, Place) else None
         if cut is None:
             return self._piece(self._files[0], name, place)
+        assert place is None or place.dim == cut, f"{name} was cut along {cut}, and is to be along {place.dim}"
         pieces, start = [], 0
         for file in self._files:
             length = file.get_slice(name).get_shape()[cut]

@@ -121,7 +121,7 @@ def _all_gather(together: torch.Tensor, part: torch.Tensor, group: Any) -> None:
 
 
 def parts_begin_at(multiple: int, part: torch.Size, like: torch.Tensor) -> bool:
-    """Return whether every process's part begins at a multiple of so many numbers of the whole, which follow each other.
+    """Return whether every process's part is a run of numbers of the whole that begins at a multiple of so many.
 
     Args:
         multiple: Of numbers.
