@@ -5,6 +5,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
 from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
+from harness.engine.loading import STREAM, build_together, load_together
 from harness.engine.memory import PhaseMeter
 from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
@@ -216,14 +218,18 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
     task, dtype = run.task, run.task.spec.dtype
     how = None if task.spec.train is None else task.spec.train.quantized
-    device = torch.device("cpu") if run.ranks.several else run.device  # from there each takes its part
+    work, ranks = task.work_folder, run.ranks
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         run.outcome.encoding = text_encoder(tokenizer).facts()
-        return load_model(task.model_folder, dtype, device, how), tokenizer
+        if ranks.several:
+            return load_together(task.model_folder, dtype, ranks, work), tokenizer
+        return load_model(task.model_folder, dtype, run.device, how), tokenizer
     assert task.model.weights == "random"
-    with seeding.seeded_globally(task.spec.seed, "weights"):
-        model = build_model(task.model, dtype, device)
+    if ranks.several:
+        return build_together(task.model, dtype, run.device, task.spec.seed, ranks, work), None
+    with seeding.seeded_globally(task.spec.seed, STREAM):
+        model = build_model(task.model, dtype, run.device)
     if how is not None:
         quantize(model, how, dtype)
     return model, None
@@ -418,20 +424,25 @@ def _block_scores(
     assert calibration is not None and spec.train is not None
     if spec.train.quantized is not None:
         raise Refused("block scores are computed from weights, which are packed here: set quantization = 'none'")
-    with run.meter.phase("block_scores"):
-        run.progress("scoring blocks", 0, None)
+    dtype = spec.train.dtype
+
+    def computed() -> str:
         scores = cached_block_scores(
             request,
             model=spec.model,
-            dtype=spec.train.dtype,
+            dtype=dtype,
             calibration=calibration,
             data=spec.sources["calibration"],
-            device=run.device,
+            device=next(model.parameters()).device,
             cache_folder=run.task.cache_folder,
             load=lambda: (model, decoder, tokenizer),
             texts=lambda: load_texts(run.task.datasets[calibration.data]),
         )
-    return {request: scores}
+        return json.dumps(scores)
+
+    with run.meter.phase("block_scores"):
+        run.progress("scoring blocks", 0, None)
+        return {request: json.loads(run.ranks.refused_by_first(computed))}
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
