@@ -1,4 +1,4 @@
-"""The model of a run as each of its processes loads it, in host memory that they have in common where there are several.
+"""The model of a run that several processes share out, as each loads it: in host memory that they have in common.
 
 Files of the wanted dtype are mapped by each; of others, and of random values, the first process makes files in the
 run's work folder, which are gone again once all have mapped them: :mod:`harness.tensors.mapped` says what it takes.
@@ -8,6 +8,7 @@ then loads a model of its own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -62,40 +63,60 @@ def load_together(folder: Path, dtype: str, ranks: Ranks, work: Path) -> nn.Modu
     return model
 
 
-def build_together(
-    spec: BaseModelSpec, dtype: str, device: torch.device, seed: int, ranks: Ranks, work: Path
-) -> nn.Module:
-    """Return a model of random values on the host, in every process, of whose weights there is one copy.
+@dataclass(frozen=True)
+class RandomWeights:
+    """What random values are drawn from."""
 
-    Args:
-        spec: As :func:`build_model`.
-        dtype: ``fp32`` or ``bf16``.
-        device: Whose generator draws: the values are those of one process that builds the model there.
-        seed: Of the run.
-        ranks: Several processes of one machine.
-        work: The run's work folder.
+    model: BaseModelSpec
+    dtype: str
+    """``fp32`` or ``bf16``."""
+    device: torch.device
+    """Whose generator draws: the values are those of one process that builds the model there."""
+    seed: int
+    """Of the run."""
 
-    Raises:
-        HarnessError: as :func:`build_model`, in every process; or the disk does not hold it.
-    """
-    made: list[nn.Module] = []
+    def build_together(self, ranks: Ranks, work: Path) -> nn.Module:
+        """Return the model on the host, in every process, of whose weights there is one copy.
 
-    def prepare() -> str:
+        Args:
+            ranks: Several processes of one machine.
+            work: The run's work folder.
+
+        Raises:
+            HarnessError: as :func:`build_model`, in every process; or the disk does not hold it.
+        """
+        made: list[nn.Module] = []
+
+        def prepare() -> str:
+            made.append(self._build(work))
+            return str(work / SHARED)
+
         try:
-            with seeding.seeded_globally(seed, STREAM):
-                made.append(build_in_files(spec, dtype, device, work / SHARED))
+            folder = Path(ranks.refused_by_first(prepare))
+            model = made[0] if made else build_from_files(self.model, self.dtype, folder)
+            ranks.exchange("mapped")
+        finally:
+            if ranks.first:
+                remove(work / SHARED)
+        return model
+
+    def build_alone(self, work: Path) -> nn.Module:
+        """Return the same in one process; its files are gone once nothing refers to it.
+
+        Raises:
+            HarnessError: as :meth:`build_together`.
+        """
+        try:
+            return self._build(work)
+        finally:
+            remove(work / SHARED)
+
+    def _build(self, work: Path) -> nn.Module:
+        try:
+            with seeding.seeded_globally(self.seed, STREAM):
+                return build_in_files(self.model, self.dtype, self.device, work / SHARED)
         except OSError as error:
             raise _no_room(error) from error
-        return str(work / SHARED)
-
-    try:
-        folder = Path(ranks.refused_by_first(prepare))
-        model = made[0] if made else build_from_files(spec, dtype, folder)
-        ranks.exchange("mapped")
-    finally:
-        if ranks.first:
-            remove(work / SHARED)
-    return model
 
 
 def _no_room(error: OSError) -> HarnessError:

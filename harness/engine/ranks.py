@@ -102,6 +102,10 @@ class Ranks:
         self._store.set(f"{number}/{self.rank}", words)
         return [self._store.get(f"{number}/{rank}").decode() for rank in range(self.size)]
 
+    def of_first(self, words: str) -> str:
+        """Return what the first process says; each waits for all."""
+        return self.exchange(words)[0]
+
     def from_first(self, make: Callable[[], str]) -> str:
         """Return what the first process makes, alone; the others wait for it as long as it takes.
 

@@ -58,7 +58,7 @@ def is_mapped_as(folder: Path, dtype: str) -> bool:
     total = other = 0
     for file in _files(folder):
         with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():
+            for name in sorted(opened.keys()):
                 part = opened.get_slice(name)
                 found = FILE_DTYPES.get(part.get_dtype())
                 if found is not None and found.is_floating_point:
@@ -93,9 +93,7 @@ def convert(folder: Path, dtype: str, target: Path) -> None:
         if (folder / name).is_file():
             (target / name).write_bytes((folder / name).read_bytes())
     for file in files:
-        with safe_open(file, framework="pt") as opened:
-            shapes = {name: _shape(opened, name, dtype, file) for name in opened.keys()}
-            write_tensors(target / file.name, shapes, lambda name: opened.get_tensor(name).to(shapes[name].dtype))
+        _convert_file(file, dtype, target / file.name)
 
 
 def build_in_files(spec: BaseModelSpec, dtype: str, device: torch.device, folder: Path) -> nn.Module:
@@ -165,6 +163,12 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in sorted(set(index["weight_map"].values()))]
 
 
+def _convert_file(file: Path, dtype: str, target: Path) -> None:
+    with safe_open(file, framework="pt") as opened:
+        shapes = {name: _shape(opened, name, dtype, file) for name in sorted(opened.keys())}
+        write_tensors(target, shapes, lambda name: opened.get_tensor(name).to(shapes[name].dtype))
+
+
 def _shape(opened: Any, name: str, dtype: str, file: Path) -> torch.Tensor:
     part = opened.get_slice(name)
     found = FILE_DTYPES.get(part.get_dtype())
@@ -181,15 +185,16 @@ def _from(p: nn.Parameter, folder: Path, file: str | None, small: torch.Tensor |
 
 def _mapped(file: Path, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     """Return a contiguous tensor in a file, which is there and long enough."""
-    storage = torch.UntypedStorage.from_file(str(file), True, shape.numel() * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, shape)
+    storage: Any = torch.UntypedStorage.from_file(str(file), True, shape.numel() * dtype.itemsize)
+    tensor: torch.Tensor = torch.empty(0, dtype=dtype).set_(storage, 0, shape)  # type: ignore[call-overload]
+    return tensor
 
 
-class _InFiles(TorchDispatchMode):
+class _InFiles(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Puts what is allocated inside the ``with`` into files, and computes with it on a device, a tensor at a time."""
 
     def __init__(self, folder: Path, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._folder, self._device = folder, device
         self._names: dict[int, str] = {}
         self._held: list[torch.UntypedStorage] = []  # so that no other storage has the address of one

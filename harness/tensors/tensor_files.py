@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,11 +36,6 @@ METADATA = {"format": "pt"}
 """As transformers writes it."""
 
 
-def file_order(shapes: Mapping[str, torch.Tensor]) -> list[str]:
-    """Return the names of tensors, of which dtypes alone are asked, in the order in which a file has them."""
-    return sorted(shapes, key=lambda name: (-ORDER.index(NAMES[shapes[name].dtype]), name))
-
-
 class TensorFile:
     """A file that takes its tensors one after the other."""
 
@@ -53,7 +49,7 @@ class TensorFile:
         Raises:
             OSError: it cannot be written.
         """
-        self.names = file_order(shapes)
+        self.names = self.order(shapes)
         """In the order in which :meth:`add` takes them."""
         self._shapes, self._taken = shapes, 0
         header: dict[str, object] = {"__metadata__": METADATA}
@@ -69,8 +65,13 @@ class TensorFile:
         try:
             self._stream.write(struct.pack("<Q", len(spelled)) + spelled)
         except OSError:
-            self.close()
+            self.abandon()
             raise
+
+    @staticmethod
+    def order(shapes: Mapping[str, torch.Tensor]) -> list[str]:
+        """Return the names of tensors, of which dtypes alone are asked, in the order in which a file has them."""
+        return sorted(shapes, key=lambda name: (-ORDER.index(NAMES[shapes[name].dtype]), name))
 
     def add(self, tensor: torch.Tensor) -> None:
         """Write the next tensor, on any device.
@@ -89,13 +90,17 @@ class TensorFile:
         Raises:
             OSError: what was written last cannot be.
         """
+        assert self._taken == len(self.names), f"{self.names[self._taken]} is missing"
         self._stream.close()
 
+    def abandon(self) -> None:
+        """Close it as it is, whether or not what was written last can be."""
+        with suppress(OSError):
+            self._stream.close()
 
-def write_tensors(
-    file: Path, shapes: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]
-) -> Sequence[str]:
-    """Write a file of tensors, each read as its turn comes; return their names in the file's order.
+
+def write_tensors(file: Path, shapes: Mapping[str, torch.Tensor], read: Callable[[str], torch.Tensor]) -> None:
+    """Write a file of tensors, each read as its turn comes.
 
     Raises:
         OSError: it cannot be written.
@@ -104,6 +109,6 @@ def write_tensors(
     try:
         for name in made.names:
             made.add(read(name))
-    finally:
         made.close()
-    return made.names
+    finally:
+        made.abandon()
