@@ -211,9 +211,9 @@ def test_merging_that_fails_leaves_the_adapter(
 ) -> None:
     task = make_task("lora", tiny_llama, Store(tmp_path / "results"), keep_weights=True)
 
-    def full(method: Any, model: Any, folder: Path) -> None:
+    def full(method: Any, model: Any, folder: Path, ranks: Any) -> None:
         monkeypatch.setattr("harness.engine.keeping.put", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
-        keep_merged(method, model, folder)
+        keep_merged(method, model, folder, ranks)
 
     monkeypatch.setattr(runner, "keep_merged", full)
     record = run(task)
