@@ -464,11 +464,8 @@ def check_run(method: type[Method], config: MethodConfig, train: TrainSettings |
 
 def _check_sharded(method: type[Method], config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
     if train is not None:
-        if (batches := train.gradient_accumulation_steps) % num_ranks:
-            raise Refused(
-                f"{num_ranks} devices cannot share out the {batches} micro-batches of a step evenly: set "
-                f"gradient_accumulation_steps to a multiple of {num_ranks}"
-            )
+        if (uneven := train.cannot_share_out(num_ranks)) is not None:
+            raise Refused(uneven)
         if train.quantized is not None:
             raise Refused(
                 f"quantization = '{train.quantization}' holds weights in a form that is not shared out over devices: "

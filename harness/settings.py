@@ -164,6 +164,20 @@ class TrainSettings(Strict):
         """Return how the frozen matrices are held; None: as all weights are."""
         return None if self.quantization == "none" else Quantization(self.quantization, self.double_quantization)
 
+    def cannot_share_out(self, num_ranks: int) -> str | None:
+        """Return why so many processes cannot train together; None where they can.
+
+        Each takes as many of a step's micro-batches as every other, so that the step is that of one process.
+        """
+        number = self.gradient_accumulation_steps
+        if number % num_ranks == 0:
+            return None
+        batches = "1 micro-batch" if number == 1 else f"{number} micro-batches"
+        return (
+            f"{num_ranks} ranks cannot share out the {batches} of a step evenly: set gradient_accumulation_steps to a "
+            f"multiple of {num_ranks}"
+        )
+
     @model_validator(mode="after")
     def _constants_to_quantize(self) -> TrainSettings:
         if self.double_quantization and self.quantization == "none":

@@ -182,7 +182,7 @@ def _finishing_task(task: RunTask, record: Record, store: Store, environment: En
             f"{environment.environment_id[:8]}): finish it there, or name tasks with --benchmark, whose scores are "
             "then an evaluation's own"
         )
-    checkpoints = checkpoint_folder(store, record.run_id, environment.environment_id)
+    checkpoints = checkpoint_folder(store, record.run_id, environment)
     changes = {"claim": checkpoints.name, "checkpoint_folder": checkpoints}
     return finishing(task, record, store).model_copy(update=changes)
 

@@ -44,7 +44,7 @@ from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.stand_ins import mark_of
 from harness.store import Contents, Store, runs_of
-from harness.task import RunTask, cannot_share_out
+from harness.task import RunTask
 
 
 def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
@@ -258,7 +258,8 @@ def _task(
     offline: bool,
 ) -> RunTask:
     identifier = uuid.uuid4().hex
-    checkpoints = checkpoint_folder(store, spec.run_id, environment.environment_id)
+    checkpoints = checkpoint_folder(store, spec.run_id, environment)
+    uneven = None if spec.train is None else spec.train.cannot_share_out(environment.num_ranks)
     return RunTask(
         spec=spec,
         uuid=identifier,
@@ -279,7 +280,7 @@ def _task(
         prediction=answer.prediction,
         prediction_error=answer.error,
         gpus_per_run=environment.num_ranks,
-        refusal=cannot_share_out(spec, environment.num_ranks) or _refusal(answer.prediction, environment),
+        refusal=uneven or _refusal(answer.prediction, environment),
     )
 
 

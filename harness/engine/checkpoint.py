@@ -193,6 +193,8 @@ class Checkpoints:
     def _restore(self, folder: Path, state: dict[str, Any], step: int) -> None:
         loop, ranks = self._loop, self._ranks
         number, cuts = state.get("num_ranks", 1), state.get("cuts", {WEIGHTS: {}, OPTIMIZER: {}})
+        if number != ranks.size:
+            self.notes.append(f"at step {step} the run went on from a checkpoint of a run on {number} devices")
 
         def parts(kind: str) -> Parts:
             files = [folder / name for name in part_names(kind, number)]

@@ -15,6 +15,7 @@ from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
 from harness.record import Record, Status
 from harness.record_environment import Environment
+from harness.record_environment import Environment
 from harness.run_names import folder_name
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
@@ -122,7 +123,7 @@ def recover(store: Store, card: Card | None = None) -> int:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             if all(record.uuid != known.uuid for known in store.read(record.suite).records):
-                settle(folder, record, store, checkpoint_folder(store, *record.attempted), card)
+                settle(folder, record, store, checkpoint_folder(store, record.run_id, record.environment), card)
                 recovered += 1
             else:
                 _describe_scored(record, record, store, card)
@@ -130,9 +131,9 @@ def recover(store: Store, card: Card | None = None) -> int:
     return recovered
 
 
-def checkpoint_folder(store: Store, run_id: str, environment_id: str) -> Path:
-    """Return where the checkpoints of a run lie, whichever process attempts it."""
-    return store.folder / "checkpoints" / f"{run_id}-{environment_id}"
+def checkpoint_folder(store: Store, run_id: str, environment: Environment) -> Path:
+    """Return where the checkpoints of a run lie, whichever process attempts it, on however many devices like this."""
+    return store.folder / "checkpoints" / f"{run_id}-{environment.of_ranks(1).environment_id}"
 
 
 def work_folder(store: Store, run_id: str, uuid: str) -> Path:

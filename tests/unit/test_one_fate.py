@@ -28,7 +28,7 @@ from harness.runs.children import Stop
 from harness.runs.executor import NO_LIMITS, Limits
 from harness.runs.fate import RankEnd, cause
 from harness.runs.process import Interrupted, launch
-from harness.task import RunTask, cannot_share_out
+from harness.task import RunTask
 from tests.records import ENVIRONMENT, TRAIN, make_spec
 
 HEAD = f"""
@@ -436,5 +436,4 @@ def test_micro_batches_that_cannot_be_shared_out_are_refused(steps: int, ranks: 
     settings: Mapping[str, Any] = {"gradient_accumulation_steps": steps}
     spec = make_spec(train=TRAIN.model_copy(update=settings))
     what_to_do = f"set gradient_accumulation_steps to a multiple of {ranks}"
-    assert cannot_share_out(spec, ranks) == (None if said is None else f"{said}: {what_to_do}")
-    assert cannot_share_out(make_spec(train=None), ranks) is None
+    assert spec.train.cannot_share_out(ranks) == (None if said is None else f"{said}: {what_to_do}")
