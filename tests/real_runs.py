@@ -139,9 +139,7 @@ def rows_of(model_spec: BaseModelSpec, lengths: Sequence[int]) -> list[Example]:
     ]
 
 
-def batches_of(
-    spec: RunSpec, model_spec: BaseModelSpec, lengths: Sequence[int], steps: int
-) -> list[list[MicroBatch]]:
+def batches_of(spec: RunSpec, model_spec: BaseModelSpec, lengths: Sequence[int], steps: int) -> list[list[MicroBatch]]:
     """Return the micro-batches of each step, all alike."""
     assert spec.train is not None
     rows, number = rows_of(model_spec, lengths), spec.train.gradient_accumulation_steps
