@@ -90,6 +90,9 @@ class StateBytes(TypedDict):
 class StepOptimizer(Protocol):
     """What the engine and planning use of an optimizer, all of it: a ``torch.optim.Optimizer`` that does more.
 
+    One whose parameters are shared out over processes says by a method ``state_places`` how its state is, as that of
+    ``harness.methods._held_state.HeldState``; without it no checkpoint of such a run can be written.
+
     A plain ``torch.optim`` optimizer becomes one through ``harness.plugin.Stepwise``.
     """
 
@@ -470,11 +473,6 @@ def _check_sharded(method: type[Method], config: MethodConfig, train: TrainSetti
             raise Refused(
                 f"quantization = '{train.quantization}' holds weights in a form that is not shared out over devices: "
                 "run it on one, or set quantization = 'none'"
-            )
-        if train.loss_chunk_columns is not None:
-            raise Refused(
-                "loss_chunk_columns reads the head's weight past the head, where it is shared out over devices: leave "
-                "it out, or run on one"
             )
     method.check_sharded(config, train, num_ranks)
 

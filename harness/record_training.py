@@ -219,8 +219,26 @@ class QuantizedWeights(Part):
     """Of bitsandbytes."""
 
 
+class RankFigures(Part):
+    """What training took on one of the devices that shared it out."""
+
+    rank: int
+    weights_bytes: int
+    """Of the parts of the weights that it holds."""
+    peak_optimizer_state_bytes: int
+    """On the device."""
+    peak_optimizer_state_host_bytes: int
+    tracked_peak: TrackedPeak | None = None
+    allocated_peak_bytes: int | None = None
+    """Of the allocator within the steps of training; None without CUDA."""
+    reserved_peak_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    """Largest resident set of its process up to the end of training."""
+
+
 class TrainResult(Part):
-    """What training did and cost."""
+    """What training did and cost; on several devices memory is that of the one that took most, time that of the
+    slowest."""
 
     num_steps: int
     curve: StepCurve
@@ -247,6 +265,8 @@ class TrainResult(Part):
     """Weights, those of packed layers as what they stand for."""
     quantized: QuantizedWeights | None = None
     """None: no layer is packed."""
+    ranks: tuple[RankFigures, ...] | None = None
+    """Of each device, where several shared the run out."""
     peak_optimizer_state_bytes: int
     tracked_peak: TrackedPeak | None = None
     offloaded_checkpoint_bytes: int | None = None

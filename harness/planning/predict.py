@@ -190,11 +190,12 @@ def _predicted_of(
     taken = [steps.take()]
     if taken[0].state_bytes > state_before and _go_on(run, last):
         taken.append(steps.take())
-    steady = taken[-1]
+    steady = furthest = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
     if horizon == "all-visited" and question.num_steps != 1 and _reach_down(run):
         taken += [steps.take(), steps.take()]  # the state of a block that was dropped is there from the second on
+        furthest = taken[-1]
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     inferred, inference_flops = _inference(run, steps, horizon, question.num_steps)
@@ -216,8 +217,8 @@ def _predicted_of(
         probe_peak_bytes=probe_peak,
         all_active_peak_bytes=_all_active(run, steps),
         trainable_params=trainable,
-        flops_per_step=steady.flops + inference_flops,
-        recomputed_flops_per_step=steady.recomputed_flops,
+        flops_per_step=furthest.flops + inference_flops,
+        recomputed_flops_per_step=furthest.recomputed_flops,
         predict_seconds=0.0,
         torch=torch.__version__,
         assumptions=tuple(assumptions),

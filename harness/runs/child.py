@@ -37,7 +37,7 @@ PROGRESS_SECONDS = 0.2
 ORPHANED = 17
 """Exit status of a child whose parent went away."""
 DESERTED = 18
-"""Exit status of a rank that failed only because another went away; it leaves no record."""
+"""Exit status of a rank that failed only because another went away; rank 0 leaves what it had measured."""
 _PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
 
@@ -58,15 +58,16 @@ def main() -> None:
     def told(what: str, done: int, total: int | None) -> None:
         send({"event": "progress", "what": what, "done": done, "total": total})
 
-    _execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
+    status = _execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
-def _execute(task: RunTask, progress: Progress) -> None:
-    """Execute a task, as one of its ranks, and leave the record."""
+def _execute(task: RunTask, progress: Progress) -> int:
+    """Execute a task as one of its ranks, leave the record, and return the exit status."""
+    from harness.engine.ranks import Deserted, joined
     from harness.engine.runner import execute
 
     def leave(record: Record) -> None:
@@ -74,19 +75,15 @@ def _execute(task: RunTask, progress: Progress) -> None:
             write_file(task.work_folder / TRAINED_FILE, record.model_dump_json())
 
     rank = int(os.environ[RANK_VARIABLE]) if task.gpus_per_run > 1 else 0
-    if task.gpus_per_run == 1:
-        record = execute(task, progress, leave)
-    else:
-        from harness.engine.ranks import Deserted, joined
-
-        try:
-            with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
-                record = execute(task, progress, leave, ranks)
-        except Deserted:
-            sys.stderr.flush()
-            os._exit(DESERTED)
-    if rank == 0 or not record.is_ok:
+    record: Record | None
+    try:
+        with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
+            record, status = execute(task, progress, leave, ranks), 0
+    except Deserted as deserted:
+        record, status = deserted.record, DESERTED
+    if record is not None and (rank == 0 or not record.is_ok):
         write_file(task.work_folder / record_file(rank), record.model_dump_json())
+    return status
 
 
 def record_file(rank: int) -> str:

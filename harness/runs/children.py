@@ -19,7 +19,7 @@ from queue import Empty, Queue
 from typing import IO
 
 from harness.record import LOG_LINES, RunProcess
-from harness.runs.child import RANK_VARIABLE, left_record, record_file
+from harness.runs.child import DESERTED, RANK_VARIABLE, left_record, record_file
 from harness.runs.fate import RankEnd
 from harness.task import RunTask
 
@@ -78,6 +78,11 @@ class Children:
     def all_ended(self) -> bool:
         """Return whether every rank has ended by itself."""
         return len(self._ended) == len(self._children)
+
+    @property
+    def deserted(self) -> bool:
+        """Return whether rank 0 ended because another had, when all have ended: its record says nothing of the run."""
+        return self._children[0].returncode == DESERTED
 
     def send(self, task: RunTask) -> None:
         """Tell each what to do; one that is gone already is heard to have ended."""

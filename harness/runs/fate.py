@@ -28,7 +28,7 @@ class RankEnd:
     returncode: int
     """As ``subprocess`` says it."""
     record: Record | None
-    """What it left: of rank 0 always, of another only where it did not end ok."""
+    """What it left: of rank 0 always, of another only where it did not end ok, or alone."""
     log_tail: str | None
 
     @property
@@ -49,11 +49,11 @@ class RankEnd:
     @property
     def order(self) -> int:
         """Return how far it may be the consequence of another's end; 0: not at all."""
+        if self.returncode == DESERTED:
+            return 4
         if self.record is not None:
             status = self.record.status
             return 0 if status in OWN_WORD else 1 if status == "failed" else 3
-        if self.returncode == DESERTED:
-            return 4
         return 1 if self.returncode == -signal.SIGKILL else 2  # a watchdog of collectives aborts, and never kills
 
     @property
@@ -83,7 +83,7 @@ def fate(task: RunTask, ends: Sequence[RankEnd], ended: Callable[..., Record]) -
     if first is None:
         assert own is not None
         return own
-    said = [end.record.status for end in ends if end.record is not None]
+    said = [end.record.status for end in ends if end.record is not None and end.returncode != DESERTED]
     if own is not None and said == [first.ending[0]] * task.gpus_per_run:
         return own
     status, reason = first.ending

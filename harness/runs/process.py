@@ -97,9 +97,8 @@ def launch(
     else:
         status: Status = "timed_out" if end == "timed_out" else "interrupted"
         reason = f"timed out after {limits.timeout_seconds} s" if end == "timed_out" else "interrupted"
-        record = left_record(task.work_folder) or with_what_is_left(
-            task, ended(status, reason, log_tail=children.log_tail())
-        )
+        own, ending = left_record(task.work_folder), ended(status, reason, log_tail=children.log_tail())
+        record = own if own and not children.deserted else with_what_is_left(task, ending, own)
     if end == "out_of_time" and record.was_interrupted:
         record = record.model_copy(update={"reason": f"{record.reason}: the budget of seconds had ended"})
     used = children.used(time.monotonic() - began) if task.finishes is None else task.finishes.process

@@ -211,6 +211,26 @@ def test_ranks_that_only_lost_each_other_say_so(run: Run) -> None:
     assert str(record.reason).endswith(" of 2: the run's process lost the other ranks")
 
 
+def test_what_a_deserted_rank_0_had_is_kept_and_its_words_are_not(run: Run) -> None:
+    record = run("leave('failed', f'words of {rank}')\nif rank == 0:\n  gone(1)\n  sys.exit(DESERTED)")
+    assert (record.status, record.reason) == ("failed", "rank 1 of 2: words of 1")
+    assert [phase.name for phase in record.phases] == ["load"]
+
+
+def test_a_rank_that_a_stop_makes_another_desert_is_interrupted_too(run: Run) -> None:
+    stop = Stop()
+    run.after(0.1, stop.ask)
+    with pytest.raises(Interrupted) as raised:
+        run(
+            "try:\n  time.sleep(HANG)\nexcept KeyboardInterrupt:\n  if rank == 0:\n"
+            "    leave('failed', 'connection closed by peer')\n    sys.exit(DESERTED)",
+            stop=stop,
+        )
+    record = raised.value.record
+    assert (record.status, record.reason) == ("interrupted", "interrupted")
+    assert [phase.name for phase in record.phases] == ["load"]
+
+
 def test_a_rank_whose_proof_fails_leaves_rank_0_the_time_to_end(run: Run) -> None:
     record = run("if rank == 0: time.sleep(1.5)\nleave('unproven', 'no block moved')")
     assert (record.status, record.reason) == ("unproven", "no block moved")
@@ -336,11 +356,14 @@ def test_the_first_cause(ends: list[RankEnd], first: int | None) -> None:
 class Deserted(Exception):
     """Stands for the engine's."""
 
+    def __init__(self, record: Record | None) -> None:
+        self.record = record
+
 
 def as_rank(
     rank: int, record: Callable[[RunTask], Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> tuple[RunTask, list[Any]]:
-    """Execute a task as one rank of two, in this process; return it and what was asked of the engine."""
+) -> tuple[RunTask, list[Any], int]:
+    """Execute a task as one rank of two, in this process; return it, what the engine was asked, and the exit status."""
     asked: list[Any] = []
 
     @contextmanager
@@ -362,8 +385,7 @@ def as_rank(
     monkeypatch.setenv("HARNESS_RANK", str(rank))
     task = make_task(tmp_path)
     task.work_folder.mkdir()
-    child_module._execute(task, lambda *_: None)
-    return task, asked
+    return task, asked, child_module._execute(task, lambda *_: None)
 
 
 def make_record(task: RunTask, status: Status) -> Record:
@@ -384,26 +406,21 @@ def make_record(task: RunTask, status: Status) -> Record:
 def test_rank_0_alone_writes_and_another_where_it_ends_badly(
     rank: int, status: Status, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    task, asked = as_rank(rank, lambda task: make_record(task, status), tmp_path, monkeypatch)
+    task, asked, exit_status = as_rank(rank, lambda task: make_record(task, status), tmp_path, monkeypatch)
     assert {file.name for file in task.work_folder.iterdir()} == files
-    assert asked == [(2, rank, task.work_folder), "ranks"]
+    assert (asked, exit_status) == ([(2, rank, task.work_folder), "ranks"], 0)
 
 
-def test_a_rank_that_was_deserted_leaves_no_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Left(BaseException):
-        pass
-
-    def leaves(status: int) -> None:
-        raise Left(status)
-
+@pytest.mark.parametrize(("rank", "files"), [(0, {"record.json", TRAINED_FILE}), (1, set())])
+def test_of_ranks_that_were_deserted_rank_0_leaves_what_it_had(
+    rank: int, files: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def deserted(task: RunTask) -> Record:
-        raise Deserted
+        raise Deserted(make_record(task, "failed") if rank == 0 else None)
 
-    monkeypatch.setattr(child_module.os, "_exit", leaves)
-    with pytest.raises(Left) as left:
-        as_rank(1, deserted, tmp_path, monkeypatch)
-    assert left.value.args == (DESERTED,)
-    assert list((tmp_path / "work").iterdir()) == []
+    task, _, exit_status = as_rank(rank, deserted, tmp_path, monkeypatch)
+    assert exit_status == DESERTED
+    assert {file.name for file in task.work_folder.iterdir()} == files
 
 
 @pytest.mark.parametrize(
