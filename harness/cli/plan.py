@@ -34,6 +34,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         default="run",
         help="the first active blocks only; the worst step of the run's own draws (default); every block visited",
     )
+    command.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="GPUs that share each run: what each of them needs (default: gpus_per_run of the suite)",
+    )
     command.add_argument("--device", metavar="NAME", help="a device of 'harness list devices': its memory and its peak")
     command.add_argument(
         "--device-profile",
@@ -80,6 +86,7 @@ def main(args: argparse.Namespace) -> int:
         device_profile=args.device_profile,
         device_memory=args.device_memory,
         mfu=args.mfu,
+        gpus=args.gpus,
         fit=args.fit,
         in_json=args.json,
     )

@@ -49,6 +49,7 @@ def plan(
     device_profile: str | None = None,
     device_memory: str | None = None,
     mfu: float | None = None,
+    gpus: int | None = None,
     fit: bool = False,
     in_json: bool = False,
 ) -> int:
@@ -61,6 +62,7 @@ def plan(
         device_profile: A file with what was measured of a device, instead of what comes with the project.
         device_memory: A size such as ``24GiB``, instead of the device's.
         mfu: Share of the device's peak, for times, above 0 and at most 1.
+        gpus: GPUs that share each run; None: as many as the suite says.
         fit: Print the largest batch and length of each label in their place, and what makes the others fit.
         in_json: Print JSON.
 
@@ -74,24 +76,25 @@ def plan(
     specs = [spec for spec in selection.specs if spec.train is not None]
     if not specs:
         raise HarnessError("nothing of what is chosen trains, so there is nothing to plan")
+    asked = _Asked(horizon, device, profile, gpus or selection.suite.gpus_per_run)
     if fit:
         if memory is None:
             raise HarnessError("--fit: nothing says what is to be fitted into; give --device or --device-memory")
         found = _Against(memory, profile, device, mfu)
-        room = Room(device.name if device else f"a device of {device_memory}", memory, found.context_bytes)
-        fits_found = fits_of(
-            specs, room, lambda spec: _tasks(selection, [spec], horizon, device, profile)[0], package_checksum()
-        )
+        title = device.name if device else f"a device of {device_memory}"
+        room = Room(title, memory, found.context_bytes, asked.num_ranks)
+        fits_found = fits_of(specs, room, lambda spec: _tasks(selection, [spec], asked)[0], package_checksum())
         if in_json:
             print(fits_as_json(fits_found, room))
         else:
             print_fits(fits_found, room)
         return 0 if all(one.answer.prediction for one in fits_found) else 1
     with Display() as display:
-        answers = ask(_tasks(selection, specs, horizon, device, profile), package_checksum(), display.progress)
+        answers = ask(_tasks(selection, specs, asked), package_checksum(), display.progress)
     against = _Against(memory, profile, device, mfu)
     lines = [
-        _line(spec, answer, against, _trained_on(spec, selection)) for spec, answer in zip(specs, answers, strict=True)
+        _line(spec, answer, against, _trained_on(spec, selection), asked.num_ranks)
+        for spec, answer in zip(specs, answers, strict=True)
     ]
     if in_json:
         print(json.dumps(lines, indent=1))
@@ -107,6 +110,16 @@ def _selected(chosen: SelectionRequest) -> Selection:
     for model in unseen:
         fetch_config(model_asset(model))
     return select(chosen, tuned=False) if unseen else selection
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is asked of each run."""
+
+    horizon: Horizon
+    device: DeviceSpec | None
+    profile: DeviceProfile | None
+    num_ranks: int
 
 
 @dataclass(frozen=True)
@@ -195,13 +208,8 @@ def _memory(given: str | None, device: DeviceSpec | None, profile: DeviceProfile
     return device.memory_bytes if device else None
 
 
-def _tasks(
-    selection: Selection,
-    specs: Sequence[RunSpec],
-    horizon: Horizon,
-    device: DeviceSpec | None,
-    profile: DeviceProfile | None,
-) -> list[PlanTask]:
+def _tasks(selection: Selection, specs: Sequence[RunSpec], asked: _Asked) -> list[PlanTask]:
+    device, profile = asked.device, asked.profile
     return [
         PlanTask(
             spec=spec,
@@ -211,7 +219,8 @@ def _tasks(
             device_name=profile.device_name if profile else device.names[0] if device else None,
             profile=profile,
             compute_capability=_capability(device, profile),
-            horizon=horizon,
+            horizon=asked.horizon,
+            num_ranks=asked.num_ranks,
             cache_folder=cache_root(),
         )
         for spec in specs
@@ -228,7 +237,7 @@ def _capability(device: DeviceSpec | None, profile: DeviceProfile | None) -> str
     return measured if measured is not None or device is None else device.compute_capability
 
 
-def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: DatasetSpec) -> dict[str, Any]:
+def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: DatasetSpec, num_ranks: int) -> dict[str, Any]:
     found: dict[str, Any] = {
         "run_id": spec.run_id,
         "model": spec.model_name,
@@ -236,6 +245,7 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
         "method": spec.method,
         "label": spec.label,
         "seed": spec.seed,
+        "num_ranks": num_ranks,
         "error": answer.error,
     }
     prediction = answer.prediction
@@ -246,7 +256,7 @@ def _line(spec: RunSpec, answer: PlanAnswer, against: _Against, dataset: Dataset
     step_seconds, memory = against.step_seconds(prediction, train.dtype), against.memory
     steps = planned_steps(spec, dataset)
     named = ("full_rank", "unprojected")
-    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", *named})
+    found |= prediction.model_dump(mode="json", exclude={"at_peak", "predict_seconds", "num_ranks", *named})
     said = said_of(Asked(spec.config, train, steps, *(getattr(prediction, name) for name in named)))
     found["remarks"] = [{"kind": kind, "sentence": sentence} for kind, sentence in said.items()]
     found |= {
@@ -287,6 +297,8 @@ def _print(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
 def _cells(line: dict[str, Any]) -> dict[str, str]:
     mark = f" ({line['stands_in']})" if "stands_in" in line else ""
     found = {"model": f"{line['model']}{mark}", "label": str(line["label"])}
+    if line["num_ranks"] > 1:
+        found["GPUs"] = str(line["num_ranks"])
     if line["error"] is not None:
         return found | dict.fromkeys(COLUMNS, NOTHING) | {"peak GiB": "none: see below"}
     hours, seconds = line["hours"], line["step_seconds"]
@@ -312,6 +324,11 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
         if line["error"] is not None
     ]
     notes = list(dict.fromkeys(notes))
+    notes += [
+        f"Bytes, operations and times are those of one GPU of {number}, the one that holds most; trained M is of the whole "
+        "model, and times leave out what GPUs send each other."
+        for number in {line["num_ranks"] for line in lines} - {1}
+    ]
     notes.append(
         "Peak: bytes of torch's CUDA allocator in the worst step within the horizon; gradients: the most that coexist; "
         f"activations: at the peak. {_constants(against.profile)}"

@@ -37,6 +37,8 @@ class Room:
     title: str
     memory: int
     context_bytes: int
+    num_ranks: int = 1
+    """Devices that share each run: each is to have room for what the one that holds most needs."""
 
     def needs(self, prediction: Prediction) -> int:
         """Return what a run takes of the device: its peak and the CUDA context, not what the allocator keeps cached."""
@@ -135,8 +137,9 @@ def print_fits(fits: Sequence[Fit], room: Room) -> None:
     """Print a table for each model and shape of its batches, and below it what makes labels fit."""
     for model, rows, tokens in dict.fromkeys(_group(one) for one in fits):
         group = [one for one in fits if _group(one) == (model, rows, tokens)]
+        where = room.title if room.num_ranks == 1 else f"each of {room.num_ranks} x {room.title}"
         say(
-            f"{model} on {room.title}, {rows} rows of {tokens} tokens: {gib(room.memory)} GiB, "
+            f"{model} on {where}, {rows} rows of {tokens} tokens: {gib(room.memory)} GiB, "
             f"{gib(room.context_bytes)} GiB of it for the CUDA context"
         )
         print()
@@ -237,6 +240,7 @@ def _line(one: Fit, room: Room) -> dict[str, Any]:
         "label": one.spec.label,
         "error": one.answer.error,
         "device": room.title,
+        "num_ranks": room.num_ranks,
         "device_memory_bytes": room.memory,
         "context_bytes": room.context_bytes,
         "batch_size": batch_size,

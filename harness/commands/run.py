@@ -320,8 +320,8 @@ def _too_large(answers: Mapping[str, PlanAnswer], environment: Environment) -> l
     if not too_large:
         return []
     return [
-        f"{len(too_large)} of {len(predicted)} runs are predicted to need up to {gib(max(too_large))} GiB, more than "
-        f"the {memory_text(environment)} of {environment.device_name}: see harness plan"
+        f"{len(too_large)} of {len(predicted)} runs are predicted to need up to {gib(max(too_large))} GiB"
+        f"{_each(environment)}, more than the {memory_text(environment)} of {environment.device_name}: see harness plan"
     ]
 
 
@@ -330,9 +330,15 @@ def _refusal(prediction: Prediction | None, environment: Environment) -> str | N
     if prediction is None or environment.has_room_for(prediction.weights_bytes):
         return None
     return (
-        f"the weights alone need {gib(prediction.weights_bytes)} GiB, more than the {memory_text(environment)} of "
-        f"{environment.device_name}; the predicted peak is {gib(prediction.peak_bytes)} GiB"
+        f"the weights alone need {gib(prediction.weights_bytes)} GiB{_each(environment)}, more than the "
+        f"{memory_text(environment)} of {environment.device_name}; the predicted peak is "
+        f"{gib(prediction.peak_bytes)} GiB"
     )
+
+
+def _each(environment: Environment) -> str:
+    """Return where memory is needed, where several devices share a run."""
+    return "" if environment.num_ranks == 1 else f" on each of {environment.num_ranks} devices"
 
 
 def _dry_run(selection: Selection, store: Store) -> int:
