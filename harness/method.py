@@ -90,6 +90,9 @@ class StateBytes(TypedDict):
 class StepOptimizer(Protocol):
     """What the engine and planning use of an optimizer, all of it: a ``torch.optim.Optimizer`` that does more.
 
+    One whose parameters are shared out over processes says by a method ``state_places`` how its state is, as that of
+    ``harness.methods._held_state.HeldState``; without it no checkpoint of such a run can be written.
+
     A plain ``torch.optim`` optimizer becomes one through ``harness.plugin.Stepwise``.
     """
 

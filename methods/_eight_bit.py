@@ -14,13 +14,15 @@ Deliberate differences from the references:
 - a projected gradient's direction is that of Adam, brought up and then scaled by the learning rate, as everywhere here;
 - ``adamw_rule = "transformers"`` is had as well: its eps before the bias correction is eps / sqrt(1 - beta2^t) after
   it. GaLoreAdamW8bit's update is that of ``torch``, as bitsandbytes' is;
-- the table of values lies once on each device, for all parameters; in no parameter's state, and not counted as state.
+- the table of values lies once on each device, for all parameters; in no parameter's state, and not counted as state;
+- of a parameter that is shared out over processes each cuts the blocks of its own part, while the size of the whole
+  decides about 8 bits. Where parts begin at multiples of 256 numbers these are the blocks of the whole: equal bits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State
+from harness.tensors.sharded import APART, Lying, Place, parts_begin_at, place_of
 
 FEWEST_ELEMENTS = 4096
 """Tensors with fewer numbers keep fp32 moments; of a projected gradient it is the numbers in the subspace that count.
@@ -47,13 +50,13 @@ class EightBitMoments:
         """Take nothing; bitsandbytes is imported when it is needed."""
         self._tables: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def begin(self, low: torch.Tensor) -> State:
-        """Return moments that are zero, for a gradient: (any shape), any float dtype.
+    def begin(self, low: torch.Tensor, whole: torch.Size) -> State:
+        """Return moments that are zero, for a gradient: (any shape), any float dtype, a part of one of shape ``whole``.
 
         They are ``exp_avg`` and ``exp_avg_sq`` of its shape: uint8 with ``exp_avg_absmax`` and ``exp_avg_sq_absmax``,
-        (blocks,) and fp32, beside them; or fp32 alone for fewer than ``FEWEST_ELEMENTS`` numbers.
+        (blocks,) and fp32, beside them; or fp32 alone for fewer than ``FEWEST_ELEMENTS`` numbers of the whole.
         """
-        small = low.numel() < FEWEST_ELEMENTS
+        small = whole.numel() < FEWEST_ELEMENTS
         made: State = {}
         for moment in ("exp_avg", "exp_avg_sq"):
             dtype = torch.float32 if small else torch.uint8
@@ -62,6 +65,25 @@ class EightBitMoments:
                 blocks = -(-low.numel() // BLOCK)
                 made[f"{moment}_absmax"] = torch.zeros(blocks, dtype=torch.float32, device=low.device)
         return made
+
+    def places(self, p: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Lying]:
+        """Return how 8-bit moments of a parameter lie, given shapes as :meth:`HeldState.state_places` is.
+
+        Blocks of a part that are none of the whole's cannot be cut anew: such moments lie apart.
+        """
+        place, found = place_of(p), dict[str, Lying]()
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if place is None or (constants := f"{moment}_absmax") not in shapes:
+                continue
+            width = math.prod(shapes[moment][1:])
+            if parts_begin_at(BLOCK, shapes[moment], p):
+                start, length, total = (
+                    -(-rows * width // BLOCK) for rows in (place.start, place.length, place.whole[0])
+                )
+                found[constants] = Place(0, start, length, torch.Size([total]))
+            else:
+                found |= {moment: APART, constants: APART}
+        return found
 
     def update(
         self,

@@ -5,7 +5,7 @@ No paper and no reference implementation: the references keep every state for ev
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from harness.method import StateBytes
 from harness.methods._state_stream import StateStream
 from harness.tensors.placement import on_host
+from harness.tensors.sharded import Lying, place_of
 
 
 class HeldState(torch.optim.Optimizer):
@@ -132,6 +133,16 @@ class HeldState(torch.optim.Optimizer):
         if self.stream is not None:
             self.stream.wait()
         return super().state_dict() | {"counters": self.counters()}
+
+    def state_places(self, p: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Lying]:
+        """Return how the tensors held for a parameter lie, where it is shared out over processes: as it does itself.
+
+        Args:
+            p: The parameter.
+            shapes: Of these tensors, by their names in its state, or of parts of them: other rows, or other columns,
+                as the parameter is cut.
+        """
+        return dict.fromkeys(shapes, place_of(p))
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what :meth:`state_dict` returned: tensors copied, dtypes kept, offloaded ones on the host.

@@ -54,8 +54,7 @@ def noise_beside(
     place = place_of(p)
     if place is None or not low.numel():
         return noise_of(stream, start, low.numel(), moments.numel(), low.device) if low.numel() else low.int()
-    shape = list(moments.shape)
-    shape[place.dim] = place.whole[place.dim]
+    shape = place.shape_of_whole(moments.shape)
     total = math.prod(shape)
     if place.dim == 0:
         return noise_of(stream, place.start * (total // shape[0]) + start, low.numel(), total, low.device)

@@ -19,9 +19,9 @@ Deliberate differences from the references:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import JsonValue
@@ -34,7 +34,7 @@ from harness.methods._settings import AdamWSettings
 from harness.methods._update_rules import State, adamw_update, round_stochastically, row_slices
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.placement import optimizer_state
-from harness.tensors.sharded import gathered, local, place_of
+from harness.tensors.sharded import Lying, gathered, local, place_of
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,9 @@ class Projection(ABC):
     What it holds for a matrix stands in the matrix's optimizer state under names of its own, so that it is dropped,
     moved, counted and saved together with the moments.
     """
+
+    whole: ClassVar[frozenset[str]]
+    """Names of the tensors there that every process holds all of; others lie as the matrix does."""
 
     @abstractmethod
     def due(self, state: State, age: Age) -> bool:
@@ -201,7 +204,7 @@ class AdamW(HeldState):
         settings = self._settings
         if "exp_avg" not in state:
             with optimizer_state():
-                state |= {"step": 0, **self._moments_of(low)}
+                state |= {"step": 0, **self._moments_of(low, p)}
         state["step"] += 1
         self._updates[name] = self._updates.get(name, 0) + 1
         own = local(p)
@@ -254,10 +257,11 @@ class AdamW(HeldState):
         noise = noise_beside(stream, low, start, p, self.state[p]["exp_avg"])
         rounding_update(target, low, state, lr, settings, noise=noise, up=up)
 
-    def _moments_of(self, low: torch.Tensor) -> State:
-        """Return moments that are zero, of a gradient as it enters them."""
+    def _moments_of(self, low: torch.Tensor, p: torch.Tensor) -> State:
+        """Return moments that are zero, of a parameter's gradient as it enters them."""
         if self._eight_bit is not None:
-            return self._eight_bit.begin(low)
+            place = place_of(p)
+            return self._eight_bit.begin(low, low.shape if place is None else place.shape_of_whole(low.shape))
         like: dict[str, Any] = {"dtype": DTYPES[self._settings.moment_dtype], "memory_format": torch.contiguous_format}
         return {moment: torch.zeros_like(low, **like) for moment in ("exp_avg", "exp_avg_sq")}
 
@@ -334,6 +338,14 @@ class AdamW(HeldState):
         return Age(self.global_step, self._updates.get(self._names[p], 0))
 
     # Checkpoints
+
+    def state_places(self, p: torch.Tensor, shapes: Mapping[str, torch.Size]) -> dict[str, Lying]:
+        """Return the same: what a projection holds is whole, and 8-bit moments lie by their blocks."""
+        places = super().state_places(p, shapes)
+        if self._eight_bit is not None:
+            places |= self._eight_bit.places(p, shapes)
+        projection = self._projection(p)
+        return places if projection is None else places | dict.fromkeys(projection.whole & set(shapes))
 
     def counters(self) -> dict[str, Any]:
         """Return what is counted: steps, updates of each parameter, and what projections count."""

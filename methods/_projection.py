@@ -16,7 +16,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import JsonValue
@@ -124,6 +124,8 @@ class LowRankProjection(Projection):
 
     Holds ``projector`` and ``refreshed_at`` in the state of each matrix.
     """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"projector"})
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pydantic import JsonValue
@@ -38,6 +38,8 @@ class ScaledProjection(LowRankProjection):
     Beside the projector it holds ``update_norm`` in the state of each matrix, the norm of the last scaled gradient
     after the limiter: (), ``limiter_dtype``. ``matrix``, an integer there, says which count is the matrix's.
     """
+
+    whole: ClassVar[frozenset[str]] = LowRankProjection.whole | {"update_norm"}
 
     def __init__(
         self,

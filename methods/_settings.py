@@ -304,19 +304,6 @@ def refuse_bad_training(config: AdamWSettings, train: TrainSettings | None) -> N
                 raise Refused(f"{key} = true has no effect on fp32 weights: set it to false or train in bf16")
 
 
-def refuse_bad_sharding(config: AdamWSettings) -> None:
-    """Refuse what would not be right on parts of tensors.
-
-    Raises:
-        Refused: the setting, and what to change.
-    """
-    if config.moment_dtype == "int8":
-        raise Refused(
-            "moment_dtype = 'int8' cuts moments into blocks from the beginning of a tensor, and a part of one has "
-            "others: run it on one device, or take another moment_dtype"
-        )
-
-
 def refuse_without_bitsandbytes() -> None:
     """Refuse 8-bit moments where what updates them is not installed, or too old.
 

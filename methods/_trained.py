@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from harness.declaration import Declaration
 from harness.method import Method, MethodConfig, RunContext, StepOptimizer
-from harness.methods._settings import AdamWSettings, refuse_bad_sharding, refuse_bad_training
+from harness.methods._settings import AdamWSettings, refuse_bad_training
 from harness.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -31,9 +31,7 @@ class TrainedMethod(Method):
 
     @classmethod
     def check_sharded(cls, config: MethodConfig, train: TrainSettings | None, num_ranks: int) -> None:
-        """Refuse what is right on one device alone: our AdamW works on the parts of tensors."""
-        assert isinstance(config, AdamWSettings)
-        refuse_bad_sharding(config)
+        """Refuse nothing: our AdamW works on the parts of tensors."""
 
     def prepare(self, model: nn.Module, context: RunContext) -> nn.Module:
         """Let every parameter be trained."""
@@ -55,7 +53,7 @@ class TrainedMethod(Method):
 
         decoder = context.decoder
         trained = trained_of(self.trained_parameters(model, context), decoder, ())
-        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None)
+        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None, num_ranks=context.num_ranks)
         return Declaration(blocks=blocks, others=others, damping=self.config.damping)
 
     def optimizer_class(self) -> type[AdamW]:

@@ -172,7 +172,9 @@ class Lora(TrainedMethod):
         from harness.methods._declared import declared_parts
 
         adapters, trained, full_rank = self._wanted(model, context)
-        blocks, others = declared_parts(trained, len(context.decoder.blocks), self.config, None)
+        blocks, others = declared_parts(
+            trained, len(context.decoder.blocks), self.config, None, num_ranks=context.num_ranks
+        )
         return Declaration(
             blocks=blocks,
             others=others,

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from harness.errors import HarnessError, Refused
+from harness.record import Record
 from harness.tensors.sharded import in_rank_order
 
 T = TypeVar("T")
@@ -49,6 +50,11 @@ LOST = (
 
 class Deserted(Exception):
     """This process could not go on because another one of the same run ended."""
+
+    def __init__(self, record: Record | None) -> None:
+        super().__init__("another process of the run ended")
+        self.record = record
+        """What the run was until then, of its first process."""
 
 
 class FirstFailed(RuntimeError):

@@ -41,6 +41,7 @@ from harness.engine.memory import PhaseMeter
 from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
+from harness.engine.together import phases_together, trained_together
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
@@ -103,6 +104,8 @@ class _Run:
     leave: Callable[[Record], None]
     unscored: _Trained | None = None
     """Trained, and not yet scored."""
+    phases: list[Phase] | None = None
+    """Of all processes together, once the run has come to its end."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
@@ -121,20 +124,21 @@ def execute(
         ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
 
     Raises:
-        Deserted: this process is not the first one, and could not go on because another one ended.
+        Deserted: this process could not go on because another one ended; with the first one's record.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment().model_copy(update={"num_ranks": ranks.size})
+    environment = describe_environment().of_ranks(ranks.size)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
-        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        parts = vars(run.outcome) | {"phases": run.phases or _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
     run = _Run(task, progress, device, PhaseMeter(device), ranks, record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
+    deserted = False
     try:
         if task.finishes is not None:
             _finish(run, task.finishes)
@@ -143,6 +147,7 @@ def execute(
         else:
             _evaluate(run, *_load_kept(run))
         status, reason = _proven(run)
+        run.phases = phases_together(run.ranks, _phases(run))
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -152,14 +157,15 @@ def execute(
     except HarnessError as error:
         status, reason = "failed", str(error)
     except Exception as error:
-        if ranks.left(error) and not ranks.first:
-            raise Deserted from error
+        deserted = ranks.left(error)
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    if run.unscored is not None and status not in SCORED_OR_USELESS:
+    if run.unscored is not None and status not in SCORED_OR_USELESS and not deserted:
         _keep_unscored(run, run.unscored)
     if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
         reason = task.unscored(reason)
+    if deserted:
+        raise Deserted(record(status, reason, log_tail) if ranks.first else None)
     return record(status, reason, log_tail)
 
 
@@ -293,7 +299,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     if loss_after is not None:
         loop.note_validation(loss_after)
     general_after = _loss(run, "general_after", model, general, context)
-    run.outcome.train = loop.result().model_copy(
+    run.outcome.train = trained_together(run.ranks, loop.result(), model).model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,

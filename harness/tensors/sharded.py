@@ -12,9 +12,10 @@ without an element; columns have to divide.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -37,6 +38,17 @@ class Place:
     def cut(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the part of a whole tensor that belongs here; a view."""
         return tensor.narrow(self.dim, self.start, self.length)
+
+    def shape_of_whole(self, part: torch.Size) -> torch.Size:
+        """Return the shape of all of a tensor that lies as this one, given that of the part that belongs here."""
+        return torch.Size([*part[: self.dim], self.whole[self.dim], *part[self.dim + 1 :]])
+
+
+Apart = Literal["apart"]
+APART: Apart = "apart"
+"""Of what a process holds that is no part of a tensor which another number of processes could cut anew."""
+Lying = Place | Apart | None
+"""How a tensor lies: which part of it a process holds; ``APART``; None: each process holds all of it."""
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
@@ -106,6 +118,21 @@ def _all_gather(together: torch.Tensor, part: torch.Tensor, group: Any) -> None:
     distributed: Any = torch.distributed
     gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # before torch 2.13
     gather(together, part, group=group)
+
+
+def parts_begin_at(multiple: int, part: torch.Size, like: torch.Tensor) -> bool:
+    """Return whether every process's part is a run of numbers of the whole that begins at a multiple of so many.
+
+    Args:
+        multiple: Of numbers.
+        part: Shape of what one process holds of a tensor whose parts lie as those of ``like`` do.
+        like: A tensor.
+    """
+    place = place_of(like)
+    if place is None:
+        return True
+    rows = _part_length(place.whole[0], like.device_mesh.size())  # type: ignore[attr-defined]
+    return place.dim == 0 and (rows >= place.whole[0] or rows * math.prod(part[1:]) % multiple == 0)
 
 
 def _part_length(total: int, number: int) -> int:

@@ -115,8 +115,12 @@ def test_projected_matrices_move_as_bitsandbytes_operators_move_their_subspace(s
     assert first.dtype == (torch.uint8 if rank == LOW else torch.float32)
     for mine, other in ((optimizer.state[p]["exp_avg"], first), (optimizer.state[p]["exp_avg_sq"], second)):
         assert mine.dtype == other.dtype and mine.shape == other.shape
-        assert (mine.double() - other.double()).abs().max() <= (1.0 if rank == LOW else 1e-6 * other.abs().max())
-        assert rank != LOW or (mine != other).double().mean() < 1e-3  # a projection may round to the neighbour
+        apart, largest = (mine.double() - other.double()).abs(), other.double().abs().max()
+        # The projectors are equal; theirs is a view by columns, and a product may sum in another order. In bf16 a
+        # number near the middle of two neighbours then goes to the other one: seen on one processor, 1 of 640.
+        rounds = rank == LOW or dtype == torch.bfloat16
+        assert apart.max() <= (1.0 if rank == LOW else (2.0**-8 if rounds else 1e-6) * largest)
+        assert (apart > (0.0 if rank == LOW else 1e-6 * largest)).double().mean() < (1e-3 if rank == LOW else 5e-3)
     moved = (theirs - weights(shape, dtype)).abs().max()
     # bf16 weights round a sum that is scaled before or after; seen: 0.022, in fp32 3e-7.
     assert (p - theirs).abs().max() < (1e-5 if dtype == torch.float32 else 0.05) * moved

@@ -20,7 +20,7 @@ from harness.kept import can_be_scored
 from harness.record import Record, Score
 from harness.record_text import ScoringFacts
 from harness.remarks import remarks_of
-from harness.runs import process
+from harness.runs import fate
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.executor import Runs
 from harness.runs.settling import Ledger, recover, settle, work_folder
@@ -245,7 +245,7 @@ def test_a_process_that_is_killed_while_it_scores_leaves_what_it_had_kept(
     assert left_record(task.work_folder) is None
     if taken_by == "the parent":
         ended = task.record(ENVIRONMENT, make_record().started_at, "timed_out", "timed out after 3 s", log_tail="last")
-        record = settle(task.work_folder, process._with_trained(task, ended), store, None)
+        record = settle(task.work_folder, fate.with_what_is_left(task, ended), store, None)
         assert (record.status, record.log_tail) == ("timed_out", "last")
         assert record.reason is not None and record.reason.startswith("timed out after 3 s; the trained weights are")
     else:
