@@ -97,7 +97,7 @@ def _scored(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torc
 def passed_through(
     head: nn.Module, function: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> Iterator[list[torch.Tensor]]:
-    """Let ``head`` return its input, or what a function makes of it, inside the ``with``; yield the list that gets it."""
+    """Let ``head`` return its input, or what a function makes of it, inside the ``with``; yield the list of it."""
     passed: list[torch.Tensor] = []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
