@@ -474,11 +474,6 @@ def _check_sharded(method: type[Method], config: MethodConfig, train: TrainSetti
                 f"quantization = '{train.quantization}' holds weights in a form that is not shared out over devices: "
                 "run it on one, or set quantization = 'none'"
             )
-        if train.loss_chunk_columns is not None:
-            raise Refused(
-                "loss_chunk_columns reads the head's weight past the head, where it is shared out over devices: leave "
-                "it out, or run on one"
-            )
     method.check_sharded(config, train, num_ranks)
 
 

@@ -279,6 +279,7 @@ FACTS: Mapping[str, Callable[[Record], Any]] = {
     "device_type": lambda record: record.environment.device_type,
     "device_name": lambda record: record.environment.device_name,
     "num_threads": lambda record: record.environment.num_threads,
+    "num_ranks": lambda record: record.environment.num_ranks,
     "python": lambda record: record.environment.python,
     "packages": _packages,
     "commit": lambda record: record.environment.commit,

@@ -178,14 +178,14 @@ class Proof(Part):
 
 
 class RunProcess(Part):
-    """What a run's process used, by what the system told its parent: known of one that was killed, too."""
+    """What a run's processes used, by what the system told their parent: known of one that was killed, too."""
 
     seconds: float
-    """From its start to its end, imports included, by a clock that is never set."""
+    """From the start of the first to the end of the last, imports included, by a clock that is never set."""
     cpu_seconds: float
-    """User and system time of all its threads."""
+    """User and system time of all threads of all ranks."""
     host_peak_bytes: int
-    """Largest resident set (``ru_maxrss``)."""
+    """Largest resident set of one process (``ru_maxrss``): of the largest rank."""
 
 
 class Record(Part):

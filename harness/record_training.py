@@ -135,10 +135,14 @@ class Prediction(Part):
 
     device: Literal["cuda", "cpu"]
     """Whose attention, workspaces and allocator were assumed."""
+    num_ranks: int = 1
+    """Devices that share the run: bytes and operations are of the one that holds most."""
     horizon: Horizon
     weights_bytes: int
+    """What stays on a device: weights that are gathered for a pass are in ``at_peak`` alone."""
     gradients_bytes: int
-    """The most gradient bytes that coexist under the update mode."""
+    """The most gradient bytes that coexist under the update mode; where several devices share the run, of what stays on
+    one after gradients are summed over them."""
     optimizer_state_bytes: int
     """After the step that was predicted."""
     optimizer_state_host_bytes: int | None = None
@@ -158,12 +162,12 @@ class Prediction(Part):
     all_active_peak_bytes: int | None = None
     """Under coin flips: the peak should every block be drawn at once."""
     trainable_params: int
-    """In the step that was predicted."""
+    """In the step that was predicted, of the whole model."""
     flops_per_step: int
-    """Floating-point operations that one optimizer step needs, a multiply-add being two, recomputation left out; those
-    of a method's own passes without gradients are spread over the steps."""
+    """Floating-point operations that one optimizer step needs of each device, a multiply-add being two, recomputation
+    left out; those of a method's own passes without gradients are spread over the steps."""
     recomputed_flops_per_step: int
-    """What checkpointing computes again."""
+    """What checkpointing computes again, on each device."""
     predict_seconds: float
     torch: str
     """Version that the prediction ran."""
@@ -215,8 +219,26 @@ class QuantizedWeights(Part):
     """Of bitsandbytes."""
 
 
+class RankFigures(Part):
+    """What training took on one of the devices that shared it out."""
+
+    rank: int
+    weights_bytes: int
+    """Of the parts of the weights that it holds."""
+    peak_optimizer_state_bytes: int
+    """On the device."""
+    peak_optimizer_state_host_bytes: int
+    tracked_peak: TrackedPeak | None = None
+    allocated_peak_bytes: int | None = None
+    """Of the allocator within the steps of training; None without CUDA."""
+    reserved_peak_bytes: int | None = None
+    host_peak_bytes: int | None = None
+    """Largest resident set of its process up to the end of training."""
+
+
 class TrainResult(Part):
-    """What training did and cost."""
+    """What training did and cost; on several devices memory is that of the one that took most, time that of the
+    slowest."""
 
     num_steps: int
     curve: StepCurve
@@ -243,6 +265,8 @@ class TrainResult(Part):
     """Weights, those of packed layers as what they stand for."""
     quantized: QuantizedWeights | None = None
     """None: no layer is packed."""
+    ranks: tuple[RankFigures, ...] | None = None
+    """Of each device, where several shared the run out."""
     peak_optimizer_state_bytes: int
     tracked_peak: TrackedPeak | None = None
     offloaded_checkpoint_bytes: int | None = None

@@ -64,6 +64,8 @@ class Suite(Entries):
     """What is compared: labels of methods.toml, of ``--catalogue`` or of [methods], or methods by name."""
     seeds: tuple[Seed, ...]
     """Every model runs every label with each of them."""
+    gpus_per_run: PositiveInt = 1
+    """Devices that share each run, on one machine; on a CPU processes. Where a run is, and no part of what it is."""
     ladder: tuple[Rung, ...] = ()
     """Which model runs which label, in order; empty: every model every label."""
     train: dict[str, Any]

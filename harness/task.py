@@ -17,6 +17,21 @@ from harness.record_training import Prediction
 from harness.spec import RunSpec
 
 
+def cannot_share_out(spec: RunSpec, num_ranks: int) -> str | None:
+    """Return why so many ranks cannot do a run together; None where they can, or nothing is trained.
+
+    Each takes as many of a step's micro-batches as every other, so that the step is that of one process.
+    """
+    number = 1 if spec.train is None else spec.train.gradient_accumulation_steps
+    if spec.train is None or number % num_ranks == 0:
+        return None
+    batches = "1 micro-batch" if number == 1 else f"{number} micro-batches"
+    return (
+        f"{num_ranks} ranks cannot share out the {batches} of a step evenly: set gradient_accumulation_steps to a "
+        f"multiple of {num_ranks}"
+    )
+
+
 class RunTask(BaseModel):
     """One run to execute, or weights to evaluate."""
 
@@ -47,6 +62,8 @@ class RunTask(BaseModel):
     claim: str | None = None
     """What is claimed in the results folder while this runs, so that no other process does it too; None: its uuid."""
     offline: bool = False
+    gpus_per_run: PositiveInt = 1
+    """Devices that share the run, a process for each; on a CPU processes. Where a run is, and no part of what it is."""
     run_id: str
     """Differs from ``spec.run_id`` only when scores are added to an earlier run."""
     of: str | None = None

@@ -79,16 +79,25 @@ class _Sum:
 
 
 def declared_parts(
-    trained: Iterable[Trained], num_blocks: int, config: AdamWSettings, projection: ProjectionSettings | None
+    trained: Iterable[Trained],
+    num_blocks: int,
+    config: AdamWSettings,
+    projection: ProjectionSettings | None,
+    *,
+    num_ranks: int = 1,
 ) -> tuple[tuple[DeclaredPart, ...], dict[str, DeclaredPart]]:
-    """Return what is declared of every block in order, and of the other parts that are trained."""
+    """Return what is declared of every block in order, and of the other parts that are trained.
+
+    Parameters are those of the whole model, bytes of state those of the first of ``num_ranks`` processes that share it
+    out, which holds as much as any.
+    """
     sums: dict[str | int, _Sum] = {index: _Sum() for index in range(num_blocks)}
     for one in trained:
         found = sums.setdefault(one.part, _Sum())
         found.num_params += one.size
         found.num_vector_params += one.size if len(one.shape) < 2 else 0
         found.dtypes.add(one.dtype)
-        found.state_bytes += state_bytes(one, config, projection)
+        found.state_bytes += state_bytes(one, config, projection, num_ranks)
         if one.projected:
             found.projected.append(one.name)
     parts = {
@@ -105,25 +114,32 @@ def declared_parts(
     return tuple(parts[index] for index in range(num_blocks)), others
 
 
-def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSettings | None) -> int:
+def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSettings | None, num_ranks: int = 1) -> int:
     """Return the bytes that the settings say are held for a parameter once it was updated.
 
     They are two moments, as :func:`moment_bytes` has them, and, of a bf16 weight, its fp32 master; of a projected
     (rows, columns) matrix the projector and the moments of its low-rank gradient: (rank, columns) and (rows, rank) on
     the right, else the other way round. What a projection keeps beside these, or in the place of its projector, its
     settings say.
+
+    Of a parameter that is shared out, by rows or, where it is projected on the left, by columns, moments and master are
+    those of the first part, ``ceil(length / num_ranks)`` long, and the rest is whole.
     """
-    moments, beside = one.size, 0
+    length = one.shape[0] if one.shape else 1
+    part = one.size // max(length, 1) * -(-length // num_ranks)
+    moments, beside = part, 0
     if one.projected:
         assert projection is not None and projection.rank is not None and projection.projector_dtype is not None
         rows, columns = one.shape
         rank = min(projection.rank, rows, columns)
         tall = rows > columns
         right = rows == columns or tall == (projection.projection_side == "reference")
-        moments = rows * rank if right else rank * columns
+        if not right:
+            part = rows * -(-columns // num_ranks)
+        moments = -(-rows // num_ranks) * rank if right else rank * -(-columns // num_ranks)
         projector = (rank * columns if right else rows * rank) * BYTES[projection.projector_dtype]
         beside = projection.bytes_beside_moments(projector)
-    master = one.size * 4 if config.master_weights and one.dtype != FULL_PRECISION else 0
+    master = part * 4 if config.master_weights and one.dtype != FULL_PRECISION else 0
     return 2 * moment_bytes(moments, config.moment_dtype) + beside + master + one.extra_bytes
 
 

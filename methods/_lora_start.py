@@ -34,6 +34,7 @@ from harness.method import RunContext
 from harness.methods._lora_variants import LoraVariants
 from harness.tensors.adapters import WEIGHTS
 from harness.tensors.residual import SCALING, TRAINED_RANK, Factors, by_outputs, lora_layers, principal, subtract
+from harness.tensors.sharded import whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,7 +62,8 @@ class Start:
         """Return whether an adapter is no longer where it began."""
         A, B = self.factors(path)
         now = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-        return not all(torch.equal(p.detach().cpu(), old) for p, old in zip(now, (A, B), strict=True))
+        gathered = [whole(p.detach()).cpu() for p in now]
+        return not all(torch.equal(p, old) for p, old in zip(gathered, (A, B), strict=True))
 
 
 def refuse_unsuitable(model: nn.Module, targets: Mapping[str, nn.Module], kind: str) -> None:

@@ -89,7 +89,9 @@ class ProjectedMethod(TrainedMethod):
             return super().declare(model, context)
         assert settings.update_gap is not None and settings.update_gap_counter is not None
         trained = trained_of(self.trained_parameters(model, context), decoder, projected_weights(settings, context))
-        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, settings)
+        blocks, others = declared_parts(
+            trained, len(decoder.blocks), self.config, settings, num_ranks=context.num_ranks
+        )
         projection = DeclaredProjection(
             update_gap=settings.update_gap,
             update_gap_counter=settings.update_gap_counter,

@@ -53,7 +53,7 @@ class TrainedMethod(Method):
 
         decoder = context.decoder
         trained = trained_of(self.trained_parameters(model, context), decoder, ())
-        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None)
+        blocks, others = declared_parts(trained, len(decoder.blocks), self.config, None, num_ranks=context.num_ranks)
         return Declaration(blocks=blocks, others=others, damping=self.config.damping)
 
     def optimizer_class(self) -> type[AdamW]:

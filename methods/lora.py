@@ -172,7 +172,9 @@ class Lora(TrainedMethod):
         from harness.methods._declared import declared_parts
 
         adapters, trained, full_rank = self._wanted(model, context)
-        blocks, others = declared_parts(trained, len(context.decoder.blocks), self.config, None)
+        blocks, others = declared_parts(
+            trained, len(context.decoder.blocks), self.config, None, num_ranks=context.num_ranks
+        )
         return Declaration(
             blocks=blocks,
             others=others,
@@ -233,6 +235,7 @@ class Lora(TrainedMethod):
         if self._wrapped is None:
             return {}
         from harness.methods._targets import kinds
+        from harness.tensors.sharded import whole
 
         found: list[str] = []
         moved: list[str] = []
@@ -241,7 +244,7 @@ class Lora(TrainedMethod):
             if matrices:
                 name = _base_name(path)
                 found.append(name)
-                left = any(bool(p.any()) for p in matrices.parameters())
+                left = any(bool(whole(p.detach()).any()) for p in matrices.parameters())
                 moved += [name] if (left if self._start is None else self._start.moved(path, module)) else []
         began: dict[str, JsonValue] = {} if self._start is None else {"start": {**self._start.facts}}
         rates: dict[str, JsonValue] = {} if self._rates is None else {"learning_rates": {**self._rates}}

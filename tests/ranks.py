@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -41,8 +42,11 @@ def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: flo
         for process in processes:
             process.start()
         try:
-            for process in processes:
-                process.join(timeout)
+            deadline = time.monotonic() + timeout
+            while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
+                if any(process.exitcode for process in processes):  # the others would wait for it
+                    break
+                time.sleep(0.02)
             said = [Path(folder, f"error-{rank}") for rank in range(number)]
             told = "\n".join(f"rank {rank}: {file.read_text()}" for rank, file in enumerate(said) if file.exists())
             assert not told, told

@@ -12,10 +12,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import collate
+from harness.data.batches import MicroBatch, collate
 from harness.data.examples import Example
 from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.expansion import expand, load_suite
@@ -24,6 +25,7 @@ from harness.spec import RunSpec
 from harness.tensors.decoder import find_decoder
 from harness.tensors.loading import build_model
 from harness.tensors.quantized import quantize
+from harness.tensors.sharded import shard
 
 SCORES = [4.0, 3.0, 2.0, 1.0]
 """Of the blocks of a small model."""
@@ -64,41 +66,16 @@ def peak_of_real_run(
         spoil: Called with the loop before the first step.
         tracked_steps: How many of the first steps the loop's own tracker follows.
     """
-    assert spec.train is not None and model_spec.shape is not None
-    vocabulary = model_spec.shape.vocab_size
-    rows = [
-        Example(tuple((7 * row + i) % vocabulary for i in range(length)), (True,) * length)
-        for row, length in enumerate(lengths)
-    ]
-    batches = [collate(rows, 0) for _ in range(steps)]
     gc.collect()  # what earlier tests left in cycles would be freed in the midst of it, and counted against it
     with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         warnings.simplefilter("ignore")
-        model = build_model(model_spec, spec.train.dtype, torch.device("cpu"))
-        if spec.train.quantized is not None:
-            quantize(model, spec.train.quantized, spec.train.dtype)
-        decoder = find_decoder(model, model_spec)
-        method_class = METHODS.get(spec.method)
-        method = method_class(method_class.Config.model_validate(spec.config))
-        request = method.block_scores_needed()
-        context = EngineContext(
-            seed=spec.seed,
-            num_steps=steps,
-            train=spec.train,
-            decoder=decoder,
-            block_scores={} if request is None else {request: scores},
-            stream_rows=lambda stream, index, num_rows: collate([rows[0]] * num_rows, 0),
-        )
-        enable_checkpointing(model, decoder, spec.train)
-        trained = method.prepare(model, context)
-        optimizer = method.build_optimizer(trained, context)
-        memory = StepMemory(trained, optimizer, tracked_steps)
-        loop = TrainingLoop(trained, method, optimizer, context, memory=memory)
+        loop = loop_of(spec, model_spec, lengths, steps=steps, scores=scores, tracked_steps=tracked_steps)
+        batches = batches_of(spec, model_spec, lengths, steps)
         spoil(loop)
-        trained.train()
-        for batch in batches:
-            with record_function("one step"), memory.step(loop.step):
-                loop.train_step([loop.placed(batch)])
+        loop.model.train()
+        for micro_batches in batches:
+            with record_function("one step"), loop.memory.step(loop.step):
+                loop.train_step([loop.placed(batch) for batch in micro_batches])
             loop.step += 1
     events = profiler.profiler.kineto_results.events()
     begin = min(event.start_ns() for event in events if event.name() == "one step")
@@ -111,3 +88,59 @@ def peak_of_real_run(
         if time >= begin:
             peak = max(peak, live)
     return peak
+
+
+def loop_of(
+    spec: RunSpec,
+    model_spec: BaseModelSpec,
+    lengths: Sequence[int],
+    *,
+    steps: int = STEPS,
+    scores: Sequence[float] = SCORES,
+    tracked_steps: int = 0,
+    ranks: Ranks = ALONE,
+) -> TrainingLoop:
+    """Return the loop of a real run, as :func:`peak_of_real_run` has it; each of ``ranks`` holds its part."""
+    assert spec.train is not None
+    model = build_model(model_spec, spec.train.dtype, torch.device("cpu"))
+    if spec.train.quantized is not None:
+        quantize(model, spec.train.quantized, spec.train.dtype)
+    decoder = find_decoder(model, model_spec)
+    method_class = METHODS.get(spec.method)
+    method = method_class(method_class.Config.model_validate(spec.config))
+    request = method.block_scores_needed()
+    row = rows_of(model_spec, lengths)[0]
+    context = EngineContext(
+        seed=spec.seed,
+        num_steps=steps,
+        train=spec.train,
+        decoder=decoder,
+        block_scores={} if request is None else {request: scores},
+        stream_rows=lambda stream, index, num_rows: collate([row] * num_rows, 0),
+        ranks=ranks,
+    )
+    enable_checkpointing(model, decoder, spec.train)
+    trained = method.prepare(model, context)
+    if ranks.several:
+        columns = method.cut_by_columns(trained, context)
+        context = context.with_decoder(shard(trained, decoder, ranks.mesh, columns))
+    optimizer = method.build_optimizer(trained, context)
+    memory = StepMemory(trained, optimizer, tracked_steps)
+    return TrainingLoop(trained, method, optimizer, context, memory=memory, ranks=ranks)
+
+
+def rows_of(model_spec: BaseModelSpec, lengths: Sequence[int]) -> list[Example]:
+    """Return rows of so many tokens."""
+    assert model_spec.shape is not None
+    vocabulary = model_spec.shape.vocab_size
+    return [
+        Example(tuple((7 * row + i) % vocabulary for i in range(length)), (True,) * length)
+        for row, length in enumerate(lengths)
+    ]
+
+
+def batches_of(spec: RunSpec, model_spec: BaseModelSpec, lengths: Sequence[int], steps: int) -> list[list[MicroBatch]]:
+    """Return the micro-batches of each step, all alike."""
+    assert spec.train is not None
+    rows, number = rows_of(model_spec, lengths), spec.train.gradient_accumulation_steps
+    return [[collate(rows, 0) for _ in range(number)] for _ in range(steps)]

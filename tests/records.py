@@ -57,16 +57,16 @@ def make_spec(**changes: Any) -> RunSpec:
 
 def make_record(*, uuid: str = "u", minute: int = 0, status: str = "ok", **changes: Any) -> Record:
     """Return a record of a tiny run that began ``minute`` minutes after a fixed moment."""
-    spec = changes.pop("spec", make_spec())
+    spec, where = changes.pop("spec", make_spec()), changes.pop("environment", ENVIRONMENT)
     began = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
     return Record(
         run_id=spec.run_id,
-        environment_id=ENVIRONMENT.environment_id,
+        environment_id=where.environment_id,
         uuid=uuid,
         started_at=began,
         finished_at=began + timedelta(seconds=30),
         status=status,
         spec=spec,
-        environment=ENVIRONMENT,
+        environment=where,
         **changes,
     )

@@ -27,7 +27,7 @@ from harness.calibration.parts import Part
 from harness.calibration_log import PartResult, Sizes
 from harness.record import LOG_LINES
 from harness.record_environment import Environment
-from harness.runs.process import collect_lines, enqueue_lines
+from harness.runs.children import collect_lines, pass_lines
 
 LAST_WORDS_SECONDS = 2.0
 """For what a process that died said to come in; what it started may hold its output open for ever."""
@@ -99,7 +99,7 @@ def _ask(
     lines: Queue[bytes | None] = Queue()
     listener = threading.Thread(target=collect_lines, args=(child.stderr, log), daemon=True)
     listener.start()
-    threading.Thread(target=enqueue_lines, args=(child.stdout, lines), daemon=True).start()
+    threading.Thread(target=pass_lines, args=(child.stdout, lines.put), daemon=True).start()
     done, too_long = 0, False
     try:
         with contextlib.suppress(BrokenPipeError):

@@ -197,8 +197,10 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         "--devices",
         type=_names,
         metavar="LIST",
-        help="CUDA devices by number or UUID, such as 0,1: one run at a time on each (default: the first alone)",
+        help="CUDA devices by number or UUID, such as 0,1: one run at a time on each, or on each group of so many as a "
+        "run takes (default: one group)",
     )
+    add_gpus_per_run(command, "as its suite says")
     command.add_argument(
         "--busy",
         choices=("use", "skip"),
@@ -220,6 +222,16 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
 
 
+def add_gpus_per_run(command: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--gpus-per-run``, which :func:`add_how_to_run` has already; ``default`` says what holds without it."""
+    command.add_argument(
+        "--gpus-per-run",
+        type=positive,
+        metavar="N",
+        help=f"devices that share a run, a process for each; on a CPU processes (default: {default})",
+    )
+
+
 def how_to_run_from(args: argparse.Namespace, *, repeat: int | None = None, keep_weights: bool = False) -> HowToRun:
     """Return what :func:`add_how_to_run` declared, with what only ``run`` takes beside it."""
     return HowToRun(
@@ -235,6 +247,7 @@ def how_to_run_from(args: argparse.Namespace, *, repeat: int | None = None, keep
         where=WhereToRun(
             executor=args.executor,
             devices=tuple(args.devices or ()),
+            gpus_per_run=args.gpus_per_run,
             busy=args.busy,
             ray_address=args.ray_address,
             cpus_per_run=args.cpus_per_run,

@@ -7,6 +7,7 @@ import argparse
 from harness.cli._arguments import (
     add_assets,
     add_catalogue,
+    add_gpus_per_run,
     add_results,
     add_run,
     add_tasks,
@@ -35,6 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_tasks(command)
     add_results(command)
     add_assets(command)
+    add_gpus_per_run(command, "as many as the run had")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -51,4 +53,5 @@ def main(args: argparse.Namespace) -> int:
         catalogue=catalogue_from(args),
         own=tasks_from(args),
         model=args.model,
+        gpus_per_run=args.gpus_per_run,
     )

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import add_results, add_selection, add_suite, results_from, selection_from
+from harness.cli._arguments import (
+    add_gpus_per_run,
+    add_results,
+    add_selection,
+    add_suite,
+    results_from,
+    selection_from,
+)
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -15,6 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--any-environment", action="store_true", help="count also what was run in another environment"
     )
+    add_gpus_per_run(command, "as its suite says")
     command.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -26,5 +34,6 @@ def main(args: argparse.Namespace) -> int:
         selection_from(args),
         results=results_from(args),
         any_environment=args.any_environment,
+        gpus_per_run=args.gpus_per_run,
         in_json=args.json,
     )

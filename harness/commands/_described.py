@@ -128,6 +128,7 @@ def _suite(name: str, catalogue: Catalogue) -> tuple[Facts, Rows]:
         "evaluation": asked if evaluation.tasks else None,
         "MT-Bench": None if evaluation.mt_bench is None else evaluation.mt_bench.model_dump(exclude_none=True),
         "training": suite.train,
+        "devices of a run": suite.gpus_per_run if suite.gpus_per_run > 1 else None,
         "weights": suite.weights if suite.weights != "pretrained" else None,
         "learning rates": None if suite.tuned is None else f"tuned, in {suite.tuned}",
         "needs": _needs(suite, catalogue),

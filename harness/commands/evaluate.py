@@ -18,6 +18,7 @@ from harness.catalogue.models import HUB, USUAL_PLACES, BaseModelSpec
 from harness.catalogue.packaged_tasks import check_packaged_rows
 from harness.catalogue.resolved import Catalogue
 from harness.commands._assets import convert
+from harness.commands._executor import devices_for
 from harness.commands._find import find_records
 from harness.commands._finishing import awaiting, finishing
 from harness.commands._output import Display, say_score
@@ -33,8 +34,7 @@ from harness.record import OUTCOMES, Record
 from harness.record_environment import Environment
 from harness.report.pages.model_card import model_card
 from harness.runs.executor import Runs
-from harness.runs.local import Device, LocalMachine
-from harness.runs.process import probe_environment
+from harness.runs.local import LocalMachine
 from harness.runs.settling import checkpoint_folder, work_folder
 from harness.settings import EvaluationSettings
 from harness.spec import EVALUATION_ROLES, RunSpec, is_scored
@@ -53,6 +53,7 @@ def evaluate(
     catalogue: Path | None = None,
     model: str | None = None,
     own: TasksRequest = NO_TASKS,
+    gpus_per_run: int | None = None,
 ) -> int:
     """Evaluate the newest kept weights of a run, or finish a run that trained and could not be scored.
 
@@ -66,6 +67,7 @@ def evaluate(
         catalogue: A file of the user's with the base model.
         model: ``NAME=PATH``, the folder that an adapter was trained on.
         own: Where tasks of the user's own are.
+        gpus_per_run: Devices that share the evaluation; None: as many as the run had.
     """
     store = Store(results.resolve())
     found = find_records(results, run, suite)
@@ -98,7 +100,8 @@ def evaluate(
         how: Any = {"offline": assets.offline, "wheels": wheels, "progress": display.progress}
         places = prepare_scoring([asked], wanted, **how)
         folder = weights if base is None else prepare_model(base, convert=convert, **how)
-    environment = probe_environment()
+    (device,) = devices_for(gpus_per_run or record.environment.num_ranks)
+    environment = device.environment
     identifier = uuid.uuid4().hex
     task = RunTask(
         spec=asked,
@@ -112,6 +115,7 @@ def evaluate(
         cache_folder=cache_root(),
         work_folder=work_folder(store, record.run_id, identifier),
         offline=assets.offline,
+        gpus_per_run=environment.num_ranks,
         run_id=record.run_id,
         of=record.uuid if tasks else None,
         adapter_folder=adapter if wrapped else None,
@@ -119,7 +123,7 @@ def evaluate(
     if not tasks:
         task = _finishing_task(task, record, store, environment)
     with Display(1) as display:
-        tally = LocalMachine([Device(environment)]).run(Runs([task], store, card=model_card), display)
+        tally = LocalMachine([device]).run(Runs([task], store, card=model_card), display)
     for kept in tally.records:  # none where it was stopped before it began
         for score in kept.scores:
             say_score(score)

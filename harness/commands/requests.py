@@ -84,7 +84,9 @@ class WhereToRun:
 
     executor: Literal["local", "ray"] = "local"
     devices: tuple[str, ...] = ()
-    """CUDA devices by number or UUID; none: the first alone. For ``local``."""
+    """CUDA devices by number or UUID; none: the first, or as many as a run takes. For ``local``."""
+    gpus_per_run: int | None = None
+    """Devices that share one run; None: as many as the suite says."""
     busy: Literal["use", "skip"] = "use"
     """What becomes of devices that others use."""
     ray_address: str | None = None

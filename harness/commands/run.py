@@ -44,7 +44,7 @@ from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.stand_ins import mark_of
 from harness.store import Contents, Store, runs_of
-from harness.task import RunTask
+from harness.task import RunTask, cannot_share_out
 
 
 def run(chosen: SelectionRequest, how: HowToRun, assets: AssetsRequest, *, results: Path) -> int:
@@ -96,7 +96,7 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
     store.check_writable()
     if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
-    with executor(how.where) as chosen:
+    with executor(how.where, selection.suite.gpus_per_run) as chosen:
         tally, num_tasks = execute_on(
             chosen, how, choose, store, stop_at=stop_at, offline=assets.offline, wheels=wheels
         )
@@ -278,7 +278,8 @@ def _task(
         run_id=spec.run_id,
         prediction=answer.prediction,
         prediction_error=answer.error,
-        refusal=_refusal(answer.prediction, environment),
+        gpus_per_run=environment.num_ranks,
+        refusal=cannot_share_out(spec, environment.num_ranks) or _refusal(answer.prediction, environment),
     )
 
 
@@ -303,6 +304,7 @@ def plan_tasks(selection: Selection, environment: Environment) -> dict[str, Plan
             device_name=environment.gpu_name,
             compute_capability=environment.compute_capability,
             profile=None if environment.gpu_name is None else packaged_profile(environment.gpu_name),
+            num_ranks=environment.num_ranks,
             cache_folder=cache_root(),
         )
         for spec in selection.specs

@@ -71,7 +71,7 @@ def _facts(record: Record, num_records: int) -> list[tuple[str, str]]:
         ("status", how_it_ended(record)),
         ("started", record.started_at.isoformat(timespec="seconds")),
         ("took", f"{seconds_taken(record):.1f} s"),
-        ("device", f"{environment.device_name}, {environment.num_threads} threads"),
+        ("device", f"{environment.devices}, {environment.num_threads} threads{' each' * (environment.num_ranks > 1)}"),
         *([("device not idle", environment.device_busy)] if environment.device_busy else []),
         ("settings", ", ".join(f"{key}={value}" for key, value in spec.config.items())),
     ]

@@ -6,22 +6,29 @@ import json
 from pathlib import Path
 
 from harness.answers import answer
+from harness.commands._executor import environment_for
 from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
 from harness.record import Record
 from harness.runs.failing import Endings
-from harness.runs.process import probe_environment
 from harness.spec import RunSpec
 from harness.stand_ins import called
 from harness.store import Store, runs_of
 
 
-def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = False, in_json: bool = False) -> int:
-    """Print one row a run."""
+def status(
+    chosen: SelectionRequest,
+    *,
+    results: Path,
+    any_environment: bool = False,
+    gpus_per_run: int | None = None,
+    in_json: bool = False,
+) -> int:
+    """Print one row a run; on how many devices runs are to be is the suite's word where None is given."""
     selection = select(chosen)
     contents = Store(results).read(selection.suite.name)
-    environment_id = None if any_environment else _environment_id()
+    environment_id = None if any_environment else _environment_id(gpus_per_run or selection.suite.gpus_per_run)
     endings = Endings.recorded(contents.records, environment_id, ())
     rows = [_row(spec, contents.records, environment_id, endings.of(spec)) for spec in selection.specs]
     warn(contents.warnings)
@@ -34,10 +41,10 @@ def status(chosen: SelectionRequest, *, results: Path, any_environment: bool = F
     return 1 if contents.warnings else 0
 
 
-def _environment_id() -> str | None:
+def _environment_id(num_ranks: int) -> str | None:
     """Return the present environment's id, or None where torch is absent and nothing could run anyway."""
     try:
-        return probe_environment().environment_id
+        return environment_for(num_ranks).environment_id
     except ModuleNotFoundError:
         return None
 

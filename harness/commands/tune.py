@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.catalogue.tuned import ENDING, Choice, Tuned, mean_losses, read_tuned, tuned_file, tuned_text
+from harness.commands._executor import environment_for
 from harness.commands._output import print_table, warn
 from harness.commands._selection import Selection, checked, given_catalogue, known_names
 from harness.commands.requests import AssetsRequest, HowToRun, SelectionRequest
@@ -17,7 +18,6 @@ from harness.commands.run import execute
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite
 from harness.report.files import replace_file
-from harness.runs.process import probe_environment
 from harness.store import Store
 from harness.suite import Suite
 from harness.tuning import choices, grid_of, merged, trial_suite
@@ -35,7 +35,8 @@ def tune(
     if how.dry_run or code:
         return code
     store = Store(results.resolve())
-    environment_id = None if how.any_environment else probe_environment().environment_id
+    num_ranks = how.where.gpus_per_run or suite.gpus_per_run
+    environment_id = None if how.any_environment else environment_for(num_ranks).environment_id
     selection = _select(chosen, suite, trials)
     made, missing = choices(suite, trials, selection.specs, store.read(trials.name).records, environment_id)
     tuned = merged(_before(file, suite), suite, made)

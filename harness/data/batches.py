@@ -61,7 +61,8 @@ class MicroBatch:
     @property
     def tensors(self) -> list[torch.Tensor]:
         """Return the tensors of the batch."""
-        return [t for t in (self.input_ids, self.labels, self.attention_mask) if t is not None]
+        every = (self.input_ids, self.labels, self.attention_mask, self.trained_positions)
+        return [tensor for tensor in every if tensor is not None]
 
     def to(self, device: torch.device, *, masked: bool = True) -> MicroBatch:
         """Return the batch on a device; the mask, where there is one, stays behind unless ``masked``."""

@@ -6,6 +6,10 @@ that recomputing a block holds what one of them makes, not both, at the price of
 the last of them (where the last begins, recomputing the block stops).
 Modules stay where they are: only ``forward`` of an instance is covered, so no parameter changes its name.
 
+transformers and peft let the embedding's output require gradients under checkpointing, which re-entrance needs. Without
+it nothing does, and where the embedding is frozen every block below the lowest trained one would be computed again and
+differentiated for nothing: here the backward pass ends where nothing below is trained, as without checkpointing.
+
 With :class:`CheckpointOffload` the kept inputs lie in host memory between the two passes. The copies are made on the
 device's own stream, so that they are exact without further synchronisation and take time of the step.
 """
@@ -39,6 +43,8 @@ def enable_checkpointing(
     """Checkpoint the blocks of ``model`` as the settings say; nothing is done where they say nothing."""
     if not settings.gradient_checkpointing:
         return
+    # Covered, not taken back: peft asks for it again as it wraps the model.
+    model.enable_input_require_grads = _leave_inputs_alone  # type: ignore[assignment]
     options = {"use_reentrant": False, "context_fn": context_fn}
     model.activation_checkpointing_enable(activation_checkpointing_kwargs=options)  # type: ignore[operator]
     if settings.checkpoint_granularity == "nested":
@@ -51,9 +57,15 @@ def disable_checkpointing(model: nn.Module, decoder: Decoder, settings: TrainSet
     if not settings.gradient_checkpointing:
         return
     model.activation_checkpointing_disable()  # type: ignore[operator]
+    for module in model.modules():  # peft's wrapper holds the one that was covered
+        vars(module).pop("enable_input_require_grads", None)
     if settings.checkpoint_granularity == "nested":
         for child in nested_modules(decoder.blocks):
             del child.forward
+
+
+def _leave_inputs_alone() -> None:
+    """Stand in for transformers' enable_input_require_grads."""
 
 
 def nested_modules(blocks: Sequence[nn.Module]) -> list[nn.Module]:

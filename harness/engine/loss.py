@@ -25,7 +25,7 @@ from torch.nn import functional
 from harness.data.batches import IGNORED, MicroBatch
 from harness.errors import Refused
 from harness.method import RunContext
-from harness.tensors.sharded import class_of
+from harness.tensors.sharded import class_of, is_sharded
 
 SummedLoss = Callable[[nn.Module, MicroBatch], torch.Tensor]
 
@@ -59,34 +59,50 @@ def summed_loss(model: nn.Module, batch: MicroBatch) -> torch.Tensor:
 def sliced_summed_loss(model: nn.Module, batch: MicroBatch, *, head: nn.Linear, columns: int) -> torch.Tensor:
     """Return what :func:`summed_loss` returns, from slices of ``columns`` of the vocabulary.
 
+    A head whose weight is shared out over processes has all of it only within its own forward pass, and again when
+    gradients pass it: there the loss is taken.
+
     Raises:
         Refused: the model changes what its head returns, by a scale or a cap.
     """
-    with passed_through(head) as passed:
+
+    def loss_of(hidden: torch.Tensor) -> torch.Tensor:
+        states, targets = _scored(hidden, batch)
+        loss: torch.Tensor = SlicedCrossEntropy.apply(states, head.weight, targets, columns)  # type: ignore[no-untyped-call]
+        return loss
+
+    inside = is_sharded(head.weight)
+    with passed_through(head, loss_of if inside else None) as passed:
         output = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    hidden = passed.pop()  # (rows, length, width)
-    if output is not hidden:
+    if output is not passed[0]:
         raise Refused("the model changes the logits after its head, which loss_chunk_columns leaves out: leave it out")
+    if inside:
+        return passed.pop()
     del output
-    if batch.trained_positions is None:
-        assert batch.num_trained_tokens == batch.labels[:, 1:].numel(), "trained_positions are missing"
-        states, targets = hidden[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
-    else:
-        states = hidden.flatten(0, 1).index_select(0, batch.trained_positions)
-        targets = batch.labels.flatten().index_select(0, batch.trained_positions + 1)
-    del hidden
+    states, targets = _scored(passed.pop(), batch)
     loss: torch.Tensor = SlicedCrossEntropy.apply(states, head.weight, targets, columns)  # type: ignore[no-untyped-call]
     return loss
 
 
+def _scored(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the hidden states (tokens, width) that a token with a loss follows, of (rows, length, width), and it."""
+    if batch.trained_positions is None:
+        assert batch.num_trained_tokens == batch.labels[:, 1:].numel(), "trained_positions are missing"
+        return hidden[:, :-1].flatten(0, 1), batch.labels[:, 1:].flatten()
+    states = hidden.flatten(0, 1).index_select(0, batch.trained_positions)
+    return states, batch.labels.flatten().index_select(0, batch.trained_positions + 1)
+
+
 @contextmanager
-def passed_through(head: nn.Module) -> Iterator[list[torch.Tensor]]:
-    """Let ``head`` return its input inside the ``with``; yield the list that takes it."""
+def passed_through(
+    head: nn.Module, function: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Iterator[list[torch.Tensor]]:
+    """Let ``head`` return its input, or what a function makes of it, inside the ``with``; yield the list that gets it."""
     passed: list[torch.Tensor] = []
 
     def forward(hidden: torch.Tensor) -> torch.Tensor:
-        passed.append(hidden)
-        return hidden
+        passed.append(hidden if function is None else function(hidden))
+        return passed[-1]
 
     head.forward = forward  # type: ignore[method-assign]
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -19,14 +19,23 @@ from typing import Any, TypeVar
 
 import torch
 
+from harness.errors import HarnessError, Refused
+from harness.record import Record
 from harness.tensors.sharded import in_rank_order
 
 T = TypeVar("T")
+
+MADE, REFUSED, FAILED = "+", "-", "!"
+"""Before what the first process tells the others."""
 
 RENDEZVOUS = "rendezvous"
 """File in the work folder through which the processes of a run meet."""
 MEETING_SECONDS = 600
 """How long processes wait for each other, at the start as later: one may load, compile or score blocks alone."""
+PATIENCE_SECONDS = 7 * 24 * 3600
+"""How long the others wait for what the first one does alone: whoever started them ends them where it ends."""
+LAST_WORD_SECONDS = 30
+"""How long processes whose run failed wait for each other."""
 LOST = (
     "gloo",
     "NCCL",
@@ -41,6 +50,15 @@ LOST = (
 
 class Deserted(Exception):
     """This process could not go on because another one of the same run ended."""
+
+    def __init__(self, record: Record | None) -> None:
+        super().__init__("another process of the run ended")
+        self.record = record
+        """What the run was until then, of its first process."""
+
+
+class FirstFailed(RuntimeError):
+    """The first process of the run could not make what this one waits for; it says itself why."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +108,79 @@ class Ranks:
         self._store.set(f"{number}/{self.rank}", words)
         return [self._store.get(f"{number}/{rank}").decode() for rank in range(self.size)]
 
+    def of_first(self, words: str) -> str:
+        """Return what the first process says; each waits for all."""
+        return self.exchange(words)[0]
+
+    def from_first(self, make: Callable[[], str]) -> str:
+        """Return what the first process makes, alone; the others wait for it as long as it takes.
+
+        Raises:
+            FirstFailed: this is not the first process, which raised.
+        """
+        if not self.several:
+            return make()
+        key = f"{next(self._letters)}/first"
+        if not self.first:
+            self._store.wait([key], timedelta(seconds=PATIENCE_SECONDS))
+            told = self._store.get(key).decode()
+            if told.startswith(FAILED):
+                raise FirstFailed(told.removeprefix(FAILED))
+            return str(told.removeprefix(MADE))
+        try:
+            words = make()
+        except BaseException as error:
+            self._store.set(key, f"{FAILED}{type(error).__name__}: {error}")
+            raise
+        self._store.set(key, MADE + words)
+        return words
+
+    def refused_by_first(self, make: Callable[[], str]) -> str:
+        """Return what :meth:`from_first` does, and let every process raise the first one's sentence.
+
+        Raises:
+            HarnessError: the first process did; ``Refused`` where it refused.
+        """
+
+        if not self.several:
+            return make()
+
+        def attempt() -> str:
+            try:
+                return MADE + make()
+            except Refused as error:
+                return REFUSED + str(error)
+            except HarnessError as error:
+                return FAILED + str(error)
+
+        told = self.from_first(attempt)
+        if told.startswith(MADE):
+            return told.removeprefix(MADE)
+        if told.startswith(REFUSED):
+            raise Refused(told.removeprefix(REFUSED))
+        raise HarnessError(told.removeprefix(FAILED))
+
+    def can_still_gather(self, seconds: float = LAST_WORD_SECONDS) -> bool:
+        """Return whether all processes are here and had the same collective operations, so that more can follow.
+
+        It is for processes whose run failed, somewhere, and can be asked once.
+        """
+        if not self.several:
+            return True
+        group = self.mesh.get_group()
+        self._store.set(f"ended/{self.rank}", str(group._get_sequence_number_for_group()))
+        keys = [f"ended/{rank}" for rank in range(self.size)]
+        try:
+            self._store.wait(keys, timedelta(seconds=seconds))
+        except RuntimeError:
+            return False
+        return len({self._store.get(key) for key in keys}) == 1
+
     def left(self, error: BaseException) -> bool:
         """Return whether an error says that another process is gone."""
         if not self.several or not isinstance(error, RuntimeError):
             return False
-        return isinstance(error, torch.distributed.DistError) or any(word in str(error) for word in LOST)
+        return isinstance(error, FirstFailed | torch.distributed.DistError) or any(word in str(error) for word in LOST)
 
 
 ALONE = Ranks()

@@ -5,6 +5,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 
 from __future__ import annotations
 
+import json
 import time
 import traceback
 from collections.abc import Callable
@@ -27,15 +28,25 @@ from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.environment import default_device, describe_environment
-from harness.engine.keeping import WEIGHTS, first_line, keep_merged, keep_trained, needs_merging
+from harness.engine.keeping import (
+    WEIGHTS,
+    first_line,
+    keep_merged,
+    keep_merged_alone,
+    keep_trained,
+    needs_merging,
+)
+from harness.engine.loading import HOST, STREAM, RandomWeights, load_together
 from harness.engine.memory import PhaseMeter
 from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.statements import declaration_of, proof_of, report_of
 from harness.engine.stepping import Diverged
+from harness.engine.together import phases_together, trained_together
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.engine.unchanged import check_scored, check_unchanged
 from harness.errors import HarnessError, Refused
 from harness.files import remove
+from harness.kept import ADAPTER
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
 from harness.progress import Progress
 from harness.proof import judge
@@ -50,7 +61,7 @@ from harness.tensors.decoder import find_decoder, model_checksums
 from harness.tensors.loading import build_model, load_model, load_tokenizer
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.quantized import quantize
-from harness.tensors.sharded import shard
+from harness.tensors.sharded import reshard, shard
 
 
 @dataclass
@@ -93,6 +104,8 @@ class _Run:
     leave: Callable[[Record], None]
     unscored: _Trained | None = None
     """Trained, and not yet scored."""
+    phases: list[Phase] | None = None
+    """Of all processes together, once the run has come to its end."""
     outcome: _Outcome = field(default_factory=_Outcome)
 
 
@@ -111,20 +124,21 @@ def execute(
         ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
 
     Raises:
-        Deserted: this process is not the first one, and could not go on because another one ended.
+        Deserted: this process could not go on because another one ended; with the first one's record.
     """
     started_at = datetime.now(UTC)
-    environment = describe_environment().model_copy(update={"num_ranks": ranks.size})
+    environment = describe_environment().of_ranks(ranks.size)
     device = default_device()
 
     def record(status: Status, reason: str | None, log_tail: str | None) -> Record:
-        parts = vars(run.outcome) | {"phases": _phases(run), "log_tail": log_tail}
+        parts = vars(run.outcome) | {"phases": run.phases or _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
     run = _Run(task, progress, device, PhaseMeter(device), ranks, record, leave)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None
+    deserted = False
     try:
         if task.finishes is not None:
             _finish(run, task.finishes)
@@ -133,6 +147,7 @@ def execute(
         else:
             _evaluate(run, *_load_kept(run))
         status, reason = _proven(run)
+        run.phases = phases_together(run.ranks, _phases(run))
     except Refused as error:
         status, reason = "refused", str(error)
     except (Diverged, FloatingPointError) as error:
@@ -142,14 +157,15 @@ def execute(
     except HarnessError as error:
         status, reason = "failed", str(error)
     except Exception as error:
-        if ranks.left(error) and not ranks.first:
-            raise Deserted from error
+        deserted = ranks.left(error)
         log_tail = "".join(traceback.format_exception(error)[-LOG_LINES:])
         status, reason = _status_of(error, run)
-    if run.unscored is not None and status not in SCORED_OR_USELESS:
+    if run.unscored is not None and status not in SCORED_OR_USELESS and not deserted:
         _keep_unscored(run, run.unscored)
     if run.outcome.weights is not None and status not in SCORED_OR_USELESS:
         reason = task.unscored(reason)
+    if deserted:
+        raise Deserted(record(status, reason, log_tail) if ranks.first else None)
     return record(status, reason, log_tail)
 
 
@@ -216,14 +232,18 @@ def _load(run: _Run) -> tuple[nn.Module, Any]:
     """Return model and tokenizer; random weights, seeded by the run, come without one."""
     task, dtype = run.task, run.task.spec.dtype
     how = None if task.spec.train is None else task.spec.train.quantized
-    device = torch.device("cpu") if run.ranks.several else run.device  # from there each takes its part
+    work, ranks = task.work_folder, run.ranks
     if task.model_folder is not None:
         tokenizer = load_tokenizer(task.model_folder)
         run.outcome.encoding = text_encoder(tokenizer).facts()
-        return load_model(task.model_folder, dtype, device, how), tokenizer
+        if ranks.several:
+            return load_together(task.model_folder, dtype, ranks, work), tokenizer
+        return load_model(task.model_folder, dtype, run.device, how), tokenizer
     assert task.model.weights == "random"
-    with seeding.seeded_globally(task.spec.seed, "weights"):
-        model = build_model(task.model, dtype, device)
+    if ranks.several:
+        return RandomWeights(task.model, dtype, run.device, task.spec.seed).build_together(ranks, work), None
+    with seeding.seeded_globally(task.spec.seed, STREAM):
+        model = build_model(task.model, dtype, run.device)
     if how is not None:
         quantize(model, how, dtype)
     return model, None
@@ -279,7 +299,7 @@ def _train(run: _Run, method: Method, model: nn.Module, tokenizer: Any, decoder:
     if loss_after is not None:
         loop.note_validation(loss_after)
     general_after = _loss(run, "general_after", model, general, context)
-    run.outcome.train = loop.result().model_copy(
+    run.outcome.train = trained_together(run.ranks, loop.result(), model).model_copy(
         update={
             "validation_loss_before": loss_before,
             "validation_loss_after": loss_after,
@@ -418,20 +438,25 @@ def _block_scores(
     assert calibration is not None and spec.train is not None
     if spec.train.quantized is not None:
         raise Refused("block scores are computed from weights, which are packed here: set quantization = 'none'")
-    with run.meter.phase("block_scores"):
-        run.progress("scoring blocks", 0, None)
+    dtype = spec.train.dtype
+
+    def computed() -> str:
         scores = cached_block_scores(
             request,
             model=spec.model,
-            dtype=spec.train.dtype,
+            dtype=dtype,
             calibration=calibration,
             data=spec.sources["calibration"],
-            device=run.device,
+            device=next(model.parameters()).device,
             cache_folder=run.task.cache_folder,
             load=lambda: (model, decoder, tokenizer),
             texts=lambda: load_texts(run.task.datasets[calibration.data]),
         )
-    return {request: scores}
+        return json.dumps(scores)
+
+    with run.meter.phase("block_scores"):
+        run.progress("scoring blocks", 0, None)
+        return {request: json.loads(run.ranks.refused_by_first(computed))}
 
 
 def _evaluate(run: _Run, model: nn.Module, tokenizer: Any) -> None:
@@ -461,10 +486,12 @@ def _answer_mt_bench(run: _Run, model: nn.Module, tokenizer: Any) -> None:
             max_new_tokens=settings.max_new_tokens,
             batch_tokens=spec.evaluation.batch_tokens,
             generator=lambda stream: seeding.torch_generator(spec.seed, stream),
+            agreed=run.ranks.of_first,
             progress=lambda done, total: run.progress("answering", done, total),
         )
     file = run.task.work_folder / "answers.jsonl"
-    write_answers(file, answers)
+    if run.ranks.first:
+        write_answers(file, answers)
     run.outcome.mt_bench = MTBenchAnswers(
         file=file.name,
         model_id=model_id,
@@ -501,7 +528,8 @@ def _score(run: _Run, model: nn.Module, tokenizer: Any) -> None:
             progress=lambda done, total: run.progress("evaluating", done, total),
         )
     file = run.task.work_folder / "items.jsonl.zst"
-    write_items(file, evaluation.items)
+    if run.ranks.first:
+        write_items(file, evaluation.items)
     run.outcome.scores = evaluation.scores
     run.outcome.scoring = evaluation.facts
     run.outcome.items = file.name
@@ -514,9 +542,12 @@ def _keep(run: _Run, trained: _Trained) -> None:
     with run.meter.phase("save"):
         run.progress("saving", 0, None)
         try:
-            whole = keep_trained(trained.method, trained.model, trained.tokenizer, folder, task.model, data=data)
+            whole = keep_trained(
+                trained.method, trained.model, trained.tokenizer, folder, task.model, data=data, ranks=run.ranks
+            )
         except (OSError, SafetensorError) as error:
-            remove(folder)
+            if run.ranks.first:
+                remove(folder)
             run.outcome.weights_error = f"the weights could not be kept: {first_line(error)}"
             return
     if whole:
@@ -526,21 +557,39 @@ def _keep(run: _Run, trained: _Trained) -> None:
 
 def _merge(run: _Run, trained: _Trained, folder: Path) -> None:
     """Write the merged weights beside a kept adapter; the adapter stays where that fails."""
-    if not needs_merging(folder):
+    if not run.ranks.from_first(lambda: "merge" if needs_merging(folder) else ""):
         return
     with run.meter.phase("merge"):
         run.progress("merging", 0, None)
         try:
-            keep_merged(trained.method, trained.model, folder)
+            if run.ranks.several and trained.method.has_adapter:
+                keep_merged_alone(trained.method, lambda: _loaded_alone(run, folder / ADAPTER), folder, run.ranks)
+            else:
+                keep_merged(trained.method, trained.model, folder, run.ranks)
         except (OSError, SafetensorError) as error:
             run.outcome.weights_error = f"the merged weights could not be kept: {first_line(error)}"
             return
     run.outcome.weights = run.outcome.weights or folder.name
 
 
+def _loaded_alone(run: _Run, adapter: Path) -> nn.Module:
+    """Return base model and adapter as one process has them, on the host."""
+    task, dtype = run.task, run.task.spec.dtype
+    if task.model_folder is not None:
+        base = load_model(task.model_folder, dtype, HOST)
+    else:
+        base = RandomWeights(task.model, dtype, run.device, task.spec.seed).build_alone(task.work_folder)
+    return load_adapter(base, adapter)
+
+
 def _keep_unscored(run: _Run, trained: _Trained) -> None:
     """Keep the weights of a run that could not be scored, whether or not anybody asked for them."""
     asked = run.task.keep_weights
+    if not run.ranks.can_still_gather():
+        if run.outcome.weights is None and run.outcome.weights_error is None:
+            run.outcome.weights_error = "the weights could not be gathered: the run's processes ended apart"
+        return
+    reshard(trained.model)
     try:
         if run.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -558,8 +607,11 @@ def _load_kept(run: _Run) -> tuple[nn.Module, Any]:
     with run.meter.phase("load"):
         run.progress("loading", 0, None)
         model, tokenizer = _load(run)
+        decoder = find_decoder(model, run.task.model) if run.ranks.several else None
         if run.task.adapter_folder is not None:
             model = load_adapter(model, run.task.adapter_folder)
+        if decoder is not None:
+            shard(model, decoder, run.ranks.mesh)
     return model, tokenizer
 
 

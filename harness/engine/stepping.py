@@ -254,7 +254,7 @@ class Stepping:
             self.optimizer.step_parameters([parameter])
 
     def _backward(
-        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient
+        self, stream: str, micro_batches: Numbered, num_trained: int, on_gradient: OnGradient | None = None
     ) -> torch.Tensor:
         """Add up gradients and return the loss; where hooks are on, ``on_gradient`` takes each one when complete.
 
@@ -319,7 +319,7 @@ def squared_norm(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def _norm(gradient: torch.Tensor) -> torch.Tensor:
-    """Return the l2 norm of what this process holds of a gradient, fp32 or bf16: (), fp32, on its device."""
+    """Return the l2 norm of what this process holds of a gradient, fp32 or narrower: (), fp32, on its device."""
     norm: torch.Tensor = torch.linalg.vector_norm(local(gradient), dtype=torch.float32)
     return norm
 

@@ -6,7 +6,8 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
 
 - What requests share is encoded once (:mod:`harness.evaluation.packing`): the context of several choices, and the
   few-shot prefix of many items, whose keys and values are kept. HFLM shares one-token continuations only.
-- Batches are made by length under a budget of padded tokens, halved for good when memory runs out.
+- Batches are made by length under a budget of padded tokens, halved for good when memory runs out; of a model that
+  processes share out it is not, as all of them must make the same passes.
 - Rows that padding would change are batched with rows of their own length alone: of architectures whose code was not
   read (:mod:`harness.tensors.causality`), those that positions scaled by length rotate otherwise
   (:mod:`harness.tensors.rotary`), and prompts to which the model's own generation settings apply. HFLM pads them.
@@ -47,6 +48,7 @@ from harness.evaluation.packing import Family, Row, Scored, batches, plan_famili
 from harness.tensors.causality import is_known_causal
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.rotary import reset_rotation, rotation_limit
+from harness.tensors.sharded import is_sharded
 
 SHARING_ARCHITECTURES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """``model_type`` of the decoders that take a 4D boolean mask and explicit positions under sdpa attention."""
@@ -140,6 +142,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self._keeps_logits = "logits_to_keep" in inspect.signature(base.forward).parameters
         self._takes_padding = is_known_causal(model)
         self._rotation_limit = rotation_limit(model)
+        self._sharded = any(is_sharded(p) for p in model.parameters())
 
     @property
     def eot_token_id(self) -> int:
@@ -260,7 +263,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                     stem = stem or self._encode_stem(tokens)
                     scores = self._score_batch(batch, stem)
                 except (MemoryError, RuntimeError) as error:
-                    if indivisible or not is_out_of_memory(error):
+                    if indivisible or self._sharded or not is_out_of_memory(error):
                         raise
                     scores = None
                 if scores is None:  # not inside except: the error holds the tensors of the failed pass
@@ -425,7 +428,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                 stem = stem or self._encode_stem(family.stem)
                 texts = self._generate([prompt.inputs for prompt in batch], stem, new_tokens, stops, settings)
             except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or not is_out_of_memory(error):
+                if len(batch) == 1 or self._sharded or not is_out_of_memory(error):
                     raise
                 texts = None
             if texts is None:
@@ -476,6 +479,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
                 stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
                 pad_token_id=pad,
                 use_cache=True,
+                synced_gpus=self._sharded,
                 **settings,
             )
         texts = self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)

@@ -39,6 +39,7 @@ from harness.evaluation.generation import acting_fields, end_tokens, num_togethe
 from harness.files import said_as, write_file
 from harness.tensors.causality import is_known_causal
 from harness.tensors.rotary import reset_rotation, rotation_limit
+from harness.tensors.sharded import is_sharded
 
 TEMPERATURES = {
     "writing": 0.7,
@@ -99,8 +100,11 @@ def answer_questions(
     batch_tokens: int,
     generator: Callable[[str], torch.Generator],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    agreed: Callable[[str], str] = lambda words: words,
 ) -> Answers:
     """Return a model's answers to both turns of every question; the model is left as it was.
+
+    Of a model that processes share out all of them ask the same; memory that runs out in one ends it in all.
 
     Args:
         model: A transformers causal language model, peft-wrapped or not.
@@ -112,6 +116,7 @@ def answer_questions(
         batch_tokens: Tokens of all prompts and answers of a batch; halved for good when the device runs out of memory.
         generator: Makes the generator of a named random stream.
         progress: Called with (turns done, turns in all).
+        agreed: Gives every process that shares the model out the words of the first, so that all go on with them.
 
     Raises:
         HarnessError: a prompt leaves no room for an answer in the model's length.
@@ -141,14 +146,14 @@ def answer_questions(
                 try:
                     answers = generation.answer(batch)
                 except torch.OutOfMemoryError:
-                    if len(batch) == 1:
+                    if len(batch) == 1 or generation.sharded:
                         raise
                     batch_tokens //= 2
                     for ask, state in zip(batch, states, strict=True):
                         ask.generator.set_state(state)
                     torch.cuda.empty_cache()
                     continue
-                for ask, (text, cut) in zip(batch, answers, strict=True):
+                for ask, (text, cut) in zip(batch, json.loads(agreed(json.dumps(answers))), strict=True):
                     turns[ask.question.question_id].append(text)
                     histories[ask.question.question_id].append(text)
                     num_cut += cut
@@ -193,6 +198,7 @@ class _Generation:
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._device = next(model.parameters()).device
+        self.sharded = any(is_sharded(p) for p in model.parameters())
         known = {token: tokenizer.convert_tokens_to_ids(token) for token in template.stop_tokens}
         missing = [token for token, number in known.items() if number in (None, tokenizer.unk_token_id)]
         self._stop_ids = {*template.stop_token_ids, *(known[token] for token in known if token not in missing)}
@@ -252,6 +258,7 @@ class _Generation:
                 ),
                 logits_processor=LogitsProcessorList([_Sampling(batch)]),
                 stopping_criteria=StoppingCriteriaList([stop] if self._stop_strings else []),
+                synced_gpus=self.sharded,
             )
         return [self._cut(row.tolist()) for row in written[:, longest:]]
 

@@ -3,6 +3,9 @@
 The model is built and prepared on the ``meta`` device, because peft cannot wrap a model under FakeTensorMode; then
 every parameter and buffer is replaced by a fake CPU tensor of the same shape and dtype, ties kept. So a method may keep
 modules that it saw in ``prepare``, not parameters.
+
+A run on several devices is planned as its first process has it, which holds the largest parts: the fake tensors are
+shared out by what shares real ones out, over a group in which nothing is sent.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.context import EngineContext
 from harness.engine.inference import inference_loss
 from harness.engine.padding import check_padded_rotation, needs_padding_mask
+from harness.engine.ranks import ALONE, Ranks
 from harness.engine.step_memory import using_up
 from harness.engine.stepping import Stepping
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
@@ -42,6 +46,7 @@ from harness.tensors.fakes import replace_by_fakes
 from harness.tensors.loading import build_model
 from harness.tensors.optimizer_state import on_every_parameter
 from harness.tensors.rotary import hold_rotation
+from harness.tensors.sharded import shard
 from harness.tensors.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
 
 SIMULATED_MICRO_BATCHES = 2
@@ -149,6 +154,7 @@ class FakeRun:
         dataset: DatasetSpec | None = None,
         block_scores: Callable[[BlockScoreRequest, int], Sequence[float]],
         fake: bool = False,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Build it.
 
@@ -161,16 +167,17 @@ class FakeRun:
             dataset: What is trained on; None: not known.
             block_scores: Scores for a request and a number of blocks.
             fake: Take fake tensors, where sizes alone would do as well.
+            ranks: Of whose processes this one is the first; tensors that are shared out are always fake.
 
         Raises:
-            Refused: the method cannot take this model or these settings.
+            Refused: the method cannot take this model, these settings, or so many devices.
             NeedsFakeTensors: sizes alone do not do.
         """
         assert spec.train is not None
-        self.spec, self.train, self.device = spec, spec.train, device
+        self.spec, self.train, self.device, self.ranks = spec, spec.train, device, ranks
         method_class = METHODS.get(spec.method)
         config = method_class.Config.model_validate(spec.config)
-        check_run(method_class, config, spec.train)
+        check_run(method_class, config, spec.train, ranks.size)
         self.method: Method = method_class(config)
         attention = register_attention(device, profile)
         model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
@@ -182,7 +189,7 @@ class FakeRun:
         simple = (
             device == "cuda" and spec.train.dtype == "bf16" and is_known_causal(model, other_attention=(attention,))
         )
-        self.by_sizes = simple and not fake
+        self.by_sizes = simple and not fake and not ranks.several
         """Whether tensors are sizes alone: attention is planned here, and no other operation depends on the device."""
         self._fake = SizesMode() if self.by_sizes else FakeTensorMode()
         self.tracker = PlanTracker(device, profile, self._fake if isinstance(self._fake, SizesMode) else None)
@@ -193,6 +200,7 @@ class FakeRun:
             decoder=decoder,
             block_scores=_scores_needed(self.method, len(decoder.blocks), block_scores),
             scalar_reader=lambda tensor: 1.0,
+            ranks=ranks,
         )
         enable_checkpointing(model, decoder, spec.train, self.tracker.recompute_contexts)
         with torch.device("meta") if self.by_sizes else nullcontext():  # what is added needs no values either
@@ -206,7 +214,13 @@ class FakeRun:
         replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
-        context = self._context = context.with_decoder(self.decoder)
+        context = context.with_decoder(self.decoder)
+        if ranks.several:
+            with self._fake:
+                columns = self.method.cut_by_columns(self.model, context)
+                self.decoder = shard(self.model, self.decoder, ranks.mesh, columns)
+            context = context.with_decoder(self.decoder)
+        self._context = context
         with self._fake:
             declared = self.method.declare(self.model, context)
             self.full_rank = () if declared is None else declared.full_rank
@@ -218,7 +232,7 @@ class FakeRun:
             if self.by_sizes and hasattr(self.optimizer, "reads_answered"):
                 raise NeedsFakeTensors("an optimizer of somebody else's, which may read values")
             self._watch = _Watch(self.tracker)
-            self._stepping = Stepping(self.model, self.method, self.optimizer, context, self._watch)
+            self._stepping = Stepping(self.model, self.method, self.optimizer, context, self._watch, ranks=ranks)
         self.at_step = 0
         """The step that is taken next."""
         self.model.train()
@@ -230,11 +244,11 @@ class FakeRun:
 
     def step(self) -> Span:
         """Take one optimizer step with the blocks that are active; return what was made and freed meanwhile."""
-        accumulation = self.train.gradient_accumulation_steps
-        count = min(accumulation, SIMULATED_MICRO_BATCHES)
-        self.tracker.flops_factor = accumulation / count
+        number = self.train.gradient_accumulation_steps // self.ranks.size
+        count = min(number, SIMULATED_MICRO_BATCHES)
+        self.tracker.flops_factor = number / count
         with self._watched(), listening_to_flops(self.tracker.count):
-            self._stepping.take_step(self.at_step, [self._batch] * count)
+            self._stepping.take_step(self.at_step, [self._batch] * (count * self.ranks.size))
         self.tracker.classify(self.optimizer.device_tensors(), "optimizer_state")
         return self.tracker.take()
 
@@ -243,8 +257,9 @@ class FakeRun:
         request = self.method.probe_needed()
         if request is None:
             return None
-        accumulation = 1 if request.each_micro_batch else self.train.gradient_accumulation_steps
-        batch = [self._batch] * min(accumulation, SIMULATED_MICRO_BATCHES)
+        accumulation = self.train.gradient_accumulation_steps
+        most = SIMULATED_MICRO_BATCHES * self.ranks.size
+        batch = [self._batch] * (1 if request.each_micro_batch else min(accumulation, most))
         with self._watched(), listening_to_flops(self.tracker.count), self._stepping.probing(self._watch):
             self._stepping.probe(0, batch)
         return self.tracker.take()

@@ -4,6 +4,8 @@ Memory moves with the active blocks and with the state that their policy leaves 
 walked first, without a forward pass; then the worst step is taken on fake tensors: with all state there, and with every
 projector computed anew. Where nothing below the blocks is trained the backward pass ends at the lowest active one, and
 activations are kept from there on: then the steps of the deepest and of the lowest blocks are both taken.
+
+Of a run that several devices share it is what the first of them needs, which holds the largest parts.
 """
 
 from __future__ import annotations
@@ -18,17 +20,20 @@ import torch
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
 from harness.device_profile import DeviceProfile
+from harness.engine.ranks import Ranks
 from harness.engine.step_memory import breakdown
 from harness.errors import HarnessError, Refused
 from harness.method import BlockScoreRequest
 from harness.planning.allocator import CachingAllocator
 from harness.planning.attention import Device
 from harness.planning.cuda import blas_workspaces
+from harness.planning.fake_ranks import fake_ranks
 from harness.planning.fake_run import FakeRun
 from harness.record_training import Horizon, MemoryBreakdown, Prediction
 from harness.spec import RunSpec
 from harness.tensors.causality import CAUSAL_ARCHITECTURES
 from harness.tensors.optimizer_state import state_bytes_of
+from harness.tensors.sharded import local
 from harness.tensors.storage_tracker import Event, Span
 
 CUDNN_FIRST = ("9", "10")
@@ -54,6 +59,8 @@ class Question:
     """What was measured of the device, in place of what is assumed of it."""
     dataset: DatasetSpec | None = None
     """What the run trains on; None: not known, and its rows may differ in length."""
+    num_ranks: int = 1
+    """Devices that share the run."""
 
     @property
     def blas_workspaces(self) -> Sequence[int]:
@@ -83,7 +90,7 @@ def predict(spec: RunSpec, model_spec: BaseModelSpec, question: Question, scores
     """Return what a run will need. Imports are outside its time where torch and transformers are loaded already.
 
     Raises:
-        Refused: the method cannot take this model or these settings.
+        Refused: the method cannot take this model, these settings, or so many devices.
         HarnessError: the model's shape is not known.
     """
     return predict_and_tell(spec, model_spec, question, scores)[0]
@@ -99,6 +106,8 @@ def predict_and_tell(
     except (Refused, HarnessError):
         raise
     except Exception:  # sizes alone may not do: what is wrong with fake tensors too is raised from them
+        if question.num_ranks > 1:
+            raise
         found, drawn = _larger(spec, model_spec, question, scores, fake=True)
     return found.model_copy(update={"predict_seconds": time.perf_counter() - begin}), drawn
 
@@ -123,6 +132,21 @@ def _predicted(
     lowest: bool = False,
 ) -> tuple[Prediction, bool, bool]:
     """Return a prediction, whether the seed has a say, and whether it may be another with the ``lowest`` blocks."""
+    with fake_ranks(question.num_ranks) as ranks:
+        return _predicted_of(ranks, spec, model_spec, question, scores, fake=fake, lowest=lowest)
+
+
+def _predicted_of(
+    ranks: Ranks,
+    spec: RunSpec,
+    model_spec: BaseModelSpec,
+    question: Question,
+    scores: Scores,
+    *,
+    fake: bool,
+    lowest: bool,
+) -> tuple[Prediction, bool, bool]:
+    """Return what :func:`_predicted` returns, of the first of some processes."""
     assumptions: list[str] = []
 
     def block_scores(request: BlockScoreRequest, num_blocks: int) -> Sequence[float]:
@@ -144,6 +168,7 @@ def _predicted(
         dataset=question.dataset,
         block_scores=block_scores,
         fake=fake,
+        ranks=ranks,
     )
     assumptions += _assumptions(run, question)
     if run.quantized is not None:
@@ -165,19 +190,21 @@ def _predicted(
     taken = [steps.take()]
     if taken[0].state_bytes > state_before and _go_on(run, last):
         taken.append(steps.take())
-    steady = taken[-1]
+    steady = furthest = taken[-1]
     if _go_on(run, last) and run.let_refresh():
         taken.append(steps.take())
     if horizon == "all-visited" and question.num_steps != 1 and _reach_down(run):
         taken += [steps.take(), steps.take()]  # the state of a block that was dropped is there from the second on
+        furthest = taken[-1]
     if getattr(run.optimizer, "reads_answered", 0):
         assumptions.append("the optimizer reads values of tensors in a step: each number read was taken as 1")
     inferred, inference_flops = _inference(run, steps, horizon, question.num_steps)
     worst = max((*taken, *inferred), key=lambda one: one.peak_bytes)
     prediction = Prediction(
         device=question.device,
+        num_ranks=question.num_ranks,
         horizon=horizon,
-        weights_bytes=steady.at_peak.weights_bytes,
+        weights_bytes=run.tracker.alive()["weights"],
         gradients_bytes=max(one.gradients_bytes for one in taken),
         optimizer_state_bytes=steady.state_bytes,
         optimizer_state_host_bytes=run.optimizer.state_bytes()["host"],
@@ -190,8 +217,8 @@ def _predicted(
         probe_peak_bytes=probe_peak,
         all_active_peak_bytes=_all_active(run, steps),
         trainable_params=trainable,
-        flops_per_step=steady.flops + inference_flops,
-        recomputed_flops_per_step=steady.recomputed_flops,
+        flops_per_step=furthest.flops + inference_flops,
+        recomputed_flops_per_step=furthest.recomputed_flops,
         predict_seconds=0.0,
         torch=torch.__version__,
         assumptions=tuple(assumptions),
@@ -414,7 +441,7 @@ def _draws(run: FakeRun, num_steps: int) -> list[_Draw]:
         run.give_state(fresh)
         sizes |= {parameter: state_bytes_of(run.optimizer, parameter) for parameter in fresh}
         made = sum(sizes[parameter] for parameter in dropped)
-        gradients = sum(parameter.numel() * parameter.element_size() for parameter in active)
+        gradients = sum(local(parameter).numel() * parameter.element_size() for parameter in active)
         total = run.optimizer.state_bytes()["device"] + made + gradients
         missing, blocks = made + sum(sizes[parameter] for parameter in fresh), run.active_blocks()
         draws.append(_Draw(step, total, missing, fresh, sum(blocks), min(blocks, default=0)))
@@ -453,8 +480,8 @@ def _most_streamed(span: Span) -> int:
 
 
 def _assumptions(run: FakeRun, question: Question) -> list[str]:
-    """Return what was taken for granted of rows and attention."""
-    train, found = run.train, []
+    """Return what was taken for granted of rows, attention, and what devices that share a run send each other."""
+    train, found = run.train, _gathering(run) if run.ranks.several else []
     if not train.packing:
         mask = ", under a mask, which this architecture needs where rows are padded" if run.masked else ""
         found.append(f"every row was taken as {train.sequence_length} tokens, the longest that there can be{mask}")
@@ -473,6 +500,20 @@ def _assumptions(run: FakeRun, question: Question) -> list[str]:
             found.append("attention in fp32 was taken as on a CPU")
         elif not _is_measured(config, masked, question.profile):
             found += _kernel(masked, question.compute_capability)
+    return found
+
+
+def _gathering(run: FakeRun) -> list[str]:
+    """Return what is not known of the weights that devices gather from each other."""
+    size = max(sum(p.numel() * p.element_size() for p in block.parameters()) for block in run.decoder.blocks)
+    what = "NCCL" if run.device == "cuda" else "gloo"
+    found = [f"what {what} itself takes of a device's memory to send and receive is left out"]
+    if run.device == "cuda":
+        found.append(
+            "weights of the next block are gathered while the present one is computed, on a stream of their own, which "
+            f"was not measured: up to about the weights of one block, {size / 2**30:.2f} GiB, may come on top of the "
+            "peak"
+        )
     return found
 
 

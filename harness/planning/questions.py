@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import BaseModelSpec
@@ -25,7 +25,7 @@ from harness.method import METHODS
 from harness.progress import Progress
 from harness.record import LOG_LINES
 from harness.record_training import Horizon, Prediction
-from harness.runs.process import collect_lines
+from harness.runs.children import collect_lines
 from harness.settings import ComputeCapability
 from harness.spec import RunSpec, identity
 
@@ -54,6 +54,8 @@ class PlanTask(BaseModel):
     profile: DeviceProfile | None = None
     """What was measured of the device, in place of what is assumed of it."""
     horizon: Horizon = "run"
+    num_ranks: PositiveInt = 1
+    """Devices that share the run."""
     cache_folder: Path
 
     @property
@@ -93,6 +95,7 @@ class PlanTask(BaseModel):
             "device": [self.device, self.device_name, self.compute_capability],
             "profile": None if self.profile is None else self.profile.model_dump(mode="json", exclude={"rates"}),
             "horizon": self.horizon,
+            "num_ranks": self.num_ranks,
             "versions": _versions(),
             "source": source_checksum,
         }

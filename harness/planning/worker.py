@@ -76,7 +76,15 @@ def answer(task: PlanTask) -> PlanAnswer:
             unknown.append(str(file.relative_to(task.cache_folder)))
         return found
 
-    question = Question(task.device, task.horizon, task.compute_capability, task.num_steps, task.profile, task.dataset)
+    question = Question(
+        device=task.device,
+        horizon=task.horizon,
+        compute_capability=task.compute_capability,
+        num_steps=task.num_steps,
+        profile=task.profile,
+        dataset=task.dataset,
+        num_ranks=task.num_ranks,
+    )
     try:
         prediction, seed_matters = predict_and_tell(task.spec, task.model, question, scores)
     except Refused as error:

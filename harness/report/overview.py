@@ -105,7 +105,7 @@ def _suite_row(part: SuitePart) -> tuple[Entry, ...]:
         others or NOTHING,
         _named(record.model_name for record in part.records),
         _named(record.label for record in part.records),
-        _named(view_of(record).environment.device_name for record in part.records),
+        _named(view_of(record).environment.devices for record in part.records),
         counted(len({commit_of(view_of(record).environment) for record in part.records})),
         f"{max(record.started_at for record in part.records):%Y-%m-%d %H:%M}",
     )
@@ -145,7 +145,7 @@ def _commits_table(records: Sequence[Record]) -> Table:
                 counted(len(found)),
                 Cell(str(ok), ok),
                 _named(record.label for record in found),
-                _named(view_of(record).environment.device_name for record in found),
+                _named(view_of(record).environment.devices for record in found),
             )
         )
     return Table(columns, tuple(rows))

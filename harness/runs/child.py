@@ -4,6 +4,9 @@ Standard input stays open as a lifeline: when it closes, the parent is gone and 
 it at once, also within a long call that holds the interpreter. Events go out as
 JSON lines on a private copy of standard output; whatever libraries print goes to standard error. The record goes to the
 work folder, after the files that it names; the parent alone writes the store.
+
+A run on several devices has a child for each: ranks of one process group. Rank 0 alone writes the run's files and its
+record; another leaves a record of its own only where it does not end ok.
 """
 
 from __future__ import annotations
@@ -21,16 +24,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.files import write_file
-from harness.progress import throttled
+from harness.progress import Progress, throttled
 from harness.record import Record
 from harness.task import RunTask
 
+RANK_VARIABLE = "HARNESS_RANK"
+"""Which of a run's children this is, from 0 on; there where a run has several."""
 RECORD_FILE = "record.json"
 TRAINED_FILE = "trained.json"
 """The record of a run whose weights are kept and that ends before it is scored: of use where no other was left."""
 PROGRESS_SECONDS = 0.2
 ORPHANED = 17
 """Exit status of a child whose parent went away."""
+DESERTED = 18
+"""Exit status of a rank that failed only because another went away; rank 0 leaves what it had measured."""
 _PR_SET_PDEATHSIG = 1
 """Of <linux/prctl.h>."""
 
@@ -48,20 +55,40 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a Ray worker blocks it, and its children inherit that
     send({"event": "started", "pid": os.getpid()})
 
-    from harness.engine.runner import execute
-
     def told(what: str, done: int, total: int | None) -> None:
         send({"event": "progress", "what": what, "done": done, "total": total})
 
-    def leave(record: Record) -> None:
-        write_file(task.work_folder / TRAINED_FILE, record.model_dump_json())
-
-    record = execute(task, throttled(told, PROGRESS_SECONDS, ends=True), leave)
-    write_file(task.work_folder / RECORD_FILE, record.model_dump_json())
+    status = _execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
+
+
+def _execute(task: RunTask, progress: Progress) -> int:
+    """Execute a task as one of its ranks, leave the record, and return the exit status."""
+    from harness.engine.ranks import Deserted, joined
+    from harness.engine.runner import execute
+
+    def leave(record: Record) -> None:
+        if rank == 0:
+            write_file(task.work_folder / TRAINED_FILE, record.model_dump_json())
+
+    rank = int(os.environ[RANK_VARIABLE]) if task.gpus_per_run > 1 else 0
+    record: Record | None
+    try:
+        with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
+            record, status = execute(task, progress, leave, ranks), 0
+    except Deserted as deserted:
+        record, status = deserted.record, DESERTED
+    if record is not None and (rank == 0 or not record.is_ok):
+        write_file(task.work_folder / record_file(rank), record.model_dump_json())
+    return status
+
+
+def record_file(rank: int) -> str:
+    """Return what the record of a rank is called in the run's work folder."""
+    return RECORD_FILE if rank == 0 else f"record-{rank}.json"
 
 
 def left_record(work: Path, name: str = RECORD_FILE) -> Record | None:
@@ -69,7 +96,7 @@ def left_record(work: Path, name: str = RECORD_FILE) -> Record | None:
 
     Args:
         work: The folder.
-        name: ``TRAINED_FILE``: the one that it left before the evaluation.
+        name: ``TRAINED_FILE``: the one that it left before the evaluation; ``record_file(rank)``: that of a rank.
     """
     try:
         return Record.model_validate_json((work / name).read_bytes())

@@ -1,4 +1,4 @@
-"""Runs on the devices of this machine: one child process at a time on each. Imports no torch."""
+"""Runs on the devices of this machine: one at a time on each, or on each group of them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from harness.record_environment import Environment
+from harness.runs.children import Stop
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
-from harness.runs.process import Interrupted, Stop, launch
+from harness.runs.process import Interrupted, launch
 from harness.runs.queue import RunQueue
 from harness.runs.settling import Ledger
 from harness.task import RunTask
@@ -24,12 +25,12 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Device:
-    """What one run at a time has to itself."""
+    """What one run at a time has to itself: a device, or as many as a run has ranks."""
 
     environment: Environment
     """As a run on it sees."""
-    variables: Mapping[str, str] = field(default_factory=dict)
-    """Environment variables that show a run this device and no other."""
+    variables: tuple[Mapping[str, str], ...] = ({},)
+    """Environment variables of each rank of a run, which show it its device and no other."""
 
     def holds(self, task: RunTask) -> bool:
         """Return whether a run's predicted peak fits; what is not known does."""

@@ -1,7 +1,8 @@
 """Runs a list of tasks on a Ray cluster: one Ray task a run, whose placement and retries are Ray's alone.
 
-The parent submits, appends each record as it comes, and shows the whole cluster. A cluster that it starts itself
-listens on 127.0.0.1 only and is stopped at the end; one at an address is left as it was. Imports no torch.
+A run on several GPUs is one task too, so that it stays on one node. The parent submits, appends each record as it
+comes, and shows the whole cluster. A cluster that it starts itself listens on 127.0.0.1 only and is stopped at the end;
+one at an address is left as it was. Imports no torch.
 """
 
 from __future__ import annotations
@@ -62,15 +63,16 @@ class _Events:
 
 
 @contextmanager
-def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
+def ray_cluster(address: str | None, cpus: int, num_ranks: int = 1) -> Iterator[RayCluster]:
     """Connect to the cluster at an address, or start one on this machine and stop it at the end.
 
     Args:
         address: As ``ray.init`` takes it, ``auto`` among others; None starts one.
-        threads: CPUs of a run, and threads of its torch.
+        cpus: Of a run; its ranks share them out as threads of their torch.
+        num_ranks: Processes of a run, on a GPU each where the cluster has any.
 
     Raises:
-        HarnessError: ray is not installed, or there is no cluster at the address.
+        HarnessError: ray is not installed, there is no cluster at the address, or no node of it has room for a run.
     """
     os.environ.update({name: value for name, value in SETTINGS.items() if name not in os.environ})
     try:
@@ -90,7 +92,7 @@ def ray_cluster(address: str | None, threads: int) -> Iterator[RayCluster]:
                 f"--ray-address {address or 'local'}: no cluster could be joined: {_first_line(error)}"
             ) from error
         try:
-            yield RayCluster(ray, threads)
+            yield RayCluster(ray, cpus, num_ranks)
         finally:
             ray.shutdown()
 
@@ -111,16 +113,23 @@ def _check_address(address: str | None) -> None:
 class RayCluster:
     """A cluster that this process is connected to; satisfies :class:`harness.runs.executor.Executor`."""
 
-    def __init__(self, ray: Any, threads: int) -> None:
+    def __init__(self, ray: Any, cpus: int, num_ranks: int = 1) -> None:
         """Take the connection.
 
         Args:
             ray: The module, connected.
-            threads: CPUs of a run, and threads of its torch.
+            cpus: Of a run; its ranks share them out as threads of their torch.
+            num_ranks: Processes of a run, on a GPU each where the cluster has any.
+
+        Raises:
+            HarnessError: a run has several ranks, and no node has as many GPUs, or as many CPUs as were asked for.
         """
         self.ray = ray
-        self.threads = threads
-        self._num_gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self.threads = max(1, cpus // num_ranks)
+        self._num_ranks = num_ranks
+        self._asked = {"num_cpus": cpus, "num_gpus": num_ranks if ray.cluster_resources().get("GPU") else 0}
+        if num_ranks > 1:
+            self._check_room()
         self._environment: Environment | None = None
 
     def environment(self) -> Environment:
@@ -153,9 +162,10 @@ class RayCluster:
     def _asked_environment(self) -> Environment:
         probe = self._remote(describe_node)
         try:
-            environment = Environment.model_validate_json(self.ray.get(probe.remote(self.threads)))
+            described = Environment.model_validate_json(self.ray.get(probe.remote(self.threads)))
         except self.ray.exceptions.RayError as error:
             raise HarnessError(f"the cluster's environment cannot be described: {_first_line(error)}") from error
+        environment = described.of_ranks(self._num_ranks)
         if not environment.has_source(source_checksum()):
             raise HarnessError(
                 f"the cluster's harness has source checksum {environment.source}, this one "
@@ -163,17 +173,29 @@ class RayCluster:
             )
         return environment
 
+    def _check_room(self) -> None:
+        """Refuse what Ray would let wait for ever: a run stays on one node."""
+        for what, number in (("GPU", self._asked["num_gpus"]), ("CPU", self._asked["num_cpus"])):
+            most = int(max((node["Resources"].get(what, 0) for node in self._nodes()), default=0))
+            if most < number:
+                raise HarnessError(
+                    f"a run takes {number} {what}s of one node (gpus_per_run = {self._num_ranks}), and no node of the "
+                    f"cluster has more than {most}"
+                )
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
     def _remote(self, function: Callable[..., bytes], **options: Any) -> Any:
-        asked = {"num_cpus": self.threads, "num_gpus": self._num_gpus, "max_retries": RETRIES, **options}
-        return self.ray.remote(**asked)(function)
+        return self.ray.remote(**self._asked, max_retries=RETRIES, **options)(function)
 
     def _memory(self, task: RunTask) -> int:
         """Return the host memory that is asked for, at most what the largest node has."""
         prediction, needed = task.prediction, LIBRARIES_BYTES
         if prediction is not None:
-            needed += prediction.weights_bytes if self._num_gpus else prediction.peak_bytes
-        nodes = [node["Resources"].get("memory", 0) for node in self.ray.nodes() if node["Alive"]]
-        return int(min(needed, max(nodes, default=0)))
+            needed += prediction.weights_bytes if self._asked["num_gpus"] else prediction.peak_bytes
+        needed *= self._num_ranks
+        return int(min(needed, max((node["Resources"].get("memory", 0) for node in self._nodes()), default=0)))
 
 
 class _Session:

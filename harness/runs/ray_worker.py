@@ -1,4 +1,4 @@
-"""What a Ray worker does with a run: the same child process as on one machine, its files sent back as bytes.
+"""What a Ray worker does with a run: the same child processes as on one machine, its files sent back as bytes.
 
 Ray carries JSON text out and bytes back. A node that sees the parent's results folder leaves the files there; any other
 sends them along. A node without the parent's cache prepares its own. Imports neither torch nor ray.
@@ -50,6 +50,7 @@ class Order(BaseModel):
     marker: Path
     """A file that only a node with the parent's results folder sees."""
     threads: int
+    """Of torch, in each rank."""
     timeout_seconds: float | None
 
 
@@ -85,10 +86,25 @@ def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
         events.say.remote(task.uuid, node, what, done, total)
 
     limits = Limits(timeout_seconds=order.timeout_seconds)
+    told = throttled(progress, EVENT_SECONDS, ends=False)
     try:
-        return launch(task, order.environment, throttled(progress, EVENT_SECONDS, ends=False), limits)
+        return launch(task, order.environment, told, limits, variables=_of_ranks(task.gpus_per_run, order.environment))
     except Interrupted as stop:  # the parent cancelled the Ray task
         return stop.record
+
+
+def _of_ranks(number: int, environment: Environment) -> list[dict[str, str]]:
+    """Return variables that show each rank one of the GPUs that Ray gave this worker.
+
+    Raises:
+        HarnessError: it gave fewer.
+    """
+    if number == 1 or not environment.on_cuda:
+        return [{}] * number
+    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    if len(given) < number:
+        raise HarnessError(f"a run takes {number} GPUs, and Ray gave its worker {len(given)}")
+    return [{"CUDA_VISIBLE_DEVICES": name} for name in given[:number]]
 
 
 def _check_source(environment: Environment, node: str) -> None:

@@ -206,3 +206,10 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
     return dataclasses.replace(decoder, names={id(getattr(module, name)): known for module, name, known in own})
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of parameters that a forward or backward pass gathered and, ending early, left so."""
+    for module in model.modules():
+        if hasattr(module, "set_requires_gradient_sync"):
+            module.reshard()  # type: ignore[operator]

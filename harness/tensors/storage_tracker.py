@@ -4,6 +4,11 @@ A dispatch mode sees the results of every operation, on real tensors and on fake
 planning (fake tensors, no memory at all) and measurement (the first steps of a run). What an operation allocates inside
 itself it cannot see: planning adds those from a table, and a test compares it with torch's own allocator events.
 
+FSDP2 makes and frees gathered weights without any operation: it resizes their storages (torch 2.13,
+torch/distributed/fsdp/_fully_shard/_fsdp_param.py, ``alloc_storage`` and ``free_storage``). So storages that are resized
+are followed too, each time as a new one, and they are weights: nobody else resizes any. Gradients of gathered weights
+are activations until they are summed over the processes: ``gradients`` are the parts that stay.
+
 What a storage was for often shows only later (a matrix product becomes a gradient when it is accumulated), so events
 are kept until :meth:`StorageTracker.take` and folded with the final category of each storage.
 """
@@ -14,7 +19,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -96,6 +101,22 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Leave the calls as they are: what keeps torch's compiler out of them takes as long as they do."""
         return False
 
+    def __enter__(self) -> Self:
+        resize = self._resize = torch.UntypedStorage.resize_
+
+        def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
+            resized = resize(storage, size)
+            self._note_resized(storage)
+            return resized
+
+        torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # what it does to the parts of tensors comes by next
@@ -156,21 +177,35 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = local(tensor).untyped_storage()
-        key = storage._cdata
-        if key in self._known:
+        if storage._cdata in self._known:
             return
-        # A storage keeps its Python object for as long as it lives, so the reference dies with the storage.
-        self._references[key] = weakref.ref(storage, partial(self._forget, key))
         elsewhere = self._device_type is not None and tensor.device.type != self._device_type
-        if elsewhere or meant_for_host():
+        category: Category = "activations" if self.moment in LOSS_MOMENTS else "other"
+        self._begin(storage, "optimizer_state" if meant_for_state() else category, elsewhere or meant_for_host())
+
+    def _note_resized(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        index = self._known.get(key)
+        if index == HOST:
+            return
+        if index is not None:
+            self._storages[index].category = "weights"
+            self._events.append((index, -self._storages[index].size, self.moment))
+        self._begin(storage, "weights", index is None and self._device_type not in (None, storage.device.type))
+
+    def _begin(self, storage: torch.UntypedStorage, category: Category, on_host: bool) -> None:
+        """Follow a storage from now on, by its present size."""
+        key = storage._cdata
+        if key not in self._known:
+            # A storage keeps its Python object for as long as it lives, so the reference dies with the storage.
+            self._references[key] = weakref.ref(storage, partial(self._forget, key))
+        if on_host:
             self._known[key] = HOST
             return
         index = self._known[key] = self._next
         self._next += 1
-        size = storage.nbytes()
-        category: Category = "activations" if self.moment in LOSS_MOMENTS else "other"
-        self._storages[index] = _Storage(size, "optimizer_state" if meant_for_state() else category)
-        self._events.append((index, size, self.moment))
+        self._storages[index] = _Storage(storage.nbytes(), category)
+        self._events.append((index, storage.nbytes(), self.moment))
 
     def _forget(self, key: int, _: Any) -> None:
         del self._references[key]

@@ -374,6 +374,23 @@ def test_a_folder_called_harness_where_it_is_started_is_not_imported(tmp_path: P
     assert done.returncode == 0, done.stderr
 
 
+def test_a_step_that_the_ranks_cannot_share_out_is_refused_before_anything_is_loaded(
+    tmp_path: Path, model: str
+) -> None:
+    (tmp_path / "tiny.toml").write_text(SUITE.replace("ranking = false", "ranking = false\ngpus_per_run = 3"))
+    chosen = ["--suite", "tiny.toml", "--model", model, "--label", "full"]
+    done = command("run", *chosen, "--offline", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = Store(tmp_path / "results" / "records").read("tiny").records
+    assert (record.status, record.process, record.environment.num_ranks) == ("refused", None, 3)
+    what_to_do = "set gradient_accumulation_steps to a multiple of 3"
+    assert record.reason == f"3 ranks cannot share out the 2 micro-batches of a step evenly: {what_to_do}"
+    assert record.prediction_error == "runs on several devices are not predicted"
+    assert "3 x " in command("show", "last", cwd=tmp_path).stdout
+    for asked, to_do in (((), "0 to do"), (("--gpus-per-run", "1"), "1 to do")):
+        assert to_do in command("status", *chosen, *asked, cwd=tmp_path).stdout
+
+
 def test_a_refusal_is_an_outcome(tmp_path: Path, model: str) -> None:
     suite = textwrap.dedent(SUITE).replace('"base", "full", "lora", "galore", "lisa", "owlore"', '"lisa"')
     suite = suite[: suite.index("[settings.full]")] + "[settings.lisa]\nactive_layers = 40\n"

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config
 
 from harness.catalogue.models import BaseModelSpec
 from harness.data.batches import MicroBatch
@@ -50,7 +52,7 @@ def test_names_stay_and_everything_is_undone(tiny_llama: Path) -> None:
     assert [n for n, _ in model.named_modules()] == modules
     disable_checkpointing(model, decoder, NESTED)
     assert not model.is_activation_checkpointing
-    assert not any("forward" in vars(module) for module in model.modules())
+    assert not any({"forward", "enable_input_require_grads"} & vars(module).keys() for module in model.modules())
 
 
 def test_the_context_function_sees_every_second_computation(tiny_llama: Path) -> None:
@@ -177,3 +179,73 @@ def test_a_cuda_tensor_goes_to_pinned_memory_without_waiting(tiny_llama: Path, m
     copy, _ = offload._pack(hidden)
     assert made == [{"device": "cpu", "pin_memory": True}]
     assert torch.equal(offload._unpack((copy, torch.device("cpu"))), torch.arange(6.0))
+
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 264,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_BLOCKS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+KINDS = {
+    "llama": LlamaConfig(**SHAPE),
+    "mistral": MistralConfig(**SHAPE),
+    "qwen2": Qwen2Config(**SHAPE, tie_word_embeddings=False),
+    "gpt2": GPT2Config(
+        vocab_size=264,
+        n_embd=WIDTH,
+        n_layer=NUM_BLOCKS,
+        n_head=4,
+        bos_token_id=1,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+    ),
+}
+
+
+PLACES = {"gpt2": {"blocks": "transformer.h", "embedding": "transformer.wte", "final_norm": "transformer.ln_f"}}
+
+
+def model_of(kind: str) -> tuple[Any, Any]:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = AutoModelForCausalLM.from_config(KINDS[kind], attn_implementation="eager")
+    spec = BaseModelSpec(name=kind, hub_id="nobody/tiny", architecture=type(model).__name__, **PLACES.get(kind, {}))
+    return model.train(), find_decoder(model, spec)
+
+
+def operations(model: Any) -> tuple[int, dict[str, torch.Tensor]]:
+    """Return the operations of a pass forward and backward, and its gradients; dropout from a seed."""
+    model.zero_grad()
+    with torch.random.fork_rng(), FlopCounterMode(display=False) as counter:
+        torch.manual_seed(5)
+        summed_loss(model, batch()).backward()
+    return counter.get_total_flops(), gradients(model)
+
+
+@pytest.mark.parametrize("lowest", [0, NUM_BLOCKS - 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_below_the_lowest_trained_one_are_neither_recomputed_nor_differentiated(kind: str, lowest: int) -> None:
+    found = {}
+    for way in ("plain", "transformers", "block", "nested"):
+        model, decoder = model_of(kind)
+        model.requires_grad_(False)
+        for module in (*decoder.blocks[lowest:], decoder.head):
+            module.requires_grad_(True)
+        if way == "transformers":
+            model.activation_checkpointing_enable()
+        elif way != "plain":
+            enable_checkpointing(model, decoder, BLOCK if way == "block" else NESTED)
+        found[way] = operations(model)
+    plain, theirs, block, nested = (found[way][0] for way in found)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        summed_loss(model, batch())
+    forward = counter.get_flop_counts()[f"{type(model).__name__}.{decoder.block_names[lowest]}"]
+    of_one = sum(forward.values())
+    assert plain < block <= plain + of_one * (NUM_BLOCKS - lowest) < nested
+    assert theirs - block >= 1.5 * of_one * lowest  # forward again up to the last product, and back
+    for _, gradients_of in found.values():
+        assert gradients_of.keys() == found["plain"][1].keys()
+        assert all(torch.equal(gradients_of[name], g) for name, g in found["plain"][1].items())

@@ -65,7 +65,7 @@ WITHOUT_TORCH_ROOMS = (
 )
 LAST_STAGES = {"batches.py", "drawn.py"}
 """Of the data path: they make tensors."""
-DOORS = {("child.py", "harness.engine.runner")}
+DOORS = {("child.py", "harness.engine.ranks"), ("child.py", "harness.engine.runner")}
 """Where the parent's side goes over to what loads torch: inside a function, in a process of its own."""
 
 

@@ -48,7 +48,7 @@ RESULTS = ["--results", "r"]
 HOW = [
     *("--retry", "ok", "--retry", "diverged", "--any-environment", "--checkpoint-every", "7", "--timeout", "8"),
     *("--budget-seconds", "9", "--devices", "0, 1", "--busy", "skip", "--executor", "ray", "--ray-address", "a"),
-    *("--cpus-per-run", "3", "--max-failures", "2", "--dry-run"),
+    *("--gpus-per-run", "2", "--cpus-per-run", "3", "--max-failures", "2", "--dry-run"),
 ]
 ASKED = {
     "retry": ("ok", "diverged"),
@@ -58,7 +58,9 @@ ASKED = {
     "budget_seconds": 9.0,
     "max_failures": 2,
     "dry_run": True,
-    "where": WhereToRun(executor="ray", devices=("0", "1"), busy="skip", ray_address="a", cpus_per_run=3),
+    "where": WhereToRun(
+        executor="ray", devices=("0", "1"), gpus_per_run=2, busy="skip", ray_address="a", cpus_per_run=3
+    ),
 }
 HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     (
@@ -194,16 +196,32 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         [
             *OWN,
             *("abc", "--benchmark", "t", "--benchmark", "u", "--limit", "5", "--catalogue", "c", "--model", "m=p"),
-            *(*SUITE, *RESULTS, *ASSETS),
+            *(*SUITE, *RESULTS, *ASSETS, "--gpus-per-run", "4"),
         ],
         ["abc", ["t", "u"], BROUGHT],
-        {"results": Path("r"), "suite": "s", "limit": 5, "catalogue": Path("c"), "own": THEIRS, "model": "m=p"},
+        {
+            "results": Path("r"),
+            "suite": "s",
+            "limit": 5,
+            "catalogue": Path("c"),
+            "own": THEIRS,
+            "model": "m=p",
+            "gpus_per_run": 4,
+        },
     ),
     (
         "evaluate.evaluate",
         ["abc", *RESULTS, *ASSETS],
         ["abc", (), BROUGHT],
-        {"results": Path("r"), "suite": None, "limit": None, "catalogue": None, "own": TasksRequest(), "model": None},
+        {
+            "results": Path("r"),
+            "suite": None,
+            "limit": None,
+            "catalogue": None,
+            "own": TasksRequest(),
+            "model": None,
+            "gpus_per_run": None,
+        },
     ),
     (
         "judge.judge_suite",
@@ -245,9 +263,9 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "status.status",
-        [*CHOICE, *RESULTS, "--any-environment", "--json"],
+        [*CHOICE, *RESULTS, "--any-environment", "--gpus-per-run", "2", "--json"],
         [SelectionRequest(**CHOSEN)],
-        {"results": Path("r"), "any_environment": True, "in_json": True},
+        {"results": Path("r"), "any_environment": True, "gpus_per_run": 2, "in_json": True},
     ),
     ("paper.paper", ["show", "t", *RESULTS, "--format", "csv"], ["show", "t"], {"results": Path("r"), "style": "csv"}),
     (

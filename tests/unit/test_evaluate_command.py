@@ -12,6 +12,7 @@ import pytest
 
 from harness.catalogue.models import BaseModelSpec, load_models
 from harness.catalogue.tasks import TaskPlaces
+from harness.commands import _executor
 from harness.commands import evaluate as command
 from harness.commands.requests import AssetsRequest, TasksRequest
 from harness.errors import HarnessError
@@ -44,7 +45,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[RunTask]:
             return Tally(())
 
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(command, "probe_environment", lambda: ENVIRONMENT)
+    monkeypatch.setattr(_executor, "probe_environment", lambda variables: ENVIRONMENT)
     monkeypatch.setattr(command, "LocalMachine", Machine)
     return tasks
 
@@ -182,11 +183,21 @@ def test_a_run_is_finished_where_it_was_trained(
     asked: list[RunTask], tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = kept(tmp_path, tiny_llama, adapter=False, status="failed", reason="x")
-    monkeypatch.setattr(command, "probe_environment", lambda: ENVIRONMENT.model_copy(update={"num_threads": 7}))
+    elsewhere = ENVIRONMENT.model_copy(update={"num_threads": 7})
+    monkeypatch.setattr(_executor, "probe_environment", lambda variables: elsewhere)
     with pytest.raises(HarnessError, match=r"in another environment .*finish it there, or name tasks with --benchmark"):
         evaluate(record, tmp_path)
     evaluate(record, tmp_path, "piqa")
     assert [task.of for task in asked] == [record.uuid]
+
+
+def test_weights_are_scored_on_as_many_devices_as_trained_them(
+    asked: list[RunTask], tiny_llama: Path, tmp_path: Path
+) -> None:
+    record = kept(tmp_path, tiny_llama, adapter=False, environment=ENVIRONMENT.of_ranks(2))
+    evaluate(record, tmp_path, "piqa")
+    evaluate(record, tmp_path, "piqa", gpus_per_run=1)
+    assert [task.gpus_per_run for task in asked] == [2, 1]
 
 
 def test_a_run_is_not_finished_on_other_rows(asked: list[RunTask], tiny_llama: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ import pytest
 from harness.catalogue.models import BaseModelSpec, load_models
 from harness.errors import HarnessError
 from harness.record import Record
+from harness.runs import children
 from harness.runs import process as launch
 from harness.runs.executor import Runs, Tally
 from harness.runs.local import Device, LocalMachine
@@ -108,7 +109,7 @@ def test_a_second_one_does_not_wait_for_a_child_that_will_not_end(
 ) -> None:
     began = time.monotonic()
     tally = run(tmp_path, DEAF, monkeypatch, Watcher(signal.SIGINT, signal.SIGINT))
-    assert time.monotonic() - began < launch.GRACE_SECONDS / 2
+    assert time.monotonic() - began < children.GRACE_SECONDS / 2
     assert [record.status for record in tally.records] == ["interrupted"]
     assert tally.interrupted
 
@@ -138,7 +139,7 @@ def two_devices(folder: Path) -> list[Device]:
     return [
         Device(
             ENVIRONMENT.model_copy(update={"device_name": name}),
-            {"CUDA_VISIBLE_DEVICES": name, "MEETING": str(folder)},
+            ({"CUDA_VISIBLE_DEVICES": name, "MEETING": str(folder)},),
         )
         for name in ("GPU-a", "GPU-b")
     ]

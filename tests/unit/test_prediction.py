@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec, ModelShape, load_models
@@ -16,6 +17,7 @@ from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
 from harness.planning import worker
 from harness.planning.cuda import blas_workspaces
+from harness.planning.fake_run import FakeRun
 from harness.planning.predict import Question, predict
 from harness.planning.questions import PlanTask
 from harness.record_training import Prediction
@@ -293,6 +295,78 @@ def test_operations_of_a_step_are_those_of_the_closed_form(accumulation: int, de
     assert 0 < told.recomputed_flops_per_step < told.flops_per_step / 3
     kept = predicted(small_spec("full", dtype="bf16", gradient_checkpointing=False), device=device)
     assert kept.recomputed_flops_per_step == 0
+
+
+def operations_of_real_step(spec: RunSpec) -> int:
+    """Return what torch counts in the first step of a real run, with what it does not know of attention on a CPU."""
+
+    def attention(query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **named: Any) -> int:
+        return 2 * int(sdpa_flop_count(query, key, value))
+
+    aten, counts = torch.ops.aten, []
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
+    }
+
+    def count(loop: TrainingLoop) -> None:
+        take = loop.train_step
+
+        def counted(micro_batches: Any) -> Any:
+            with FlopCounterMode(display=False, custom_mapping=known) as counter:
+                taken = take(micro_batches)
+            counts.append(counter.get_total_flops())
+            return taken
+
+        loop.train_step = counted  # type: ignore[method-assign]
+
+    peak_of_real_run(spec, SMALL, [LENGTH] * ROWS, steps=1, spoil=count)
+    return counts[0]
+
+
+CHECKPOINTED = {"gradient_checkpointing": True}
+NESTED = {**CHECKPOINTED, "checkpoint_granularity": "nested"}
+
+
+@pytest.mark.parametrize("checkpointing", [CHECKPOINTED, NESTED], ids=["block", "nested"])
+@pytest.mark.parametrize("label", ["badam", "lora"])
+def test_operations_of_a_step_are_those_that_torch_counts(label: str, checkpointing: dict[str, Any]) -> None:
+    """With the embedding frozen nothing goes below the lowest trained block, under checkpointing too."""
+    spec = small_spec(label, **checkpointing)
+    told = predicted(spec, horizon="first")
+    assert told.flops_per_step + told.recomputed_flops_per_step == operations_of_real_step(spec)
+    plain = predicted(small_spec(label, gradient_checkpointing=False), horizon="first")
+    assert told.flops_per_step == plain.flops_per_step
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_operations_are_told_of_the_blocks_from_which_gradients_go_furthest(checkpointing: bool) -> None:
+    spec = small_spec("badam", gradient_checkpointing=checkpointing)
+    run = FakeRun(spec, SMALL, device="cpu", num_steps=STEPS, block_scores=lambda request, number: SCORES)
+    run.draw(0)
+    run.visit([0])
+    run.step()
+    told = predicted(spec, horizon="all-visited")
+    assert told.flops_per_step == run.tracker.flops
+    assert told.recomputed_flops_per_step == run.tracker.recomputed_flops
+
+
+@pytest.mark.parametrize(("active", "computed_again"), [([3], 1), ([2], 2), ([1, 3], 3), ([0], 4)])
+def test_blocks_are_computed_again_from_the_lowest_active_one_up(active: list[int], computed_again: int) -> None:
+    base = small_spec("lisa", gradient_checkpointing=True)
+    spec = base.model_copy(update={"config": {**base.config, "train_embedding": False}})
+    run = FakeRun(spec, SMALL, device="cpu", num_steps=STEPS, block_scores=lambda request, number: SCORES)
+    run.draw(0)
+    found = []
+    for blocks in (active, range(4)):
+        before = run.tracker.recomputed_flops
+        run.visit(blocks)
+        run.step()
+        found.append(run.tracker.recomputed_flops - before)
+    assert found[0] * 4 == found[1] * computed_again
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,9 +14,12 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.preparing.runs import Prepared
-from harness.runs import ray_worker
-from harness.runs.ray_worker import localize, pack, unpack
+from harness.runs import ray, ray_worker
+from harness.runs.ray import RayCluster
+from harness.runs.ray_worker import _of_ranks, localize, pack, unpack
+from harness.source import source_checksum
 from harness.task import RunTask
+from tests.records import ENVIRONMENT
 from tests.unit.fixtures_report.factory import make_record
 
 
@@ -106,3 +111,61 @@ def test_data_that_a_node_does_not_see_is_one_sentence(tmp_path: Path) -> None:
     task = order(tmp_path).model_copy(update={"datasets": {"rows": absent}})
     with pytest.raises(HarnessError, match="the file is not on this node"):
         localize(task)
+
+
+def test_each_rank_is_shown_one_of_the_gpus_that_ray_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = ENVIRONMENT.model_copy(update={"device_type": "cuda"})
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-a")
+    assert _of_ranks(2, gpu) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-a"}]
+    assert (_of_ranks(1, gpu), _of_ranks(2, ENVIRONMENT)) == ([{}], [{}, {}])
+    with pytest.raises(HarnessError, match="a run takes 3 GPUs, and Ray gave its worker 2"):
+        _of_ranks(3, gpu)
+
+
+class Cluster:
+    """As much of Ray as says what a cluster has, and takes what is asked of it."""
+
+    exceptions = SimpleNamespace(RayError=RuntimeError)
+
+    def __init__(self, *nodes: dict[str, float]) -> None:
+        self.asked: list[dict[str, Any]] = []
+        self._nodes = nodes
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {what: sum(node.get(what, 0) for node in self._nodes) for what in ("CPU", "GPU")}
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": node} for node in self._nodes]
+
+    def remote(self, **asked: Any) -> Any:
+        self.asked.append(asked)
+        return lambda function: SimpleNamespace(remote=function)
+
+    def get(self, value: Any) -> Any:
+        return value
+
+
+def test_a_run_on_several_gpus_asks_for_them_of_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+
+    def describes(number: int) -> bytes:
+        threads.append(number)
+        return ENVIRONMENT.model_copy(update={"source_checksum": source_checksum()}).model_dump_json().encode()
+
+    monkeypatch.setattr(ray, "describe_node", describes)
+    cluster = Cluster({"CPU": 8, "GPU": 1}, {"CPU": 8, "GPU": 4})
+    environment = RayCluster(cluster, 8, 4).environment()
+    assert (environment.num_ranks, threads) == (4, [2])
+    assert [(asked["num_gpus"], asked["num_cpus"]) for asked in cluster.asked] == [(4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "ranks", "said"),
+    [
+        (1, 8, r"a run takes 8 GPUs of one node \(gpus_per_run = 8\), and no node of the cluster has more than 4"),
+        (9, 3, r"a run takes 9 CPUs of one node \(gpus_per_run = 3\), and no node of the cluster has more than 8"),
+    ],
+)
+def test_what_no_node_has_is_said_at_once(cpus: int, ranks: int, said: str) -> None:
+    with pytest.raises(HarnessError, match=said):
+        RayCluster(Cluster({"CPU": 8, "GPU": 4}, {"CPU": 2, "GPU": 4}), cpus, ranks)

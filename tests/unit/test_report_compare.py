@@ -124,6 +124,7 @@ def test_what_changed_in_the_environment_and_under_a_label_is_said_and_still_com
             "device: cpu: test processor -> cpu: another",
         ),
         ({"environment": NEW.model_copy(update={"num_threads": 8})}, "CPU threads: 2 -> 8"),
+        ({"environment": NEW.of_ranks(2)}, "device: cpu: test processor -> cpu: 2 x test processor"),
         ({"spec": {"max_steps": 5}}, "max_steps: none -> 5"),
         (
             {

@@ -95,6 +95,14 @@ def test_the_newest_environment_is_shown_and_the_other_is_counted_with_what_diff
     )
 
 
+def test_runs_on_one_device_and_on_several_share_no_table() -> None:
+    suite = make.make_suite(labels=("lora", "full"))
+    records = [make.make_record("lora", environment=make.CPU.of_ranks(2)), make.make_record("full", minute=2)]
+    summary = summarize(suite, contents(*records))
+    assert shown(summary) == {"lora": ["absent"], "full": ["ok"]}
+    assert any("num_ranks 2 instead of 1" in note for note in summary.notes)
+
+
 def test_records_of_another_suite_version_or_protocol_are_not_mixed_in() -> None:
     suite = make.make_suite(labels=("lora", "full"), version=2)
     old = make.make_suite(labels=("lora", "full"))

@@ -76,7 +76,7 @@ def test_what_a_micro_batch_draws_depends_on_its_number_alone(tiny_llama: Path, 
     one, two = (loop.placed(batch) for batch in next(data.step_batches()))
     found = []
     for order in ([(0, one), (1, two)], [(1, two), (0, one)]):
-        loop.stepping._backward("forward/0", order, one.num_trained_tokens, lambda parameter: None)
+        loop.stepping._backward("forward/0", order, one.num_trained_tokens)
         found.append({name: p.grad for name, p in loop.model.named_parameters() if p.grad is not None})
         loop.optimizer.zero_grad()
     assert found[0].keys() == found[1].keys()

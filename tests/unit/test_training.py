@@ -131,7 +131,8 @@ def test_gradients_of_micro_batches_add_up_to_those_of_one_batch(label: str, tin
         loop, _, data = build(label, tiny_llama, tokenizer, settings={"lora_dropout": 0.0}, **layout)
         micro_batches = next(data.step_batches())
         loop.method.on_step_begin(0, loop.optimizer)
-        loop.stepping._backward(micro_batches, sum(batch.num_trained_tokens for batch in micro_batches))
+        num_trained = sum(batch.num_trained_tokens for batch in micro_batches)
+        loop.stepping._backward("forward/0", list(enumerate(micro_batches)), num_trained)
         gradients.append({n: p.grad for n, p in loop.model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert gradients[0]

@@ -20,7 +20,7 @@ from harness.kept import can_be_scored
 from harness.record import Record, Score
 from harness.record_text import ScoringFacts
 from harness.remarks import remarks_of
-from harness.runs import process
+from harness.runs import fate
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.executor import Runs
 from harness.runs.settling import Ledger, recover, settle, work_folder
@@ -211,9 +211,9 @@ def test_merging_that_fails_leaves_the_adapter(
 ) -> None:
     task = make_task("lora", tiny_llama, Store(tmp_path / "results"), keep_weights=True)
 
-    def full(method: Any, model: Any, folder: Path) -> None:
+    def full(method: Any, model: Any, folder: Path, ranks: Any) -> None:
         monkeypatch.setattr("harness.engine.keeping.put", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
-        keep_merged(method, model, folder)
+        keep_merged(method, model, folder, ranks)
 
     monkeypatch.setattr(runner, "keep_merged", full)
     record = run(task)
@@ -245,7 +245,7 @@ def test_a_process_that_is_killed_while_it_scores_leaves_what_it_had_kept(
     assert left_record(task.work_folder) is None
     if taken_by == "the parent":
         ended = task.record(ENVIRONMENT, make_record().started_at, "timed_out", "timed out after 3 s", log_tail="last")
-        record = settle(task.work_folder, process._with_trained(task, ended), store, None)
+        record = settle(task.work_folder, fate.with_what_is_left(task, ended), store, None)
         assert (record.status, record.log_tail) == ("timed_out", "last")
         assert record.reason is not None and record.reason.startswith("timed out after 3 s; the trained weights are")
     else:

@@ -105,7 +105,8 @@ def _told(evaluation: EvaluationSettings) -> dict[str, object]:
 
 
 def _flat(environment: Environment) -> dict[str, object]:
-    return environment.told_by_name() | {"device_memory": memory_text(environment)} | environment.packages
+    beside = {"device_memory": memory_text(environment), "num_ranks": environment.num_ranks}
+    return environment.told_by_name() | beside | environment.packages
 
 
 def _changed_fields(ours: dict[str, object], theirs: dict[str, object]) -> list[str]:
