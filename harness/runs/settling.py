@@ -15,7 +15,6 @@ from harness.beside import within
 from harness.files import put, said_as, sync, sync_tree
 from harness.record import Record, Status
 from harness.record_environment import Environment
-from harness.record_environment import Environment
 from harness.run_names import folder_name
 from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.claims import Claims
