@@ -43,7 +43,10 @@ SMALL = BaseModelSpec(
 LENGTH, ROWS = 32, 2
 TINY = {"rank": 8, "active_layers": 2, "interval_steps": 2, "update_gap": 2}
 CASES = [
-    (label, dtype, number) for label in ("full", "lisa", "lora", "galore") for dtype in ("fp32", "bf16") for number in (2,)
+    (label, dtype, number)
+    for label in ("full", "lisa", "lora", "galore")
+    for dtype in ("fp32", "bf16")
+    for number in (2,)
 ] + [("full", "fp32", 4), ("galore-layerwise", "bf16", 2)]
 """Label, dtype, and micro-batches of a step."""
 PADDING = 512
@@ -141,7 +144,9 @@ def test_what_is_planned_of_two_devices_is_what_two_processes_hold(case: int, on
 @pytest.mark.parametrize("label", ["full", "lisa", "lora"])
 def test_parts_of_all_devices_are_what_one_holds(label: str, on_two: list[tuple[Held, ...]]) -> None:
     found, (alone,) = on_two[CASES.index((label, "fp32", 2))], held(ALONE, [asked(label, "fp32", 2)])
-    buffers = 2 * 16 // 2 * 4  # cosines' frequencies, which each process has whole, once as they are and once as they began
+    buffers = (
+        2 * 16 // 2 * 4
+    )  # cosines' frequencies, which each process has whole, once as they are and once as they began
     assert sum(one.weights for one in found) - buffers == alone.weights
     assert sum(one.gradients for one in found) == alone.gradients
     assert sum(one.state for one in found) == alone.state

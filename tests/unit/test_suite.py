@@ -303,7 +303,13 @@ SMALL = sorted(name for name in suite_names() if f"{name}-small" in suite_names(
 
 
 def test_every_suite_has_a_small_twin_of_another_protocol() -> None:
-    variants = {"ablations", "commonsense-packed", "configurations", "quickstart"}  # the code path is another's
+    variants = {
+        "ablations",
+        "commonsense-70b",
+        "commonsense-packed",
+        "configurations",
+        "quickstart",
+    }  # another's code path
     assert {name for name in suite_names() if not name.endswith("-small")} - variants == set(SMALL)
     for name in SMALL:
         full, small = load_suite(name), load_suite(f"{name}-small")
@@ -337,6 +343,18 @@ def test_the_packed_variant_differs_from_commonsense_in_how_it_trains_alone() ->
     changed = {key for key, value in packed.train.items() if plain.train.get(key) != value}
     assert changed == {"data", "prompt", "loss_on", "packing"}
     assert (plain.evaluation, plain.labels, plain.protocol) == (packed.evaluation, packed.labels, packed.protocol)
+
+
+def test_the_suite_for_70b_is_commonsense_with_its_rows_dealt_out() -> None:
+    plain, large = load_suite("commonsense"), load_suite("commonsense-70b")
+    changed = {key for key, value in large.train.items() if plain.train.get(key) != value}
+    assert changed == {"batch_size", "gradient_accumulation_steps"}
+    rows = [one.train["batch_size"] * one.train["gradient_accumulation_steps"] for one in (plain, large)]
+    assert rows[0] == rows[1]
+    assert large.train["gradient_accumulation_steps"] % large.gpus_per_run == 0
+    assert large.model_copy(update={"train": plain.train, "models": plain.models, "gpus_per_run": 1}) == (
+        plain.model_copy(update={key: getattr(large, key) for key in ("name", "version", "description")})
+    )
 
 
 def test_lisas_memory_table_is_a_part_of_the_memory_suite() -> None:
