@@ -90,8 +90,8 @@ def _ask(
             else:
                 result = PartResult.model_validate(event["result"])
                 keep(_of_device(result, order) if workers.several else result)
-                done, well = done + 1, result.outcome in ("ok", "skipped")
-            if not well and workers.several:  # the others may wait for the one that failed
+                done, well = done + 1, result.outcome == "ok" or not workers.several
+            if not well:  # the others may wait for the one that failed
                 break
         if well and done < len(parts) and time.monotonic() < order.stop_at:
             sentence = f"took over {order.part_seconds:g} s" if too_long else workers.death()
@@ -136,4 +136,3 @@ def _failed(part: Part, order: Order, sentence: str, started_at: datetime, secon
         environment_id=order.environment.environment_id,
         environment=order.environment,
     )
-

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from harness.calibration.bench import Bench, Found
+from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.methods import TOLERANCE
 from harness.calibration.tiny import MODEL, STEPS, TinyRun, differences, label_with, tiny_run, tiny_spec
 from harness.calibration_log import Reading
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
 from harness.engine.ranks import ALONE, Ranks
-from harness.errors import HarnessError
+from harness.errors import HarnessError, Refused
 from harness.planning.predict import Question, predict
 from harness.tensors.optimizer_state import on_every_parameter
 from harness.tensors.sharded import in_rank_order, local, whole
@@ -151,10 +151,19 @@ def _taken(bench: Bench, kind: str, ranks: Ranks) -> tuple[list[float], list[tor
 
 
 def _run(kind: str, bench: Bench, ranks: Ranks, model_spec: BaseModelSpec = MODEL, dtype: str = "fp32") -> TinyRun:
-    """Return a run whose steps take a micro-batch of each process."""
+    """Return a run whose steps take a micro-batch of each process.
+
+    Raises:
+        Skip: so many processes cannot share the model.
+    """
     train = {"gradient_accumulation_steps": bench.num_ranks, "num_steps": TAKEN, "dtype": dtype}
     one = KINDS[kind]
-    return tiny_run(one.label, bench.device, one.values, train, ranks=ranks, model_spec=model_spec, tracked_steps=TAKEN)
+    try:
+        return tiny_run(
+            one.label, bench.device, one.values, train, ranks=ranks, model_spec=model_spec, tracked_steps=TAKEN
+        )
+    except Refused as refused:
+        raise Skip(str(refused)) from refused
 
 
 def _weights(run: TinyRun) -> list[torch.Tensor]:
@@ -198,7 +207,9 @@ def _judged(bench: Bench, *readings: Reading) -> Found:
     if missed and bench.rank == 0:
         one = missed[0]
         bounds = " and ".join(
-            f"{word} {bound:g}" for word, bound in (("at least", one.at_least), ("at most", one.at_most)) if bound is not None
+            f"{word} {bound:g}"
+            for word, bound in (("at least", one.at_least), ("at most", one.at_most))
+            if bound is not None
         )
         raise HarnessError(f"{bench.num_ranks} processes: {one.name}: {one.value:.3g}, which should be {bounds}")
     return Found(readings)
