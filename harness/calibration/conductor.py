@@ -1,7 +1,8 @@
 """The parent's side of a calibration: parts in processes of their own, each result kept as it comes. Imports no torch.
 
 Parts share a process until one asks for its own or the process dies; the part under way is then a failed one, and the
-rest goes on in a new process. A part that several devices share has a process for each: where one fails, all end. When the budget ends, the part under way is cut off and asked again by the next call.
+rest goes on in a new process. A part that several devices share has a process for each: where one fails, all end. When
+the budget ends, the part under way is cut off and asked again by the next call.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The part of a calibration that several devices share, with two processes on a CPU: equal to one, and what it catches."""
+"""What several devices share of a calibration, by two processes on a CPU: equal to one, and what it catches."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from harness.calibration import sharded, tiny
 from harness.calibration.bench import Bench
 from harness.calibration.conductor import Order, conduct
-from harness.calibration.parts import Part, all_parts
+from harness.calibration.parts import all_parts
 from harness.calibration_log import PartResult
 from harness.engine.ranks import ALONE, Ranks
 from harness.errors import HarnessError
@@ -24,26 +23,22 @@ from tests.ranks import on_ranks
 from tests.records import ENVIRONMENT
 
 
-def asked(*names: str) -> list[Part]:
-    return [part for part in all_parts(2) if part.shared and part.name.removesuffix(", 2 devices") in names]
-
-
 @pytest.mark.slow
-def test_two_processes_take_the_steps_of_one_and_need_what_is_predicted() -> None:
-    variables = ({"OMP_NUM_THREADS": "1"},) * 2
+def test_each_process_needs_what_is_predicted_of_the_first() -> None:
+    before = psutil.Process().children()
     kept: list[PartResult] = []
-    order = Order("smoke", ENVIRONMENT, part_seconds=500.0, shared_by=variables)
-    assert conduct(asked("drawn blocks", "memory"), order, lambda part: None, kept.append) == ()
-    assert [(one.outcome, one.sentence) for one in kept] == [("ok", None)] * 2
-    assert [one.environment_id for one in kept] == [ENVIRONMENT.environment_id] * 2
-    steps, memory = kept
-    assert [(reading.value, reading.at_most) for reading in steps.readings] == [(0.0, 0.0)] * 2
+    order = Order("smoke", ENVIRONMENT, part_seconds=500.0, shared_by=({"OMP_NUM_THREADS": "1"},) * 2)
+    parts = [part for part in all_parts(2) if part.shared and part.where == "sharded.memory"]
+    assert conduct(parts, order, lambda part: None, kept.append) == ()
+    assert psutil.Process().children() == before
+    (memory,) = kept
+    assert (memory.outcome, memory.sentence) == ("ok", None)
+    assert memory.environment_id == ENVIRONMENT.environment_id
     assert [reading.name for reading in memory.readings] == [
         f"{kind}, tracked peak of rank {rank}" for kind in ("every weight", "drawn blocks") for rank in (0, 1)
     ]
-    for reading in memory.readings:  # of which one process would need nearly twice as much
+    for reading in memory.readings:  # one process alone needs nearly twice as much
         assert reading.expected == pytest.approx(reading.value, rel=1e-3)
-    assert not psutil.Process().children() or os.environ.get("PYTEST_XDIST_WORKER")
 
 
 @dataclass(frozen=True)
@@ -55,6 +50,17 @@ class Met(Bench):
     @contextmanager
     def joined(self, name: str) -> Iterator[Ranks]:
         yield self.ranks
+
+
+def steps(ranks: Ranks, kind: str) -> Any:
+    """Return how far losses and weights are from one process's, and what is asked of them."""
+    bench = Met(torch.device("cpu"), "smoke", ranks.rank, ranks.size, ranks=ranks)
+    return [(reading.value, reading.at_most) for reading in sharded.steps_of(bench, kind).readings]
+
+
+@pytest.mark.parametrize("kind", ["drawn blocks", "other side"])
+def test_two_processes_take_the_steps_of_one_to_the_bit(kind: str) -> None:
+    assert on_ranks(2, steps, kind) == [[(0.0, 0.0)] * 2] * 2
 
 
 def answered(ranks: Ranks, factor: float) -> Any:
