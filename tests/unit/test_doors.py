@@ -257,9 +257,9 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
     ),
     (
         "calibrate.calibrate",
-        ["--budget-seconds", "9", "--part", "ladder", "--smoke", "--again", *RESULTS],
+        ["--budget-seconds", "9", "--part", "sharded", "--gpus", "2", "--smoke", "--again", *RESULTS],
         [],
-        {"results": Path("r"), "budget_seconds": 9.0, "groups": ["ladder"], "smoke": True, "again": True},
+        {"results": Path("r"), "budget_seconds": 9.0, "groups": ["sharded"], "smoke": True, "again": True, "gpus": 2},
     ),
     (
         "status.status",
