@@ -147,7 +147,6 @@ def test_a_budget_of_tokens_is_not_halved_by_one_process_alone(tiny_llama: Path)
 
 def failing(ranks: Ranks, tasks: dict[Path, str], where: tuple[int, ...]) -> list[str]:
     """Execute tasks whose evaluation fails in some of the processes."""
-    import harness.engine.ranks
     from harness.evaluation import scoring
 
     def fails(model: Any, *_: Any, **__: Any) -> None:
