@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ ADAPTERS = ("dora", "pissa", "olora", "ist")
 
 
 def files(folder: Path) -> dict[str, Any]:
-    """Return what the files of a folder hold; peft writes a set into JSON in any order."""
+    """Return what the files of a folder hold; of an adapter sets in JSON, and metadata, stand there in any order."""
     found: dict[str, Any] = {
         str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
     }
     if (adapter := found.get("adapter/adapter_config.json")) is not None:
         config = json.loads(adapter)
         found["adapter/adapter_config.json"] = config | {"target_modules": sorted(config["target_modules"])}
+        weights = found["adapter/adapter_model.safetensors"]
+        (length,) = struct.unpack("<Q", weights[:8])
+        found["adapter/adapter_model.safetensors"] = json.loads(weights[8 : 8 + length]), weights[8 + length :]
     return found
 
 
