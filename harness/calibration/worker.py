@@ -44,9 +44,11 @@ def main() -> None:
     parts = {part.name: part for part in all_parts(order["asked_of"])}
     if not any(parts[name].untouched for name in order["parts"]):
         describe_environment()  # kept: what is busy now is busy by others
-    for name in order["parts"]:
+    for number, name in enumerate(order["parts"]):
         if rank == 0:
             print(json.dumps({"begins": name}), file=out, flush=True)
+        elif number:  # who dies in a part dies in the one that the first process has begun
+            _wait_for(bench.folder / f"answered {number - 1}")
         try:
             result = answer(parts[name], bench)
         except Deserted as lost:
@@ -54,6 +56,8 @@ def main() -> None:
             os._exit(DESERTED)
         if rank == 0 or result.outcome not in ("ok", "skipped"):
             print(json.dumps({"result": result.model_dump(mode="json")}), file=out, flush=True)
+        if rank == 0 and bench.num_ranks > 1:
+            (bench.folder / f"answered {number}").touch()
     out.flush()
     os._exit(0)  # skip the slow teardown
 
@@ -96,6 +100,12 @@ def answer(part: Part, bench: Bench) -> PartResult:
         environment_id=environment.environment_id,
         environment=environment,
     )
+
+
+def _wait_for(file: Path) -> None:
+    """Wait until a file is there; the parent ends this process where the one that makes it has ended."""
+    while not file.exists():
+        time.sleep(0.02)
 
 
 def _sentence(error: Exception) -> str:

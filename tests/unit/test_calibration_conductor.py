@@ -21,6 +21,9 @@ import json, os, signal, sys, time
 order = json.loads(sys.stdin.readline())
 for name in order["parts"]:
     rank = int(os.environ.get("HARNESS_RANK", 0))
+    while rank and name != order["parts"][0] and not os.path.exists(order["folder"] + "/" + before):
+        time.sleep(0.01)
+    before = name
     if rank == 0:
         print(json.dumps({{"begins": name}}), flush=True)
     if "deserted" in name and rank == 0:
@@ -43,6 +46,8 @@ for name in order["parts"]:
                   sentence=str(os.getpid()), started_at="2026-01-01T00:00:00Z", environment_id="e",
                   environment={ENVIRONMENT.model_dump(mode="json")!r})
     print(json.dumps({{"result": result}}), flush=True)
+    if "folder" in order:
+        open(order["folder"] + "/" + name, "w").close()
 """
 
 
