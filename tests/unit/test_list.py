@@ -75,13 +75,6 @@ def test_a_task_is_one_line_with_the_suites_that_use_it(said: Said) -> None:
     assert quick.split() == ["quickstart", "packaged-scored", "0", "6"]
     assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 8
 
-        "ablations, commonsense-packed, commonsense-small, commonsense, quickstart, rivals, sharded-small"
-    )
-    (quick,) = [line for line in said("benchmarks", "boolq").splitlines() if line.startswith("quickstart")]
-    assert quick.split() == ["quickstart", "packaged-scored", "0", "6"]
-    assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 7
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
