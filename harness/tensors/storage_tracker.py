@@ -104,17 +104,17 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __enter__(self) -> Self:
         resize = self._resize = torch.UntypedStorage.resize_
 
-        def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
+        def resize_and_tell(storage: Any, size: int) -> Any:
             resized = resize(storage, size)
             self._note_resized(storage)
             return resized
 
         torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *raised: Any) -> None:
-        super().__exit__(*raised)
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
