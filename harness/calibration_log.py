@@ -34,9 +34,10 @@ from harness.settings import ComputeCapability, Strict
 from harness.store import LOCK_SECONDS, cut_off, json_of_line
 
 FOLDER, FILE = "calibration", "parts.jsonl"
-Group = Literal["checks", "constants", "ladder", "evaluation"]
-"""In the order in which they are worth their time. ``ladder``: runs, whose answers are records."""
-GROUPS: tuple[Group, ...] = ("checks", "constants", "ladder", "evaluation")
+Group = Literal["checks", "sharded", "constants", "ladder", "evaluation"]
+"""In the order in which they are worth their time. ``sharded``: what several devices share.
+``ladder``: runs, whose answers are records."""
+GROUPS: tuple[Group, ...] = ("checks", "sharded", "constants", "ladder", "evaluation")
 Outcome = Literal["ok", "failed", "out_of_memory", "skipped"]
 """``skipped``: cannot be asked of this device or without these files; the sentence says why."""
 Sizes = Literal["full", "smoke"]

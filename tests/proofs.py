@@ -10,7 +10,7 @@ import pytest
 from harness.catalogue.datasets import load_datasets
 from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec
-from harness.engine import runner
+from harness.engine import run_training, runner
 from harness.method import METHODS, BlockScoreRequest
 from harness.record import Record
 from harness.settings import EvaluationSettings, TrainSettings
@@ -77,7 +77,7 @@ def record_of(task: RunTask, patch: pytest.MonkeyPatch) -> Record:
         request = method.block_scores_needed()
         return {} if request is None else {request: SCORES}
 
-    patch.setattr(runner, "_block_scores", scores)
+    patch.setattr(run_training, "_block_scores", scores)
     patch.setattr(runner, "describe_environment", lambda: ENVIRONMENT)
     record = runner.execute(task, lambda *_: None)
     return Record.model_validate_json(record.model_dump_json())

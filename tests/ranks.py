@@ -20,6 +20,8 @@ PRELOADED = [
     "transformers",
     "peft",
     "harness.calibration.tiny",
+    "harness.evaluation.mt_bench",
+    "harness.evaluation.scoring",
     "harness.engine.runner",
 ]
 

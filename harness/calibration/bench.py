@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from harness.calibration_log import Reading, Sizes
 from harness.engine.peak_laps import CudaCounters
+from harness.engine.ranks import ALONE, Deserted, Ranks, joined
 from harness.tensors.storage_tracker import StorageTracker
 
 Precision = Literal["fp32", "bf16"]
@@ -43,11 +45,38 @@ class Bench:
 
     device: torch.device
     sizes: Sizes
+    rank: int = 0
+    """Which process this is of those that share a part, from 0 on."""
+    num_ranks: int = 1
+    folder: Path = Path()
+    """Where they meet."""
 
     @property
     def cuda(self) -> bool:
         """Return whether it is a CUDA device."""
         return self.device.type == "cuda"
+
+    @contextmanager
+    def joined(self, name: str) -> Iterator[Ranks]:
+        """Meet the other processes that share a part, under a name that each meeting of theirs has to itself.
+
+        Raises:
+            Deserted: one of them is gone.
+        """
+        place = self.folder / name
+        place.mkdir(exist_ok=True)
+        met = ALONE
+        try:
+            with joined(self.num_ranks, self.rank, place) as met:
+                yield met
+        except RuntimeError as error:
+            if met.left(error):
+                raise Deserted(None) from error
+            raise
+
+    def own(self, sentence: str) -> str:
+        """Return a sentence, said by this one of several processes."""
+        return sentence if self.num_ranks == 1 else f"rank {self.rank} of {self.num_ranks}: {sentence}"
 
     def pick(self, full: int, smoke: int) -> int:
         """Return a size."""

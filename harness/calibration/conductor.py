@@ -1,36 +1,25 @@
 """The parent's side of a calibration: parts in processes of their own, each result kept as it comes. Imports no torch.
 
 Parts share a process until one asks for its own or the process dies; the part under way is then a failed one, and the
-rest goes on in a new process. When the budget ends, the part under way is cut off and asked again by the next call.
+rest goes on in a new process. A part that several devices share has a process for each: where one fails, all end. When
+the budget ends, the part under way is cut off and asked again by the next call.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from queue import Empty, Queue
 from typing import Any
 
 from harness.calibration.parts import Part
+from harness.calibration.workers import Workers
 from harness.calibration_log import PartResult, Sizes
-from harness.record import LOG_LINES
 from harness.record_environment import Environment
-from harness.runs.children import collect_lines, pass_lines
 
-LAST_WORDS_SECONDS = 2.0
-"""For what a process that died said to come in; what it started may hold its output open for ever."""
 POLL_SECONDS = 0.2
 MODULE = "harness.calibration.worker"
 
@@ -46,6 +35,8 @@ class Order:
     """Time of ``time.monotonic()`` at which the part under way is cut off."""
     part_seconds: float = 180.0
     """A part that takes longer has failed, so that what hangs keeps nothing else from being asked."""
+    shared_by: Sequence[Mapping[str, str]] = ()
+    """Of parts that several devices share, the environment variables of each one's process."""
 
 
 def conduct(
@@ -73,8 +64,8 @@ def conduct(
 
 
 def _processes(parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
-    """Yield the parts that share a process."""
-    for alone, group in itertools.groupby(parts, key=lambda part: part.alone):
+    """Yield the parts that share a process, or as many processes as share each of them."""
+    for (alone, _), group in itertools.groupby(parts, key=lambda part: (part.alone, part.shared)):
         together = tuple(group)
         if alone:
             yield from ((part,) for part in together)
@@ -85,63 +76,53 @@ def _processes(parts: Sequence[Part]) -> Iterator[tuple[Part, ...]]:
 def _ask(
     parts: Sequence[Part], order: Order, begins: Callable[[Part], None], keep: Callable[[PartResult], None]
 ) -> int:
-    """Ask one process; return how many parts have a result, the one that it died in among them."""
+    """Ask one process, or one for each device; return how many parts have a result, what it died in among them."""
     started_at, clock = datetime.now(UTC), time.monotonic()
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", MODULE],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert child.stdin and child.stdout and child.stderr
-    log: deque[str] = deque(maxlen=LOG_LINES)
-    lines: Queue[bytes | None] = Queue()
-    listener = threading.Thread(target=collect_lines, args=(child.stderr, log), daemon=True)
-    listener.start()
-    threading.Thread(target=pass_lines, args=(child.stdout, lines.put), daemon=True).start()
-    done, too_long = 0, False
+    workers = Workers(MODULE, order.shared_by if parts[0].shared else ({},))
+    done, too_long, well = 0, False, True
     try:
-        with contextlib.suppress(BrokenPipeError):
-            names = [part.name for part in parts]
-            child.stdin.write(json.dumps({"parts": names, "sizes": order.sizes}).encode() + b"\n")
-            child.stdin.flush()
-        for event in _events(lines, order):
+        workers.send({"parts": [part.name for part in parts], "sizes": order.sizes, "asked_of": len(order.shared_by)})
+        for event in _events(workers, order):
             if event is None:
                 too_long = True
             elif "begins" in event:
                 started_at, clock = datetime.now(UTC), time.monotonic()
                 begins(parts[done])
             else:
-                keep(PartResult.model_validate(event["result"]))
-                done += 1
-        if done < len(parts) and time.monotonic() < order.stop_at:
-            sentence = f"took over {order.part_seconds:g} s" if too_long else _death(child, listener, log)
+                result = PartResult.model_validate(event["result"])
+                keep(_of_device(result, order) if workers.several else result)
+                done, well = done + 1, result.outcome == "ok" or not workers.several
+            if not well:  # the others may wait for the one that failed
+                break
+        if well and done < len(parts) and time.monotonic() < order.stop_at:
+            sentence = f"took over {order.part_seconds:g} s" if too_long else workers.death()
             seconds = time.monotonic() - clock
             keep(_failed(parts[done], order, sentence, started_at, seconds))
             done += 1
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        workers.kill()
     return done
 
 
-def _events(lines: Queue[bytes | None], order: Order) -> Iterator[dict[str, Any] | None]:
-    """Yield what a process says until it ends or the time is up; None and no more when it is silent for too long."""
+def _events(workers: Workers, order: Order) -> Iterator[dict[str, Any] | None]:
+    """Yield what processes say until they end or the time is up; None and no more when they are silent for too long."""
     heard = time.monotonic()
     while (now := time.monotonic()) < order.stop_at:
         if now - heard > order.part_seconds:
             yield None
             return
-        try:
-            line = lines.get(timeout=min(POLL_SECONDS, max(0.0, order.stop_at - now)))
-        except Empty:
-            continue
-        if line is None:
+        event = workers.listen(min(POLL_SECONDS, order.stop_at - now))
+        if event is not None:
+            heard = time.monotonic()
+            yield event
+        elif workers.over:
             return
-        heard = time.monotonic()
-        yield json.loads(line)
+
+
+def _of_device(result: PartResult, order: Order) -> PartResult:
+    """Return a result that several processes share as one of the device that the others are of, threads as there."""
+    where = {"environment": order.environment, "environment_id": order.environment.environment_id}
+    return result.model_copy(update=where)
 
 
 def _failed(part: Part, order: Order, sentence: str, started_at: datetime, seconds: float) -> PartResult:
@@ -156,12 +137,3 @@ def _failed(part: Part, order: Order, sentence: str, started_at: datetime, secon
         environment_id=order.environment.environment_id,
         environment=order.environment,
     )
-
-
-def _death(child: subprocess.Popen[bytes], listener: threading.Thread, log: deque[str]) -> str:
-    """Return how a process ended, and what it said last, which may come a moment later."""
-    returncode = child.wait()
-    listener.join(LAST_WORDS_SECONDS)
-    how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"with exit status {returncode}"
-    last = next((line.strip() for line in reversed(log) if line.strip()), None)
-    return f"its process ended {how}" + ("" if last is None else f": {last}")

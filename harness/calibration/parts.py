@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ class Part:
     """It needs a process of its own, or leaves one behind that is full."""
     untouched: bool = False
     """The process must not have looked at the device before."""
+    shared: bool = False
+    """A process on each of several devices takes part."""
 
     def function(self) -> Callable[[Bench, str | None], Found]:
         """Return what answers it; imports torch."""
@@ -43,8 +45,12 @@ def method_labels() -> dict[str, str]:
     return {label: method for label, method in labels.items() if METHODS.get(method).trains}
 
 
-def all_parts() -> tuple[Part, ...]:
-    """Return every part but the ladder's, in order."""
+def all_parts(num_devices: int = 1) -> tuple[Part, ...]:
+    """Return every part but the ladder's, in order.
+
+    Args:
+        num_devices: How many share what is shared; with one, nothing is.
+    """
     return (
         Part("device", "checks", "rates.device"),
         Part("copy on the device", "checks", "rates.copy"),
@@ -61,6 +67,7 @@ def all_parts() -> tuple[Part, ...]:
         Part("randomized projector", "checks", "features.projector", "randomized"),
         Part("checkpoint and resume", "checks", "features.checkpoint_and_resume"),
         Part("out of memory", "checks", "features.out_of_memory"),
+        *(_shared_parts(num_devices) if num_devices > 1 else ()),
         Part("context", "constants", "constants.context", alone=True, untouched=True),
         Part("cuBLAS workspaces", "constants", "constants.blas_workspaces", alone=True),
         Part("allocator", "constants", "constants.allocator"),
@@ -73,3 +80,17 @@ def all_parts() -> tuple[Part, ...]:
         Part("log-likelihoods", "evaluation", "evaluation.log_likelihoods", alone=True),
         Part("generation", "evaluation", "evaluation.generation", alone=True),
     )
+
+
+def _shared_parts(num_devices: int) -> Iterator[Part]:
+    """Yield the parts that several devices share; how many is in their names, as each number has its own answers."""
+    for what, where, kind, alone in (
+        ("every weight", "steps_of", "every weight", False),
+        ("adapters", "steps_of", "adapters", False),
+        ("drawn blocks", "steps_of", "drawn blocks", False),
+        ("projections, usual side", "steps_of", "usual side", False),
+        ("projections, other side", "steps_of", "other side", False),
+        ("gradients in bf16", "gradients_in_bf16", None, False),
+        ("memory", "memory", None, True),
+    ):
+        yield Part(f"{what}, {num_devices} devices", "sharded", f"sharded.{where}", kind, alone=alone, shared=True)

@@ -21,9 +21,11 @@ from harness.engine.activation_checkpointing import enable_checkpointing
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.ranks import ALONE, Ranks
+from harness.engine.step_memory import StepMemory
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS, Method, MethodConfig, check_run
-from harness.settings import TrainSettings
+from harness.settings import EvaluationSettings, TrainSettings
+from harness.spec import RunSpec
 from harness.tensors.decoder import Checksums, checksums, find_decoder
 from harness.tensors.dtypes import DTYPES
 from harness.tensors.loading import build_model
@@ -100,6 +102,8 @@ def tiny_run(
     *,
     published: bool = True,
     ranks: Ranks = ALONE,
+    model_spec: BaseModelSpec = MODEL,
+    tracked_steps: int | None = None,
 ) -> TinyRun:
     """Return a run of a label, equal weights and rows on every device.
 
@@ -110,6 +114,8 @@ def tiny_run(
         train: Of training, over the tiny ones.
         published: False: a label that is called like the method gives nothing; ``settings`` are all there are.
         ranks: The processes that share it out.
+        model_spec: A model with a shape of at least ``MODEL``'s vocabulary; its weights are random.
+        tracked_steps: First steps whose memory the tracker follows; None: as of any run.
 
     Raises:
         Skip: the method has settings without a default and no label that gives them.
@@ -118,11 +124,11 @@ def tiny_run(
     wanted = _train_settings(train or {})
     method = _method(label, settings or {}, wanted, published=published, num_ranks=ranks.size)
     with seeded_globally(SEED, "weights"):
-        model = build_model(MODEL, "fp32", torch.device("cpu"))
+        model = build_model(model_spec, "fp32", torch.device("cpu"))
     model.to("cpu" if ranks.several else device, DTYPES[wanted.dtype])
     if wanted.quantized is not None:
         quantize(model, wanted.quantized, wanted.dtype)
-    decoder = find_decoder(model, MODEL)
+    decoder = find_decoder(model, model_spec)
     request = method.block_scores_needed()
     scores = [float(number + 1) for number in range(len(decoder.blocks))]
     context = EngineContext(
@@ -138,9 +144,30 @@ def tiny_run(
     trained: nn.Module = method.prepare(model, context)
     if ranks.several:
         context = context.with_decoder(shard(trained, decoder, ranks.mesh, method.cut_by_columns(trained, context)))
-    loop = TrainingLoop(trained, method, method.build_optimizer(trained, context), context, ranks=ranks)
+    optimizer = method.build_optimizer(trained, context)
+    memory = None if tracked_steps is None else StepMemory(trained, optimizer, tracked_steps)
+    loop = TrainingLoop(trained, method, optimizer, context, memory=memory, ranks=ranks)
     number = (wanted.num_steps or 1) * wanted.gradient_accumulation_steps
     return TinyRun(loop, list(_batches(number)))
+
+
+def tiny_spec(run: TinyRun, label: str, method_name: str, model_spec: BaseModelSpec = MODEL) -> RunSpec:
+    """Return the spec of a run, for planning."""
+    return RunSpec(
+        suite="check",
+        suite_version=1,
+        protocol="check",
+        model=model_spec.identity(),
+        label=label,
+        method=method_name,
+        config=run.loop.method.config.model_dump(mode="json"),
+        train=run.loop.context.train,
+        evaluation=EvaluationSettings(tasks=()),
+        calibration=None,
+        sources={"train": "check"},
+        max_steps=None,
+        seed=run.loop.context.seed,
+    )
 
 
 def fitting_weights(settings: dict[str, Any], dtype: str) -> dict[str, Any]:

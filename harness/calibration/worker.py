@@ -1,6 +1,7 @@
 """The process that asks a device: a JSON order on standard input, and a JSON line back as each part begins and ends.
 
-Whatever a part does ends in a result: as in a run's process, everything is caught here, and written down.
+Whatever a part does ends in a result: as in a run's process, everything is caught here, and written down. Of the
+processes that share a part the first one says how it went; another one only where it failed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import threading
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +23,10 @@ from harness.calibration.bench import Bench, Found, Skip
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import Outcome, PartResult, Reading
 from harness.engine.environment import default_device, describe_environment
+from harness.engine.ranks import Deserted
 from harness.errors import HarnessError
 from harness.faults import first_fault
-from harness.runs.child import die_with_parent, end_with_parent
+from harness.runs.child import DESERTED, RANK_VARIABLE, die_with_parent, end_with_parent
 from harness.tensors.out_of_memory import is_out_of_memory
 
 LONGEST_SENTENCE = 500
@@ -36,20 +39,31 @@ def main() -> None:
     die_with_parent()
     order = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    bench = Bench(default_device(), order["sizes"])
-    parts = {part.name: part for part in all_parts()}
+    rank = int(os.environ[RANK_VARIABLE]) if "ranks" in order else 0
+    bench = Bench(default_device(), order["sizes"], rank, order.get("ranks", 1), Path(order.get("folder", ".")))
+    parts = {part.name: part for part in all_parts(order["asked_of"])}
     if not any(parts[name].untouched for name in order["parts"]):
         describe_environment()  # kept: what is busy now is busy by others
     for name in order["parts"]:
-        print(json.dumps({"begins": name}), file=out, flush=True)
-        result = answer(parts[name], bench)
-        print(json.dumps({"result": result.model_dump(mode="json")}), file=out, flush=True)
+        if rank == 0:
+            print(json.dumps({"begins": name}), file=out, flush=True)
+        try:
+            result = answer(parts[name], bench)
+        except Deserted as lost:
+            print(f"{type(lost).__name__}: {lost.__cause__}", file=sys.stderr, flush=True)
+            os._exit(DESERTED)
+        if rank == 0 or result.outcome not in ("ok", "skipped"):
+            print(json.dumps({"result": result.model_dump(mode="json")}), file=out, flush=True)
     out.flush()
     os._exit(0)  # skip the slow teardown
 
 
 def answer(part: Part, bench: Bench) -> PartResult:
-    """Return the result of one part, whatever happens in it."""
+    """Return the result of one part, whatever happens in it.
+
+    Raises:
+        Deserted: another process that shares it is gone.
+    """
     started_at, begin = datetime.now(UTC), time.perf_counter()
     outcome: Outcome = "ok"
     found = Found()
@@ -59,9 +73,11 @@ def answer(part: Part, bench: Bench) -> PartResult:
         outcome, found = "skipped", Found(sentence=str(reason))
     except HarnessError as error:
         outcome, found = "failed", Found(sentence=str(error))
+    except Deserted:
+        raise
     except Exception as error:  # a library's, or a plug-in's own; the result says it
         outcome = "out_of_memory" if is_out_of_memory(error) else "failed"
-        found = Found(sentence=_sentence(error))
+        found = Found(sentence=bench.own(_sentence(error)))
     gc.collect()
     if bench.cuda:
         torch.cuda.empty_cache()

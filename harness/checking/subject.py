@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-from harness.calibration.tiny import COMPARABLE, FITTING, MODEL, STEPS, TinyRun, fitting_weights, tiny_run
+from harness.calibration.tiny import COMPARABLE, FITTING, STEPS, TinyRun, fitting_weights, tiny_run, tiny_spec
 from harness.catalogue.labels import LabelEntry
 from harness.catalogue.resolved import Catalogue, packaged_catalogue
 from harness.errors import HarnessError, near_miss
 from harness.method import METHODS, Method
-from harness.settings import EvaluationSettings
 from harness.spec import RunSpec
 
 TAKEN = 2 * STEPS
@@ -41,22 +40,7 @@ class Subject:
 
     def spec(self, run: TinyRun) -> RunSpec:
         """Return the spec of a run, for planning."""
-        method = run.loop.method
-        return RunSpec(
-            suite="check",
-            suite_version=1,
-            protocol="check",
-            model=MODEL.identity(),
-            label=self.name,
-            method=self.method_name,
-            config=method.config.model_dump(mode="json"),
-            train=run.loop.context.train,
-            evaluation=EvaluationSettings(tasks=()),
-            calibration=None,
-            sources={"train": "check"},
-            max_steps=None,
-            seed=run.loop.context.seed,
-        )
+        return tiny_spec(run, self.name, self.method_name)
 
 
 def subject_of(name: str, catalogue: Catalogue | None = None) -> Subject:

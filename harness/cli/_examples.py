@@ -60,6 +60,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
     "calibrate": (
         ("what this GPU can do", "harness calibrate"),
         ("the machinery alone, on a CPU too", "harness calibrate --smoke"),
+        ("training that two devices share; on a CPU two processes", "harness calibrate --part sharded --gpus 2"),
     ),
     "status": (("what is left to do", "harness status --suite quickstart"),),
     "paper": (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import add_results, results_from, seconds
+from harness.cli._arguments import add_results, positive, results_from, seconds
 
-GROUPS = ("checks", "constants", "ladder", "evaluation")
+GROUPS = ("checks", "sharded", "constants", "ladder", "evaluation")
 """As ``calibration_log`` has them, whose import would cost ``--help`` its start."""
 
 
@@ -21,6 +21,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--part", action="append", choices=GROUPS, help="this part only; may be repeated (default: all, in this order)"
+    )
+    command.add_argument(
+        "--gpus",
+        type=positive,
+        metavar="N",
+        help="devices that share training in the part 'sharded'; on a CPU N processes (default: the CUDA devices there "
+        "are)",
     )
     command.add_argument("--smoke", action="store_true", help="tiny shapes: tries the machinery, on a CPU too")
     command.add_argument("--again", action="store_true", help="ask also what is answered already")
@@ -37,4 +44,5 @@ def main(args: argparse.Namespace) -> int:
         groups=args.part,
         smoke=args.smoke,
         again=args.again,
+        gpus=args.gpus,
     )

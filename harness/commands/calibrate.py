@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from harness.calibration.foretelling import Foreteller
 from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import FOLDER, GROUPS, SUITES, Group, PartResult, Sizes, append_result, read_log
 from harness.calibration_profile import profile_of
-from harness.commands._executor import executor
+from harness.commands._executor import devices_for, executor
 from harness.commands._output import Display, note, print_table, say, warn
 from harness.commands._selection import Selection, select
 from harness.commands.requests import HowToRun, SelectionRequest, WhereToRun
@@ -35,6 +35,7 @@ from harness.record_environment import Environment
 from harness.report.pages.calibration import calibration_lines, calibration_tables
 from harness.report.pages.model_card import model_card
 from harness.report.table import Table
+from harness.runs.device_probe import ask_torch
 from harness.runs.executor import Executor
 from harness.runs.process import probe_environment
 from harness.runs.settling import recover
@@ -59,6 +60,8 @@ class _Calibration:
     again: bool
     not_run: list[tuple[Group, str, str]] = field(default_factory=list)
     """Of what has no answer: its group, its name and why."""
+    shared_by: Sequence[Mapping[str, str]] = ()
+    """Of each device that shares training the environment variables of its process; none where one is there alone."""
     interrupted_by_budget: bool = False
     failed: bool = False
 
@@ -84,6 +87,7 @@ def calibrate(
     groups: Sequence[Group] | None = None,
     smoke: bool = False,
     again: bool = False,
+    gpus: int | None = None,
 ) -> int:
     """Ask what is not answered yet.
 
@@ -95,6 +99,7 @@ def calibrate(
         groups: The parts that are asked; None: all.
         smoke: Tiny shapes, on a CPU too.
         again: Ask also what is answered already.
+        gpus: Devices that share training; on a CPU processes. None: the CUDA devices that are there.
     """
     begin = time.monotonic()
     environment = probe_environment()
@@ -106,6 +111,12 @@ def calibrate(
     store = Store(results.resolve())
     store.check_writable()
     wanted = groups or GROUPS
+    shared_by = _sharing(environment, gpus) if "sharded" in wanted else ()
+    if groups and "sharded" in groups and not shared_by:
+        raise HarnessError(
+            "--part sharded: several devices share what is asked there, and there is one: --gpus N takes N devices, on "
+            "a CPU N processes"
+        )
     run = _Calibration(
         sizes="smoke" if smoke else "full",
         groups=tuple(group for group in GROUPS if group in wanted),
@@ -113,6 +124,7 @@ def calibrate(
         environment=environment,
         stop_at=begin + budget_seconds,
         again=again,
+        shared_by=shared_by,
     )
     warn(read_log(store.folder).warnings)
     if (busy := environment.not_idle("the device")) is not None:
@@ -126,6 +138,25 @@ def calibrate(
                 _ask(run, group)
     _conclude(run)
     return 3 if run.interrupted_by_budget else 1 if run.failed else 0
+
+
+def _sharing(environment: Environment, gpus: int | None) -> Sequence[Mapping[str, str]]:
+    """Return the environment variables of the process on each device that shares training; none where it is one.
+
+    Raises:
+        HarnessError: devices that were asked for are not there, or not of one kind.
+    """
+    if gpus is not None:
+        return devices_for(gpus)[0].variables if gpus > 1 else ()
+    facts = ask_torch() if environment.on_cuda else ""
+    number = 1 if isinstance(facts, str) else len(facts.devices)
+    if number < 2:
+        return ()
+    try:
+        return devices_for(number)[0].variables
+    except HarnessError as error:
+        warn([f"{error}; nothing is asked of several devices together"])
+        return ()
 
 
 @contextmanager
@@ -150,11 +181,13 @@ def _alone(store: Store) -> Iterator[None]:
 def _ask(run: _Calibration, group: Group) -> None:
     """Have the parts of a group answered that are not answered yet."""
     known = {result.part for result in run.latest() if result.outcome == "ok" and not run.again}
-    asked = [part for part in all_parts() if part.group == group]
+    asked = [part for part in all_parts(len(run.shared_by)) if part.group == group]
+    if not asked:
+        return
     parts = [part for part in asked if part.name not in known]
     if len(parts) < len(asked):
         print(f"{group}: {len(asked) - len(parts)} of {len(asked)} parts are answered already")
-    order = Order(run.sizes, run.environment, run.stop_at)
+    order = Order(run.sizes, run.environment, run.stop_at, shared_by=run.shared_by)
     done: list[PartResult] = []
 
     def keep(result: PartResult) -> None:

@@ -325,8 +325,8 @@ def _notes(lines: Sequence[dict[str, Any]], answers: Sequence[PlanAnswer], again
     ]
     notes = list(dict.fromkeys(notes))
     notes += [
-        f"Bytes, operations and times are those of one GPU of {number}, the one that holds most; trained M is of the whole "
-        "model, and times leave out what GPUs send each other."
+        f"Bytes, operations and times are those of one GPU of {number}, the one that holds most; trained M is of the "
+        "whole model, and times leave out what GPUs send each other."
         for number in {line["num_ranks"] for line in lines} - {1}
     ]
     notes.append(

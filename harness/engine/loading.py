@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -55,11 +56,13 @@ def load_together(folder: Path, dtype: str, ranks: Ranks, work: Path) -> nn.Modu
         return str(work / SHARED)
 
     try:
-        model = load_model(Path(ranks.refused_by_first(prepare)), dtype, HOST)
+        model: Any = load_model(Path(ranks.refused_by_first(prepare)), dtype, HOST)
         ranks.exchange("mapped")
+        model.name_or_path = model.config._name_or_path = str(folder)  # which an adapter names as its base
     finally:
         if ranks.first:
             remove(work / SHARED)
+    assert isinstance(model, nn.Module)
     return model
 
 

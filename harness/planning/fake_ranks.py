@@ -1,7 +1,7 @@
 """The processes of a run that is planned: this one alone, as the first of so many, in a group that moves nothing.
 
-The first one holds the largest parts. What it would be told by others it does not wait for, so no number is right; sizes
-are. torch's group is one of the whole process, so it is left as soon as the prediction is made.
+The first one holds the largest parts. What it would be told by others it does not wait for, so no number is right, and
+sizes are. torch's group is one of the whole process, so it is left as soon as the prediction is made.
 """
 
 from __future__ import annotations

@@ -140,6 +140,13 @@ class _Watch:
         return using_up(self._tracker, parameter)
 
 
+def _method_of(spec: RunSpec, num_ranks: int) -> Method:
+    method_class = METHODS.get(spec.method)
+    config = method_class.Config.model_validate(spec.config)
+    check_run(method_class, config, spec.train, num_ranks)
+    return method_class(config)
+
+
 class FakeRun:
     """A run whose optimizer steps can be taken one by one, and whose active blocks can be chosen."""
 
@@ -175,10 +182,7 @@ class FakeRun:
         """
         assert spec.train is not None
         self.spec, self.train, self.device, self.ranks = spec, spec.train, device, ranks
-        method_class = METHODS.get(spec.method)
-        config = method_class.Config.model_validate(spec.config)
-        check_run(method_class, config, spec.train, ranks.size)
-        self.method: Method = method_class(config)
+        self.method = _method_of(spec, ranks.size)
         attention = register_attention(device, profile)
         model = build_model(model_spec, spec.train.dtype, torch.device("meta"), attention=attention)
         self.quantized = (
@@ -214,13 +218,7 @@ class FakeRun:
         replace_by_fakes(self.model, self._fake, "meta" if self.by_sizes else "cpu")
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.decoder: Decoder = dataclasses.replace(decoder, names=names)
-        context = context.with_decoder(self.decoder)
-        if ranks.several:
-            with self._fake:
-                columns = self.method.cut_by_columns(self.model, context)
-                self.decoder = shard(self.model, self.decoder, ranks.mesh, columns)
-            context = context.with_decoder(self.decoder)
-        self._context = context
+        context = self._context = self._shared_out(context.with_decoder(self.decoder))
         with self._fake:
             declared = self.method.declare(self.model, context)
             self.full_rank = () if declared is None else declared.full_rank
@@ -241,6 +239,15 @@ class FakeRun:
         self._dataset, self._attention = dataset, attention
         on_every_parameter(self.optimizer, self._watch.note_gradient)
         self._initial = (self.method.state_dict(), self.optimizer.state_dict())
+
+    def _shared_out(self, context: EngineContext) -> EngineContext:
+        """Share the model out over its processes, where there are several; return the context of its new decoder."""
+        if not self.ranks.several:
+            return context
+        with self._fake:
+            columns = self.method.cut_by_columns(self.model, context)
+            self.decoder = shard(self.model, self.decoder, self.ranks.mesh, columns)
+        return context.with_decoder(self.decoder)
 
     def step(self) -> Span:
         """Take one optimizer step with the blocks that are active; return what was made and freed meanwhile."""

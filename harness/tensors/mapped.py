@@ -215,7 +215,7 @@ class _InFiles(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shape, device = torch.Size(args[0]), torch.device(kwargs.get("device") or "cpu")
             if device.type == self._device.type and shape.numel() * dtype.itemsize >= LEAST_BYTES:
                 return self._allocate(shape, dtype)
-        if func.is_view:
+        if func.is_view or not _is_apart(self._device):
             return func(*args, **kwargs)
         copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -244,6 +244,11 @@ class _InFiles(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held.append(tensor.untyped_storage())
         self._names[tensor.untyped_storage()._cdata] = name
         return tensor
+
+
+def _is_apart(device: torch.device) -> bool:
+    """Return whether a device has a memory of its own."""
+    return device.type != "cpu"
 
 
 def _is_written(argument: Any) -> bool:

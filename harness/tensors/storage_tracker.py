@@ -5,9 +5,9 @@ planning (fake tensors, no memory at all) and measurement (the first steps of a 
 itself it cannot see: planning adds those from a table, and a test compares it with torch's own allocator events.
 
 FSDP2 makes and frees gathered weights without any operation: it resizes their storages (torch 2.13,
-torch/distributed/fsdp/_fully_shard/_fsdp_param.py, ``alloc_storage`` and ``free_storage``). So storages that are resized
-are followed too, each time as a new one, and they are weights: nobody else resizes any. Gradients of gathered weights
-are activations until they are summed over the processes: ``gradients`` are the parts that stay.
+torch/distributed/fsdp/_fully_shard/_fsdp_param.py, ``alloc_storage`` and ``free_storage``). So storages that are
+resized are followed too, each time as a new one, and they are weights: nobody else resizes any. Gradients of gathered
+weights are activations until they are summed over the processes: ``gradients`` are the parts that stay.
 
 What a storage was for often shows only later (a matrix product becomes a gradient when it is accumulated), so events
 are kept until :meth:`StorageTracker.take` and folded with the final category of each storage.
@@ -104,12 +104,12 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __enter__(self) -> Self:
         resize = self._resize = torch.UntypedStorage.resize_
 
-        def resize_and_tell(storage: Any, size: int) -> Any:
+        def resize_and_tell(storage: torch.UntypedStorage, size: int) -> Any:
             resized = resize(storage, size)
             self._note_resized(storage)
             return resized
 
-        torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = resize_and_tell  # type: ignore[method-assign, assignment]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 

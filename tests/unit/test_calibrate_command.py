@@ -18,9 +18,12 @@ from harness.calibration.parts import Part, all_parts
 from harness.calibration_log import PartResult, append_result
 from harness.commands import calibrate
 from harness.commands.requests import HowToRun
+from harness.diagnosis import TorchDevice, TorchFacts
+from harness.errors import HarnessError
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask
 from harness.runs.executor import Tally
+from harness.runs.local import Device as LocalDevice
 from harness.spec import RunSpec
 from harness.store import Store
 from tests.comparing import make
@@ -45,6 +48,8 @@ class Device:
         self.repeats: list[int | None] = []
         self.foretold: list[str] = []
         self.slowness = 0.0
+        self.shared_by: Any = None
+        monkeypatch.setattr(calibrate, "ask_torch", lambda: facts(1))
         monkeypatch.setattr(calibrate, "probe_environment", lambda: CUDA)
         monkeypatch.setattr(calibrate, "conduct", self.conduct)
         monkeypatch.setattr(calibrate, "executor", lambda where: nullcontext())
@@ -52,6 +57,7 @@ class Device:
         monkeypatch.setattr(foretelling, "Predictor", lambda checksum: self)
 
     def conduct(self, parts: Sequence[Part], order: Order, begins: Any, keep: Any) -> tuple[Part, ...]:
+        self.shared_by = order.shared_by
         for number, one in enumerate(parts):
             if one.name == self.leaves:
                 return tuple(parts[number:])
@@ -83,6 +89,12 @@ class Device:
         self.asked.clear()
         self.ran.clear()
         return cli.main(["calibrate", "--results", str(self.folder), *arguments])
+
+
+def facts(number: int) -> TorchFacts:
+    """Return what torch says of a machine with so many devices."""
+    one = TorchDevice.model_construct(name=CUDA.device_name)
+    return TorchFacts(version="2", built_for="CUDA 13.0", num_threads=1).model_copy(update={"devices": (one,) * number})
 
 
 def answer(one: Part, outcome: str, sizes: str) -> PartResult:
@@ -225,3 +237,50 @@ def test_two_calls_on_one_folder_do_not_disturb_each_other(device: Device, capsy
         assert device.calibrate("--part", "constants") == 2
     assert "another harness calibrate is at work there" in capsys.readouterr().err
     assert device.asked == []
+
+
+def shared(number: int) -> list[str]:
+    return [one.name for one in all_parts(number) if one.shared]
+
+
+def variables(number: int) -> list[LocalDevice]:
+    return [LocalDevice(CUDA, tuple({"CUDA_VISIBLE_DEVICES": str(index)} for index in range(number)))]
+
+
+def test_where_there_are_several_devices_all_of_them_share_training(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrate, "devices_for", variables)
+    monkeypatch.setattr(calibrate, "ask_torch", lambda: facts(4))
+    assert device.calibrate("--part", "sharded") == 0
+    assert device.asked == shared(4)
+    assert [one["CUDA_VISIBLE_DEVICES"] for one in device.shared_by] == ["0", "1", "2", "3"]
+    assert device.calibrate("--part", "sharded", "--gpus", "2") == 0
+    assert device.asked == shared(2), "another number has answers of its own"
+    assert device.calibrate("--part", "sharded") == 0
+    assert device.asked == []
+
+
+def test_one_device_shares_nothing_and_is_said_where_it_was_asked(
+    device: Device, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert device.calibrate("--part", "checks") == 0
+    assert device.asked == names("checks")
+    for more in ([], ["--gpus", "1"]):
+        assert device.calibrate("--part", "sharded", *more) == 2
+        assert "--gpus N takes N devices, on a CPU N processes" in capsys.readouterr().err
+
+
+def test_devices_that_cannot_share_are_told_and_the_rest_is_asked(
+    device: Device, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_two_kinds(number: int) -> list[LocalDevice]:
+        raise HarnessError("these are of several kinds")
+
+    monkeypatch.setattr(calibrate, "devices_for", of_two_kinds)
+    monkeypatch.setattr(calibrate, "ask_torch", lambda: facts(2))
+    assert device.calibrate("--part", "checks") == 0, "nobody asks how many there are"
+    monkeypatch.setattr(calibrate, "_climb", lambda run, foreteller: None)
+    assert device.calibrate() == 0
+    assert "several kinds; nothing is asked of several devices together" in capsys.readouterr().err
+    assert device.calibrate("--gpus", "2") == 2

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from harness.calibration import conductor
@@ -19,7 +20,15 @@ WORKER = f"""
 import json, os, signal, sys, time
 order = json.loads(sys.stdin.readline())
 for name in order["parts"]:
-    print(json.dumps({{"begins": name}}), flush=True)
+    rank = int(os.environ.get("HARNESS_RANK", 0))
+    if rank == 0:
+        print(json.dumps({{"begins": name}}), flush=True)
+    if "deserted" in name and rank == 0:
+        os._exit(18)
+    if "shared" in name and rank == 0 and ("waits" in name):
+        time.sleep(600)
+    if "deserted" in name:
+        time.sleep(0.5)
     if "exits" in name:
         print("what it said last", file=sys.stderr, flush=True)
         os._exit(3)
@@ -27,7 +36,10 @@ for name in order["parts"]:
         os.kill(os.getpid(), signal.SIGKILL)
     if "sleeps" in name:
         time.sleep(600)
-    result = dict(part=name, group="checks", sizes=order["sizes"], outcome="ok", seconds=0.1,
+    bad = rank == 1 and "fails" in name
+    if rank and not bad:
+        continue
+    result = dict(part=name, group="checks", sizes=order["sizes"], outcome="failed" if bad else "ok", seconds=0.1,
                   sentence=str(os.getpid()), started_at="2026-01-01T00:00:00Z", environment_id="e",
                   environment={ENVIRONMENT.model_dump(mode="json")!r})
     print(json.dumps({{"result": result}}), flush=True)
@@ -43,8 +55,9 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(
         *names: str, seconds: float = 60.0, part_seconds: float = 60.0
     ) -> tuple[list[PartResult], list[str], list[str]]:
-        parts = [Part(name, "checks", "none.none", alone="alone" in name) for name in names]
-        order = Order("smoke", ENVIRONMENT, time.monotonic() + seconds, part_seconds)
+        parts = [Part(name, "checks", "none.none", alone="alone" in name, shared="shared" in name) for name in names]
+        two = ({"OF_RANK": "0"}, {"OF_RANK": "1"})
+        order = Order("smoke", ENVIRONMENT, time.monotonic() + seconds, part_seconds, two)
         kept: list[PartResult] = []
         begun: list[str] = []
         left = conduct(parts, order, lambda part: begun.append(part.name), kept.append)
@@ -90,12 +103,50 @@ def test_a_part_that_hangs_has_failed_and_the_rest_goes_on(ask: Any) -> None:
     assert left == []
 
 
+def test_parts_that_devices_share_have_a_process_for_each_and_one_answer(ask: Any) -> None:
+    kept, begun, left = ask("a", "shared 1", "shared 2", "b")
+    assert [result.part for result in kept] == begun == ["a", "shared 1", "shared 2", "b"]
+    assert left == []
+    processes = [result.sentence for result in kept]
+    assert processes[1] == processes[2] and len(set(processes)) == 3
+    assert [result.environment_id for result in kept] == ["e", *2 * [ENVIRONMENT.environment_id], "e"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("shared, waits, rank 1 killed", "rank 1 of 2: its process ended by SIGKILL"),
+        ("shared, waits, rank 1 exits", "rank 1 of 2: its process ended with exit status 3: what it said last"),
+        ("shared, deserted, rank 1 killed", "rank 1 of 2: its process ended by SIGKILL"),
+    ],
+)
+def test_a_process_that_others_wait_for_ends_them_and_is_named(name: str, sentence: str, ask: Any) -> None:
+    before = psutil.Process().children()
+    kept, _, left = ask("shared 1", name, "shared 2")
+    assert [result.outcome for result in kept] == ["ok", "failed", "ok"]
+    assert kept[1].sentence == sentence
+    assert left == []
+    assert psutil.Process().children() == before
+
+
+def test_a_failure_of_another_process_than_the_first_is_the_parts(ask: Any) -> None:
+    before = psutil.Process().children()
+    kept, _, _ = ask("shared, waits, fails", "shared 2")
+    assert [(result.part, result.outcome) for result in kept] == [
+        ("shared, waits, fails", "failed"),
+        ("shared 2", "ok"),
+    ]
+    assert psutil.Process().children() == before
+
+
 def test_a_budget_that_is_over_asks_nothing(ask: Any) -> None:
     assert ask("a", "b", seconds=0.0) == ([], [], ["a", "b"])
 
 
 def test_parts_have_names_of_their_own_and_come_in_the_order_of_their_groups() -> None:
-    parts = all_parts()
+    parts = all_parts(2)
+    assert [part for part in parts if not part.shared] == list(all_parts())
+    assert {part.group for part in parts if part.shared} == {"sharded"}
     assert len({part.name for part in parts}) == len(parts)
     order = [GROUPS.index(part.group) for part in parts]
     assert order == sorted(order)

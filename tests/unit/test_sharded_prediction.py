@@ -18,7 +18,6 @@ from harness.planning.fake_ranks import fake_ranks
 from harness.planning.predict import Question, predict
 from harness.record_training import MemoryBreakdown, Prediction
 from harness.spec import RunSpec
-from harness.tensors.sharded import local
 from harness.tensors.storage_tracker import StorageTracker
 from tests.ranks import on_ranks
 from tests.real_runs import SCORES, STEPS, batches_of, loop_of, spec_of

@@ -14,9 +14,9 @@ from harness.catalogue.labels import load_labels
 from harness.engine.ranks import ALONE
 from harness.engine.stepping import Diverged
 from harness.errors import Refused
-from harness.tensors.sharded import local
+from harness.tensors.sharded import is_sharded, local
 from tests.ranks import on_ranks
-from tests.sharded_runs import STEPS, Case, Seen, all_seen, alone, built, distance
+from tests.sharded_runs import STEPS, Case, Seen, all_of, all_seen, alone, built, distance
 
 BF16 = {"dtype": "bf16"}
 DROPOUT = {"lora_dropout": 0.2}
@@ -180,6 +180,34 @@ def test_5_frozen_blocks_reduce_nothing() -> None:
     everything = of_gradients(on_ranks(2, collectives, Case("full"))[0])[0]
     block = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64
     assert set(sizes) == {everything - 2 * block}
+
+
+def looking(ranks):
+    """Take the same steps with and without a look at the loss before and between them; return what a look changed."""
+    from harness.engine.training import mean_loss
+
+    plain, watched = built(ranks, Case("full")), built(ranks, Case("full"))
+    loop, rows = watched.loop, [watched.loop.placed(batch) for batch in watched.batches[:2]]
+
+    def held():
+        named = dict(loop.model.named_parameters())
+        return {name: (id(p), p.requires_grad, is_sharded(p)) for name, p in named.items()}
+
+    before, losses = held(), []
+    for _ in range(STEPS):
+        losses.append(mean_loss(loop.model, rows, loop.context)[0])
+        assert held() == before
+        plain.take(1)
+        watched.take(1)
+    assert losses[-1] < losses[0]
+    fresh = {id(p) for p in loop.model.parameters()}
+    assert fresh == {id(p) for group in loop.optimizer.param_groups for p in group["params"]}
+    ones, others = all_of(watched), all_of(plain)
+    return [name for name in ones if not torch.equal(ones[name], others[name])]
+
+
+def test_6_a_look_leaves_parts_as_they_are() -> None:
+    assert on_ranks(2, looking) == [[], []]
 
 
 def reading(ranks):

@@ -12,6 +12,7 @@ from harness.catalogue.labels import load_labels
 from harness.catalogue.models import BaseModelSpec, load_models
 from harness.catalogue.packaged_tasks import tasks_read
 from harness.catalogue.resolved import packaged_catalogue
+from harness.cli import main
 from harness.errors import HarnessError
 from harness.expansion import expand, load_suite, parse_assignment
 from harness.record_versions import parse_record
@@ -424,3 +425,17 @@ def test_packaged_data_are_made_of_what_other_rows_than_the_scored_part_score(
 ) -> None:
     evaluation = EvaluationSettings.model_validate({"tasks": ("boolq", "piqa", "gsm8k_cot", "mmlu"), "rows": rows})
     assert tasks_read(packaged_catalogue().dataset(data).identity(), evaluation) == read
+
+
+def test_a_dry_run_of_the_suite_for_several_devices_lists_the_same_runs_for_any_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suite = load_suite("sharded-small")
+    assert suite.gpus_per_run == 2
+    assert suite.train["gradient_accumulation_steps"] % suite.gpus_per_run == 0
+    said = []
+    for more in ([], ["--gpus-per-run", "1"]):
+        assert main(["run", "--suite", suite.name, "--dry-run", "--results", str(tmp_path), *more]) == 0
+        said.append(capsys.readouterr().out)
+    assert [f"smollm2-135m/{label}/1" in said[0] for label in suite.labels] == [True] * 6
+    assert said[0] == said[1], "what a run is does not depend on how many devices share it"

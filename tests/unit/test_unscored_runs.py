@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.commands._finishing import awaiting, finishing
-from harness.engine import runner
+from harness.engine import run_keeping, run_scoring, runner
 from harness.engine.keeping import keep_merged
 from harness.errors import HarnessError
 from harness.evaluation.scoring import Evaluation
@@ -175,11 +175,11 @@ def test_scores_that_a_run_had_are_not_made_again(
         raise RuntimeError("no template")
 
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "_answer_mt_bench", fails)
+        patch.setattr(run_scoring, "_answer_mt_bench", fails)
         record = settle(task.work_folder, run(task), store, None)
     assert (record.status, record.scores, len(scoring.logits)) == ("failed", (SCORE,), 1)
     answered: list[Any] = []
-    monkeypatch.setattr(runner, "_answer_mt_bench", lambda run, *_: answered.append(run))
+    monkeypatch.setattr(run_scoring, "_answer_mt_bench", lambda run, *_: answered.append(run))
     again = make_task("full", tiny_llama, store, uuid="v", spec=task.spec, run_id=task.run_id)
     again = finishing(again, record, store)
     done = settle(again.work_folder, run(again), store, None)
@@ -198,7 +198,7 @@ def test_a_full_disk_loses_the_weights_and_not_the_scores(
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runner, "keep_trained", full)
+    monkeypatch.setattr(run_keeping, "keep_trained", full)
     record = run(task)
     assert (record.status, record.scores, record.weights) == ("ok", (SCORE,), None)
     assert not (task.work_folder / "weights").exists()
@@ -215,7 +215,7 @@ def test_merging_that_fails_leaves_the_adapter(
         monkeypatch.setattr("harness.engine.keeping.put", lambda *_: (_ for _ in ()).throw(OSError(28, "No space")))
         keep_merged(method, model, folder, ranks)
 
-    monkeypatch.setattr(runner, "keep_merged", full)
+    monkeypatch.setattr(run_keeping, "keep_merged", full)
     record = run(task)
     assert (record.status, record.weights) == ("ok", "weights")
     assert record.weights_error is not None and "merged weights could not be kept" in record.weights_error

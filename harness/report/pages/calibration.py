@@ -35,6 +35,7 @@ MOST_BYTES = {("llama2-7b", "owlore-offload-16x512"): 17.5e9, ("llama2-7b", "owl
 OTHER_STEPS = "measured in other steps or rows than the predicted ones"
 GROUP_TITLES: dict[Group, str] = {
     "checks": "Checks",
+    "sharded": "Training that devices share",
     "constants": "Constants that planning assumes",
     "ladder": "Runs on random weights",
     "evaluation": "Evaluation",
