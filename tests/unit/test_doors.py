@@ -128,7 +128,7 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
         [
             *(*CHOICE, "--set", "k=v", "--seed", "4", "--max-steps", "5", "--batch-size", "6", "--seq-len", "7"),
             *("--dtype", "fp32", "--checkpointing", "off", "--horizon", "first", "--device", "dev"),
-            *("--device-profile", "f", "--device-memory", "24GiB", "--mfu", "0.5", "--fit", "--json"),
+            *("--device-profile", "f", "--device-memory", "24GiB", "--mfu", "0.5", "--gpus", "2", "--fit", "--json"),
         ],
         [
             SelectionRequest(
@@ -144,6 +144,7 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
             "device_profile": "f",
             "device_memory": "24GiB",
             "mfu": 0.5,
+            "gpus": 2,
             "fit": True,
             "in_json": True,
         },
@@ -162,6 +163,7 @@ HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [
             "device_profile": None,
             "device_memory": None,
             "mfu": None,
+            "gpus": None,
             "fit": False,
             "in_json": False,
         },
