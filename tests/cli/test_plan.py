@@ -39,6 +39,20 @@ def planned(cache: dict[str, str], cwd: Path, *arguments: str) -> list[dict[str,
     return found
 
 
+def test_gpus_share_a_run_out_and_the_table_says_so(tmp_path: Path, cache: dict[str, str]) -> None:
+    asked = ("--model", "smollm2-135m", "--label", "lora", "--seed", "1", *SHAPE, "--device", "h100-sxm", "--gpus", "2")
+    (refused,) = json.loads(called("plan", "--json", *asked, cwd=tmp_path, environment=cache).stdout)
+    assert "gradient_accumulation_steps to a multiple of 2" in refused["error"]
+    shared = [*asked, "--set", "gradient_accumulation_steps=2"]
+    (found,) = planned(cache, tmp_path, *shared)
+    assert found["num_ranks"] == 2
+    half = (2 * 134_515_008 + 4 * found["trainable_params"]) // 2  # bf16, and adapters in fp32
+    assert 0 <= found["weights_bytes"] - half < 1000  # the rotary buffer
+    table = called("plan", *shared, cwd=tmp_path, environment=cache).stdout
+    assert "GPUs" in table
+    assert "one GPU of 2" in table
+
+
 def test_json_holds_what_is_promised_and_is_answered_from_the_cache(tmp_path: Path, cache: dict[str, str]) -> None:
     asked = ("--model", "smollm2-135m", "--label", "lisa", "--seed", "1", *SHAPE, "--device", "h100-sxm")
     (first,) = planned(cache, tmp_path, *asked)
@@ -72,7 +86,7 @@ def selection() -> Selection:
 def test_a_plan_is_asked_with_the_compute_capability_of_its_device(device: str | None, selection: Selection) -> None:
     found = load_devices()[device] if device else None
     trained = [spec for spec in selection.specs if spec.train is not None]
-    tasks = plan._tasks(selection, trained, "run", found, None)
+    tasks = plan._tasks(selection, trained, plan._Asked("run", found, None, 3))
     assert tasks
     assert {task.compute_capability for task in tasks} == {"8.9" if device == "rtx-4090" else None}
 
