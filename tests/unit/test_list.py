@@ -75,6 +75,7 @@ def test_a_task_is_one_line_with_the_suites_that_use_it(said: Said) -> None:
     assert quick.split() == ["quickstart", "packaged-scored", "0", "6"]
     assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 8
 
+
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
