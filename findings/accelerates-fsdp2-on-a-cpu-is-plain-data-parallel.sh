@@ -114,4 +114,4 @@ if __name__ == "__main__":
         mp.spawn(work, (how,), nprocs=RANKS)
     print("\nas described: on a CPU the plugin shards nothing and says nothing")
 PY
-OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error timeout 300 "$place/venv/bin/python" -W ignore show.py
+OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error timeout 600 "$place/venv/bin/python" -W ignore show.py

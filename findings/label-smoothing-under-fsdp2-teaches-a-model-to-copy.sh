@@ -6,9 +6,9 @@
 #   the class of the model is in its list of causal language models, by name. fully_shard gives the model a class of another
 #   name, FSDPLlamaForCausalLM, which is not in the list: labels are not shifted, and each position is trained to repeat its
 #   own token. Without smoothing the model computes its loss, and all is well. save_pretrained takes the prefix off again.
-# Why it matters: the loss falls as smoothly as ever, to the same level, as copying is easily learnt; the model is ruined. Seen
-#   in training alone only by scores. One setting, harmless on one GPU and under DistributedDataParallel, decides.
-# What to do: leave label_smoothing_factor at 0 under FSDP2 and smooth in compute_loss_func; look at an unsharded evaluation.
+# Why it matters: the loss falls all the same, as copying is easily learnt, and the model is ruined: only scores or generated
+#   text show it. One setting, harmless on one GPU and under DistributedDataParallel, decides.
+# What to do: leave label_smoothing_factor at 0 under FSDP2, or smooth in a compute_loss_func that shifts the labels itself.
 # Where: transformers 5.23.0, trainer.py, Trainer.compute_loss: _get_name() against MODEL_FOR_CAUSAL_LM_MAPPING_NAMES; models
 #   loaded with distributed_config=DistributedConfig(fsdp_size=N). accelerate's FSDP2 calls the same fully_shard; not run
 #   here, as it shards nothing on a CPU.
@@ -89,4 +89,4 @@ if __name__ == "__main__":
     mp.spawn(work, nprocs=RANKS)
     print("\nas described: label smoothing under FSDP2 trains on labels that are not shifted")
 PY
-OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error timeout 300 "$place/venv/bin/python" -W ignore show.py
+OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=lo HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error timeout 600 "$place/venv/bin/python" -W ignore show.py
