@@ -385,7 +385,7 @@ def test_a_step_that_the_ranks_cannot_share_out_is_refused_before_anything_is_lo
     assert (record.status, record.process, record.environment.num_ranks) == ("refused", None, 3)
     what_to_do = "set gradient_accumulation_steps to a multiple of 3"
     assert record.reason == f"3 ranks cannot share out the 2 micro-batches of a step evenly: {what_to_do}"
-    assert record.prediction_error == "runs on several devices are not predicted"
+    assert record.prediction_error == record.reason
     assert "3 x " in command("show", "last", cwd=tmp_path).stdout
     for asked, to_do in (((), "0 to do"), (("--gpus-per-run", "1"), "1 to do")):
         assert to_do in command("status", *chosen, *asked, cwd=tmp_path).stdout

@@ -65,7 +65,12 @@ def theirs(folder: Path, loop: Any, data: Any, order: str, rounds: list[list[int
             for batch in micro_batches:
                 (summed_loss(model, loop.placed(batch)) / trained).backward()
             if train.max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), train.max_grad_norm, foreach=False)
+                gradients = [p.grad for p in model.parameters() if p.grad is not None]
+                # As clip_grad_norm_, whose norms of bf16 gradients are rounded to bf16: these are fp32.
+                norms = torch.stack([torch.linalg.vector_norm(g, dtype=torch.float32) for g in gradients])
+                scale = (train.max_grad_norm / (torch.linalg.vector_norm(norms) + 1e-6)).clamp(max=1.0)
+                for gradient in gradients:
+                    gradient.mul_(scale)
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
             optimizer.zero_grad()
