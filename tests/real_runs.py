@@ -66,11 +66,11 @@ def peak_of_real_run(
         spoil: Called with the loop before the first step.
         tracked_steps: How many of the first steps the loop's own tracker follows.
     """
+    batches = batches_of(spec, model_spec, lengths, steps)  # made before anything is counted: a run holds one at a time
     gc.collect()  # what earlier tests left in cycles would be freed in the midst of it, and counted against it
     with warnings.catch_warnings(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         warnings.simplefilter("ignore")
         loop = loop_of(spec, model_spec, lengths, steps=steps, scores=scores, tracked_steps=tracked_steps)
-        batches = batches_of(spec, model_spec, lengths, steps)
         spoil(loop)
         loop.model.train()
         for micro_batches in batches:
