@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import pickle
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+ROOT = str(Path(__file__).parents[1])
 TIMEOUT = 120.0
 """Seconds until processes that have not ended are killed."""
 PRELOADED = [
@@ -34,6 +36,8 @@ def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: flo
     Raises:
         AssertionError: one of them raised, with what it said, or they did not end in time.
     """
+    if ROOT not in sys.path:  # the children take this path over, and import ``tests`` by it; pytest does without
+        sys.path.append(ROOT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with TemporaryDirectory() as folder:
