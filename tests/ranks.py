@@ -9,9 +9,12 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import pytest
 
 ROOT = str(Path(__file__).parents[1])
 TIMEOUT = 120.0
@@ -36,10 +39,7 @@ def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: flo
     Raises:
         AssertionError: one of them raised, with what it said, or they did not end in time.
     """
-    if ROOT not in sys.path:  # the children take this path over, and import ``tests`` by it; pytest does without
-        sys.path.append(ROOT)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context = _server()
     with TemporaryDirectory() as folder:
         processes = [
             context.Process(target=_be, args=(rank, number, Path(folder), function, args), daemon=True)
@@ -61,6 +61,18 @@ def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: flo
         finally:
             for process in processes:
                 process.kill()
+
+
+def _server() -> Any:
+    """Return the context of processes forked from one that imported the package as it is installed, not from here."""
+    if ROOT not in sys.path:  # the processes take this path over, and find ``tests`` by it; pytest does without
+        sys.path.append(ROOT)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONSAFEPATH", "1")
+        forkserver.ensure_running()
+    return context
 
 
 def _be(rank: int, number: int, folder: Path, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
