@@ -75,8 +75,7 @@ def kept_training(
     found = [
         record
         for record in trained_alike(records, spec)
-        if record.weights is not None
-        and (environment is None or record.environment.training_id == environment.training_id)
+        if record.weights is not None and record.trained_as_in(environment)
     ]
     return next((record for record in reversed(found) if there(record)), None)
 

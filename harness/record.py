@@ -283,6 +283,10 @@ class Record(Part):
         """Return whether it is of an environment; of None all are."""
         return environment_id in (None, self.environment_id)
 
+    def trained_as_in(self, environment: Environment | None) -> bool:
+        """Return whether an environment trains as its own does, whatever it scores with; of None all do."""
+        return environment is None or self.environment.training_id == environment.training_id
+
     @property
     def in_time(self) -> tuple[datetime, str]:
         """Return by what records are put into the order of time."""

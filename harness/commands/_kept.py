@@ -43,7 +43,7 @@ def way_of(records: Sequence[Record], spec: RunSpec, environment: Environment | 
     alike = [record for record in trained_alike(records, spec) if record.run_id != spec.run_id]
     if not alike:
         return TRAIN
-    here = [r for r in alike if environment is None or r.environment.training_id == environment.training_id]
+    here = [record for record in alike if record.trained_as_in(environment)]
     return AGAIN if here else ELSEWHERE
 
 

@@ -117,7 +117,7 @@ def test_the_measured_context_decides_what_fits() -> None:
 
     def fits(given: DeviceProfile | None) -> str:
         against = plan._Against(memory, given, None, None)
-        return str(plan._line(spec, PlanAnswer(prediction=told), against, rows)["fits"])
+        return str(plan._line(spec, PlanAnswer(prediction=told), against, rows, 1)["fits"])
 
     assert fits(None) == fits(profile()) == "no"  # 500 MB are assumed
     assert fits(profile(context_bytes=400_000_000)) == "yes"

@@ -345,10 +345,10 @@ def test_operations_of_a_step_are_those_that_torch_counts(label: str, checkpoint
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_operations_are_told_of_the_blocks_from_which_gradients_go_furthest(checkpointing: bool) -> None:
-    spec = small_spec("badam", gradient_checkpointing=checkpointing)
+    spec = small_spec("badam", gradient_checkpointing=checkpointing)  # two blocks are active
     run = FakeRun(spec, SMALL, device="cpu", num_steps=STEPS, block_scores=lambda request, number: SCORES)
     run.draw(0)
-    run.visit([0])
+    run.visit([0, 3])
     run.step()
     told = predicted(spec, horizon="all-visited")
     assert told.flops_per_step == run.tracker.flops

@@ -105,7 +105,7 @@ def test_calibrate_prints_no_control_sequence_of_an_earlier_answer(
         result.environment.environment_id: result.environment for result in read_log(tmp_path).results
     }.values()
     monkeypatch.setattr(calibrate, "probe_environment", lambda: device)
-    monkeypatch.setattr(calibrate, "all_parts", lambda: ())
+    monkeypatch.setattr(calibrate, "all_parts", lambda num_devices: ())
     assert cli.main(["calibrate", "--smoke", "--part", "checks", "--results", str(tmp_path)]) == 0
     said = capsys.readouterr()
     assert "]0;owned" in said.out
