@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +48,8 @@ class Place:
 Apart = Literal["apart"]
 APART: Apart = "apart"
 """Of what a process holds that is no part of a tensor which another number of processes could cut anew."""
+MOST_SECONDS_HELD = 1.0
+"""Until a tensor that is still held after a collective is taken to be held by somebody else."""
 Lying = Place | Apart | None
 """How a tensor lies: which part of it a process holds; ``APART``; None: each process holds all of it."""
 
@@ -115,9 +118,52 @@ def in_rank_order(tensor: torch.Tensor, group: Any = None) -> torch.Tensor:
 
 def _all_gather(together: torch.Tensor, part: torch.Tensor, group: Any) -> None:
     """Fill ``together`` with the parts of all processes, in their order."""
+    gather = _collective("all_gather_single", "all_gather_into_tensor")
+    _let_go(lambda: gather(together, part, group=group), together, part)
+
+
+def _collective(name: str, before: str) -> Callable[..., Any]:
+    """Return a function of torch.distributed, which had another name before torch 2.13."""
     distributed: Any = torch.distributed
-    gather = getattr(distributed, "all_gather_single", None) or distributed.all_gather_into_tensor  # before torch 2.13
-    gather(together, part, group=group)
+    found: Callable[..., Any] = getattr(distributed, name, None) or getattr(distributed, before)
+    return found
+
+
+def _let_go(act: Callable[[], Any], *tensors: torch.Tensor) -> Any:
+    """Return what a collective returns, once gloo's threads have let go of its tensors on a CPU.
+
+    They hold them a moment longer than the wait for it takes, on a busy machine a long one: memory that is freed then
+    would be counted, or not, as threads happen to run.
+
+    Source: torch 2.13, torch/csrc/distributed/c10d/ProcessGroupGloo.cpp, ``runLoop``.
+    """
+    storages = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    held = [_holders(storage) for storage in storages]
+    result = act()
+    until = time.monotonic() + MOST_SECONDS_HELD
+    while any(_holders(one) > before for one, before in zip(storages, held, strict=True)) and time.monotonic() < until:
+        time.sleep(0)
+    return result
+
+
+def _holders(storage: torch.UntypedStorage) -> int:
+    count: int = torch._C._storage_Use_Count(storage._cdata)
+    return count
+
+
+class _Collective:
+    """Of FSDP2's on a CPU, after which nobody else holds its tensors."""
+
+    def __init__(self, name: str, before: str) -> None:
+        self._act = _collective(name, before)
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        return torch.empty(*size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, **how: Any) -> Any:
+        if how.get("async_op"):
+            return self._act(output_tensor, input_tensor, **how)
+        return _let_go(lambda: self._act(output_tensor, input_tensor, **how), output_tensor, input_tensor)
 
 
 def parts_begin_at(multiple: int, part: torch.Size, like: torch.Tensor) -> bool:
@@ -205,6 +251,9 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
             # The factor alone makes gradients in bf16 zero on NCCL: github.com/pytorch/pytorch/issues/190745.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
+            if mesh.device_type == "cpu":
+                module.set_custom_all_gather(_Collective("all_gather_single", "all_gather_into_tensor"))
+                module.set_custom_reduce_scatter(_Collective("reduce_scatter_single", "reduce_scatter_tensor"))
     return dataclasses.replace(decoder, names={id(getattr(module, name)): known for module, name, known in own})
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,7 @@ from harness.planning.fake_ranks import fake_ranks
 from harness.planning.predict import Question, predict
 from harness.record_training import MemoryBreakdown, Prediction
 from harness.spec import RunSpec
+from harness.tensors.sharded import _let_go
 from harness.tensors.storage_tracker import StorageTracker
 from tests.ranks import on_ranks
 from tests.real_runs import SCORES, STEPS, batches_of, loop_of, spec_of
@@ -198,6 +201,18 @@ def test_weights_that_a_resize_makes_and_frees_are_counted_as_weights() -> None:
     assert (span.peak.num_bytes, span.peak.by_category["weights"]) == (3000, 3000)
     kept.untyped_storage().resize_(500)  # nobody looks any more
     assert tracker.take().events == ()
+
+
+def test_a_collective_is_over_when_gloo_has_let_go_of_its_tensors() -> None:
+    """A thread stands for gloo's, which holds a view of them a moment longer; so peaks hang on nobody's pace."""
+    tensor, seen = torch.zeros(8), []
+
+    def holding(view: torch.Tensor) -> None:
+        time.sleep(0.2)
+        seen.append("let go")
+
+    assert _let_go(lambda: threading.Thread(target=holding, args=(tensor.view(2, 4),)).start(), tensor) is None
+    assert seen == ["let go"]
 
 
 @pytest.mark.long
