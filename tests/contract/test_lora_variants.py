@@ -157,6 +157,11 @@ def test_adapters_in_fp32_beside_bf16_keep_what_peft_rounds_away(tiny: Any) -> N
     assert ours.dtype == torch.float32 and not torch.equal(ours, ours.bfloat16().float())
 
 
+NEAR = {"fp32": 1e-5, "bf16": 16 * 2**-8}
+"""How far logits may be where the same sum is taken in another order. In bf16 the principal part of a matrix is added
+and taken away again in steps of 2^-8 of it, in 28 matrices one behind the other; training moved the logits by 1."""
+
+
 @pytest.mark.parametrize(("variant", "changes"), FROM_WEIGHTS)
 @pytest.mark.parametrize("adapters", ["fp32", "bf16"])
 def test_the_kept_adapter_stands_on_the_base_weights_as_they_were(
@@ -170,14 +175,14 @@ def test_the_kept_adapter_stands_on_the_base_weights_as_they_were(
     folder = tmp_path / "adapter"
     loaded: Any = peft.PeftModel.from_pretrained(tiny.model("llama"), folder, autocast_adapter_dtype=False)
     assert loaded.peft_config["default"].r == 2 * run.method.config.rank
-    assert away(logits(loaded), wanted) < (1e-5 if adapters == "fp32" else 3e-2)
-    assert away(wanted, plain) > 1e-2
+    assert away(logits(loaded), wanted) < NEAR[adapters]
+    assert away(wanted, plain) > 0.5
     with loaded.disable_adapter():
         assert torch.equal(logits(loaded), plain)
     ours: Any = load_adapter(tiny.model("llama"), folder)
     assert torch.equal(logits(ours), wanted)
     fresh = METHODS.get("lora")(run.method.config)
-    assert away(logits(fresh.export(ours)), wanted) < (1e-5 if adapters == "fp32" else 3e-2)
+    assert away(logits(fresh.export(ours)), wanted) < NEAR[adapters]
 
 
 @pytest.mark.parametrize("rslora", [False, True])
