@@ -189,8 +189,11 @@ def _first_difference(said: Sequence[Span], seen: Sequence[Span]) -> tuple[int, 
 
 
 def optimizer_state(facts: Facts) -> Answer:
-    """Judge that the optimizer's state took what is declared after every step, on the device and on the host."""
-    declared, curve = facts.declared, facts.curve
+    """Judge that the optimizer's state took what is declared after every step, on the device and on the host.
+
+    Declared is a part for each of the devices that end the run: of steps of another number of them nothing is.
+    """
+    declared, curve, own = facts.declared, facts.curve, facts.train.other_ranks_before_step
     if declared is None:
         return UNDECLARED
     readings = {"device": curve.optimizer_state_bytes, "host": curve.optimizer_state_host_bytes}
@@ -208,11 +211,11 @@ def optimizer_state(facts: Facts) -> Answer:
             "host": _state(declared, seen if streams else seen - active if policy == "offload" else ()),
         }
         for place, values in readings.items():
-            if (step := _first_other(values, first, end, wanted[place])) is not None:
+            if (step := _first_other(values, max(first, own), end, wanted[place])) is not None:
                 faults.append(
                     f"after step {step} it takes {values[step]:,} bytes on the {place}, declared are {wanted[place]:,}"
                 )
-    largest = max(curve.optimizer_state_bytes, default=0)
+    largest = max(curve.optimizer_state_bytes[own:], default=facts.train.peak_optimizer_state_bytes if own else 0)
     last = curve.optimizer_state_bytes[-1] if curve.optimizer_state_bytes else 0
     if facts.train.peak_optimizer_state_bytes != largest:
         faults.append(f"{facts.train.peak_optimizer_state_bytes:,} bytes are stated as the peak of {largest:,}")

@@ -81,11 +81,19 @@ def step_curve(record: Record) -> StepCurve | None:
     return None if record.train is None else record.train.curve
 
 
+def own_steps(train: TrainResult | None, num_steps: int) -> range:
+    """Return the steps that were taken by as many devices as ended the run."""
+    return range(0 if train is None else train.other_ranks_before_step, num_steps)
+
+
 def step_peak(record: Record) -> PeakPlace | None:
     """Return the largest peak of allocated CUDA memory over the steps; None without CUDA."""
-    if (curve := step_curve(record)) is None or not (peaks := curve.allocated_peak_bytes):
+    if (curve := step_curve(record)) is None:
         return None
-    at = max(range(len(peaks)), key=peaks.__getitem__)
+    peaks = curve.allocated_peak_bytes
+    at = max(own_steps(record.train, len(peaks)), key=peaks.__getitem__, default=None)
+    if at is None:
+        return None
     return PeakPlace(peaks[at], at, curve.peak_moments[at])
 
 
@@ -170,7 +178,7 @@ def shows_predicted_step(record: Record, prediction: Prediction, *, by_tracker: 
     train, settings, tracked = record.train, record.train_settings, live_peak(record)
     if train is None or settings is None:
         return False
-    steps: Sequence[int] = range(len(train.curve.tokens))
+    steps: Sequence[int] = own_steps(train, len(train.curve.tokens))
     if by_tracker or not ran_on_cuda(record):
         if tracked is None or prediction.peak_step > max(tracked.steps, default=-1):
             return False

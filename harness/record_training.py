@@ -258,6 +258,9 @@ class TrainResult(Part):
     """Writing checkpoints; in no step's time."""
     resumed_at_steps: tuple[int, ...] = ()
     """Steps at which the run went on from a checkpoint."""
+    other_ranks_before_step: int = 0
+    """Steps before it were taken by another number of devices, whose memory and time the curve has there; peaks and
+    the time of a step are those of the steps since."""
     trainable_params_mean: float
     """Parameters that required grad, mean over steps."""
     trainable_params_ever: int
@@ -266,7 +269,7 @@ class TrainResult(Part):
     quantized: QuantizedWeights | None = None
     """None: no layer is packed."""
     ranks: tuple[RankFigures, ...] | None = None
-    """Of each device, where several shared the run out."""
+    """Of each device, where several shared the run out and could be asked: not where one failed by itself."""
     peak_optimizer_state_bytes: int
     tracked_peak: TrackedPeak | None = None
     offloaded_checkpoint_bytes: int | None = None

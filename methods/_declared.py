@@ -127,7 +127,7 @@ def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSetti
     """
     length = one.shape[0] if one.shape else 1
     part = one.size // max(length, 1) * -(-length // num_ranks)
-    moments, beside = part, 0
+    moments, of, beside = part, one.size, 0
     if one.projected:
         assert projection is not None and projection.rank is not None and projection.projector_dtype is not None
         rows, columns = one.shape
@@ -137,16 +137,23 @@ def state_bytes(one: Trained, config: AdamWSettings, projection: ProjectionSetti
         if not right:
             part = rows * -(-columns // num_ranks)
         moments = -(-rows // num_ranks) * rank if right else rank * -(-columns // num_ranks)
+        of = rank * (rows if right else columns)
         projector = (rank * columns if right else rows * rank) * BYTES[projection.projector_dtype]
         beside = projection.bytes_beside_moments(projector)
     master = part * 4 if config.master_weights and one.dtype != FULL_PRECISION else 0
-    return 2 * moment_bytes(moments, config.moment_dtype) + beside + master + one.extra_bytes
+    return 2 * moment_bytes(moments, config.moment_dtype, of) + beside + master + one.extra_bytes
 
 
-def moment_bytes(numbers: int, dtype: str) -> int:
-    """Return the bytes of one moment of so many numbers: in 8 bits a byte each and 4 for each block that is begun."""
+def moment_bytes(numbers: int, dtype: str, of: int) -> int:
+    """Return the bytes of one moment of so many numbers: in 8 bits a byte each and 4 for each block that is begun.
+
+    Args:
+        numbers: Those of the part that is held.
+        dtype: Of the settings.
+        of: Numbers of the whole, which decide whether it is held in 8 bits.
+    """
     if dtype != "int8":
         return numbers * BYTES[dtype]
-    if numbers < FEWEST_IN_8_BITS:
+    if of < FEWEST_IN_8_BITS:
         return numbers * BYTES["fp32"]
     return numbers + 4 * -(-numbers // BLOCK_IN_8_BITS)

@@ -130,6 +130,12 @@ class Lora(TrainedMethod):
             raise Refused(
                 f"lora_fa corrects gradients by an adapter's input, and {embeddings[0]}, an embedding, has none"
             )
+        ends = (context.decoder.embedding, context.decoder.head)
+        if config.use_dora and context.num_ranks > 1 and (reached := [n for n, m in targets.items() if m in ends]):
+            raise Refused(
+                f"DoRA takes the norm of {reached[0]} outside of the model's own pass, in which alone its parts are "
+                f"gathered from {context.num_ranks} devices: leave it out of target_modules, or run on one device"
+            )
         if config.begins_in_weights:
             from harness.methods._lora_start import Start, begin_in_weights, output_compared, refuse_unsuitable
 

@@ -7,7 +7,8 @@ The order of the data and every random stream follow from seed and step, so thei
 
 Where processes share a run out, each writes what it holds: ``weights-R-of-N.safetensors``, ``optimizer-R-of-N...``. The
 first one writes ``state.json`` last, and puts the folder into its place once all have written; what one of them cannot
-do, none has done. Another number of processes takes it up as well (``checkpoint_parts.py``).
+do, none has done. What the others observed of their own devices stands in ``figures-R-of-N.json``. Another number of
+processes takes a checkpoint up as well (``checkpoint_parts.py``).
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from harness.engine.checkpoint_parts import Cuts, Parts, cuts_of, own_parts, part_names, places_of
+from harness.engine.together import curve_together
 from harness.engine.training import TrainingLoop
 from harness.errors import HarnessError
-from harness.files import beside, make_folder, put, reason_of, remove, sweep_beside
+from harness.files import beside, make_folder, put, reason_of, remove, sweep_beside, sync
+from harness.record_training import StepCurve
 from harness.tensors.sharded import local, place_of
 
 WEIGHTS, OPTIMIZER, STATE = "weights", "optimizer", "state.json"
@@ -112,12 +115,23 @@ class Checkpoints:
             WEIGHTS: cuts_of({name: place_of(p) for name, p in self._parameters().items()}),
             OPTIMIZER: cuts_of(places_of(loop.optimizer, held["state"], several=ranks.several)),
         }
-        checksums = {}
         for kind, these in ((WEIGHTS, self._parameters()), (OPTIMIZER, tensors)):
             name = part_names(kind, ranks.size)[ranks.rank]
             save_file(own_parts(these, self._cuts[kind], first=ranks.first), part / name)
+        if not ranks.first:
+            figures = {"log": loop.log.state_dict(), "memory": loop.memory.state_dict()}
+            (part / _figures_name(ranks.rank, ranks.size)).write_text(json.dumps(figures))
+        checksums = {}
+        for name in self._own_names():
+            sync(part / name)  # here, by each: the others would wait for the first
             checksums[name] = _sha256(part / name)
-        return {"checksums": checksums, "alike": self._alike(), "memory": loop.memory.state_dict()}
+        return {"checksums": checksums, "alike": self._alike()}
+
+    def _own_names(self) -> list[str]:
+        """Return the names of the files that this process writes of a checkpoint, beside its state."""
+        rank, size = self._ranks.rank, self._ranks.size
+        tensors = [part_names(kind, size)[rank] for kind in (WEIGHTS, OPTIMIZER)]
+        return tensors if rank == 0 else [*tensors, _figures_name(rank, size)]
 
     def _end(self, part: Path, target: Path, written: list[dict[str, Any]]) -> None:
         """Write the state and put the checkpoint into its place: the first process does."""
@@ -129,7 +143,6 @@ class Checkpoints:
             "run": self._folder.name,
             "num_ranks": self._ranks.size,
             "loop": loop.state_dict(),
-            "memories": [one["memory"] for one in written],
             "method": loop.method.state_dict(),
             "optimizer": self._optimizer,
             "cuts": self._cuts,
@@ -210,9 +223,14 @@ class Checkpoints:
             tensors = {path: saved.take(path, places.get(path)) for path in blank}
         loop.optimizer.load_state_dict(_joined(state["optimizer"], tensors))
         loop.method.load_state_dict(state["method"])
-        loop.load_state_dict(state["loop"])
-        if number == ranks.size and "memories" in state:
-            loop.memory.load_state_dict(state["memories"][ranks.rank])
+        figures = [state["loop"], *(_figures(folder, rank, number) for rank in range(1, number))]
+        if number == ranks.size:
+            loop.load_state_dict(state["loop"] | figures[ranks.rank])
+        else:
+            curves = [StepCurve.model_validate(one["log"]["curve"]) for one in figures]
+            together = {"curve": curve_together(curves).model_dump(mode="json")}
+            log = state["loop"]["log"] | together
+            loop.load_state_dict(state["loop"] | {"log": log}, of_other_ranks=True)
         loop.method.on_resume(loop.model, loop.optimizer, loop.step)
 
     def _parameters(self) -> dict[str, torch.Tensor]:
@@ -262,6 +280,15 @@ def _joined(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "list":
         return [_joined(part, tensors) for part in inner]
     return inner
+
+
+def _figures_name(rank: int, size: int) -> str:
+    return f"figures-{rank}-of-{size}.json"
+
+
+def _figures(folder: Path, rank: int, size: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / _figures_name(rank, size)).read_bytes())
+    return found
 
 
 def _sha256(file: Path) -> str:

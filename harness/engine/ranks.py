@@ -19,8 +19,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from harness.engine.environment import describe_environment
 from harness.errors import HarnessError, Refused
 from harness.record import Record
+from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.sharded import in_rank_order
 
 T = TypeVar("T")
@@ -100,6 +102,12 @@ class Ranks:
         """Return what every process has of :meth:`share`, (items,), in the order of the items."""
         return parts if not self.several else in_rank_order(parts).t().reshape(-1)
 
+    def number_of_first(self, number: float, device: torch.device) -> float:
+        """Return a number as the first process has it: one that each computed may differ in its last bit."""
+        if not self.several:
+            return number
+        return float(in_rank_order(torch.tensor(number, dtype=torch.float64, device=device))[0])
+
     def exchange(self, words: str) -> list[str]:
         """Return what every process says, in their order; each waits for all."""
         if not self.several:
@@ -178,7 +186,7 @@ class Ranks:
 
     def left(self, error: BaseException) -> bool:
         """Return whether an error says that another process is gone."""
-        if not self.several or not isinstance(error, RuntimeError):
+        if not self.several or not isinstance(error, RuntimeError) or is_out_of_memory(error):
             return False
         return isinstance(error, FirstFailed | torch.distributed.DistError) or any(word in str(error) for word in LOST)
 
@@ -201,6 +209,7 @@ def joined(size: int, rank: int, folder: Path) -> Iterator[Ranks]:
     from torch._C._distributed_c10d import FileStore, PrefixStore
     from torch.distributed.device_mesh import init_device_mesh
 
+    describe_environment()  # while the device is not yet busy with the group; what it says is kept
     on_cuda = torch.cuda.is_available()
     if not on_cuda:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())

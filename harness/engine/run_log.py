@@ -72,6 +72,7 @@ class RunLog:
         self._data_seconds = 0.0
         self._checkpoint_seconds: float | None = None
         self._resumed_at: list[int] = []
+        self._other_ranks_before = 0
         self._validation: list[tuple[int, float]] = []
         self._probe: ProbeResult | None = None
         self.told = RowCounts()
@@ -156,12 +157,13 @@ class RunLog:
             tracked_peak: Of the tracked steps.
             offloaded: The most that inputs of checkpointed blocks took on the host, in bytes.
         """
-        curve = self._curve
-        timed, updates = curve.seconds[WARMUP_STEPS:], curve.optimizer_seconds[WARMUP_STEPS:]
+        curve, own = self._curve, self._other_ranks_before
+        timed, updates = curve.seconds[own + WARMUP_STEPS :], curve.optimizer_seconds[own + WARMUP_STEPS :]
         return TrainResult(
             num_steps=num_steps,
             checkpoint_seconds=self._checkpoint_seconds,
             resumed_at_steps=tuple(self._resumed_at),
+            other_ranks_before_step=own,
             curve=StepCurve(**{name: tuple(values) for name, values in vars(curve).items()}),
             block_activity=self.activity,
             num_blocks=len(self._decoder.blocks),
@@ -176,13 +178,17 @@ class RunLog:
             trainable_params_ever=sum(self._ever_params.values()),
             total_params=self._total_params,
             quantized=self._quantized,
-            peak_optimizer_state_bytes=max(curve.optimizer_state_bytes, default=0),
+            peak_optimizer_state_bytes=max(curve.optimizer_state_bytes[own:], default=self._held_now(own)),
             tracked_peak=tracked_peak,
             offloaded_checkpoint_bytes=offloaded,
             probe=self._probe,
             validation_steps=tuple(step for step, _ in self._validation),
             validation_losses=tuple(loss for _, loss in self._validation),
         )
+
+    def _held_now(self, own: int) -> int:
+        """Return the bytes of the optimizer's state, where no step was taken since it was restored; 0 at the start."""
+        return self._optimizer.state_bytes()["device"] if own else 0
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it, JSON only."""
@@ -195,19 +201,27 @@ class RunLog:
             "data_seconds": self._data_seconds,
             "checkpoint_seconds": self._checkpoint_seconds,
             "resumed_at": self._resumed_at,
+            "other_ranks_before": self._other_ranks_before,
             "validation": self._validation,
             "told": vars(self.told),
             "probe": None if self._probe is None else self._probe.model_dump(mode="json"),
         }
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Restore what :meth:`state_dict` returned; the run counts as resumed at ``step``."""
+    def load_state_dict(self, state: dict[str, Any], step: int, *, of_other_ranks: bool = False) -> None:
+        """Restore what :meth:`state_dict` returned; the run counts as resumed at ``step``.
+
+        Args:
+            state: What was returned.
+            step: The present one.
+            of_other_ranks: Whether another number of processes observed it.
+        """
         self._curve = _Curve(**state["curve"])
         self._activity = [BlockActivity.model_validate(entry) for entry in state["activity"]]
         self._ever_blocks, self._ever_others = set(state["ever_blocks"]), set(state["ever_others"])
         self._ever_params = dict(state["ever_params"])
         self._data_seconds, self._checkpoint_seconds = state["data_seconds"], state["checkpoint_seconds"]
         self._resumed_at = [*state["resumed_at"], step]
+        self._other_ranks_before = step if of_other_ranks else state.get("other_ranks_before", 0)
         self._validation = [(at, loss) for at, loss in state["validation"]]
         self.told = RowCounts(**state.get("told", {}))  # a checkpoint of an older version holds none
         self._probe = None if state["probe"] is None else ProbeResult.model_validate(state["probe"])

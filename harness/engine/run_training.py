@@ -16,9 +16,11 @@ from harness.engine.activation_checkpointing import disable_checkpointing, enabl
 from harness.engine.block_scores import cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
+from harness.engine.ranks import ALONE
 from harness.engine.run_parts import RunParts, conversation_of
 from harness.engine.statements import declaration_of, proof_of, report_of
-from harness.engine.together import trained_together
+from harness.engine.stepping import Diverged
+from harness.engine.together import phases_together, trained_together
 from harness.engine.training import TrainingLoop, mean_loss
 from harness.errors import HarnessError, Refused
 from harness.method import BlockScoreRequest, Decoder, Method
@@ -64,15 +66,7 @@ def train(run: RunParts, method: Method, model: nn.Module, tokenizer: Any, decod
     if run.device.type == "cuda":
         torch.cuda.empty_cache()  # what these reserved is no part of the train phase
 
-    try:
-        with meter.phase("train"):
-            _run_loop(run, loop, data, held_out)
-    finally:
-        # An out-of-memory or a divergence keeps what was seen until then.
-        if loop.step:
-            run.outcome.train = loop.result()
-            _tell_rows(run, loop.log.told)
-        run.outcome.out_of_memory_at = loop.out_of_memory
+    _take_steps(run, loop, data, held_out)
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
         loop.note_validation(loss_after)
@@ -171,6 +165,27 @@ def _run_loop(run: RunParts, loop: TrainingLoop, data: TrainData, held_out: list
     )
     if checkpoints is not None and run.task.checkpoint_every is not None and not run.task.keep_weights:
         _keep_end(run, loop, checkpoints)
+
+
+def _take_steps(run: RunParts, loop: TrainingLoop, data: TrainData, held_out: list[MicroBatch]) -> None:
+    """Train; out of memory or diverged, what was seen until then is kept, of all processes where all are here to say.
+
+    All of them diverge together; of one that fails otherwise the others do not know.
+    """
+    heard = ALONE
+    try:
+        with run.meter.phase("train"):
+            _run_loop(run, loop, data, held_out)
+    except Diverged:
+        if run.ranks.several and run.ranks.can_still_gather():
+            heard = run.ranks
+            run.phases = phases_together(heard, run.meter.phases)
+        raise
+    finally:
+        if loop.step:
+            run.outcome.train = trained_together(heard, loop.result(), loop.model)
+            _tell_rows(run, loop.log.told)
+        run.outcome.out_of_memory_at = loop.out_of_memory
 
 
 def _keep_end(run: RunParts, loop: TrainingLoop, checkpoints: Checkpoints) -> None:

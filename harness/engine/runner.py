@@ -115,7 +115,12 @@ def _phases(run: RunParts) -> list[Phase]:
 
 
 def _proven(run: RunParts) -> tuple[Status, str | None]:
-    """Return the status of a run that came to its end: what it measured stays, whatever its proof says."""
+    """Return the status of a run that came to its end: what it measured stays, whatever its proof says.
+
+    The first of several processes judges: its proof is of the parts that it holds, the largest.
+    """
+    if not run.ranks.first:
+        return "ok", None
     train, proof, asked = run.outcome.train, run.outcome.proof, run.task.spec.train
     if train is None or proof is None or asked is None:
         return "ok", None

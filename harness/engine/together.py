@@ -10,7 +10,7 @@ from torch import nn
 
 from harness.engine.memory import host_peak_bytes
 from harness.engine.ranks import Ranks
-from harness.record_training import Phase, RankFigures, StepCurve, TrainResult
+from harness.record_training import Phase, ProbeResult, RankFigures, StepCurve, TrackedPeak, TrainResult
 from harness.tensors.optimizer_state import storage_bytes
 from harness.tensors.quantized import weight_tensors
 
@@ -50,11 +50,12 @@ def trained_together(ranks: Ranks, result: TrainResult, model: nn.Module) -> Tra
         return result
     own = result.model_copy(update={"ranks": (_figures(ranks.rank, result, model),)})
     every = [TrainResult.model_validate_json(words) for words in ranks.exchange(own.model_dump_json())]
-    tracked = [one.tracked_peak for one in every if one.tracked_peak is not None]
+    probes = [one.probe for one in every if one.probe is not None]
     changes = {
         "ranks": tuple(figures for one in every for figures in one.ranks or ()),
-        "curve": _curve([one.curve for one in every]),
-        "tracked_peak": max(tracked, key=lambda peak: peak.at_peak.total_bytes, default=None),
+        "curve": curve_together([one.curve for one in every]),
+        "tracked_peak": _largest_peak([one.tracked_peak for one in every]),
+        "probe": None if not probes else _probe(probes),
     }
     return result.model_copy(update=changes | {name: _most(getattr(one, name) for one in every) for name in OF_A_RUN})
 
@@ -71,21 +72,32 @@ def phases_together(ranks: Ranks, phases: Sequence[Phase]) -> list[Phase]:
     return found
 
 
+def _probe(probes: Sequence[ProbeResult]) -> ProbeResult:
+    peak, seconds = _largest_peak([one.tracked_peak for one in probes]), max(one.seconds for one in probes)
+    return probes[0].model_copy(update={"tracked_peak": peak, "seconds": seconds})
+
+
+def _largest_peak(peaks: Sequence[TrackedPeak | None]) -> TrackedPeak | None:
+    known = [peak for peak in peaks if peak is not None]
+    return max(known, key=lambda peak: peak.at_peak.total_bytes, default=None)
+
+
 def _figures(rank: int, result: TrainResult, model: nn.Module) -> RankFigures:
-    curve = result.curve
+    curve, own = result.curve, result.other_ranks_before_step
     return RankFigures(
         rank=rank,
         weights_bytes=storage_bytes(weight_tensors(model)),
         peak_optimizer_state_bytes=result.peak_optimizer_state_bytes,
-        peak_optimizer_state_host_bytes=max(curve.optimizer_state_host_bytes, default=0),
+        peak_optimizer_state_host_bytes=max(curve.optimizer_state_host_bytes[own:], default=0),
         tracked_peak=result.tracked_peak,
-        allocated_peak_bytes=max(curve.allocated_peak_bytes, default=None),
-        reserved_peak_bytes=max(curve.reserved_peak_bytes, default=None),
+        allocated_peak_bytes=max(curve.allocated_peak_bytes[own:], default=None),
+        reserved_peak_bytes=max(curve.reserved_peak_bytes[own:], default=None),
         host_peak_bytes=host_peak_bytes(),
     )
 
 
-def _curve(curves: Sequence[StepCurve]) -> StepCurve:
+def curve_together(curves: Sequence[StepCurve]) -> StepCurve:
+    """Return the curve of a run from those of its processes: of each step the most that any took."""
     first = curves[0]
     changes = {name: _largest([getattr(one, name) for one in curves]) for name in OF_A_STEP}
     if first.allocated_peak_bytes:

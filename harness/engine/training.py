@@ -198,16 +198,23 @@ class TrainingLoop:
             "memory": self.memory.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`state_dict` returned; the run counts as resumed at that step."""
+    def load_state_dict(self, state: dict[str, Any], *, of_other_ranks: bool = False) -> None:
+        """Restore what :meth:`state_dict` returned; the run counts as resumed at that step.
+
+        Args:
+            state: What was returned.
+            of_other_ranks: Whether another number of processes returned it: none of their memory is this one's.
+        """
         self.step = state["step"]
         self.stepping.load_state_dict(state["scheduler"])
-        self.log.load_state_dict(state["log"], self.step)
-        self.memory.load_state_dict(state["memory"])
+        self.log.load_state_dict(state["log"], self.step, of_other_ranks=of_other_ranks)
+        if not of_other_ranks:
+            self.memory.load_state_dict(state["memory"])
 
     def _inference_loss(self, stream: str, index: int, num_rows: int) -> float:
         batch = self.placed(self._stream_rows(stream, index, num_rows))
-        return inference_loss(self.model, batch, self.context, self.memory)
+        loss = inference_loss(self.model, batch, self.context, self.memory)
+        return self.ranks.number_of_first(loss, self.device)
 
     def _is_due(self, every: int | None) -> bool:
         """Return whether something is to be done after the present step that is never done after the last."""

@@ -69,7 +69,7 @@ def answer(task: PlanTask) -> PlanAnswer:
             dtype=spec.train.dtype,
             calibration=spec.calibration,
             data=spec.sources["calibration"],
-            device_type=task.device,
+            device_type=task.device if task.num_ranks == 1 else "cpu",  # where they are taken of what several hold
             cache_folder=task.cache_folder,
         )
         if found is None:

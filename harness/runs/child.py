@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,24 @@ def _execute(task: RunTask, progress: Progress) -> int:
         if rank == 0:
             write_file(task.work_folder / TRAINED_FILE, record.model_dump_json())
 
+    def end(record: Record) -> None:
+        if rank == 0 or not record.is_ok:
+            write_file(task.work_folder / record_file(rank), record.model_dump_json())
+
     rank = int(os.environ[RANK_VARIABLE]) if task.gpus_per_run > 1 else 0
-    record: Record | None
-    try:
-        with joined(task.gpus_per_run, rank, task.work_folder) as ranks:
-            record, status = execute(task, progress, leave, ranks), 0
-    except Deserted as deserted:
-        record, status = deserted.record, DESERTED
-    if record is not None and (rank == 0 or not record.is_ok):
-        write_file(task.work_folder / record_file(rank), record.model_dump_json())
-    return status
+    with ExitStack() as group:
+        ranks = group.enter_context(joined(task.gpus_per_run, rank, task.work_folder))
+        try:
+            record = execute(task, progress, leave, ranks)
+        except Deserted as deserted:
+            if deserted.record is not None:
+                end(deserted.record)
+            group.pop_all()
+            return DESERTED
+        end(record)
+        if not record.is_ok:
+            group.pop_all()  # to leave it would wait for processes that may be waiting for this one
+    return 0
 
 
 def record_file(rank: int) -> str:

@@ -215,7 +215,7 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
         by_columns: Matrices to be cut by columns; all else is by rows.
 
     Raises:
-        Refused: the columns of one cannot be shared out evenly.
+        Refused: the columns of one cannot be shared out evenly, or a group would be trained in more than one dtype.
     """
     from torch.distributed.fsdp import FSDPModule, fully_shard
     from torch.distributed.tensor import Shard
@@ -241,6 +241,8 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
     settings: dict[str, Any] = {"mesh": mesh, "reshard_after_forward": True, "shard_placement_fn": placement}
     ends = [one for one in (decoder.final_norm, decoder.head) if any(True for _ in one.parameters())]
     groups = [[decoder.embedding, *ends]] if decoder.tied_head else [[decoder.embedding], ends]
+    for modules in (*([block] for block in decoder.blocks), *groups):
+        _refuse_mixed(modules)
     for block in decoder.blocks:
         fully_shard(block, **settings)
     for group in groups:
@@ -255,6 +257,14 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
                 module.set_custom_all_gather(_Collective("all_gather_single", "all_gather_into_tensor"))
                 module.set_custom_reduce_scatter(_Collective("reduce_scatter_single", "reduce_scatter_tensor"))
     return dataclasses.replace(decoder, names={id(getattr(module, name)): known for module, name, known in own})
+
+
+def _refuse_mixed(modules: Sequence[nn.Module]) -> None:
+    """Refuse a group whose gradients cannot be summed together."""
+    by_dtype = {p.dtype: name for module in modules for name, p in module.named_parameters() if p.requires_grad}
+    if len(by_dtype) > 1:
+        kinds = " and ".join(f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in by_dtype.items())
+        raise Refused(f"{kinds} would be trained in one group, which shared-out training cannot: run it on one device")
 
 
 def reshard(model: nn.Module) -> None:

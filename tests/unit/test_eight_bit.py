@@ -135,7 +135,7 @@ def test_a_parameter_that_does_not_lie_in_one_piece_moves_alike() -> None:
 def test_a_moment_takes_a_byte_a_number_and_four_a_block(numbers: int, wanted: int) -> None:
     p = parameter(numbers)
     assert stepped(p, 1).state_bytes() == {"device": 2 * wanted, "host": 0}
-    assert moment_bytes(numbers, "int8") == wanted
+    assert moment_bytes(numbers, "int8", numbers) == wanted
 
 
 def test_of_a_projected_matrix_the_numbers_in_the_subspace_count() -> None:

@@ -115,7 +115,7 @@ def check_every_way(case: Case, tmp_path: Path, **train: Any) -> None:
         same(ended(uncut), end)
     files = {file.name: file.read_bytes() for file in (tmp_path / "two" / "tiny" / f"step-{CUT}").iterdir()}
     parts = {f"{kind}-{rank}-of-2.safetensors" for kind in ("weights", "optimizer") for rank in (0, 1)}
-    assert set(files) == {"state.json"} | parts
+    assert set(files) == {"state.json", "figures-1-of-2.json"} | parts
     assert not any(b"\x80\x04" in content[:8] or content[:2] == b"PK" for content in files.values())
 
 

@@ -174,12 +174,29 @@ def test_4_moments_are_shared_out(label: str) -> None:
         assert 2 * (rank[label].state_bytes - projectors) == one.state_bytes - projectors
 
 
+SAMPLED = {
+    **{policy: Case("lisa", {"state_policy": policy}) for policy in ("keep", "offload")},
+    "drop": Case("lisa", {"state_policy": "drop", "returning_step_counter": "reset"}),
+    "bf16": Case("lisa", train={"dtype": "bf16"}),
+    "tour": Case("lisa", {"sampling": "tour"}),
+    "falling with depth": Case("lisa-d"),
+}
+
+
+def collectives_of(ranks, cases):
+    return {name: collectives(ranks, case) for name, case in cases.items()}
+
+
 def test_5_frozen_blocks_reduce_nothing() -> None:
-    case = Case("lisa", {"train_embedding": True, "train_head": True})
-    sizes = of_gradients(on_ranks(2, collectives, case)[0])
-    everything = of_gradients(on_ranks(2, collectives, Case("full"))[0])[0]
+    """And a block that is thawed late is reduced in its own dtype, as any other."""
+    found = on_ranks(2, collectives_of, {"full": Case("full"), **SAMPLED})[0]
+    everything = of_gradients(found.pop("full"))[0]
     block = 64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160 + 2 * 64
-    assert set(sizes) == {everything - 2 * block}
+    for name, steps in found.items():
+        sizes = of_gradients(steps)
+        assert set(sizes) == {everything - 2 * block}, name
+        kinds = {dtype for step in steps for kind, _, dtype in step if "reduce_scatter" in kind}
+        assert kinds == {"torch.bfloat16" if name == "bf16" else "torch.float32"}
 
 
 def looking(ranks):
@@ -237,7 +254,8 @@ def refusals(ranks):
     for case in (
         Case("qlora", train={"quantization": "nf4"}),
         Case("full", train={"gradient_accumulation_steps": 3}),
-        Case("galore", {"projection_side": "smaller"}),
+        Case("dora", {"target_modules": ["q_proj", "lm_head"]}),
+        Case("galore", {"projection_side": "smaller"}, {"gradient_accumulation_steps": ranks.size}),
     ):
         try:
             built(ranks, case)
@@ -248,9 +266,12 @@ def refusals(ranks):
 
 
 def test_8_what_cannot_be_right_is_refused_by_name() -> None:
-    packed, uneven, _ = on_ranks(2, refusals)[0]
+    packed, uneven, norms, columns = on_ranks(2, refusals)[0]
     assert packed.startswith("quantization = 'nf4'")
     assert uneven.endswith("set gradient_accumulation_steps to a multiple of 2")
+    assert "DoRA takes the norm of lm_head" in norms and columns == ""
+    columns = on_ranks(3, refusals)[0][-1]
+    assert "is shared out by columns, and its 64 columns are not a multiple of 3 processes" in columns
 
 
 @pytest.mark.long
