@@ -50,9 +50,9 @@ def evaluated_task(label: str, model: Path, place: Path, **changes: Any) -> RunT
 
 def executed(ranks: Ranks, tasks: dict[Path, str]) -> list[str]:
     """Return the records of tasks, all in JSON, as one of their processes makes them, by the work folder of each."""
-    from harness.engine import runner, unchanged
+    from harness.engine import run_scoring, runner, unchanged
 
-    for module in (runner, unchanged):
+    for module in (run_scoring, unchanged):
         module.check_scored = lambda task: None  # sources of a spec that nobody laid out
     records = []
     for work, task in tasks.items():

@@ -48,7 +48,7 @@ REFERENCE = {
 @pytest.mark.parametrize("kind", REFERENCE)
 def test_exponents_are_those_of_the_reference(kind: str) -> None:
     found = [ESTIMATORS[kind](eigenvalues(matrix)) for matrix in matrices()]
-    assert found == pytest.approx(REFERENCE[kind], abs=2e-6)
+    assert found == pytest.approx(REFERENCE[kind], abs=5e-6)  # singular values in fp32 are not equal on all processors
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
