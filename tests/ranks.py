@@ -68,13 +68,14 @@ def on_ranks(number: int, function: Callable[..., Any], *args: Any, timeout: flo
 
 
 def _server() -> Any:
-    """Return the context of processes forked from one that imported the package as it is installed, not from here."""
+    """Return the context of processes forked from one that imported the package that this one has."""
     if ROOT not in sys.path:  # the processes take this path over, and find ``tests`` by it; pytest does without
         sys.path.append(ROOT)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONSAFEPATH", "1")
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
     return context
 

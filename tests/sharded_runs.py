@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,6 +52,11 @@ class Seen:
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the largest absolute difference, in fp32."""
     return float((one.float() - other.float()).abs().max())
+
+
+def apart_of(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:
+    """Return the norm of the difference of all weights."""
+    return math.sqrt(sum(float((one[name].double() - other[name].double()).square().sum()) for name in one))
 
 
 def built(ranks: Ranks, case: Case, accumulation: int = 2) -> TinyRun:
