@@ -89,18 +89,21 @@ def trained(record: Record) -> TrainResult:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Record, Record]]:
-    """Of each case the record of one process, and that of two."""
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Record, Record, Record]]:
+    """Of each case the record of one process, and those that two return, of which the first is the run's."""
     place = tmp_path_factory.mktemp("cases")
     tasks = {case: task_in(place / str(number), case) for number, case in enumerate(CASES)}
-    found, _ = on_ranks(2, records_of, tasks, timeout=300)
-    return {case: (read(record_of(ALONE, task)), read(found[case])) for case, task in tasks.items()}
+    of_two = on_ranks(2, records_of, tasks, timeout=300)
+    return {
+        case: (read(record_of(ALONE, task)), read(of_two[0][case]), read(of_two[1][case]))
+        for case, task in tasks.items()
+    }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_one_process_proves_two_do(case: str, both: dict[str, tuple[Record, Record]]) -> None:
-    alone, shared = both[case]
-    assert (alone.status, shared.status) == ("ok", "ok"), (alone.reason, shared.reason)
+def test_what_one_process_proves_two_do(case: str, both: dict[str, tuple[Record, Record, Record]]) -> None:
+    alone, shared, other = both[case]
+    assert (alone.status, shared.status, other.status) == ("ok", "ok", "ok"), (alone.reason, shared.reason)
     one, two = trained(alone), trained(shared)
     assert (one.curve.trained_tokens, one.block_activity) == (two.curve.trained_tokens, two.block_activity)
     assert alone.proof is not None and shared.proof is not None
@@ -112,6 +115,8 @@ def test_what_one_process_proves_two_do(case: str, both: dict[str, tuple[Record,
         assert alone.proof.other_checksums_after == shared.proof.other_checksums_after
     assert two.ranks is not None and [one.rank for one in two.ranks] == [0, 1]
     first, second = (rank.peak_optimizer_state_bytes for rank in two.ranks)
+    assert one.tracked_peak is not None
+    assert all(rank.weights_bytes < 0.6 * one.tracked_peak.at_peak.weights_bytes for rank in two.ranks)
     assert second <= first == two.peak_optimizer_state_bytes < one.peak_optimizer_state_bytes
     assert (second < first) == ("uneven" in case)
 
