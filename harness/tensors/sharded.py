@@ -248,14 +248,16 @@ def shard(model: nn.Module, decoder: Decoder, mesh: Any, by_columns: Collection[
     for group in groups:
         fully_shard(group if len(group) > 1 else group[0], **settings)
     fully_shard(base, **settings)
+    gather: Any = _Collective("all_gather_single", "all_gather_into_tensor")
+    scatter: Any = _Collective("reduce_scatter_single", "reduce_scatter_tensor")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             # The factor alone makes gradients in bf16 zero on NCCL: github.com/pytorch/pytorch/issues/190745.
             module.set_force_sum_reduction_for_comms(True)
             module.set_gradient_divide_factor(1.0)
             if mesh.device_type == "cpu":
-                module.set_custom_all_gather(_Collective("all_gather_single", "all_gather_into_tensor"))
-                module.set_custom_reduce_scatter(_Collective("reduce_scatter_single", "reduce_scatter_tensor"))
+                module.set_custom_all_gather(gather)
+                module.set_custom_reduce_scatter(scatter)
     return dataclasses.replace(decoder, names={id(getattr(module, name)): known for module, name, known in own})
 
 
