@@ -44,6 +44,17 @@ def _rows_cut(record: Record) -> str | None:
     return ", ".join(said) or None
 
 
+def _other_devices(record: Record) -> str | None:
+    """Return which steps another number of devices took: no peak or time of the record is of them."""
+    train = record.train
+    if train is None or not (before := train.other_ranks_before_step):
+        return None
+    return (
+        f"the first {before} of {train.num_steps} steps were taken by another number of devices: peaks, the time of a "
+        "step and the proof of the optimizer's state are of the steps since"
+    )
+
+
 def _packing(record: Record) -> str | None:
     """Return what packing left out: rows of prompts alone, and the rest behind the last whole row if it is much."""
     rows, asked = record.rows, record.train_settings
@@ -198,6 +209,7 @@ def _quantized_base(record: Record) -> str | None:
 
 TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
+    "other devices": _other_devices,
     "packing": _packing,
     "blank rows": _blank_rows,
     "open conversations": _open_rows,

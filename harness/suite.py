@@ -25,6 +25,8 @@ from harness.settings import (
 from harness.toml_files import packaged_toml_names
 
 NOT_SUITES = frozenset({"models.toml", "methods.toml", "datasets.toml", "devices.toml"})
+MOST_DEVICES = 1024
+"""That can share a run."""
 MOST_RUNS = 10_000
 """Of one suite: the points of a sweep multiply, and each is checked when the file is read."""
 
@@ -64,7 +66,7 @@ class Suite(Entries):
     """What is compared: labels of methods.toml, of ``--catalogue`` or of [methods], or methods by name."""
     seeds: tuple[Seed, ...]
     """Every model runs every label with each of them."""
-    gpus_per_run: PositiveInt = 1
+    gpus_per_run: Annotated[PositiveInt, Field(le=MOST_DEVICES)] = 1
     """Devices that share each run, on one machine; on a CPU processes. Where a run is, and no part of what it is."""
     ladder: tuple[Rung, ...] = ()
     """Which model runs which label, in order; empty: every model every label."""

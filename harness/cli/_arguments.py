@@ -226,7 +226,7 @@ def add_gpus_per_run(command: argparse.ArgumentParser, default: str) -> None:
     """Add ``--gpus-per-run``, which :func:`add_how_to_run` has already; ``default`` says what holds without it."""
     command.add_argument(
         "--gpus-per-run",
-        type=positive,
+        type=devices,
         metavar="N",
         help=f"devices that share a run, a process for each; on a CPU processes (default: {default})",
     )
@@ -263,6 +263,15 @@ def positive(text: str) -> int:
         number = 0
     if number < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return number
+
+
+def devices(text: str) -> int:
+    """Return a number of devices that can share a run."""
+    from harness.suite import MOST_DEVICES
+
+    if (number := positive(text)) > MOST_DEVICES:
+        raise argparse.ArgumentTypeError(f"'{text}' are more than the {MOST_DEVICES} devices that can share a run")
     return number
 
 

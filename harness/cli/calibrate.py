@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import add_results, positive, results_from, seconds
+from harness.cli._arguments import add_results, devices, results_from, seconds
 
 GROUPS = ("checks", "sharded", "constants", "ladder", "evaluation")
 """As ``calibration_log`` has them, whose import would cost ``--help`` its start."""
@@ -24,7 +24,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--gpus",
-        type=positive,
+        type=devices,
         metavar="N",
         help="devices that share training in the part 'sharded'; on a CPU N processes (default: the CUDA devices there "
         "are)",

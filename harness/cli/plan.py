@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli._arguments import above_zero_to, add_selection, add_settings, positive, seed, selection_from
+from harness.cli._arguments import above_zero_to, add_selection, add_settings, devices, positive, seed, selection_from
 from harness.errors import HarnessError
 
 DEFAULT_SUITE = "commonsense"
@@ -36,7 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--gpus",
-        type=positive,
+        type=devices,
         metavar="N",
         help="GPUs that share each run: what each of them needs (default: gpus_per_run of the suite)",
     )

@@ -58,6 +58,10 @@ def folder(tmp_path: Path) -> Path:
             "file: is neither a JSON list nor JSON Lines of objects",
         ),
         (["run", "--suite", "tiny.toml", "--limit", "-1"], "'-1' is not a whole number of at least 1"),
+        (
+            ["run", "--suite", "tiny.toml", "--gpus-per-run", "99999999999"],
+            "'99999999999' are more than the 1024 devices that can share a run",
+        ),
         (["run", "--suite", "tiny.toml", "--max-steps", "0"], "'0' is not a whole number of at least 1"),
         (["run", "--suite", "tiny.toml", "--budget-seconds", "0"], "'0' is not a number of seconds above 0"),
         (["run", "--suite", "tiny.toml", "--budget-seconds", "9", "--repeat", "2"], "leave one of them out"),

@@ -58,6 +58,14 @@ def held_back(**counts: int) -> Any:
     ("changes", "said"),
     [
         (
+            {"train": training(()).model_copy(update={"other_ranks_before_step": 3})},
+            (
+                "other devices",
+                f"the first 3 of {training(()).num_steps} steps were taken by another number of devices: peaks, the "
+                "time of a step and the proof of the optimizer's state are of the steps since",
+            ),
+        ),
+        (
             {"train": training((2, 0, 1))},
             ("rows cut", "rows were longer than sequence_length = "),
         ),
