@@ -25,20 +25,23 @@ from tests.records import ENVIRONMENT
 
 @pytest.mark.slow
 def test_each_process_needs_what_is_predicted_of_the_first() -> None:
+    """Of two takes the lower one counts, as in test_sharded_prediction."""
     before = psutil.Process().children()
     kept: list[PartResult] = []
     order = Order("smoke", ENVIRONMENT, part_seconds=500.0, shared_by=({"OMP_NUM_THREADS": "1"},) * 2)
     parts = [part for part in all_parts(2) if part.shared and part.where == "sharded.memory"]
-    assert conduct(parts, order, lambda part: None, kept.append) == ()
+    for _ in range(2):
+        assert conduct(parts, order, lambda part: None, kept.append) == ()
     assert psutil.Process().children() == before
-    (memory,) = kept
+    memory, again = kept
     assert (memory.outcome, memory.sentence) == ("ok", None)
     assert memory.environment_id == ENVIRONMENT.environment_id
     assert [reading.name for reading in memory.readings] == [
         f"{kind}, tracked peak of rank {rank}" for kind in ("every weight", "drawn blocks") for rank in (0, 1)
     ]
-    for reading in memory.readings:  # one process alone needs nearly twice as much
-        assert reading.expected == pytest.approx(reading.value, rel=1e-3)
+    for reading, other in zip(memory.readings, again.readings, strict=True):  # one process alone needs nearly twice it
+        assert reading.value is not None and other.value is not None
+        assert reading.expected == pytest.approx(min(reading.value, other.value), rel=1e-3)
 
 
 @dataclass(frozen=True)
