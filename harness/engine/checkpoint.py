@@ -223,10 +223,11 @@ class Checkpoints:
             tensors = {path: saved.take(path, places.get(path)) for path in blank}
         loop.optimizer.load_state_dict(_joined(state["optimizer"], tensors))
         loop.method.load_state_dict(state["method"])
-        figures = [state["loop"], *(_figures(folder, rank, number) for rank in range(1, number))]
         if number == ranks.size:
-            loop.load_state_dict(state["loop"] | figures[ranks.rank])
+            own = {} if ranks.first else _figures(folder, ranks.rank, number)
+            loop.load_state_dict(state["loop"] | own)
         else:
+            figures = [state["loop"], *(_figures(folder, rank, number) for rank in range(1, number))]
             curves = [StepCurve.model_validate(one["log"]["curve"]) for one in figures]
             together = {"curve": curve_together(curves).model_dump(mode="json")}
             log = state["loop"]["log"] | together

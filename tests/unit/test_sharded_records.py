@@ -6,13 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from harness.calibration.tiny import MODEL
 from harness.engine import run_training, runner
 from harness.engine.ranks import ALONE, Deserted, Ranks
 from harness.engine.training import TrainingLoop
+from harness.errors import Refused
+from harness.planning.fake_ranks import fake_ranks
 from harness.record import Record
 from harness.record_training import TrainResult
 from harness.task import RunTask
+from harness.tensors.decoder import find_decoder
+from harness.tensors.loading import build_model
+from harness.tensors.out_of_memory import is_out_of_memory
+from harness.tensors.sharded import shard
 from tests.conftest import SHAPE, byte_tokenizer
 from tests.proofs import SCORES, task_of
 from tests.ranks import on_ranks
@@ -36,7 +44,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str, dict[str, Any]]] = {
 
 
 def model_in(folder: Path, kind: str, changes: dict[str, Any]) -> Path:
-    import torch
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(**{**SHAPE, "tie_word_embeddings": False, **changes})
@@ -204,3 +211,24 @@ def test_memory_that_runs_out_in_one_process_is_its_outcome_and_the_others_end(t
     assert (second.out_of_memory_at.phase, second.out_of_memory_at.step) == ("train", CUT)
     assert first.status == "failed" and trained(first).num_steps == CUT
     assert trained(first).ranks is None  # the others cannot be asked
+
+
+def test_memory_that_nccl_lacks_is_no_other_process_that_is_gone() -> None:
+    """The words are those of its sources; it was never seen here."""
+    ranks = Ranks(0, 2)
+    lacking = torch.distributed.DistBackendError("NCCL error: unhandled cuda error\nCuda failure 2 'out of memory'")
+    gone = torch.distributed.DistBackendError("NCCL error: remote process exited")
+    assert is_out_of_memory(lacking) and not ranks.left(lacking)
+    assert not is_out_of_memory(gone) and ranks.left(gone)
+
+
+def test_a_block_that_is_trained_in_two_dtypes_is_refused() -> None:
+    model = build_model(MODEL, "bf16", torch.device("cpu"))
+    decoder = find_decoder(model, MODEL)
+    norm: Any = decoder.blocks[1].get_submodule("input_layernorm")
+    norm.weight.data = norm.weight.data.float()
+    with fake_ranks(2) as ranks, pytest.raises(Refused, match=r"input_layernorm.weight in float32 .*one group"):
+        shard(model, decoder, ranks.mesh)
+    norm.weight.requires_grad_(False)
+    with fake_ranks(2) as ranks:
+        shard(model, decoder, ranks.mesh)

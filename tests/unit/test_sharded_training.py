@@ -305,6 +305,5 @@ def test_1_more_processes_add_up_in_another_order(number: int) -> None:
         for rank in ranks:
             assert rank[label].draws == one.draws
             apart, moved = apart_of(rank[label].weights, one.weights), apart_of(one.weights, one.began)
-            assert apart <= 1e-3 * moved, (
-                label
-            )  # in norm: of one weight it is more where Adam divides by nearly nothing
+            # In norm: of one weight it is more, where Adam divides by nearly nothing.
+            assert apart <= 1e-3 * moved, label
