@@ -14,6 +14,7 @@ from typing import Any
 from harness.errors import HarnessError
 
 INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_config.json"
 FLOATS = ("F64", "F32", "F16", "BF16")
 """Types of weights, by the names that safetensors has for them, that hold a weight's own value."""
@@ -46,6 +47,14 @@ def check_checkpoint(folder: Path) -> None:
         _check_dtypes(file)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights that transformers reads of a folder, in order; :func:`check_checkpoint` passed it."""
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    return [folder / name for name in sorted(set(index["weight_map"].values()))]
+
+
 def _check_index(file: Path) -> None:
     """Refuse an index that names what is no safetensors file, or one that is missing."""
     try:
@@ -57,7 +66,7 @@ def _check_index(file: Path) -> None:
         raise HarnessError(f"{file}: is no index of weights: {reason}") from error
     if others := [name for name in names if not name.endswith(".safetensors")]:
         raise HarnessError(f"{file}: names {others[0]}, which is no safetensors file; pickled weights are not read")
-    if (file.parent / "model.safetensors").is_file():  # is loaded, and the index is not looked at
+    if (file.parent / WEIGHTS).is_file():  # is loaded, and the index is not looked at
         return
     if absent := [name for name in names if not (file.parent / name).is_file()]:
         raise HarnessError(

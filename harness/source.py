@@ -30,6 +30,7 @@ RUN_ROOTS = (
 """What a run begins with: its process, what prepares its files, every method, since the registry imports all."""
 BLOCK_SCORE_ROOTS = (
     "harness.engine.block_scores",
+    "harness.engine.streamed_scores",
     "harness.tensors.loading",
     "harness.tensors.decoder",
     "harness.data.rows",

@@ -17,7 +17,7 @@ from typing import Any
 from harness.assets.cache import cache_root
 from harness.catalogue.labels import LabelEntry
 from harness.commands._assets import convert
-from harness.commands._output import Display, note, plot_file, print_table
+from harness.commands._output import Display, note, plot_file, print_table, warn
 from harness.commands._selection import Selection, given_catalogue, given_wheels, select
 from harness.commands.requests import AssetsRequest, SelectionRequest
 from harness.data.rows import load_texts
@@ -157,11 +157,11 @@ def _first_by_scores(chosen: SelectionRequest, labels: Mapping[str, LabelEntry])
 
 
 def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Display) -> list[list[float]]:
-    """Return one score a block, of the label first, from the cache where they are; else the model is loaded, once."""
-    from harness.engine.block_scores import cached_block_scores
+    """Return one score a block, of the label first, from the cache where they are; else from the checkpoint."""
+    from harness.engine.block_scores import SCORES_FOLDER, cached_block_scores
     from harness.engine.environment import default_device
-    from harness.tensors.decoder import find_decoder
-    from harness.tensors.loading import load_model, load_tokenizer
+    from harness.engine.streamed_scores import checkpoint_scorer
+    from harness.tensors.loading import load_tokenizer
 
     calibration, selection = asked.calibration, asked.selection
     dataset = selection.datasets[calibration.data]
@@ -169,11 +169,19 @@ def _scores(asked: _Asked, *, offline: bool, wheels: Sequence[Path], display: Di
     device = default_device()
 
     @cache
-    def load() -> tuple[Any, Any, Any]:
+    def load() -> tuple[Any, Any]:
         folder = prepare_model(model, convert=convert, offline=offline, wheels=wheels, progress=display.progress)
         display.progress("loading", 0, None)
-        loaded = load_model(folder, asked.dtype, device)
-        return loaded, find_decoder(loaded, model), load_tokenizer(folder)
+        scorer = checkpoint_scorer(
+            folder,
+            asked.dtype,
+            device,
+            model,
+            scratch=cache_root() / SCORES_FOLDER,
+            progress=display.progress,
+            tell=lambda sentence: warn([sentence]),
+        )
+        return scorer, load_tokenizer(folder)
 
     def texts() -> list[str]:
         prepare_dataset(dataset, offline=offline, wheels=wheels, progress=display.progress)

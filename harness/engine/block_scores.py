@@ -15,14 +15,17 @@ mode was never published).
 
 The kinds ``alpha_*`` are power-law exponents of the spectra (``heavy_tails.py``): of a block the plain mean over its
 linear weights, as AlphaPruning takes it (haiquanlu/AlphaPruning@5f0e984:lib/prune.py).
+
+Here are the scores themselves, of a model that is there whole, and their cache. Where no model is there and none is
+needed afterwards, ``streamed_scores.py`` takes the same scores from the checkpoint, a block at a time.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,21 +34,30 @@ from torch import nn
 
 from harness.data.examples import text_samples
 from harness.engine.environment import describe_environment
-from harness.engine.heavy_tails import ESTIMATORS, eigenvalues
+from harness.engine.score_cache import ScoreCache
+from harness.engine.weight_scores import as_it_is, weight_scores
 from harness.errors import HarnessError, Refused
-from harness.files import read_json, said_as, write_file
 from harness.method import BlockScoreRequest, Decoder
+from harness.progress import Progress, silent
 from harness.settings import CalibrationSettings
 from harness.source import block_score_checksum
-from harness.spec import identity
 from harness.tensors.linear import linear_layers, stacked_weights, weight_of
 
 SCORES_FOLDER = "block_scores"
 """Folder of the kept scores in the cache."""
 
+Scorer = Callable[[BlockScoreRequest, Sequence[torch.Tensor]], list[float]]
+"""Returns one score a block, of a request and calibration sequences, each (1, tokens) int64."""
+Squares = dict[nn.Module, torch.Tensor]
+"""Of each linear layer the sum over tokens of its squared input: (in_features,) fp32."""
+
 
 def block_scores(
-    request: BlockScoreRequest, model: nn.Module, decoder: Decoder, samples: Sequence[torch.Tensor]
+    request: BlockScoreRequest,
+    model: nn.Module,
+    decoder: Decoder,
+    samples: Sequence[torch.Tensor],
+    progress: Progress = silent,
 ) -> list[float]:
     """Return one score per decoder block.
 
@@ -54,27 +66,28 @@ def block_scores(
         model: The base model, unwrapped.
         decoder: Its parts.
         samples: Calibration sequences, each (1, tokens) int64; used by ``outlier`` alone.
+        progress: Called once a sample, or once a matrix.
 
     Raises:
         Refused: a block holds no linear layer, or weights beside them that would be left out, or one whose spectrum has
             no finite exponent.
         HarnessError: the scores are not finite.
     """
-    linears = [_linears(block, name) for block, name in zip(decoder.blocks, decoder.block_names, strict=True)]
-    with torch.no_grad():
-        if request.kind == "weight_norm":
-            scores = [
-                math.sqrt(sum(float(weight_of(linear).float().square().sum(dtype=torch.float64)) for linear in block))
-                for block in linears
-            ]
-        elif request.kind in ESTIMATORS:
-            scores = [
-                _exponent(block, request.kind, name) for block, name in zip(linears, decoder.block_names, strict=True)
-            ]
-        else:
-            assert request.tau is not None
-            squares = _input_squares(model, [linear for block in linears for linear in block], samples)
-            scores = [_outlier_percent(block, squares, request.tau) for block in linears]
+    layers = scored_layers(decoder)
+    if request.kind == "outlier":
+        assert request.tau is not None
+        squares = _input_squares(model, [linear for block in layers for linear in block], samples, progress)
+        with torch.no_grad():
+            return checked(request, [outlier_percent(block, squares, request.tau) for block in layers])
+    return checked(request, weight_scores(request, decoder, layers, as_it_is, progress))
+
+
+def checked(request: BlockScoreRequest, scores: list[float]) -> list[float]:
+    """Return scores that are finite.
+
+    Raises:
+        HarnessError: they are not.
+    """
     if not all(math.isfinite(score) for score in scores):
         raise HarnessError(f"block scores '{request.kind}' are not finite: {scores}")
     return scores
@@ -98,7 +111,7 @@ def cached_block_scores(
     data: str,
     device: torch.device,
     cache_folder: Path,
-    load: Callable[[], tuple[nn.Module, Decoder, Any]],
+    load: Callable[[], tuple[Scorer, Any]],
     texts: Callable[[], Sequence[str]],
 ) -> list[float]:
     """Return one score per decoder block, from the cache or computed and kept there.
@@ -111,8 +124,8 @@ def cached_block_scores(
         data: Identity of that text.
         device: Where the scores are computed.
         cache_folder: Root of the cache.
-        load: Gives model, decoder and tokenizer; called only when the scores are not in the cache.
-        texts: Gives the calibration texts; called only then.
+        load: Gives what scores the model, and its tokenizer; called only when the scores are not in the cache.
+        texts: Gives the calibration texts; called only then, and where text is needed.
 
     Raises:
         HarnessError: as :func:`block_scores` and :func:`calibration_samples`.
@@ -121,9 +134,9 @@ def cached_block_scores(
     cache = ScoreCache(cache_folder / SCORES_FOLDER)
     scores = cache.get(key)
     if scores is None:
-        module, decoder, tokenizer = load()
+        score, tokenizer = load()
         samples = calibration_samples(texts(), tokenizer, calibration) if request.kind == "outlier" else []
-        scores = block_scores(request, module, decoder, samples)
+        scores = score(request, samples)
         cache.put(key, scores)
     return scores
 
@@ -166,43 +179,16 @@ def _score_key(
     }
 
 
-class ScoreCache:
-    """Block scores on disk, keyed by everything that can move them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(self, key: dict[str, Any]) -> list[float] | None:
-        """Return the scores kept under a key, or None; a damaged file counts as none."""
-        try:
-            kept = read_json(self.file(key))
-        except HarnessError:
-            return None
-        if not isinstance(kept, dict) or kept.get("key") != key or not isinstance(kept.get("scores"), list):
-            return None
-        scores = kept["scores"]
-        return [float(score) for score in scores] if all(isinstance(score, int | float) for score in scores) else None
-
-    def put(self, key: dict[str, Any], scores: Sequence[float]) -> None:
-        """Keep scores under a key.
-
-        Raises:
-            HarnessError: the cache cannot be written.
-        """
-        with said_as(f"{self._folder}: block scores cannot be kept there", "set HARNESS_CACHE to a folder that can"):
-            write_file(self.file(key), json.dumps({"key": key, "scores": list(scores)}))
-
-    def file(self, key: dict[str, Any]) -> Path:
-        """Return where the scores of a key lie."""
-        return self._folder / f"{identity(key)}.json"
-
-
-def _linears(block: nn.Module, name: str) -> list[nn.Module]:
-    """Return the linear layers of a block.
+def scored_layers(decoder: Decoder) -> list[list[nn.Module]]:
+    """Return the linear layers of each block.
 
     Raises:
         Refused: there are none, or weights that are no layers of their own would be left out of the score.
     """
+    return [_linears(block, name) for block, name in zip(decoder.blocks, decoder.block_names, strict=True)]
+
+
+def _linears(block: nn.Module, name: str) -> list[nn.Module]:
     if stacked := stacked_weights(block):
         raise Refused(
             f"block '{name}' holds stacked weights ({stacked[0]}), as fused experts are, and its score is of linear "
@@ -214,51 +200,58 @@ def _linears(block: nn.Module, name: str) -> list[nn.Module]:
     return found
 
 
-def _exponent(linears: Sequence[nn.Module], kind: str, name: str) -> float:
-    """Return the mean exponent of a block's weights.
-
-    Raises:
-        Refused: one has no finite exponent.
-    """
-    alphas = [ESTIMATORS[kind](eigenvalues(weight_of(linear))) for linear in linears]
-    if not all(math.isfinite(alpha) for alpha in alphas):
-        at = alphas.index(math.inf)
-        shape = tuple(weight_of(linears[at]).shape)
-        raise Refused(
-            f"block '{name}': linear layer {at} ({shape[0]} x {shape[1]}) has no finite exponent {kind}, its singular "
-            "values being 0 or all the same: take a law that needs no exponents"
-        )
-    return sum(alphas) / len(alphas)
-
-
 def _input_squares(
-    model: nn.Module, linears: Sequence[nn.Module], samples: Sequence[torch.Tensor]
-) -> dict[nn.Module, torch.Tensor]:
-    """Return sum over tokens of the squared input of each linear: (in_features,) fp32."""
+    model: nn.Module, linears: Sequence[nn.Module], samples: Sequence[torch.Tensor], progress: Progress
+) -> Squares:
+    """Return what passes of the samples through the whole model give each linear layer."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    try:
+        with watched_inputs(linears) as squares:
+            for index, sample in enumerate(samples):
+                progress("scoring blocks, sample", index, len(samples))
+                forward(model, sample.to(device))
+    finally:
+        model.train(was_training)
+    return squares
+
+
+@contextmanager
+def watched_inputs(linears: Sequence[nn.Module]) -> Iterator[Squares]:
+    """Add up the squared inputs of linear layers, whose weights are there, over what is passed through them inside."""
     weights = {linear: weight_of(linear) for linear in linears}
     squares = {linear: torch.zeros(weight.shape[1], device=weight.device) for linear, weight in weights.items()}
-    # The head's part of the pass is not needed; not every class of models can leave it out.
-    known = inspect.signature(model.forward).parameters
-    fewer = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    del weights
 
     def collect(linear: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         squares[linear] += inputs[0].float().square().flatten(0, -2).sum(0)
 
     hooks = [linear.register_forward_pre_hook(collect) for linear in linears]
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
     try:
-        for sample in samples:
-            model(input_ids=sample.to(device), use_cache=False, **fewer)
+        yield squares
     finally:
-        model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return squares
 
 
-def _outlier_percent(linears: Sequence[nn.Module], squares: dict[nn.Module, torch.Tensor], tau: float) -> float:
+def forward(model: nn.Module, sample: torch.Tensor) -> None:
+    """Pass a calibration sequence through a model.
+
+    Args:
+        model: Any causal language model.
+        sample: (1, tokens) int64, on its device.
+    """
+    # The head's part of the pass is not needed; not every class of models can leave it out.
+    known = inspect.signature(model.forward).parameters
+    fewer = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    with torch.no_grad():
+        model(input_ids=sample, use_cache=False, **fewer)
+
+
+def outlier_percent(linears: Sequence[nn.Module], squares: Squares, tau: float) -> float:
+    """Return the share of outliers among the weights of a block, 0 to 100."""
+
     def importance(linear: nn.Module) -> torch.Tensor:
         weight = weight_of(linear)
         return weight.float().abs() * squares[linear].sqrt()  # (out_features, in_features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from harness.data.batches import MicroBatch, RowCounts, TrainData, general_batches, validation_batches
 from harness.data.drawn import run_rows
 from harness.engine.activation_checkpointing import disable_checkpointing, enable_checkpointing
-from harness.engine.block_scores import cached_block_scores
+from harness.engine.block_scores import block_scores, cached_block_scores
 from harness.engine.checkpoint import Checkpoints
 from harness.engine.context import EngineContext
 from harness.engine.ranks import ALONE
@@ -232,6 +233,9 @@ def _block_scores(
         raise Refused("block scores are computed from weights, which are packed here: set quantization = 'none'")
     dtype = spec.train.dtype
 
+    def score(asked: BlockScoreRequest, samples: Sequence[torch.Tensor]) -> list[float]:
+        return block_scores(asked, model, decoder, samples, run.progress)
+
     def computed() -> str:
         scores = cached_block_scores(
             request,
@@ -241,7 +245,7 @@ def _block_scores(
             data=spec.sources["calibration"],
             device=next(model.parameters()).device,
             cache_folder=run.task.cache_folder,
-            load=lambda: (model, decoder, tokenizer),
+            load=lambda: (score, tokenizer),
             texts=lambda: load_texts(run.task.datasets[calibration.data]),
         )
         return json.dumps(scores)

@@ -26,12 +26,13 @@ WRAPPERS = {
 SHOWN = 4
 
 
-def misfit(model: nn.Module, found: Mapping[str, Any]) -> str | None:
+def misfit(model: nn.Module, found: Mapping[str, Any], *, values: bool = True) -> str | None:
     """Return in words what of a checkpoint does not fit its model; None where all of it does.
 
     Args:
         model: As transformers made it.
         found: What ``from_pretrained`` returns beside it: missing, unexpected and mismatched keys.
+        values: Whether the model has any; without them a stored head is not told from the embedding.
     """
     missing, unexpected = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     shapes = [
@@ -46,7 +47,7 @@ def misfit(model: nn.Module, found: Mapping[str, Any]) -> str | None:
     if errors := found.get("error_msgs"):
         parts.append(str(errors[0]).strip().splitlines()[0])
     if not parts:
-        return _loose_head(model)
+        return _loose_head(model) if values else None
     known = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
     return f"does not hold the tensors of {type(model).__name__}: {'; '.join(parts)}{_advice(unexpected, known)}"
 

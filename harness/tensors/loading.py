@@ -6,6 +6,8 @@ without any, for planning.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ def load_model(folder: Path, dtype: str, device: torch.device, quantization: Qua
     from transformers import AutoModelForCausalLM
 
     check_checkpoint(folder)
-    try:
+    with _said_of(folder):
         packing: dict[str, Any] = {}
         if quantization is not None:
             config = config_in(folder)
@@ -68,22 +70,7 @@ def load_model(folder: Path, dtype: str, device: torch.device, quantization: Qua
             with torch.device("meta"):
                 layers_to_quantize(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
             packing = loading(quantization, dtype, device)
-        model, found = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=DTYPES[dtype],
-            attn_implementation=attention_for(config_in(folder)),
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # they are refused below, by name
-            output_loading_info=True,
-            **packing,
-        )
-    except UNREADABLE as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
-    assert isinstance(model, nn.Module)
+        model, found = _from_pretrained(folder, dtype, **packing)
     if quantization is not None:
         found["mismatched_keys"] |= mismatched(model)
     if fault := misfit(model, found):
@@ -94,6 +81,59 @@ def load_model(folder: Path, dtype: str, device: torch.device, quantization: Qua
         settle(model)
     model.eval()
     return model
+
+
+def load_on_meta(folder: Path, dtype: str) -> nn.Module:
+    """Return what :func:`load_model` does, without values: every tensor on ``meta``, in its final dtype.
+
+    That the checkpoint holds the model's tensors and no others is checked as there; of a head that the configuration
+    ties to the embedding and that is stored, too, it is not known whether its values are the embedding's: they stay
+    two parameters.
+
+    Raises:
+        HarnessError: as :func:`load_model`.
+    """
+    check_checkpoint(folder)
+    with _said_of(folder):
+        model, found = _from_pretrained(folder, dtype, device_map={"": "meta"})
+    if fault := misfit(model, found, values=False):
+        raise HarnessError(f"{folder}: {fault}")
+    model.eval()
+    return model
+
+
+def _from_pretrained(folder: Path, dtype: str, **how: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model in a folder, and what of its checkpoint did not fit it."""
+    from transformers import AutoModelForCausalLM
+
+    model, found = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=DTYPES[dtype],
+        attn_implementation=attention_for(config_in(folder)),
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        ignore_mismatched_sizes=True,  # they are refused by name
+        output_loading_info=True,
+        **how,
+    )
+    assert isinstance(model, nn.Module)
+    return model, found
+
+
+@contextmanager
+def _said_of(folder: Path) -> Iterator[None]:
+    """Say in a sentence what transformers raises inside of a folder's model.
+
+    Raises:
+        HarnessError: it raises, but for want of memory.
+    """
+    try:
+        yield
+    except UNREADABLE as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise HarnessError(f"{folder}: the model cannot be loaded: {_first_line(error)}") from error
 
 
 def model_config(spec: BaseModelSpec) -> Any:

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
 from harness.catalogue.models import BaseModelSpec
-from harness.checkpoint_files import INDEX
+from harness.checkpoint_files import INDEX, WEIGHTS, weight_files
 from harness.errors import HarnessError
 from harness.files import make_folder
 from harness.tensors.dtypes import DTYPES
@@ -43,7 +43,6 @@ LEAST_BYTES = 1 << 20
 """Smaller tensors are no files of their own."""
 OTHER_SHARE = 0.01
 """Of a folder's bytes that may be in another dtype without a copy of it being written."""
-WEIGHTS = "model.safetensors"
 SMALL, PLACES = "small.safetensors", "places.json"
 """What is no file of its own, and which tensor lies in which file."""
 
@@ -56,7 +55,7 @@ def is_mapped_as(folder: Path, dtype: str) -> bool:
         dtype: ``fp32`` or ``bf16``.
     """
     total = other = 0
-    for file in _files(folder):
+    for file in weight_files(folder):
         with safe_open(file, framework="pt") as opened:
             for name in sorted(opened.keys()):
                 part = opened.get_slice(name)
@@ -87,7 +86,7 @@ def convert(folder: Path, dtype: str, target: Path) -> None:
         OSError: it cannot be written.
     """
     make_folder(target)
-    files = _files(folder)
+    files = weight_files(folder)
     names = {"config.json", "generation_config.json", *([INDEX] if files and files[0].name != WEIGHTS else [])}
     for name in sorted(names):
         if (folder / name).is_file():
@@ -153,14 +152,6 @@ def build_from_files(spec: BaseModelSpec, dtype: str, folder: Path) -> nn.Module
 
 def _buffers(model: nn.Module) -> dict[str, torch.Tensor]:
     return dict(model.named_buffers(remove_duplicate=True))
-
-
-def _files(folder: Path) -> list[Path]:
-    """Return the files of weights that transformers reads, in order."""
-    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
-        return [folder / WEIGHTS]
-    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    return [folder / name for name in sorted(set(index["weight_map"].values()))]
 
 
 def _convert_file(file: Path, dtype: str, target: Path) -> None:
