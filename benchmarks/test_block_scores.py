@@ -15,7 +15,8 @@ come and go like these two.
 
 ``HARNESS_BENCH_BASELINE_PYTHON`` is a Python with an older build installed; unset, that column is left out.
 ``HARNESS_BENCH_ROUNDS`` sets the rounds of the timing (default 3), ``HARNESS_BENCH_BLOCKS`` the blocks of the large
-model (default 32, which take 14 GB of disk in pytest's temporary folder, removed at the end).
+model (default 32, which take 14 GB of disk in pytest's temporary folder, removed at the end). ``HARNESS_BENCH_FOLDER``
+names a folder in which checkpoints are left instead, and taken from where they are there.
 """
 
 from __future__ import annotations
@@ -44,20 +45,26 @@ ROOT = Path(__file__).parent.parent
 BASELINE = os.environ.get("HARNESS_BENCH_BASELINE_PYTHON")
 ROUNDS = int(os.environ.get("HARNESS_BENCH_ROUNDS", "3"))
 BLOCKS = int(os.environ.get("HARNESS_BENCH_BLOCKS", "32"))
+FOLDER = os.environ.get("HARNESS_BENCH_FOLDER")
 MOST_RATIO = 1.3
 MOST_GIB = 2.5
 GIB = 2**30
 
 SCORING = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import torch
 import transformers.models.llama.modeling_llama
-from harness.catalogue.models import BaseModelSpec
 from harness.engine.block_scores import block_scores
 from harness.method import BlockScoreRequest
-from harness.tensors.decoder import find_decoder
-from harness.tensors.loading import load_model
+try:
+    from harness.catalogue.models import BaseModelSpec
+    from harness.tensors.decoder import find_decoder
+    from harness.tensors.loading import load_model
+except ImportError:  # of an older build
+    from harness.engine.decoder import find_decoder
+    from harness.engine.loading import load_model
+    from harness.models import BaseModelSpec
 
 how, tiny, folder, dtype, number, length, scratch = sys.argv[1:]
 host, request = torch.device("cpu"), BlockScoreRequest("outlier", 5.0)
@@ -131,8 +138,13 @@ def llama2_7b(blocks: int) -> Shape:
 
 
 def write_checkpoint(folder: Path, shape: Shape) -> Path:
-    """Write a random checkpoint in bf16, a shard a block; blocks are one drawn block under another scale each."""
-    folder.mkdir(parents=True)
+    """Write a random checkpoint in bf16, a shard a block; blocks are one drawn block under another scale each.
+
+    One that is there whole is left as it is; its configuration is written last.
+    """
+    if (folder / "config.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*size: int) -> torch.Tensor:
@@ -164,13 +176,16 @@ def write_checkpoint(folder: Path, shape: Shape) -> Path:
     head = drawn(shape.vocabulary, shape.width)
     write({"model.norm.weight": torch.ones(shape.width, dtype=torch.bfloat16), "lm_head.weight": head})
     (folder / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    (folder / "config.json").write_text(json.dumps(shape.config()))
     byte_tokenizer().save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(shape.config()))
     return folder
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if FOLDER is not None:
+        yield Path(FOLDER)
+        return
     folder = tmp_path_factory.mktemp("checkpoints")
     yield folder
     shutil.rmtree(folder)
@@ -209,12 +224,8 @@ def test_time_against_a_pass_of_the_whole_model(model: str, dtype: str, number: 
 
         folder = needed(converted_model_place(load_models()["smollm2-135m"]))
     else:
-        folder = place / "billion"
-        if not folder.exists():
-            write_checkpoint(folder, BILLION)
-    tiny = place / "tiny"
-    if not tiny.exists():
-        write_checkpoint(tiny, TINY)
+        folder = write_checkpoint(place / "billion", BILLION)
+    tiny = write_checkpoint(place / "tiny", TINY)
     ways = {"streamed": (sys.executable, "streamed"), "whole": (sys.executable, "whole")}
     if BASELINE is None:
         print("\nHARNESS_BENCH_BASELINE_PYTHON is not set: no older build is measured")
@@ -269,10 +280,7 @@ def test_peak_memory_of_llama2_7b(blocks: int, number: int, length: int, place: 
     # Of a label that draws two blocks; the ratios are what is asked for.
     asked = ("--label", "lisa", "--tau", "3", "--json")
     arguments = ("layers", "--suite", "scored.toml", "--model", f"llama2-7b={folder}", "--offline")
-    try:
-        done = in_process(sys.executable, LAYERS, tmp_path / "peak", *arguments, *asked, cwd=tmp_path)
-    finally:
-        shutil.rmtree(folder)
+    done = in_process(sys.executable, LAYERS, tmp_path / "peak", *arguments, *asked, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     table = json.loads(done.stdout)
     assert len(table["blocks"]) == blocks

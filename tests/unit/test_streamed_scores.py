@@ -83,8 +83,10 @@ def streamed(folder: Path, dtype: str, kind: str = "Llama") -> list[list[float]]
     return [streamed_block_scores(request, model, SAMPLES, folder / "scratch") for request in REQUESTS]
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [("llama", torch.float32), ("llama", torch.float16), *((name, torch.bfloat16) for name in MODELS)],
+)
 def test_scores_are_the_whole_models_to_the_last_bit(name: str, stored: torch.dtype, tmp_path: Path) -> None:
     kind, settings = MODELS[name]
     folder = saved(tmp_path / "model", kind, settings, stored)
@@ -92,7 +94,7 @@ def test_scores_are_the_whole_models_to_the_last_bit(name: str, stored: torch.dt
     for dtype in ("fp32", "bf16"):
         scores = streamed(folder, dtype, kind)
         assert scores == whole_scores(folder, dtype, kind)
-        assert len(set(scores[0])) == SHAPE["num_hidden_layers"]
+        assert len(set(scores[0])) > 1
 
 
 @pytest.mark.parametrize("most_bytes", [0, 5000])
