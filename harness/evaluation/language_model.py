@@ -8,6 +8,8 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
   few-shot prefix of many items, whose keys and values are kept. HFLM shares one-token continuations only.
 - Batches are made by length under a budget of padded tokens, halved for good when memory runs out; of a model that
   processes share out it is not, as all of them must make the same passes.
+- Answers are generated in slots that are kept full (:mod:`harness.evaluation.text_generation`), and what is drawn for a
+  request comes from a stream of its own; HFLM waits for the longest answer of a batch and draws from one stream.
 - Rows that padding would change are batched with rows of their own length alone: of architectures whose code was not
   read (:mod:`harness.tensors.causality`), those that positions scaled by length rotate otherwise
   (:mod:`harness.tensors.rotary`), and prompts to which the model's own generation settings apply. HFLM pads them.
@@ -22,8 +24,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -31,20 +32,15 @@ import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import (
-    handle_stop_sequences,
-    normalize_gen_kwargs,
-    postprocess_generated_text,
-    resolve_max_length,
-)
+from lm_eval.models.utils import resolve_max_length
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import DynamicCache
 
 from harness.encoding import text_encoder
 from harness.errors import HarnessError
-from harness.evaluation.generation import acting_fields, num_together
 from harness.evaluation.looking_ahead import refuse_looking_ahead
 from harness.evaluation.packing import Family, Row, Scored, batches, plan_families, plan_rows
+from harness.evaluation.text_generation import TextGeneration
 from harness.tensors.causality import is_known_causal
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.rotary import reset_rotation, rotation_limit
@@ -61,9 +57,6 @@ MIN_ROW_TOKENS = 2048
 
 LOGITS_CHUNK = 1 << 24
 """Elements of logits that are turned into fp32 at once."""
-
-DEFAULT_GENERATED_TOKENS = 256
-"""Source: lm_eval 0.4.13, models/huggingface.py, ``HFLM.max_gen_toks``."""
 
 
 class StemCache(DynamicCache):  # type: ignore[misc]
@@ -106,6 +99,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         max_length: int | None = None,
         share_prefixes: bool = True,
         on_progress: Callable[[Sequence[int]], None] | None = None,
+        seed: int = 0,
     ) -> None:
         """Wrap a model.
 
@@ -117,6 +111,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             max_length: Most tokens of one sequence; None: what the model's config says.
             share_prefixes: False: every request is a row of its own.
             on_progress: Called after each forward pass with the indices of the requests it answered.
+            seed: Of what is drawn where a task samples; each request has a stream of its own.
         """
         super().__init__()
         self.model = model
@@ -125,6 +120,7 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self.max_length = max_length if max_length is not None else resolve_max_length(model.config, tokenizer)
         self.share_prefixes = share_prefixes
         self.on_progress = on_progress
+        self.seed = seed
         self.token_counts: list[tuple[int, int]] = []
         """Tokens of context and continuation of each request of the last call of :meth:`loglikelihood`."""
         self.cut_requests: set[int] = set()
@@ -185,36 +181,9 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Return what the model writes after each context, up to the first stop text."""
-        answers = [""] * len(requests)
         self.num_processed_tokens = 0
         self.cut_requests, self.own_generation_fields = set(), {}
-        groups: dict[str, list[tuple[int, str, dict[str, Any]]]] = {}
-        for index, request in enumerate(requests):
-            context, settings = request.args
-            groups.setdefault(repr(settings), []).append((index, context, settings))
-        for group in groups.values():
-            settings = normalize_gen_kwargs(group[0][2], DEFAULT_GENERATED_TOKENS)
-            stops = handle_stop_sequences(settings.pop("until", None), eos=self.tokenizer.decode(self.eot_token_id))
-            new_tokens = int(settings.pop("max_gen_toks"))
-            room = self.max_length - new_tokens
-            if room < 1:
-                raise HarnessError(
-                    f"a task generates up to {new_tokens} tokens, but the model's length is {self.max_length}; "
-                    "there is no room for a prompt"
-                )
-            own = acting_fields(self.model, samples=bool(settings.get("do_sample")))
-            self.own_generation_fields |= {name: value for name, value in own.items() if name not in settings}
-            prompts = []
-            for index, context, _ in group:
-                tokens = self.tok_encode(context)
-                if len(tokens) > room:
-                    self.cut_requests.add(index)
-                prompts.append(Scored(index, tuple(tokens[-room:]), (self.eot_token_id,)))
-            longest = max(len(prompt.inputs) for prompt in prompts) + new_tokens
-            alike = self._takes_padding and not self.own_generation_fields and not self._is_long(longest)
-            for family in self._families(prompts) if alike else [Family((), prompts)]:
-                self._answer(family, new_tokens, stops, settings, answers, padded=alike)
-        return answers
+        return TextGeneration(self).answer([request.args for request in requests])
 
     def _encode_afresh(self, string: str, add_special_tokens: bool | None) -> list[int]:
         return self._text.bare(string) if add_special_tokens is False else self._text.ids(string)
@@ -408,83 +377,6 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         values = logits[where, wanted].float() - torch.cat(normalisers)[where]
         return values.double().cpu().numpy(), torch.cat(best)[where].cpu().numpy()
 
-    def _answer(
-        self,
-        family: Family,
-        new_tokens: int,
-        stops: list[str],
-        settings: dict[str, Any],
-        answers: list[str],
-        *,
-        padded: bool,
-    ) -> None:
-        """Generate after each prompt of a family, the longest first, and write what came into ``answers``."""
-        prompts = sorted(family.sequences, key=lambda prompt: (-len(prompt.inputs), prompt.index))
-        stem: StemCache | None = None
-        while prompts:
-            lengths = [len(prompt.inputs) for prompt in prompts]
-            batch = prompts[: num_together(lengths, self.batch_tokens // (lengths[0] + new_tokens), padded=padded)]
-            try:
-                stem = stem or self._encode_stem(family.stem)
-                texts = self._generate([prompt.inputs for prompt in batch], stem, new_tokens, stops, settings)
-            except (MemoryError, RuntimeError) as error:
-                if len(batch) == 1 or self._sharded or not is_out_of_memory(error):
-                    raise
-                texts = None
-            if texts is None:
-                stem = None
-                self._back_off()
-                continue
-            for prompt, text in zip(batch, texts, strict=True):
-                answers[prompt.index] = text
-            self._report([prompt.index for prompt in batch])
-            prompts = prompts[len(batch) :]
-
-    @torch.no_grad()
-    def _generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        stem: StemCache | None,
-        new_tokens: int,
-        stops: list[str],
-        settings: dict[str, Any],
-    ) -> list[str]:
-        """Return what the model writes after each prompt; padding stands before what follows the stem."""
-        from lm_eval.models.utils_hf import stop_sequences_criteria
-
-        longest = max(len(prompt) for prompt in prompts)
-        known = (self.tokenizer.pad_token_id, self.tokenizer.unk_token_id, self.tokenizer.eos_token_id)
-        pad = next(token for token in known if token is not None)
-        before = 0 if stem is None else stem.get_seq_length()
-        tokens = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-        mask = torch.zeros_like(tokens)
-        for row, prompt in enumerate(prompts):
-            begin = before + longest - len(prompt)
-            tokens[row, :before] = torch.tensor(prompt[:before])
-            tokens[row, begin:] = torch.tensor(prompt[before:])
-            mask[row, :before] = mask[row, begin:] = 1
-            self.num_processed_tokens += longest - begin
-        if not settings.get("do_sample"):
-            settings = {key: value for key, value in settings.items() if key != "temperature"}
-        if stem is not None:
-            settings = {**settings, "past_key_values": stem.copy_for(len(prompts))}
-        if "stop_strings" in self.own_generation_fields:
-            settings = {**settings, "tokenizer": self.tokenizer}
-        reset_rotation(self.model)
-        with _naming(self.own_generation_fields):
-            written = self.model.generate(
-                input_ids=tokens.to(self._device),
-                attention_mask=mask.to(self._device),
-                max_new_tokens=new_tokens,
-                stopping_criteria=stop_sequences_criteria(self.tokenizer, stops, longest, len(prompts)),
-                pad_token_id=pad,
-                use_cache=True,
-                synced_gpus=self._sharded,
-                **settings,
-            )
-        texts = self.tokenizer.batch_decode(written[:, longest:], skip_special_tokens=True)
-        return [postprocess_generated_text(text, stops, None) for text in texts]
-
     def _back_off(self) -> None:
         self.num_out_of_memory += 1
         self.batch_tokens = max(1, self.batch_tokens // 2)
@@ -494,20 +386,6 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
     def _report(self, indices: Sequence[int]) -> None:
         if self.on_progress is not None:
             self.on_progress(indices)
-
-
-@contextmanager
-def _naming(own_fields: Mapping[str, Any]) -> Iterator[None]:
-    """Say of which of the model's own settings it is that transformers refuses to generate."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        if not own_fields:
-            raise
-        raise HarnessError(
-            f"the model's own generation settings ({', '.join(own_fields)}) cannot be used: "
-            f"{str(error).splitlines()[0]}; take them out of its generation_config.json"
-        ) from error
 
 
 def _pieces(request: tuple[Any, list[int], list[int]], max_length: int) -> Iterator[tuple[Any, list[int], list[int]]]:

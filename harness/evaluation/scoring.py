@@ -130,7 +130,7 @@ def evaluate(
         for task in tasks.values():
             with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that lm-eval does not let one switch off
                 task.build_all_requests(limit=settings.limit)
-        lm = HarnessLM(model, tokenizer, device=device, batch_tokens=settings.batch_tokens)
+        lm = HarnessLM(model, tokenizer, device=device, batch_tokens=settings.batch_tokens, seed=settings.fewshot_seed)
         noted = _answer(lm, [instance for task in tasks.values() for instance in task.instances], progress)
         scores: list[Score] = []
         items: list[dict[str, Any]] = []
