@@ -4,7 +4,8 @@ Reference: fschat 0.2.36, llm_judge/gen_model_answer.py, ``get_model_answers``: 
 1e-4, the cutting of an answer, and the file's fields are its. Deliberate differences:
 
 - The conversation template is given by name, never guessed from the model's.
-- Questions are answered in batches, padded on the left. Each answer draws from a random stream of its own, named by
+- Questions are answered side by side, in slots that are kept full (:mod:`harness.evaluation.slots`), of other models in
+  batches padded on the left. Each answer draws from a random stream of its own, named by
   question and turn, so that the others of its batch do not touch it; FastChat seeds the global generator once a
   question.
 - Sampling is temperature and the 50 likeliest tokens, the default of transformers that FastChat inherits. A model's own
@@ -36,6 +37,8 @@ from harness.conversation import ConversationTemplate
 from harness.encoding import text_encoder
 from harness.errors import HarnessError
 from harness.evaluation.generation import acting_fields, end_tokens, num_together, protocol_alone, until_end
+from harness.evaluation.slots import Ask, Slots, most_slots, takes_slots
+from harness.evaluation.token_choice import TokenChoice
 from harness.files import said_as, write_file
 from harness.tensors.causality import is_known_causal
 from harness.tensors.rotary import reset_rotation, rotation_limit
@@ -113,7 +116,8 @@ def answer_questions(
         template: How turns become prompts.
         model_id: What the answers call the model.
         max_new_tokens: Of one turn's answer.
-        batch_tokens: Tokens of all prompts and answers of a batch; halved for good when the device runs out of memory.
+        batch_tokens: Tokens of all prompts and answers of a batch, in slots a quarter of them; halved for good when the
+            device runs out of memory.
         generator: Makes the generator of a named random stream.
         progress: Called with (turns done, turns in all).
         agreed: Gives every process that shares the model out the words of the first, so that all go on with them.
@@ -122,6 +126,7 @@ def answer_questions(
         HarnessError: a prompt leaves no room for an answer in the model's length.
     """
     generation = _Generation(model, tokenizer, template, max_new_tokens)
+    generation.batch_tokens = batch_tokens
     encoder = text_encoder(tokenizer)
     turns: dict[int, list[str]] = {question.question_id: [] for question in questions}
     histories: dict[int, list[str]] = {question.question_id: [] for question in questions}
@@ -141,14 +146,16 @@ def answer_questions(
             asks.sort(key=lambda ask: len(ask.ids), reverse=True)
             num_short += sum(generation.room(ask) < max_new_tokens for ask in asks)
             while asks:
-                batch = asks[: generation.num_together(asks, batch_tokens)]
+                done = turn * len(questions) + len(questions) - len(asks)
+                generation.on_answered = lambda number, done=done: progress(done + number, total)  # type: ignore[misc]
+                batch = asks[: generation.num_taken(asks)]
                 states = [ask.generator.get_state() for ask in batch]
                 try:
                     answers = generation.answer(batch)
                 except torch.OutOfMemoryError:
                     if len(batch) == 1 or generation.sharded:
                         raise
-                    batch_tokens //= 2
+                    generation.batch_tokens //= 2
                     for ask, state in zip(batch, states, strict=True):
                         ask.generator.set_state(state)
                     torch.cuda.empty_cache()
@@ -158,7 +165,7 @@ def answer_questions(
                     histories[ask.question.question_id].append(text)
                     num_cut += cut
                 asks = asks[len(batch) :]
-                progress(turn * len(questions) + len(questions) - len(asks), total)
+                progress(done + len(batch), total)
     finally:
         model.train(training)
     now = time.time()
@@ -205,6 +212,10 @@ class _Generation:
         self._stop_strings = (*template.stop_strings, *missing)
         self._eos_ids = end_tokens(model, tokenizer)
         self._takes_padding, self._rotation_limit = is_known_causal(model), rotation_limit(model)
+        self.batch_tokens: int | None = None
+        """The budget of slots; None: one for every prompt."""
+        self.on_answered: Callable[[int], None] = lambda number: None
+        """Called with the number of answers so far while a batch is answered."""
         self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self._eos_ids)
 
     def room(self, ask: _Ask) -> int:
@@ -234,9 +245,59 @@ class _Generation:
         )
         return num_together([len(ask.ids) for ask in asks], batch_tokens // whole, padded=padded)
 
-    @torch.no_grad()
+    def num_taken(self, asks: Sequence[_Ask]) -> int:
+        """Return how many of the first prompts, the longest first, one call of :meth:`answer` takes."""
+        assert self.batch_tokens is not None
+        if not self._takes_slots(asks):
+            return self.num_together(asks, self.batch_tokens)
+        return len(asks) if most_slots(self.batch_tokens, self._longest(asks)) > 1 else 1
+
     def answer(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
         """Return the text of each answer, and whether it ended at the limit of new tokens."""
+        return self._answer_in_slots(batch) if self._takes_slots(batch) else self._answer_in_batch(batch)
+
+    def _takes_slots(self, asks: Sequence[_Ask]) -> bool:
+        return takes_slots(self._model, self._longest(asks))
+
+    def _longest(self, asks: Sequence[_Ask]) -> int:
+        return max(len(ask.ids) + min(self._max_new_tokens, self.room(ask)) for ask in asks)
+
+    def _answer_in_slots(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
+        if self.batch_tokens is None:
+            self.batch_tokens = len(batch) * self._longest(batch)
+        answers: dict[int, tuple[str, bool]] = {}
+        stop = _StopStrings(self._tokenizer, self._stop_strings, 0)
+        end_ids = self._eos_ids | self._stop_ids
+
+        def ended(ask: Ask, written: list[int]) -> None:
+            answers[ask.index] = self._cut(written)
+            self.on_answered(len(answers))
+
+        def ends(written: list[int]) -> bool:
+            return written[-1] in end_ids or stop.ends(written)
+
+        slots = Slots(
+            self._model,
+            self._device,
+            batch_tokens=lambda: self.batch_tokens or 1,
+            back_off=self._back_off,
+            on_end=ended,
+        )
+        slots.answer(
+            [
+                Ask(n, tuple(one.ids), min(self._max_new_tokens, self.room(one)), ends, _choice(one))
+                for n, one in enumerate(batch)
+            ]
+        )
+        return [answers[number] for number in range(len(batch))]
+
+    def _back_off(self) -> None:
+        self.batch_tokens = (self.batch_tokens or 1) // 2
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def _answer_in_batch(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
         longest = max(len(ask.ids) for ask in batch)
         room = min(self.room(ask) for ask in batch)
         tokens = torch.full((len(batch), longest), self._pad, dtype=torch.int64)
@@ -273,6 +334,14 @@ class _Generation:
             for special in token if isinstance(token, list) else [token]:
                 text = text.replace(str(special), "")
         return text.strip(), not ended and not stops
+
+
+def _choice(ask: _Ask) -> TokenChoice | None:
+    """Return how an answer's tokens are chosen; None: each is the likeliest."""
+    if ask.temperature < GREEDY_BELOW:
+        return None
+    sampling = _Sampling([ask])
+    return lambda logits, before: int(sampling(torch.empty(1, 0), logits).argmax())
 
 
 class _Sampling(LogitsProcessor):  # type: ignore[misc]
@@ -312,10 +381,11 @@ class _StopStrings(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_arguments: Any) -> torch.Tensor:
         """Return which rows end: (rows,) bool."""
-        ends = [self._ends(row) for row in input_ids[:, self._prompt_length :].tolist()]
+        ends = [self.ends(row) for row in input_ids[:, self._prompt_length :].tolist()]
         return torch.tensor(ends, device=input_ids.device)
 
-    def _ends(self, ids: list[int]) -> bool:
+    def ends(self, ids: list[int]) -> bool:
+        """Return whether an answer ends with the last of its tokens."""
         tail = self._tokenizer.decode(ids[-STOP_WINDOW:])
         if not any(stop in tail for stop in self._stops):
             return False

@@ -130,9 +130,7 @@ class Slots:
         reset_rotation(self._model)
         before = 0 if stem is None else int(stem[0][0].shape[-2])
         longest = max(len(row.ask.prompt) + row.ask.limit for row in self._waiting) - before
-        budget = self._batch_tokens()
-        fitting = max(1, min((STEM_TOKENS_PER_TOKEN * budget - before) // longest, budget))
-        number = min(fitting, len(self._waiting))
+        number = min(most_slots(self._batch_tokens(), longest, before), len(self._waiting))
         self._cache = SlotCache(number, stem)
         self._rows, self._held = [None] * number, [[] for _ in range(number)]
 
@@ -262,6 +260,17 @@ class Slots:
             if len(row.written) >= ask.limit or ask.ends(row.written):
                 self._rows[slot] = None
                 self._on_end(ask, row.written)
+
+
+def most_slots(batch_tokens: int, longest: int, stem_tokens: int = 0) -> int:
+    """Return how many rows a budget holds, at least one.
+
+    Args:
+        batch_tokens: Tokens of one pass; tokens whose keys and values alone are kept take a quarter of the memory.
+        longest: Tokens of the longest prompt and answer behind the stem.
+        stem_tokens: Of the stem, which is held once.
+    """
+    return max(1, min((STEM_TOKENS_PER_TOKEN * batch_tokens - stem_tokens) // longest, batch_tokens))
 
 
 def takes_slots(model: Any, longest: int) -> bool:
