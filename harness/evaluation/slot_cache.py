@@ -146,7 +146,7 @@ class Entering:
 
 
 class Decoding:
-    """A pass over one token of each of the first slots."""
+    """A pass over one token of each of the first slots; rows behind them are padding."""
 
     def __init__(self, cache: SlotCache, lengths: Sequence[int], device: torch.device) -> None:
         """Take the first ``len(lengths)`` slots.
@@ -164,18 +164,18 @@ class Decoding:
 
     def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Keep each row's token behind those that its slot holds."""
-        self._cache.keys[layer][self._slots, :, self._places] = keys[:, :, 0]
-        self._cache.values[layer][self._slots, :, self._places] = values[:, :, 0]
+        self._cache.keys[layer][self._slots, :, self._places] = keys[: self._rows, :, 0]
+        self._cache.values[layer][self._slots, :, self._places] = values[: self._rows, :, 0]
 
     def attend(
         self, layer: int, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float
     ) -> torch.Tensor:
-        """Return what each token reads of the stem and of its slot."""
-        rows, heads, _, size = query.shape
-        key_heads = keys.shape[1]
+        """Return what each token reads of the stem and of its slot; rows behind the slots read nothing."""
+        asked, heads, _, size = query.shape
+        rows, key_heads = self._rows, keys.shape[1]
         keys = self._cache.keys[layer][:rows, :, : self._longest]
         values = self._cache.values[layer][:rows, :, : self._longest]
-        query = query.reshape(rows, key_heads, heads // key_heads, size)
+        query = query[:rows].reshape(rows, key_heads, heads // key_heads, size)
         if self._cache.stem is None:
             read = scaled_dot_product_attention(query, keys, values, attn_mask=~self._unseen, scale=scaling)
         elif query.dtype == torch.float32:
@@ -189,7 +189,7 @@ class Decoding:
                 attn_mask=~torch.nn.functional.pad(self._unseen, (stem_keys.shape[2], 0)),
                 scale=scaling,
             )
-        return read.reshape(rows, 1, heads, -1)
+        return torch.nn.functional.pad(read.reshape(rows, 1, heads, -1), (0, 0, 0, 0, 0, 0, 0, asked - rows))
 
     def _attend_behind_stem(
         self,
