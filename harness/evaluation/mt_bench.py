@@ -116,8 +116,8 @@ def answer_questions(
         template: How turns become prompts.
         model_id: What the answers call the model.
         max_new_tokens: Of one turn's answer.
-        batch_tokens: Tokens of all prompts and answers of a batch, in slots a quarter of them; halved for good when the
-            device runs out of memory.
+        batch_tokens: Tokens of all prompts and answers at once, as :func:`most_slots` counts them; halved for good when
+            the device runs out of memory.
         generator: Makes the generator of a named random stream.
         progress: Called with (turns done, turns in all).
         agreed: Gives every process that shares the model out the words of the first, so that all go on with them.
@@ -250,7 +250,7 @@ class _Generation:
         assert self.batch_tokens is not None
         if not self._takes_slots(asks):
             return self.num_together(asks, self.batch_tokens)
-        return len(asks) if most_slots(self.batch_tokens, self._longest(asks)) > 1 else 1
+        return len(asks) if most_slots(self.batch_tokens, self._longest(asks), self._device) > 1 else 1
 
     def answer(self, batch: Sequence[_Ask]) -> list[tuple[str, bool]]:
         """Return the text of each answer, and whether it ended at the limit of new tokens."""

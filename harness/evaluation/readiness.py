@@ -23,10 +23,10 @@ from harness.assets.mt_bench import load_mt_bench
 from harness.conversation import find_template
 from harness.errors import HarnessError
 from harness.evaluation.groups import expand_tasks
-from harness.evaluation.language_model import DEFAULT_GENERATED_TOKENS
 from harness.evaluation.own_tasks import OwnTasks, check_places
 from harness.evaluation.scoring import headline_of
 from harness.evaluation.tasks import load_tasks, no_progress_bars
+from harness.evaluation.text_generation import DEFAULT_GENERATED_TOKENS
 from harness.settings import EvaluationSettings
 from harness.task import RunTask
 from harness.tensors.loading import load_tokenizer, model_config

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from harness.evaluation.packing import MIN_STEM_TOKENS, STEM_TOKENS_PER_TOKEN
+from harness.evaluation.packing import MIN_STEM_TOKENS
 from harness.evaluation.slot_cache import SLOT_ATTENTION, Decoding, Entering, SlotCache, SlotPass, Stem
 from harness.tensors.causality import is_known_causal
 from harness.tensors.out_of_memory import is_out_of_memory
@@ -30,6 +30,9 @@ function, and reads nothing else of the cache than what ``update`` returns (tran
 
 PIECE_TOKENS = 256
 """Tokens of a prompt read at once on a CPU: more leave its caches between two operations. Measured by us."""
+
+CPU_KEPT_TOKENS = 4
+"""Tokens whose keys and values are kept on a CPU for each of the budget. Chosen by us."""
 
 SLOW_ROWS = range(7, 16)
 """Rows of a step that a CPU multiplies slower than one more: MKL 2024.2 takes 1.1 to 1.6 times as long for
@@ -83,8 +86,7 @@ class Slots:
         Args:
             model: A transformers causal language model on ``device``, peft-wrapped or not.
             device: Where inputs go.
-            batch_tokens: The budget: tokens of one pass; of tokens whose keys and values alone are kept four times
-                as many.
+            batch_tokens: The budget: tokens of one pass, and of all slots (:func:`most_slots`).
             back_off: Lowers the budget, after memory ran out.
             on_end: Called with each answer's tokens as it ends; the last may be one that ends a sequence.
             on_read: Called with the number of tokens of prompts that went through the model.
@@ -134,7 +136,8 @@ class Slots:
         reset_rotation(self._model)
         before = 0 if stem is None else int(stem[0][0].shape[-2])
         longest = max(len(row.ask.prompt) + row.ask.limit for row in self._waiting) - before
-        number = min(most_slots(self._batch_tokens(), longest, before), len(self._waiting))
+        fitting = most_slots(self._batch_tokens(), longest, self._device, before)
+        number = min(fitting, len(self._waiting))
         self._cache = SlotCache(number, stem)
         self._rows, self._held = [None] * number, [[] for _ in range(number)]
 
@@ -267,15 +270,18 @@ class Slots:
                 self._on_end(ask, row.written)
 
 
-def most_slots(batch_tokens: int, longest: int, stem_tokens: int = 0) -> int:
+def most_slots(batch_tokens: int, longest: int, device: torch.device, stem_tokens: int = 0) -> int:
     """Return how many rows a budget holds, at least one.
 
     Args:
-        batch_tokens: Tokens of one pass; tokens whose keys and values alone are kept take a quarter of the memory.
+        batch_tokens: Tokens of all prompts and answers at once; on a CPU a quarter of them, as memory is plenty there
+            and a step of few rows takes hardly less time than one of many.
         longest: Tokens of the longest prompt and answer behind the stem.
+        device: Where keys and values are kept.
         stem_tokens: Of the stem, which is held once.
     """
-    return max(1, min((STEM_TOKENS_PER_TOKEN * batch_tokens - stem_tokens) // longest, batch_tokens))
+    kept = CPU_KEPT_TOKENS * batch_tokens if device.type == "cpu" else batch_tokens
+    return max(1, min((kept - stem_tokens) // longest, batch_tokens))
 
 
 def takes_slots(model: Any, longest: int) -> bool:
