@@ -266,8 +266,8 @@ class EvaluationSettings(Strict):
     """First items of each task, first questions of each category of MT-Bench; None: all. A whole number: lm-eval reads
     1.0 as one item, and many a reader as all."""
     batch_tokens: PositiveInt = 4096
-    """Padded tokens of one forward pass; of generation, tokens of all prompts and answers in the making at once, on a CPU
-    a quarter of them."""
+    """Padded tokens of one forward pass; of generation, tokens of all prompts and answers in the making at once: on a
+    CPU a quarter of them."""
     mt_bench: Annotated[MTBenchSettings | None, Later(None)] = None
     """Answers to MT-Bench's questions, to be judged later; left out: none are asked for."""
     metrics: Annotated[Annotated[dict[Name, MetricName], Field(min_length=1)] | None, Later(None)] = None
