@@ -7,11 +7,14 @@ checks themselves are in ``harness.proof_checks``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from harness.proof_checks import CHECKS, Verdict
 from harness.proof_facts import Facts
 from harness.record import Proof, Record, Status
 from harness.record_training import TrainResult
+
+NO_PROOF = Proof()
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,12 @@ def judge_record(record: Record) -> Judgement | None:
 
 def ending_of(record: Record) -> tuple[Status, str | None]:
     """Return how a run ended and why: what was recorded as ok is unproven where its proof fails as it is judged now."""
-    judgement = judge_record(record) if record.is_ok else None
-    if judgement is not None and judgement.failed:
+    return ending_by(record, judge_record(record) if record.is_ok else None)
+
+
+def ending_by(record: Record, judgement: Judgement | None) -> tuple[Status, str | None]:
+    """Return the same of a record whose judgement is known."""
+    if record.is_ok and judgement is not None and judgement.failed:
         return "unproven", judgement.sentence()
     return record.ending
 
@@ -83,6 +90,12 @@ def judge(train: TrainResult, proof: Proof, max_grad_norm: float | None = None) 
     """Return what a proof shows of a training whose gradients were clipped to a norm, or None."""
     facts = Facts(train, proof, max_grad_norm)
     found = {name: answer for name, check in CHECKS.items() if (answer := check(facts)) is not None}
-    if proof == Proof():
+    if proof == NO_PROOF:
         found = dict.fromkeys(found, ("not judged", "the record holds no proof"))
-    return Judgement(tuple(Check(name, *answer) for name, answer in found.items()))
+    return _judgement(tuple((name, *answer) for name, answer in found.items()))
+
+
+@lru_cache(maxsize=1024)
+def _judgement(answers: tuple[tuple[str, Verdict, str], ...]) -> Judgement:
+    """Return a judgement, the same for all runs of which the same is found: most proofs just hold."""
+    return Judgement(tuple(Check(*answer) for answer in answers))

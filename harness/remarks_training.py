@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from harness.record import Record
-from harness.silent_settings import SILENT, Asked
+from harness.silent_settings import SILENT, Asked, said_of
 
 EXPECTED_SHARE = 0.01
 """Of the rows that are held out where no more are asked for."""
@@ -178,18 +178,33 @@ def _held_back(record: Record) -> str | None:
     )
 
 
-def _silent(say: Callable[[Asked], str | None]) -> Callable[[Record], str | None]:
-    """Return what says of a run that trained which of its settings did nothing."""
+class _Silent:
+    """What says of runs that trained which of their settings did nothing, found once for runs that share them."""
 
-    def said(record: Record) -> str | None:
-        train, asked = record.train, record.train_settings
-        if train is None or asked is None:
-            return None
+    def __init__(self) -> None:
+        self._last: tuple[Asked, dict[str, str]] | None = None
+
+    def sentences(self, record: Record) -> dict[str, str]:
+        """Return the sentences that there are, by kind."""
+        train, settings = record.train, record.train_settings
+        if train is None or settings is None:
+            return {}
         declared = None if record.proof is None else record.proof.declared
-        named = ((), ()) if declared is None else (declared.full_rank, declared.unprojected)
-        return say(Asked(record.spec.config, asked, train.num_steps, *named))
+        full_rank, unprojected = ((), ()) if declared is None else (declared.full_rank, declared.unprojected)
+        config, last = record.spec.config, self._last
+        if (
+            last is None
+            or last[0].config is not config
+            or last[0].train is not settings
+            or (last[0].num_steps, last[0].full_rank, last[0].unprojected) != (train.num_steps, full_rank, unprojected)
+        ):
+            asked = Asked(config, settings, train.num_steps, full_rank, unprojected)
+            last = self._last = asked, said_of(asked)
+        return last[1]
 
-    return said
+    def kind(self, kind: str) -> Callable[[Record], str | None]:
+        """Return what says one of them."""
+        return lambda record: self.sentences(record).get(kind)
 
 
 def _quantized_base(record: Record) -> str | None:
@@ -207,6 +222,8 @@ def _quantized_base(record: Record) -> str | None:
     )
 
 
+_SILENT = _Silent()
+
 TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "rows cut": _rows_cut,
     "other devices": _other_devices,
@@ -222,6 +239,6 @@ TRAINING: Mapping[str, Callable[[Record], str | None]] = {
     "weights lost": _weights_lost,
     "held back": _held_back,
     "quantized base": _quantized_base,
-    **{kind: _silent(say) for kind, say in SILENT.items()},
+    **{kind: _SILENT.kind(kind) for kind in SILENT},
 }
 """Kinds of remarks on training: how they are called, and what they say of a record."""

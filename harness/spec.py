@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import JsonValue, PositiveInt, model_validator
@@ -91,6 +91,13 @@ class RunSpec(Strict):
         """Return the first 16 hex digits of the SHA-256 of the canonical JSON of :meth:`asked`."""
         return identity(self.asked())
 
+    def asks_as(self, other: RunSpec, *but: str) -> bool:
+        """Return whether another spec asks the same, but for the seed and for what ``but`` names."""
+        left_out = dict.fromkeys(("seed", *but))
+        if self.__dict__ | left_out == other.__dict__ | left_out:  # the same fields give the same question
+            return True
+        return self.asked() | left_out == other.asked() | left_out
+
     @property
     def training_id(self) -> str:
         """Return the identity of what is trained and how, whatever it is scored on: equal ones give equal weights."""
@@ -158,6 +165,12 @@ class RunSpec(Strict):
     def model_name(self) -> str:
         """Return the base model's name."""
         return str(self.model["name"])
+
+
+def evaluation_ids(specs: Iterable[RunSpec]) -> set[str]:
+    """Return the identities of the evaluations of some specs, each computed once where specs share their settings."""
+    distinct = {(id(spec.evaluation), tuple(spec.scored_on.items())): spec for spec in specs}
+    return {spec.evaluation_id for spec in distinct.values()}
 
 
 def identity(value: Any) -> str:

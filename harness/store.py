@@ -8,6 +8,7 @@ report the rest as warnings.
 from __future__ import annotations
 
 import gc
+import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,15 +20,12 @@ from filelock import FileLock, Timeout
 from pydantic_core import from_json
 
 from harness.errors import HarnessError
-from harness.files import append_line, make_folder, read_bytes_if_there, reason_of
+from harness.files import append_line, make_folder, reason_of, said_as
 from harness.record import Record
+from harness.record_lines import RecordLines, may_hold_long_number
 from harness.record_versions import parse_record
 
 LOCK_SECONDS = 60.0
-_DIGITS = bytes(ord("0") if chr(byte).isdecimal() and byte < 128 else 0 for byte in range(256))
-"""Of ``bytes.translate``: every digit becomes a zero and all else nothing, which a search of bytes passes over fast."""
-_LONG_NUMBER = b"0" * 19
-"""What a number of more than 64 bits looks like in JSON, and now and then a word in a text."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +83,7 @@ class Store:
             HarnessError: a file is there but cannot be read.
         """
         files = [self.file_of(suite)] if suite is not None else sorted(self.folder.glob("*.jsonl"))
-        parts: list[tuple[str, bytes]] = []
-        for file in files:
-            if (data := read_bytes_if_there(file)) is not None:
-                parts.append((str(file), data))
-        return parse_files(parts)
+        return parse_files((str(file), lines_if_there(file)) for file in files)
 
     @contextmanager
     def _locked(self, file: Path) -> Iterator[None]:
@@ -100,20 +94,98 @@ class Store:
             raise HarnessError(f"{file}: another process has held its lock for {LOCK_SECONDS:.0f} s") from error
 
 
-def parse_files(parts: Iterable[tuple[str, bytes]]) -> Contents:
-    """Return what the bytes of records files hold.
+class Following:
+    """The records of a suite while processes append to them: what was read once is not read again."""
+
+    def __init__(self, store: Store, suite: str) -> None:
+        self._file = store.file_of(suite)
+        self._size = -1
+        self._contents = Contents(())
+
+    def contents(self) -> Contents:
+        """Return the records as they are now; a file that is only appended to, and has the same size, is the same.
+
+        Raises:
+            HarnessError: the file is there but cannot be read.
+        """
+        file = self._file
+        size = file.stat().st_size if file.exists() else 0
+        if size != self._size:
+            appended = self._appended(size)
+            if appended is None:
+                self._contents = parse_files([(str(file), self._lines())])
+            else:
+                self._contents, self._size = self._with(appended), size
+        return self._contents
+
+    def _lines(self) -> Iterator[bytes]:
+        """Yield all lines, and count the bytes that were read: meanwhile there may be more."""
+        self._size = 0
+        for line in lines_if_there(self._file):
+            self._size += len(line)
+            yield line
+
+    def _appended(self, size: int) -> tuple[Record, ...] | None:
+        """Return what was appended to whole lines, or None where all is to be read."""
+        file = self._file
+        if not 0 < self._size < size:
+            return None
+        with said_as(f"{file}: cannot be read"), file.open("rb") as stream:
+            stream.seek(self._size - 1)
+            end, more = stream.read(1), stream.read(size - self._size)
+        if end != b"\n" or not more.endswith(b"\n"):
+            return None
+        found = parse_files([(str(file), more)])
+        return None if found.warnings else found.records  # a warning names a line by its number in the file
+
+    def _with(self, appended: tuple[Record, ...]) -> Contents:
+        records = sorted((*self._contents.records, *appended), key=lambda record: record.in_time)
+        return Contents(tuple(records), self._contents.warnings)
+
+
+def lines_if_there(file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends, one in memory at a time; none where there is no file.
+
+    Raises:
+        HarnessError: it is there but cannot be read.
+    """
+    with said_as(f"{file}: cannot be read"):
+        try:
+            stream = file.open("rb")
+        except FileNotFoundError:
+            return
+        with stream:
+            yield from stream
+
+
+def parse_files(parts: Iterable[tuple[str, bytes | Iterable[bytes]]]) -> Contents:
+    """Return what records files hold.
 
     Args:
-        parts: What a file is called in a warning, and its bytes.
+        parts: What a file is called in a warning, and its bytes, whole or line by line.
     """
     records: list[Record] = []
     warnings: list[str] = []
+    reader = RecordLines()
     with no_collection():
         for where, data in parts:
-            for number, line in enumerate(data.splitlines(keepends=True), start=1):
-                _read_line(line, f"{where} line {number}", records, warnings)
+            lines = io.BytesIO(data) if isinstance(data, bytes) else data
+            for number, line in enumerate(_cut_at_returns(lines), start=1):
+                if (record := reader.record(line)) is not None:
+                    records.append(record)
+                else:
+                    _read_line(line, f"{where} line {number}", records, warnings)
     records.sort(key=lambda record: record.in_time)
     return Contents(tuple(records), tuple(warnings))
+
+
+def _cut_at_returns(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines that end where ``bytes.splitlines`` has ends: a lone carriage return is one too."""
+    for line in lines:
+        if b"\r" in line:
+            yield from line.splitlines(keepends=True)
+        else:
+            yield line
 
 
 @contextmanager
@@ -187,7 +259,7 @@ def json_of_line(line: bytes) -> Any:
         ValueError: it is none, or holds an integer that no report could show.
     """
     value = from_json(line)
-    if _LONG_NUMBER in line.translate(_DIGITS) and _holds_long_number(value):
+    if may_hold_long_number(line) and _holds_long_number(value):
         raise ValueError("it holds a number of more than 64 bits")
     return value
 

@@ -15,7 +15,8 @@ from harness.errors import HarnessError
 from harness.expansion import load_suite, load_tuned
 from harness.report.formats import FORMATS
 from harness.report.reading.sides import items_beside
-from harness.report.write import terminal_table, write_report
+from harness.report.reading.summary import summarize
+from harness.report.write import check_formats, summary_table, write_summary
 from harness.store import Store, no_collection
 from harness.suite import Suite
 
@@ -31,6 +32,7 @@ def report(
 ) -> int:
     """Write the report, print its table and name the files."""
     suite = load_suite(name, given_catalogue(catalogue, tasks))
+    check_formats(formats)
     with no_collection(keep=True):
         contents = Store(results).read(suite.name)
     warn(contents.warnings)
@@ -38,9 +40,11 @@ def report(
     folder = Path(f"report-{suite.name}") if out is None else out
     items = items_beside(results)
     calibration = read_log(results) if suite.name in SUITES.values() else Log()
-    files = write_report(suite, contents, folder, formats, tuned, read_items=items.items, calibration=calibration)
+    with no_collection(keep=True):
+        summary = summarize(suite, contents, tuned, items.items)
+    files = write_summary(summary, folder, formats, items.items, calibration)
     warn((*items.warnings, *calibration.warnings))
-    terminal_table(suite, contents, console(), tuned, items.items)
+    summary_table(summary, console())
     print()
     say_files(files)
     return 1 if contents.warnings or calibration.warnings else 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness import files
 
@@ -28,4 +31,20 @@ def replace_file(file: Path, content: str | bytes) -> Path:
     data = content.encode("utf-8", errors="replace") if isinstance(content, str) else content
     with files.said_as(f"{file}: cannot be written", ADVICE):
         files.write_file(file, data)
+    return file
+
+
+def replace_table(file: Path, rows: Iterable[Sequence[Any]]) -> Path:
+    """Put a table as CSV, written row by row, in the place of ``file`` and return ``file``; None is an empty cell.
+
+    Raises:
+        HarnessError: it cannot be written; what was there stays.
+    """
+    with files.said_as(f"{file}: cannot be written", ADVICE):
+        files.make_folder(file.parent)
+        with (
+            files.replacing(file) as part,
+            part.open("w", encoding="utf-8", errors="replace", newline="") as stream,
+        ):
+            csv.writer(stream, lineterminator="\n").writerows(rows)
     return file

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.calibration_log import Log
 from harness.catalogue.tuned import Tuned
 from harness.errors import HarnessError, near_miss
-from harness.report.files import make_folder, replace_file
+from harness.report.files import make_folder, replace_file, replace_table
 from harness.report.formats import FORMATS, Format
-from harness.report.pages.terminal import terminal_table
+from harness.report.pages.terminal import summary_table, terminal_table
 from harness.report.reading.items import ReadItems
 from harness.report.reading.summary import Summary, summarize
 from harness.store import Contents
 from harness.suite import Suite
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-__all__ = ["Format", "terminal_table", "write_report"]
+__all__ = ["Format", "check_formats", "summary_table", "terminal_table", "write_report", "write_summary"]
 
 PAGES = {"md", "latex", "html"}
 
@@ -51,19 +47,42 @@ def write_report(
     Raises:
         HarnessError: there is no record of the suite, a format is unknown, or a file cannot be written.
     """
+    check_formats(formats)
+    return write_summary(summarize(suite, contents, tuned, read_items), out, formats, read_items, calibration)
+
+
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse formats that there are not, or none.
+
+    Raises:
+        HarnessError: a format is unknown, or there is none.
+    """
     for name in formats:
         if name not in FORMATS:
             raise HarnessError(f"there is no report format '{name}'{near_miss(name, FORMATS)}")
     if not formats:
         raise HarnessError(f"a report needs a format: {', '.join(FORMATS)}")
-    summary = summarize(suite, contents, tuned, read_items)
+
+
+def write_summary(
+    summary: Summary,
+    out: Path,
+    formats: Sequence[str],
+    read_items: ReadItems | None = None,
+    calibration: Log | None = None,
+) -> list[Path]:
+    """Write the report of what was summarized, and return its files; see :func:`write_report`.
+
+    Raises:
+        HarnessError: a file cannot be written.
+    """
     make_folder(out)
     written: list[Path] = []
     if "csv" in formats:
-        from harness.report.numbers.frames import run_frame, score_frame
+        from harness.report.numbers.frames import csv_rows, run_columns, run_rows, score_csv_rows
 
-        written.append(replace_file(out / "scores.csv", _csv(score_frame(summary))))
-        written.append(replace_file(out / "runs.csv", _csv(run_frame(summary))))
+        written.append(replace_table(out / "scores.csv", score_csv_rows(summary)))
+        written.append(replace_table(out / "runs.csv", csv_rows(run_columns(), run_rows(summary))))
     if "json" in formats:
         from harness.report.numbers.report_json import report_json
         from harness.report.pages.page import all_notes
@@ -99,7 +118,3 @@ def _write_pages(
         pages["report.html"] = html_page(document)
     written = [replace_file(out / name, text) for name, text in pages.items()]
     return written, [file for files in plots.values() for file in files]
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, lineterminator="\n")

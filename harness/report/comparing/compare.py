@@ -9,11 +9,12 @@ says so. ``improved`` is the same in the other direction.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from harness.errors import HarnessError
+from harness.record import Record
 from harness.report.comparing.cells import RUN, Cell, Comparison, OpenCell, Verdict
 from harness.report.comparing.measures import SCORE, metric_of, scored_tasks
 from harness.report.comparing.ratios import SINGLE, measured_cells
@@ -66,6 +67,7 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
 
     cells: list[Cell] = []
     both: list[tuple[Subject, Subject]] = []
+    seeds = [_seeds_by_record(side.records) for side in (baseline, candidate)]
     for key in dict.fromkeys((*old, *new)):
         before, after = old.get(key), new.get(key)
         if before is None or after is None:
@@ -77,7 +79,7 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
             cells.append(Cell(key, before.title, RUN, RUN, "not comparable", basis=said))
         elif after.repeats(before):
             cells.append(Cell(key, before.title, RUN, RUN, "not measured again", basis=SAME_RECORDS))
-        elif lost := _lost_seeds(key, baseline, candidate):
+        elif lost := _lost_seeds(*(side.get(key, {}) for side in seeds)):
             said = f"the newer records of seed {', '.join(map(str, lost))} are gone; no other record is new"
             cells.append(Cell(key, before.title, RUN, RUN, "missing", basis=said))
         else:
@@ -86,6 +88,8 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
     found = [*measured_cells(both, tolerances, asked=fail_on is not None)]
     for before, after in both:
         found += _scored(before, after, tolerances, (baseline, candidate))
+        for side in (baseline, candidate):
+            side.forget_items()  # those of one subject at a time
     cells += [one for one in found if isinstance(one, Cell)]
     cells += _corrected([one for one in found if isinstance(one, OpenCell)], level)
     settings = [(x.title, *change) for x, y in both for change in differences(x.settings, y.settings)]
@@ -101,16 +105,17 @@ def compare_sides(baseline: Side, candidate: Side, fail_on: str | None = None, l
     )
 
 
-def _lost_seeds(key: Key, baseline: Side, candidate: Side) -> list[int]:
-    """Return the seeds that only the baseline has, where the candidate has no record of its own."""
-    old, new = (
-        {
-            record.uuid: record.seed
-            for record in side.records
-            if record.is_run and (record.suite, record.model_name, record.label) == key
-        }
-        for side in (baseline, candidate)
-    )
+def _seeds_by_record(records: Sequence[Record]) -> Mapping[Key, Mapping[str, int]]:
+    """Return the seed of each run by its record, of each subject."""
+    found: dict[Key, dict[str, int]] = defaultdict(dict)
+    for record in records:
+        if record.is_run:
+            found[record.suite, record.model_name, record.label][record.uuid] = record.seed
+    return found
+
+
+def _lost_seeds(old: Mapping[str, int], new: Mapping[str, int]) -> list[int]:
+    """Return the seeds that only the baseline of a subject has, where the candidate has no record of its own."""
     return sorted(set(old.values()) - set(new.values())) if new.keys() < old.keys() else []
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import exp, log
 from statistics import fmean, geometric_mean
@@ -86,10 +87,18 @@ def _values(cell: Cell, before: Sequence[Value], after: Sequence[Value], follows
     sides = [[value for _, value in side] for side in (before, after)]
     basis = f"{len(before)} against {len(after)} values"
     if paired:
-        sides = [[_mean([value for s, value in side if s == seed]) for seed in seeds] for side in (before, after)]
+        sides = [_means_by_seed(side, seeds) for side in (before, after)]
         basis = f"paired over {len(seeds)} seeds"
     told = replace(cell, baseline=_mean(sides[0]), candidate=_mean(sides[1]), basis=basis)
     return _Values(told, sides[0], sides[1], paired)
+
+
+def _means_by_seed(values: Sequence[Value], seeds: Iterable[int]) -> list[float]:
+    """Return the mean of the values of each seed."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for seed, value in values:
+        found[seed].append(value)
+    return [_mean(found[seed]) for seed in seeds]
 
 
 def _ratios(cells: Sequence[_Values]) -> Iterator[OpenCell | Cell]:

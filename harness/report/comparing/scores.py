@@ -15,7 +15,6 @@ from harness.report.comparing.outcomes import Shared, difference_over_other_seed
 from harness.report.comparing.subjects import ScoreSample
 from harness.report.reading.sides import Side
 from harness.report.statistics.changes import Change
-from harness.report.statistics.intervals import mean_value
 from harness.report.statistics.pairs import Difference, paired_difference, sum_of_variances
 from harness.report.statistics.signs import p_not_above, p_unpaired
 
@@ -111,7 +110,11 @@ def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
 
 def _means(side: Tasks, seeds: Sequence[int]) -> list[list[float]]:
     """Return each task's score by seed, a mean over the repeats of a seed."""
-    return [[mean_value(sample.score for sample in task[seed]) for seed in seeds] for task in side.values()]
+    return [[_mean([sample.score.value for sample in task[seed]]) for seed in seeds] for task in side.values()]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return values[0] if len(values) == 1 else fmean(values)
 
 
 def _by_seed_means(means: Sequence[Sequence[float]]) -> list[float]:

@@ -24,7 +24,7 @@ from harness.proof import ending_of
 from harness.readings import headline_scores, question
 from harness.record import Record, Score
 from harness.report.comparing.measures import TIME, measures
-from harness.report.reading.chosen import chosen_scores
+from harness.report.reading.chosen import own_scores
 from harness.report.reading.joined import joined, seed_of
 from harness.report.reading.summary import newest_records
 from harness.toml_files import validate
@@ -110,12 +110,11 @@ def subjects_of_records(
     for key, group in groups.items():
         own = [record for record in group if record.uuid not in shared] or group
         newest = newest_records(own)[-1]
-        asked = question(newest)
         kept = []
         for record in own:
             if not record.ran_in(newest.environment_id):
                 left_out["of an older environment"] += 1
-            elif record.attempted != newest.attempted and question(record) != asked:
+            elif record.attempted != newest.attempted and not record.spec.asks_as(newest.spec):
                 left_out["with other settings than the newest of their label"] += 1
             else:
                 kept.append(record)
@@ -129,24 +128,25 @@ def _subject(key: Key, newest: Record, records: Sequence[Record], added: Mapping
     subject = Subject(key, conditions | where, settings, environment, frozenset(record.uuid for record in records))
     subject.device_type, subject.trains = newest.environment.device_type, newest.train_settings is not None
     outcomes = {record.uuid: ending_of(record) for record in records}
+    judged = tuple(measures().items())
     for record in newest_records(records):
         subject.statuses[seed_of(record) or 0] = outcomes[record.uuid]
     for record in records:
         if outcomes[record.uuid][0] != "ok":
             continue
         seed = seed_of(record) or 0
-        for name, measure in measures().items():
+        for name, measure in judged:
             if (value := measure.read(record)) is not None and isfinite(value):
                 subject.values[name].append(Value(seed, value))
         later = [one for one in added.get(record.uuid, ()) if one.ran_in(newest.environment_id)]
-        for chosen in chosen_scores(record, later).values():
-            if chosen.score.headline and isfinite(chosen.score.value):
-                subject.scores[chosen.score.title].append(ScoreSample(seed, chosen.score, chosen.items))
-        for judged in later:
-            judge = "" if judged.judging is None else f", judged by {judged.judging.identity}"
-            for score in headline_scores(judged) if judge else ():
+        for score, items in own_scores(record, later):
+            if score.headline and isfinite(score.value):
+                subject.scores[score.title].append(ScoreSample(seed, score, items))
+        for one in later:
+            judge = "" if one.judging is None else f", judged by {one.judging.identity}"
+            for score in headline_scores(one) if judge else ():
                 if isfinite(score.value):
-                    subject.scores[score.title + judge].append(ScoreSample(seed, score, judged.items))
+                    subject.scores[score.title + judge].append(ScoreSample(seed, score, one.items))
     return subject
 
 

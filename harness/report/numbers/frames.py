@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from math import isnan
+from operator import attrgetter, itemgetter, ne
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -61,9 +64,32 @@ def _is_scalar(annotation: Any) -> bool:
     return all(isinstance(kind, str) or kind in (int, float, bool, str, NoneType) for kind in kinds)
 
 
-def _part(prefix: str, part: type[BaseModel], value: BaseModel | None, without: str = "") -> dict[str, Any]:
-    """Return the numbers of a part of a record, None where the record lacks it."""
-    return {f"{prefix}{name}": getattr(value, name, None) for name in _numbers(part, without)}
+@dataclass(frozen=True)
+class _Columns:
+    """Some columns of runs.csv: their names, and what they hold of a record."""
+
+    names: tuple[str, ...]
+    read: Callable[[Record], tuple[Any, ...]]
+
+
+def _part(
+    prefix: str, part: type[BaseModel], value: Callable[[Record], BaseModel | None], without: str = ""
+) -> _Columns:
+    """Return the columns of the numbers of a part of a record, None where the record lacks it."""
+    names = _numbers(part, without)
+    numbers, nothing = attrgetter(*names), (None,) * len(names)
+
+    def read(record: Record) -> tuple[Any, ...]:
+        found = value(record)
+        return nothing if found is None else numbers(found)
+
+    return _Columns(tuple(f"{prefix}{name}" for name in names), read)
+
+
+def _each(reads: Mapping[str, Callable[[Record], Any]]) -> _Columns:
+    """Return a column for each reading."""
+    readings = tuple(reads.values())
+    return _Columns(tuple(reads), lambda record: tuple([read(record) for read in readings]))
 
 
 def score_frame(summary: Summary) -> pd.DataFrame:
@@ -76,45 +102,42 @@ def run_frame(summary: Summary) -> pd.DataFrame:
     return _frame(run_rows(summary), run_columns())
 
 
-def score_rows(summary: Summary) -> list[tuple[Any, ...]]:
-    """Return the values of ``SCORE_COLUMNS`` for each run, task and metric."""
-    rows: list[tuple[Any, ...]] = []
+def score_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of ``SCORE_COLUMNS`` for each run, task and metric."""
+    numbers = attrgetter(*SCORE_FIELDS)
     for run, in_table in _runs(summary):
         if run.record is None:
             continue
         # Scores of a run that is no result, as an unproven one's, are in no table.
-        identity = _identity(summary, run, in_table and run.status == "ok")
-        head = tuple(identity[name] for name in COLUMNS_OF_IDENTITY)
+        head = _identity(summary, run, in_table and run.status == "ok")
         evaluation = run.record.evaluation_settings
-        rows += [
-            (
-                *head,
-                *(getattr(score, name) for name in SCORE_FIELDS),
-                evaluation.limit,
-                evaluation.rows,
-                len(score.subtasks),
-            )
-            for score in (*run.scores, *run.judged_scores())
-        ]
-    return rows
+        limit, rows = evaluation.limit, evaluation.rows
+        for score in (*run.scores, *run.judged_scores()):
+            yield (*head, *numbers(score), limit, rows, len(score.subtasks))
 
 
 def run_columns() -> tuple[str, ...]:
     """Return the columns of runs.csv: what a run is, what its record holds, and every quantity."""
-    return tuple(dict.fromkeys((*COLUMNS_OF_IDENTITY, *FACTS, *_details(None), *_measured(None))))
+    return tuple(dict.fromkeys((*COLUMNS_OF_IDENTITY, *(name for part in _parts() for name in part.names))))
 
 
-def run_rows(summary: Summary) -> list[tuple[Any, ...]]:
-    """Return the values of :func:`run_columns` for each run."""
-    columns, rows = run_columns(), []
+def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of :func:`run_columns` for each run."""
+    columns, parts = run_columns(), _parts()
+    names = (*COLUMNS_OF_IDENTITY, *(name for part in parts for name in part.names))
+    place = {name: i for i, name in enumerate(names)}  # of a name that two parts have, the later
+    chosen, reads = itemgetter(*(place[name] for name in columns)), [part.read for part in parts]
+    status = columns.index("status")
     for run, in_table in _runs(summary):
-        row = {**_identity(summary, run, in_table), "status": run.status}
-        if run.record is not None:
-            row |= (
-                {name: read(run.record) for name, read in FACTS.items()} | _details(run.record) | _measured(run.record)
-            )
-        rows.append(tuple(row.get(name) for name in columns))
-    return rows
+        values = list(_identity(summary, run, in_table))
+        if run.record is None:
+            values += [None] * (len(columns) - len(values))
+            values[status] = run.status
+            yield tuple(values)
+        else:
+            for read in reads:
+                values += read(run.record)
+            yield chosen(values)
 
 
 def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:
@@ -125,42 +148,75 @@ def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:
         yield run, False
 
 
-def _identity(summary: Summary, run: Run, in_table: bool) -> dict[str, Any]:
-    model = run.model if run.record is None else called(run.record.spec)
-    own = {"model": model, "label": run.label, "seed": run.seed, "in_table": in_table}
+def _identity(summary: Summary, run: Run, in_table: bool) -> tuple[Any, ...]:
+    """Return the values of ``COLUMNS_OF_IDENTITY``."""
     if run.record is None:
         suite = summary.suite
-        return {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol, **own}
-    return {name: read(run.record) for name, read in IDENTITY.items()} | own
+        known: dict[str, Any] = {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol}
+        known |= {"model": run.model, "label": run.label, "seed": run.seed, "in_table": in_table}
+        return tuple(map(known.get, COLUMNS_OF_IDENTITY))
+    return tuple(
+        [
+            read(run.record) if (read := IDENTITY.get(name)) is not None else OWN[name](run, run.record, in_table)
+            for name in COLUMNS_OF_IDENTITY
+        ]
+    )
 
 
-def _details(record: Record | None) -> dict[str, Any]:
-    """Return what a record holds of training, memory and prediction, by column; of None the columns alone."""
-    train = tracked = prediction = out = phase = peak = None
-    if record is not None:
-        train, prediction, out = record.train, record.prediction, record.out_of_memory_at
-        tracked, phase, peak = live_peak(record), record.phase("train"), step_peak(record)
-    return {
-        **_part("", TrainResult, train),
-        **_part("train_", Phase, phase, without="name"),
-        "allocated_peak_step": None if peak is None else peak.at_step,
-        "allocated_peak_moment": None if peak is None else peak.during,
-        **_part("tracked_peak_", TrackedPeak, tracked),
-        **_part("tracked_peak_", MemoryBreakdown, None if record is None else live_parts(record)),
-        **_part("predicted_peak_", MemoryBreakdown, None if record is None else predicted_parts(record)),
-        **_part("prediction_", Prediction, prediction, without="peak_bytes"),
-        **_part("out_of_memory_", OutOfMemoryAt, out),
-    }
+OWN: Mapping[str, Callable[[Run, Record, bool], Any]] = {
+    "model": lambda run, record, in_table: called(record.spec),
+    "label": lambda run, record, in_table: run.label,
+    "seed": lambda run, record, in_table: run.seed,
+    "in_table": lambda run, record, in_table: in_table,
+}
+"""The columns of identity that are not of the record alone."""
 
 
-def _measured(record: Record | None) -> dict[str, Any]:
-    """Return every quantity of a record by column; of None the columns alone."""
-    shown = [quantity for quantity in quantities.ALL if "csv" in quantity.shown.places]
-    return {quantity.column_of_runs: None if record is None else quantity.read(record) for quantity in shown}
+def _parts() -> tuple[_Columns, ...]:
+    """Return the columns of what happened to a run, of training, memory and prediction, and of every quantity."""
+    peak = ("allocated_peak_step", "allocated_peak_moment")
+    measured = {one.column_of_runs: one.read for one in quantities.ALL if "csv" in one.shown.places}
+    return (
+        _each(FACTS),
+        _part("", TrainResult, attrgetter("train")),
+        _part("train_", Phase, lambda record: record.phase("train"), without="name"),
+        _Columns(peak, _step_peak),
+        _part("tracked_peak_", TrackedPeak, live_peak),
+        _part("tracked_peak_", MemoryBreakdown, live_parts),
+        _part("predicted_peak_", MemoryBreakdown, predicted_parts),
+        _part("prediction_", Prediction, attrgetter("prediction"), without="peak_bytes"),
+        _part("out_of_memory_", OutOfMemoryAt, attrgetter("out_of_memory_at")),
+        _each(measured),
+    )
 
 
-def _frame(rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> pd.DataFrame:
+def _step_peak(record: Record) -> tuple[int | None, str | None]:
+    peak = step_peak(record)
+    return (None, None) if peak is None else (peak.at_step, peak.during)
+
+
+def csv_rows(columns: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[Sequence[Any]]:
+    """Yield what ``csv.writer`` writes of a table as pandas does of its frame: what is not a number is no value."""
+    yield columns
+    for row in rows:
+        yield [None if _is_nan(value) else value for value in row] if any(map(ne, row, row)) else row
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and isnan(value)
+
+
+def score_csv_rows(summary: Summary) -> Iterator[Sequence[Any]]:
+    """Yield what ``csv.writer`` writes of :func:`score_rows`, of which only an error may be no number."""
+    place = SCORE_COLUMNS.index("stderr")
+    yield SCORE_COLUMNS
+    for row in score_rows(summary):
+        error = row[place]
+        yield (*row[:place], None, *row[place + 1 :]) if _is_nan(error) else row
+
+
+def _frame(rows: Iterable[tuple[Any, ...]], columns: tuple[str, ...]) -> pd.DataFrame:
     import pandas as pd
 
     # object: a missing count must not turn the others into floats
-    return pd.DataFrame(rows, columns=list(columns), dtype=object)
+    return pd.DataFrame(list(rows), columns=list(columns), dtype=object)

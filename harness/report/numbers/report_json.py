@@ -55,7 +55,7 @@ def report_json(summary: Summary, notes: Iterable[str]) -> str:
     return f'{head},\n "scores": {scores},\n "runs": {runs}\n}}\n'
 
 
-def _rows(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+def _rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Return a table in JSON, a row a line: names in every row would make it five times as large."""
     lines = ",\n   ".join(_line(row) for row in rows)
     return f'{{\n  "columns": {_line(columns)},\n  "rows": [\n   {lines}\n  ]\n }}'

@@ -48,7 +48,12 @@ def terminal_table(
     Raises:
         HarnessError: there is no record of the suite.
     """
-    summary = summarize(suite, contents, tuned, read_items)
+    summary_table(summarize(suite, contents, tuned, read_items), console)
+
+
+def summary_table(summary: Summary, console: Console) -> None:
+    """Print the same of what was summarized."""
+    suite = summary.suite
     lines: list[Line] = []
     for model in summary.models:
         rows = summary.rows_of(model)

@@ -35,11 +35,19 @@ def chosen_scores(record: Record, added: Sequence[Record]) -> dict[ScoreKey, Cho
     return _choose(record, added)[0]
 
 
+def own_scores(record: Record, added: Sequence[Record]) -> Iterable[tuple[Score, str | None]]:
+    """Return a run's scores with the files of their items: those of :func:`chosen_scores`."""
+    if not added and len({score.key for score in record.scores}) == len(record.scores):
+        return [(score, record.items) for score in record.scores]
+    return [(one.score, one.items) for one in chosen_scores(record, added).values()]
+
+
 def passed_over_notes(runs: Iterable[tuple[Record, Sequence[Record]]]) -> list[str]:
     """Return a sentence for each task of which later evaluations of some runs are not shown, with why."""
     counted: Counter[str] = Counter()
     for record, added in runs:
-        counted.update(_choose(record, added)[1])
+        if added:
+            counted.update(_choose(record, added)[1])
     return [f"Not shown: {count} {'score' if count == 1 else 'scores'} {why}." for why, count in counted.items()]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from harness.quantity import Quantity
 from harness.record import Score
+from harness.report.reading.chosen import ScoreKey
 from harness.report.reading.items import ItemKey, outcomes_of
 from harness.report.reading.summary import Row, Run, ScoreColumn, Summary
 from harness.report.statistics.intervals import Estimate, Interval, estimate_average, estimate_score
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NORMALISED = "acc_norm"
+OUTCOMES = "outcomes"
+"""Place of a row's outcomes item by item among its estimates."""
 
 
 def over_seeds(row: Row, quantity: Quantity) -> float | None:
@@ -71,26 +74,32 @@ def _by_item(row: Row, columns: Sequence[ScoreColumn]) -> Interval | None:
 
 def _outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
     """Return what each run scored on each item of a task, (num_seeds, num_items); None unless all have the same."""
-    key = "outcomes", column
-    if key not in row.estimates:
-        row.estimates[key] = _read_outcomes(row, column)
-    found: NDArray[np.float64] | None = row.estimates[key]
-    return found
+    if OUTCOMES not in row.estimates:
+        row.estimates[OUTCOMES] = _read_outcomes(row)
+    found: dict[ScoreKey, NDArray[np.float64]] = row.estimates[OUTCOMES]
+    return found.get((column.task, column.metric or "", column.subtasks))
 
 
-def _read_outcomes(row: Row, column: ScoreColumn) -> NDArray[np.float64] | None:
+def _read_outcomes(row: Row) -> dict[ScoreKey, NDArray[np.float64]]:
+    """Return the outcomes behind every score that all runs of a row have, from each file of items read once.
+
+    Of a run only the numbers are held on to, in the order of the first run's items.
+    """
     import numpy as np
 
-    found: list[dict[ItemKey, float]] = []
+    items: dict[ScoreKey, tuple[ItemKey, ...]] = {}
+    found: dict[ScoreKey, list[NDArray[np.float64]]] = {score.key: [] for score in row.finished[0].scores}
     for run in row.finished:
-        score = run.score(column)
-        name = None if score is None else run.files.get(score.key)
-        file = None if name is None else row.read_items(name)
-        outcomes = None if score is None or file is None else outcomes_of(score, file)
-        if outcomes is None or (found and outcomes.keys() != found[0].keys()):
-            return None
-        found.append(outcomes)
-    return np.array([[outcomes[key] for key in found[0]] for outcomes in found])
+        scores = {score.key: score for score in run.scores}
+        for key in tuple(found):
+            name = run.files.get(key)
+            file = None if name is None else row.read_items(name)
+            outcomes = None if key not in scores or file is None else outcomes_of(scores[key], file)
+            if outcomes is None or outcomes.keys() != set(items.setdefault(key, tuple(outcomes))):
+                del found[key]
+            else:
+                found[key].append(np.array([outcomes[item] for item in items[key]]))
+    return {key: np.array(rows) for key, rows in found.items()}
 
 
 def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
@@ -121,7 +130,9 @@ def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple
     if average_of_row(row, columns) is None:
         return None
     entering = [column for column in columns if column.in_average]
-    chosen = [[_normalised(run, column) for column in entering] for run in row.finished]
+    others = [replace(column, metric=NORMALISED) if column.metric == "acc" else None for column in entering]
+    pairs = tuple(zip(entering, others, strict=True))
+    chosen = [[_normalised(run, column, other) for column, other in pairs] for run in row.finished]
     metrics = [{score.metric for score in scores} for scores in zip(*chosen, strict=True)]
     alike = [replace(column, metric=min(found)) for column, found in zip(entering, metrics, strict=True)]
     return _average(chosen, _by_item(row, alike) if all(len(found) == 1 for found in metrics) else None)
@@ -129,17 +140,14 @@ def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple
 
 def has_normalised(summary: Summary) -> bool:
     """Return whether a task of the average has ``acc_norm`` beside ``acc``."""
-    return any(
-        run.score(replace(column, metric=NORMALISED)) is not None
-        for column in summary.columns
-        if column.in_average and column.metric == "acc"
-        for row in summary.rows
-        for run in row.finished
-    )
+    normalised = [
+        replace(column, metric=NORMALISED) for column in summary.columns if column.in_average and column.metric == "acc"
+    ]
+    return any(run.score(column) is not None for column in normalised for row in summary.rows for run in row.finished)
 
 
-def _normalised(run: Run, column: ScoreColumn) -> Score:
-    score = run.score(replace(column, metric=NORMALISED)) if column.metric == "acc" else None
+def _normalised(run: Run, column: ScoreColumn, normalised: ScoreColumn | None) -> Score:
+    score = None if normalised is None else run.score(normalised)
     own = run.score(column) if score is None else score
     assert own is not None
     return own

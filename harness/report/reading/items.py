@@ -20,6 +20,8 @@ ReadItems = Callable[[str], ItemFile | None]
 """Returns the outcomes in a file of items by its name in a record, or None."""
 LARGEST_BYTES = 256 << 20
 """Of the items of one run, unpacked; a small file can say that it holds any number of them."""
+COMMON = {0.0: 0.0, 1.0: 1.0}
+"""Most outcomes, held once."""
 ROUNDING = 1e-6
 """How far a score may be from the mean of its items: farther, and the score is no mean of them."""
 
@@ -29,8 +31,15 @@ def no_items(name: str) -> ItemFile | None:
     return None
 
 
-def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, float]]:
+def parse_items(
+    data: bytes, where: str, alike: dict[ItemKey, ItemKey] | None = None
+) -> dict[tuple[str, str], dict[ItemKey, float]]:
     """Return the outcomes of each (task, metric); a metric that is not one number an item is left out.
+
+    Args:
+        data: Of the file.
+        where: What it is called in a sentence.
+        alike: Names of items in other files, which take the place of equal ones here; those of this file are added.
 
     Raises:
         HarnessError: the bytes are no file of items, or were cut off or damaged.
@@ -51,7 +60,8 @@ def parse_items(data: bytes, where: str) -> dict[tuple[str, str], dict[ItemKey, 
                     key = item["task"], item["index"], item["doc_hash"]
                     if tuple(map(type, key)) != (str, int, str):
                         raise TypeError("an item is named by task, index and doc_hash")
-                    found[item["task"], metric][key] = float(value)
+                    key = key if alike is None else alike.setdefault(key, key)
+                    found[item["task"], metric][key] = COMMON.get(value, float(value))
     except (zstandard.ZstdError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise HarnessError(f"{where}: is no file of items, or was cut off ({error})") from error
     return dict(found)

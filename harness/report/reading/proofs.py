@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from harness.proof import Judgement, judge_record
+from harness.proof import Judgement
 from harness.report.reading.summary import Row, Run, Summary
 
 _KEY = "proofs"
@@ -18,7 +18,7 @@ _KEY = "proofs"
 def judgements_of(row: Row) -> tuple[tuple[Run, Judgement], ...]:
     """Return the runs of a row that trained to their end, each with what its proof shows."""
     if _KEY not in row.estimates:
-        pairs = ((run, None if run.record is None else judge_record(run.record)) for run in row.runs)
+        pairs = ((run, run.judgement) for run in row.runs)
         row.estimates[_KEY] = tuple((run, judgement) for run, judgement in pairs if judgement is not None)
     found: tuple[tuple[Run, Judgement], ...] = row.estimates[_KEY]
     return found

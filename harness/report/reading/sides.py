@@ -13,9 +13,11 @@ from harness.beside import within
 from harness.errors import HarnessError
 from harness.files import parse_json, read_bytes, read_bytes_if_there
 from harness.record import Record
-from harness.report.reading.items import ItemFile, parse_items
+from harness.report.reading.items import ItemFile, ItemKey, parse_items
 from harness.store import parse_files
 
+MOST_ITEMS = 2048
+"""Files of items that a report holds on to: of more runs than that, pages that compare labels read some again."""
 RECORDS = "results/records"
 """Where a revision keeps its records, from the top of its repository."""
 
@@ -34,17 +36,28 @@ class Side:
     """Those of the warnings that are of records that could not be read."""
     read_file: Callable[[str], bytes | None] = lambda name: None
     """Bytes of a file beside the records, or None where it is not."""
+    most_items: int | None = None
+    """How many files of items are held on to, those read last; None: all."""
     _items: dict[str, ItemFile | None] = field(default_factory=dict)
+    _alike: dict[ItemKey, ItemKey] = field(default_factory=dict)
+    """Names of items, which the files of all seeds share."""
+
+    def forget_items(self) -> None:
+        """Hold on to no file of items any more; one that is asked for again is read again."""
+        self._items.clear()
 
     def items(self, name: str) -> ItemFile | None:
         """Return the outcomes in a file of items; None where it is missing or damaged, the latter with a warning."""
         if name not in self._items:
             try:
                 data = self.read_file(name)
-                self._items[name] = None if data is None else parse_items(data, f"{self.name}: {name}")
+                found = None if data is None else parse_items(data, f"{self.name}: {name}", self._alike)
+                self._items[name] = found
             except HarnessError as error:
                 self.warnings.append(f"{error}; its items are not used")
                 self._items[name] = None
+            if self.most_items is not None and len(self._items) > self.most_items:
+                del self._items[next(iter(self._items))]
         return self._items[name]
 
 
@@ -72,7 +85,7 @@ def items_beside(folder: Path) -> Side:
     def read_file(name: str) -> bytes | None:
         return read_bytes_if_there(within(folder, name))
 
-    return Side(str(folder), read_file=read_file)
+    return Side(str(folder), read_file=read_file, most_items=MOST_ITEMS)
 
 
 def _from_git(text: str) -> Side:

@@ -8,23 +8,23 @@ counted in a note that says why. What the suite asks for and has no result is th
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from harness.calibration_log import SUITES
 from harness.catalogue.tuned import Choice, Tuned
 from harness.errors import HarnessError
-from harness.proof import ending_of
-from harness.readings import question, source_of
+from harness.proof import Judgement, ending_by, judge_record
+from harness.readings import source_of
 from harness.record import Record, Score
 from harness.report.reading.chosen import ScoreKey, chosen_scores, passed_over_notes
 from harness.report.reading.items import ReadItems, no_items
 from harness.report.reading.joined import joined, joined_note, scored_anew, with_scored_anew
 from harness.report.reading.view import View, choose_view, view_notes
 from harness.settings import TuneSettings
-from harness.spec import GROUP_ROLE, RunSpec
+from harness.spec import GROUP_ROLE, RunSpec, evaluation_ids
 from harness.stand_ins import mark_of
 from harness.store import Contents
 from harness.suite import Suite, labels_of
@@ -60,8 +60,13 @@ class Run:
         return self._ending[1]
 
     @cached_property
+    def judgement(self) -> Judgement | None:
+        """Return what its proof shows; None where it did not train to its end."""
+        return None if self.record is None else judge_record(self.record)
+
+    @cached_property
     def _ending(self) -> tuple[str, str | None]:
-        return (ABSENT, None) if self.record is None else ending_of(self.record)
+        return (ABSENT, None) if self.record is None else ending_by(self.record, self.judgement)
 
     @property
     def told_by(self) -> tuple[Record, ...]:
@@ -84,11 +89,36 @@ class Run:
 
     def score(self, column: ScoreColumn) -> Score | None:
         """Return the score of a task and metric, of a group's over the same tasks, or None."""
-        return self._by_metric.get((column.task, column.metric, column.subtasks))
+        place = self._places.get((column.task, column.metric, column.subtasks))
+        return None if place is None else self.scores[place]
 
     @cached_property
-    def _by_metric(self) -> dict[tuple[str, str | None, tuple[str, ...]], Score]:
-        return {score.key: score for score in self.scores}
+    def _places(self) -> Mapping[tuple[str, str | None, tuple[str, ...]], int]:
+        return _places_of(tuple(score.key for score in self.scores))
+
+
+@lru_cache(maxsize=1024)
+def _places_of(keys: tuple[ScoreKey, ...]) -> Mapping[tuple[str, str | None, tuple[str, ...]], int]:
+    """Return where each score stands among others, the same for all runs that were scored alike."""
+    return {key: place for place, key in enumerate(keys)}
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnFile(Mapping[ScoreKey, str | None]):
+    """The file of its items for each score of a record to which none was added."""
+
+    record: Record
+
+    def __getitem__(self, key: ScoreKey) -> str | None:
+        if all(score.key != key for score in self.record.scores):
+            raise KeyError(key)
+        return self.record.items
+
+    def __iter__(self) -> Iterator[ScoreKey]:
+        return (score.key for score in self.record.scores)
+
+    def __len__(self) -> int:
+        return len(self.record.scores)
 
 
 @dataclass(frozen=True)
@@ -238,11 +268,13 @@ def summarize(
 
 def _scored_anew(suite: Suite, newest: Sequence[Record], records: Sequence[Record]) -> dict[str, Record]:
     """Return the runs whose kept weights were scored as the table shows them; none where it shows what they were."""
-    if not newest:
+    if not newest or all(record.is_run for record in records):
         return {}
-    asked = {record.spec.evaluation_id for record in newest}
-    asked |= {record.spec.evaluation_id for record in records if record.evaluation_settings == suite.evaluation}
+    asked = evaluation_ids([record.spec for record in newest])
+    asked |= evaluation_ids([record.spec for record in records if record.evaluation_settings == suite.evaluation])
     anew = scored_anew(records, asked)
+    if not anew:
+        return {}
     view = choose_view(suite, sorted([*newest, *anew.values()], key=lambda record: record.in_time))
     return {uuid: run for uuid, run in anew.items() if not view.differences(run)}
 
@@ -262,11 +294,11 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
     reasons: Counter[str] = Counter()
     shown, left_out = [], []
     weights: dict[str, dict[str, str | None]] = {}
-    configs: dict[tuple[str, str], dict[str, Any]] = {}
-    precisions = _trained_precisions(view, records)
-    for record in reversed(records):
+    firsts: dict[tuple[str, str], RunSpec] = {}
+    told = [view.differences(record) for record in records]
+    precisions = _trained_precisions(record for record, found in zip(records, told, strict=True) if not found)
+    for record, differences in zip(reversed(records), reversed(told), strict=True):
         model, label = record.model_name, record.label
-        differences = view.differences(record)
         if differences:
             reason = ", ".join(differences)
         elif weights.setdefault(model, record.spec.model) != record.spec.model:
@@ -276,7 +308,7 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
                 f"label {label} scored in {record.scored_dtype}, where what was trained from {model} is scored in "
                 f"{' and '.join(sorted(precisions[model]))}"
             )
-        elif configs.setdefault((model, label), asked := _trained(record)) != asked:
+        elif not firsts.setdefault((model, label), record.spec).asks_as(record.spec, "evaluation"):
             reason = f"other settings of label {label} than its newest record"
         else:
             shown.append(record)
@@ -286,18 +318,13 @@ def _split(view: View, records: Sequence[Record]) -> tuple[list[Record], list[Re
     return shown[::-1], left_out[::-1], reasons
 
 
-def _trained_precisions(view: View, records: Sequence[Record]) -> dict[str, set[str]]:
+def _trained_precisions(records: Iterable[Record]) -> dict[str, set[str]]:
     """Return in which precisions the trained runs of each model were scored."""
     found: dict[str, set[str]] = defaultdict(set)
     for record in records:
-        if record.train_settings is not None and not view.differences(record):
+        if record.train_settings is not None:
             found[record.model_name].add(record.scored_dtype)
     return dict(found)
-
-
-def _trained(record: Record) -> dict[str, Any]:
-    """Return what was asked, but for the seed and the evaluation, which the view has looked at."""
-    return {name: value for name, value in question(record).items() if name != "evaluation"}
 
 
 def _added_scores(
@@ -330,6 +357,8 @@ def _judged(record: Record) -> tuple[str | None, str | None]:
 
 
 def _run(record: Record, added: Sequence[Record]) -> Run:
+    if not added and len(_places_of(tuple(score.key for score in record.scores))) == len(record.scores):
+        return Run(record.model_name, record.label, record.seed, record, record.scores, _OwnFile(record))
     chosen = chosen_scores(record, added)
     judgings = {judged.judging.identity: judged for judged in added if judged.judging is not None}
     evaluations = {one.evaluation.uuid: one.evaluation for one in chosen.values() if one.evaluation is not None}
@@ -393,15 +422,21 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
     it; they enter no average. A group or a tag of one's own that takes no mean has its tasks' columns and none itself.
     """
     specs = [run.record.spec for row in rows for run in row.finished if run.record is not None]
-    of_files = {task for spec in specs for task in spec.stands_in}
-    roles = {role for spec in specs for role in spec.sources}
+    by_roles = {tuple(spec.sources): spec for spec in specs}
+    of_files = {task for spec in by_roles.values() for task in spec.stands_in}
+    roles = {role for roles in by_roles for role in roles}
     filtered: dict[str, dict[str, None]] = defaultdict(dict)
     groups: dict[tuple[str, str, tuple[str, ...]], None] = {}
     found: dict[str, dict[tuple[str, tuple[str, ...]], bool]] = defaultdict(dict)
+    seen: set[Hashable] = set()
     for row in rows:
         for run in row.finished:
             assert run.record is not None
             own = {score.key for score in run.record.scores}
+            alike = frozenset(own), tuple((score.key, score.headline) for score in run.scores)
+            if alike in seen:
+                continue
+            seen.add(alike)
             for score in run.scores:
                 task, metric, subtasks = score.key
                 if score.headline:

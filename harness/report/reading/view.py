@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from harness.answers import answers
 from harness.record import Record
@@ -23,6 +23,8 @@ class View:
     max_steps: int | None
     environment: Environment
     environment_id: str
+    _told: dict[int, tuple[Environment, str]] = field(default_factory=dict, repr=False, compare=False)
+    """By the identity of an environment, which is held meanwhile."""
 
     def differences(self, record: Record) -> tuple[str, ...]:
         """Return how a record differs from the view, in words; nothing when it belongs."""
@@ -40,12 +42,17 @@ class View:
             if spec.train is not None and spec.max_steps != self.max_steps:
                 found.append(f"max_steps {_said(spec.max_steps)} instead of {_said(self.max_steps)}")
         if not record.ran_in(self.environment_id):
-            changes = _changed_fields(_flat(self.environment), _flat(record.environment))
-            changes = [change for change in changes if not change.startswith("source_checksum ")] or [
-                "other source code"
-            ]
-            found.append(f"environment {record.environment_id[:8]} ({'; '.join(changes)})")
+            found.append(f"environment {record.environment_id[:8]} ({self._changes(record.environment)})")
         return tuple(found)
+
+    def _changes(self, other: Environment) -> str:
+        """Return how an environment differs; of one that many records share it is found once."""
+        key = id(other)
+        if key not in self._told or self._told[key][0] is not other:
+            changes = _changed_fields(_flat(self.environment), _flat(other))
+            changes = [change for change in changes if not change.startswith("source_checksum ")]
+            self._told[key] = other, "; ".join(changes or ["other source code"])
+        return self._told[key][1]
 
 
 def view_of(record: Record) -> View:
@@ -59,25 +66,30 @@ def view_of(record: Record) -> View:
 def choose_view(suite: Suite, records: Sequence[Record]) -> View:
     """Return the view of the newest record, those preferred that ran what the suite asks for now, uncut."""
 
+    settings = {id(record.evaluation_settings): record.evaluation_settings for record in records}
+    asked = _told(suite.evaluation)
+    is_asked = {key: _told(evaluation) == asked for key, evaluation in settings.items()}
+
     def rank(item: tuple[int, Record]) -> tuple[bool, bool, bool, int]:
         position, record = item
         spec = record.spec
         return (
             spec.suite_version == suite.version,
             spec.protocol == suite.protocol,
-            _told(spec.evaluation) == _told(suite.evaluation),
+            is_asked[id(spec.evaluation)],
             position,
         )
 
     best = max(enumerate(records), key=rank)[1]
     view, spec = view_of(best), best.spec
+    answering = {key: answers(evaluation, view.evaluation) for key, evaluation in settings.items()}
     bounds = [
         (record.spec.max_steps is None, position, record.spec.max_steps)
         for position, record in enumerate(records)
         if record.train_settings is not None
         and record.ran_in(view.environment_id)
         and (record.spec.suite_version, record.spec.protocol) == (spec.suite_version, spec.protocol)
-        and answers(record.evaluation_settings, view.evaluation)
+        and answering[id(record.evaluation_settings)]
     ]
     return replace(view, max_steps=max(bounds)[2] if bounds else None)
 
