@@ -43,7 +43,7 @@ from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.stand_ins import mark_of
-from harness.store import Contents, Store, runs_of
+from harness.store import Contents, Following, Store, runs_of
 from harness.task import RunTask
 
 
@@ -164,9 +164,16 @@ def execute_on(
     with Display(tasks=tasks) as display:
         limits = Limits(how.timeout_seconds, stop_at, how.max_failures)
         tried = frozenset(how.retry)
-        tally = chosen.run(
-            Runs(tasks, store, limits, wanted=lambda task: wanted(task.spec), tried=tried, card=model_card), display
+        runs = Runs(
+            tasks,
+            store,
+            limits,
+            wanted=lambda task: wanted(task.spec),
+            tried=tried,
+            recorded=[record for record in known.contents().records if record.ran_in(environment.environment_id)],
+            card=model_card,
         )
+        tally = chosen.run(runs, display)
     return tally, len(tasks)
 
 
@@ -215,19 +222,13 @@ class _Wanted:
 
     def __init__(self, store: Store, suite: str, environment_id: str | None, retry: frozenset[str]) -> None:
         self._store = store
-        self._suite = suite
+        self._records = Following(store, suite)
         self._environment_id = environment_id
         self._retry = retry
-        self._size = -1
-        self._contents = Contents(())
 
     def contents(self) -> Contents:
-        """Return the suite's records; an append-only file of the same size is the same file and is not read again."""
-        file = self._store.file_of(self._suite)
-        size = file.stat().st_size if file.exists() else 0
-        if size != self._size:
-            self._contents, self._size = self._store.read(self._suite), size
-        return self._contents
+        """Return the suite's records as they are now."""
+        return self._records.contents()
 
     def endings(self) -> Endings:
         """Return how recorded runs ended that every seed would end so."""

@@ -31,6 +31,8 @@ LEASE_SECONDS = 180.0
 """Longer than a network file system keeps attributes it has read (60 s by default with NFS), and three heartbeats."""
 BEAT_SECONDS = 15.0
 GUARD_SECONDS = 60.0
+LOOK_SECONDS = 5.0
+"""How soon a claim that is held is looked at again while its lease is there: so late a dead owner may be found out."""
 FOLDER = ".claims"
 
 
@@ -70,6 +72,7 @@ class Claims:
         self._alive = self._lock_of(self._owner)
         self._mine: set[str] = set()
         self._seen: dict[str, tuple[tuple[bytes, int], float]] = {}
+        self._held: dict[str, float] = {}
         self._closing = threading.Event()
 
     def __enter__(self) -> Claims:
@@ -105,6 +108,7 @@ class Claims:
         file = self._file(name, "lease")
         with self._guard():
             if not self._is_free(name):
+                self._held[name] = self._clock()
                 return False
             file.unlink(missing_ok=True)
             try:
@@ -126,6 +130,22 @@ class Claims:
             lease = self._read(name)
             if lease is not None and lease.owner == self._owner:
                 self._file(name, "lease").unlink()
+
+    def of_others(self) -> frozenset[str]:
+        """Return what others hold a lease of, whether or not they are gone; one listing of the folder says it."""
+        with contextlib.suppress(OSError), os.scandir(self._folder) as found:
+            names = {entry.name.removesuffix(".lease") for entry in found if entry.name.endswith(".lease")}
+            return frozenset(names - self._mine)
+        return frozenset()
+
+    def was_held(self, name: str) -> bool:
+        """Return whether a claim was seen to be held within the last ``LOOK_SECONDS``.
+
+        While its lease is there, another look is a lock and two files each time, for every run under way elsewhere and
+        every device that waits here.
+        """
+        seen = self._held.get(name)
+        return seen is not None and self._clock() - seen < LOOK_SECONDS
 
     @contextlib.contextmanager
     def abandoned(self, work: Path) -> Iterator[list[Path]]:

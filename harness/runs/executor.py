@@ -45,7 +45,7 @@ class Runs:
     """What an executor is asked to do."""
 
     tasks: Sequence[RunTask]
-    """In the order in which they start."""
+    """In the order of the suite, in which they start one at a time; several at once start longest first."""
     store: Store
     """Where each record goes as soon as it is there."""
     limits: Limits = NO_LIMITS
@@ -53,6 +53,8 @@ class Runs:
     """Asked right before a run starts, so that work another process has done meanwhile is not done twice."""
     tried: frozenset[str] = frozenset()
     """Statuses of which every seed is tried; of others, a run that would end as another seed's did is not started."""
+    recorded: Sequence[Record] = ()
+    """What ran before on devices like these: it tells how long a run will take."""
     card: Card | None = None
     """What writes the card of kept weights; None: they have none."""
 

@@ -56,7 +56,8 @@ class LocalMachine:
         """Do runs, one at a time on each device; see :meth:`harness.runs.executor.Executor.run`."""
         stop = Stop()
         with Claims(runs.store.folder) as claims, _asked_by_signals(stop):
-            return _Session(self._devices, runs, watcher, RunQueue(runs, claims), stop).do()
+            queue = RunQueue(runs, claims, at_once=len(self._devices) > 1)
+            return _Session(self._devices, runs, watcher, queue, stop).do()
 
 
 class _Session:

@@ -8,13 +8,22 @@ from harness.record import Record
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, always
 from harness.runs.failing import Endings, NotStarted, is_failure
+from harness.runs.lengths import Lengths
 from harness.task import RunTask
 
 
 class RunQueue:
     """The runs still to do."""
 
-    def __init__(self, runs: Runs, claims: Claims) -> None:
+    def __init__(self, runs: Runs, claims: Claims, *, at_once: bool = False) -> None:
+        """Take what is to be done.
+
+        Args:
+            runs: In the order of the suite.
+            claims: Of this process.
+            at_once: Whether several runs go on at once: then the longest start first. Else the order stays, unless
+                other processes are found to do runs in the same results folder.
+        """
         self.pending = list(runs.tasks)
         self.num_by_others = 0
         """Runs that other processes were found to have done."""
@@ -24,6 +33,10 @@ class RunQueue:
         self._wanted = runs.wanted
         self._endings = Endings(runs.tried)
         self._failures_left = runs.limits.max_failures
+        self._lengths = Lengths(runs.recorded)
+        self._place = {task.uuid: place for place, task in enumerate(runs.tasks)}
+        self._at_once = at_once
+        self._is_ordered = not at_once
 
     @property
     def waiting(self) -> bool:
@@ -38,6 +51,8 @@ class RunQueue:
     def note(self, record: Record) -> None:
         """Take in how a run ended: it may keep others from being started."""
         self._endings.note(record)
+        if self._lengths.note(record):
+            self._is_ordered = not self._at_once
         if self._failures_left is not None and is_failure(record):
             self._failures_left -= 1
 
@@ -50,21 +65,28 @@ class RunQueue:
         self.release(task)
         if not self._spared(task):
             self.pending.append(task)
+            self._is_ordered = not self._at_once
 
     def next(self, suits: Callable[[RunTask], bool] = always) -> RunTask | None:
         """Claim and return the first run that suits and that nobody does, or None where there is none at present.
 
+        The first is the longest where several go on at once, here or in other processes.
+
         Raises:
             HarnessError: claims cannot be written.
         """
+        elsewhere = self._claims.of_others()
+        self._put_in_order(beside_others=bool(elsewhere))
         for task in () if self.closed else tuple(self.pending):
             if self._spared(task):
-                self.pending.remove(task)
+                self._drop(task)
                 continue
-            if not suits(task) or (self._wanted(task) and not self._claim(task)):
+            if not suits(task) or (self._name(task) in elsewhere and self._claims.was_held(self._name(task))):
                 continue
-            self.pending.remove(task)
-            # Asked again under the claim: whoever held it before may have done the run.
+            if not self._claim(task):
+                continue
+            self._drop(task)
+            # Asked under the claim, as whoever held it before may have done the run; and once, as it reads records.
             if self._wanted(task):
                 return task
             self.release(task)
@@ -73,11 +95,20 @@ class RunQueue:
 
     def release(self, task: RunTask) -> None:
         """Give up the claim on a run."""
-        self._claims.release(task.claim or task.uuid)
+        self._claims.release(self._name(task))
 
     def num_left(self, *begun: RunTask) -> int:
         """Return how many runs are still to do, those that were begun and cut off among them."""
         return sum(map(self._wanted, (*begun, *self.pending)))
+
+    def _put_in_order(self, *, beside_others: bool) -> None:
+        """Put the longest runs first where several go on at once; of equal ones the order of the suite stays."""
+        if not self._at_once and beside_others:
+            self._at_once, self._is_ordered = True, False
+        if not self._is_ordered:
+            self.pending.sort(key=lambda task: self._place[task.uuid])
+            self.pending = self._lengths.longest_first(self.pending)
+            self._is_ordered = True
 
     def _ending_for(self, task: RunTask) -> Record | None:
         """Return how a run would end as another seed's did; one that is refused beforehand has its own word."""
@@ -91,4 +122,12 @@ class RunQueue:
         return ending is not None
 
     def _claim(self, task: RunTask) -> bool:
-        return self._claims.take(task.claim or task.uuid, task.work_folder.name)
+        return self._claims.take(self._name(task), task.work_folder.name)
+
+    def _drop(self, task: RunTask) -> None:
+        self.pending = [other for other in self.pending if other is not task]
+
+    @staticmethod
+    def _name(task: RunTask) -> str:
+        """Return what is claimed."""
+        return task.claim or task.uuid

@@ -35,6 +35,8 @@ LIBRARIES_BYTES = 2 * 10**9
 """Host memory asked for beside the model's, for torch, transformers and what they load: an allowance, not measured."""
 CONNECT_SECONDS = 10.0
 POLL_SECONDS = 0.5
+AHEAD = 0.125
+"""Runs that wait in the cluster for a place, as a share of its places."""
 GRACE_SECONDS = 45.0
 """How long cancelled runs may take to hand in their records."""
 SETTINGS = {
@@ -149,9 +151,17 @@ class RayCluster:
         store = runs.store
         try:
             with Claims(store.folder) as claims, _marker(store.folder) as marker, _sigterm_interrupts():
-                return _Session(self, runs, watcher, RunQueue(runs, claims), events=events, marker=marker).do()
+                queue = RunQueue(runs, claims, at_once=self.places() > 1)
+                return _Session(self, runs, watcher, queue, events=events, marker=marker).do()
         finally:
             self.ray.kill(events)
+
+    def places(self) -> int:
+        """Return how many runs the cluster can do at once as it is now, at least one."""
+        there = self.ray.cluster_resources()
+        asked = {"CPU": self._asked["num_cpus"], "GPU": self._asked["num_gpus"]}
+        room = [int(there[what] // number) for what, number in asked.items() if number and what in there]
+        return max(1, min(room, default=1))
 
     def submit(self, order: Order, events: Any) -> Any:
         """Have Ray do a run, and return its reference."""
@@ -241,8 +251,7 @@ class _Session:
             if self._limits.over:
                 self._cancel()
                 return False
-            while (task := self._queue.next()) is not None:
-                self._begin(task)
+            self._fill()
             if self._pending:
                 ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=POLL_SECONDS)
                 self._show()
@@ -255,6 +264,16 @@ class _Session:
                 waiting = True
                 time.sleep(POLL_SECONDS)
         return True
+
+    def _fill(self) -> None:
+        """Begin as many runs as the cluster has places, and some more, so that a place is never without the next.
+
+        All at once, Ray would do in the order of now, and begin a run that it lost behind all others, however long it
+        is; a cluster that grows with what waits still sees that something does.
+        """
+        places = self._cluster.places()
+        while len(self._pending) < places + max(1, int(places * AHEAD)) and (task := self._queue.next()) is not None:
+            self._begin(task)
 
     def _begin(self, task: RunTask) -> None:
         if task.cannot_begin:
@@ -326,7 +345,8 @@ class _Session:
         if said and self._doing:
             nodes = len({node for node, *_ in self._doing.values()})
             name, (_, what, done, total) = list(self._doing.items())[-1]
-            counts = f"{len(self._doing)} running on {nodes} nodes, {len(waiting) - len(self._doing)} waiting"
+            num_waiting = len(waiting) - len(self._doing) + len(self._queue.pending)
+            counts = f"{len(self._doing)} running on {nodes} nodes, {num_waiting} waiting"
             self._watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
 
 
