@@ -1,9 +1,9 @@
 """Block scores from the checkpoint, a block at a time, against a pass of the whole model: time, memory, equal scores.
 
-Time: each scoring is a process of its own that loads, or opens, a model and takes its outlier ratios; imports and a
-tiny model before it are not timed. Processes of the three ways take turns: this build streamed, this build with the
-whole model, and an older build, which knows the whole model alone, in its own environment. Ratios are taken round by
-round; the scores of all must be the same numbers. Models: the embedded SmolLM2-135M, and a random one of 1.1 billion.
+Time: a scoring loads, or opens, a model and takes its outlier ratios. Three processes take turns, of which the others
+wait: this build streamed, this build with the whole model, and an older build, which knows the whole model alone, in
+its own environment; imports, a tiny model and one round before are not timed. Ratios are taken round by round; the
+scores of all must be the same numbers. Models: the embedded SmolLM2-135M, and a random one of 1.1 billion.
 
 Memory: ``harness layers`` itself on a random checkpoint of LLaMA-2-7B's shape, of shards as large as a block, in a
 process whose peak is the kernel's VmHWM: all resident pages, those of mapped files among them (``ru_maxrss`` would hold
@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,12 @@ def score(folder, samples):
 generator = torch.Generator().manual_seed(0)
 samples = [torch.randint(0, 250, (1, int(length)), generator=generator) for _ in range(int(number))]
 score(Path(tiny), samples[:1])
-start, cpu = time.perf_counter(), time.process_time()
-scores = score(Path(folder), samples)
-wall, cpu = time.perf_counter() - start, time.process_time() - cpu
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
-print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak, "scores": scores}))
+for _ in sys.stdin:
+    start, cpu = time.perf_counter(), time.process_time()
+    scores = score(Path(folder), samples)
+    wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak": peak, "scores": scores}), flush=True)
 """
 LAYERS = """
 import sys
@@ -191,21 +193,26 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def in_process(python: str, code: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """Run code in a process; this build's own Python imports this checkout, another what is installed there."""
+def begun(python: str, code: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
+    """Begin a process that runs code; this build's own Python imports this checkout, another what it has installed."""
     environment = dict(os.environ) | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     environment.pop("PYTHONPATH", None)
     if python == sys.executable:
         environment["PYTHONPATH"] = str(ROOT)
     command = [python, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+    pipe = subprocess.PIPE
+    with (cwd / "errors").open("w") as errors:
+        return subprocess.Popen(command, cwd=cwd, env=environment, stdin=pipe, stdout=pipe, stderr=errors, text=True)
 
 
-def scored(python: str, how: str, *arguments: str | Path, cwd: Path) -> dict[str, Any]:
-    """Return times, peak and scores of one scoring."""
-    done = in_process(python, SCORING, how, *arguments, cwd=cwd)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+def scored(process: subprocess.Popen[str], cwd: Path) -> dict[str, Any]:
+    """Return times, peak so far and scores of one more scoring of a process."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write("once more\n")
+    process.stdin.flush()
+    said = process.stdout.readline()
+    assert said, (cwd / "errors").read_text()[-3000:]
+    found: dict[str, Any] = json.loads(said)
     return found
 
 
@@ -217,7 +224,9 @@ def scored(python: str, how: str, *arguments: str | Path, cwd: Path) -> dict[str
         ("random 1.1B", "bf16", 4, 512),
     ],
 )
-def test_time_against_a_pass_of_the_whole_model(model: str, dtype: str, number: int, length: int, place: Path) -> None:
+def test_time_against_a_pass_of_the_whole_model(  # noqa: PLR0917  # pytest hands fixtures over by name
+    model: str, dtype: str, number: int, length: int, place: Path, tmp_path: Path
+) -> None:
     if model == "smollm2-135m":
         from harness.catalogue.models import load_models
         from harness.preparing.assets import converted_model_place
@@ -232,12 +241,16 @@ def test_time_against_a_pass_of_the_whole_model(model: str, dtype: str, number: 
     else:
         ways["older build, whole"] = (BASELINE, "whole")
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    for turn in range(ROUNDS + 1):  # the first fills the system's cache of files
-        for name in sorted(ways, reverse=bool(turn % 2)):
-            python, how = ways[name]
-            one = scored(python, how, tiny, folder, dtype, str(number), str(length), place / "scratch", cwd=place)
-            if turn:
-                found[name].append(one)
+    asked = (tiny, folder, dtype, str(number), str(length), place / "scratch")
+    with ExitStack() as stack:
+        processes = {name: begun(python, SCORING, how, *asked, cwd=tmp_path) for name, (python, how) in ways.items()}
+        for process in processes.values():
+            stack.callback(process.kill)
+        for turn in range(ROUNDS + 1):  # the first fills the system's cache of files
+            for name in sorted(ways, reverse=bool(turn % 2)):
+                one = scored(processes[name], tmp_path)
+                if turn:
+                    found[name].append(one)
     scores = found["streamed"][0]["scores"]
     assert len(set(scores)) > len(scores) // 2
     assert all(one["scores"] == scores for several in found.values() for one in several)
@@ -280,9 +293,11 @@ def test_peak_memory_of_llama2_7b(blocks: int, number: int, length: int, place: 
     # Of a label that draws two blocks; the ratios are what is asked for.
     asked = ("--label", "lisa", "--tau", "3", "--json")
     arguments = ("layers", "--suite", "scored.toml", "--model", f"llama2-7b={folder}", "--offline")
-    done = in_process(sys.executable, LAYERS, tmp_path / "peak", *arguments, *asked, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-3000:]
-    table = json.loads(done.stdout)
+    with begun(sys.executable, LAYERS, tmp_path / "peak", *arguments, *asked, cwd=tmp_path) as process:
+        said, _ = process.communicate()
+    errors = (tmp_path / "errors").read_text()
+    assert process.returncode == 0, errors[-3000:]
+    table = json.loads(said)
     assert len(table["blocks"]) == blocks
     assert all(row["score"] > 0.0 for row in table["blocks"])
     assert table["calibration"]["num_samples"] == number
@@ -293,5 +308,5 @@ def test_peak_memory_of_llama2_7b(blocks: int, number: int, length: int, place: 
         f"\nLLaMA-2-7B's shape, {blocks} blocks, {number} samples of {length} tokens, {table['dtype']}: weights "
         f"{weights / GIB:.2f} GiB, hidden states {states / GIB:.2f} GiB, peak {peak / GIB:.2f} GiB"
     )
-    print("\n".join(done.stderr.splitlines()[-6:]))
+    print("\n".join(errors.splitlines()[-6:]))
     assert peak <= MOST_GIB * GIB

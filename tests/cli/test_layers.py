@@ -63,3 +63,38 @@ def test_probabilities_follow_from_scores_and_sum_to_what_is_drawn(folder: Path,
     shown = command(*arguments, "--beside", "alpha_hill", cwd=folder)
     assert "rank correlation (Spearman) of outlier ratio, % and alpha, Hill:" in shown.stdout
     assert f"{blocks[3]['sampling_probability']:.6f}" in shown.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
+def test_a_log_says_block_and_sample_and_what_is_loaded_whole(folder: Path, tmp_path: Path) -> None:
+    from transformers import Olmo2Config, Olmo2ForCausalLM
+
+    from tests.conftest import SHAPE, byte_tokenizer
+
+    other = tmp_path / "olmo"
+    Olmo2ForCausalLM(Olmo2Config(**SHAPE)).save_pretrained(other)
+    byte_tokenizer().save_pretrained(other)
+    arguments = ("layers", "--suite", "tiny.toml", "--offline", "--json", "--model")
+    done = command(*arguments, f"smollm2-135m={other}", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "harness: warning: smollm2-135m is loaded whole for the scores of its blocks: no one has read whether the blocks "
+        "of a 'olmo2' model can be run one by one"
+    ) in done.stderr
+    assert len(json.loads(done.stdout)["blocks"]) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prepared")
+def test_a_log_of_blocks_fits_in_80_columns(folder: Path, tiny_mistral: Path) -> None:
+    model = f"smollm2-135m={tiny_mistral}"
+    # Of a threshold that no other test has, so that no scores are kept.
+    arguments = ("layers", "--suite", "tiny.toml", "--model", model, "--offline", "--tau", "1.75")
+    done = command(*arguments, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("scoring")]
+    assert "scoring, block 1 of 4, sample 1 of 2: 0 of 8" in lines
+    assert len(lines) < 8, "further lines only once in a while"
+    assert all(len(line) <= 80 for line in lines)
+    assert "warning" not in done.stderr
