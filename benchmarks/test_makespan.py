@@ -316,7 +316,8 @@ def test_makespan_by_our_claims(tmp_path: Path) -> None:
         ratios.append(ours.makespan / now.lower_bound)
         print(
             f"{now.draw:4d}  {in_order.makespan / before.lower_bound:19.3f}  {ratios[-1]:13.3f}  {ours.claims:7d}"
-            f"  {1000 * ours.seconds / ours.claims:10.1f}  {1000 * ours.slowest:10.1f}"
+            f"  {1000 * ours.seconds / ours.claims:10.1f}  {1000 * ours.slowest:10.1f}",
+            flush=True,
         )
     assert max(ratios) <= LIMIT
 

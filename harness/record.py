@@ -27,6 +27,8 @@ from harness.settings import EvaluationSettings, Name, TrainSettings
 from harness.spec import RunSpec
 
 SCHEMA_VERSION = 6
+ALIKE_SINCE = 2
+"""Records of this version and later ones are lifted by their number alone."""
 
 LOG_LINES = 40
 """How many of the last lines of a process that failed are kept."""

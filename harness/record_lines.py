@@ -19,12 +19,13 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError, create_model
 
-from harness.record import SCHEMA_VERSION, Record, Score
+from harness.record import ALIKE_SINCE, SCHEMA_VERSION, Proof, Record, Score
 from harness.record_environment import Environment
 from harness.record_part import Part
+from harness.record_training import Phase, StepCurve, TrainResult
 from harness.spec import RunSpec
 
-_BEGINS = f'{{"schema_version":{SCHEMA_VERSION},'.encode()
+_BEGINS = re.compile(rb'\{"schema_version":(\d{1,4}),')
 _SPEC, _ENVIRONMENT, _PHASES = b',"spec":', b',"environment":', b',"phases":'
 _SCORES, _PROOF = b',"scores":', b',"proof":'
 _SEED = b',"seed":'
@@ -35,6 +36,9 @@ _LONG_NUMBER = b"0" * 19
 _LONG_VALUE = re.compile(rb"(?:\A|[:,\[\s])-?\d{19}")
 """What one looks like where a value may stand."""
 _CUT = ("spec", "environment", "scores")
+_REPEATED = ("learning_rate", "trained_tokens", "tokens", "trainable_params", "optimizer_state_bytes")
+"""Curves that runs of other seeds often have too."""
+_NUM_FIELDS = {kind: len(kind.model_fields) for kind in (Record, TrainResult, StepCurve, Proof, Phase)}
 _HIDDEN = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 """What a model holds beside its values."""
 Place = tuple[int, int]
@@ -66,7 +70,12 @@ class RecordLines:
 
     def record(self, line: bytes) -> Record | None:
         """Return the record that a line holds, or None where the line has to be looked at in full."""
-        parts = _cut(line) if line.endswith(b"\n") else None
+        begin = _BEGINS.match(line) if line.endswith(b"\n") else None
+        if begin is None or not ALIKE_SINCE <= int(begin[1]) <= SCHEMA_VERSION:
+            return None
+        if int(begin[1]) < SCHEMA_VERSION:
+            line = b'{"schema_version":%d,%b' % (SCHEMA_VERSION, line[begin.end() :])
+        parts = _cut(line)
         if parts is None:
             return None
         try:
@@ -103,19 +112,23 @@ class RecordLines:
         train, shared = state["train"], self._shared
         if train is not None:
             curve = train.curve.__dict__
-            for name, values in curve.items():
-                curve[name] = shared.setdefault(values, values)
+            for name in _REPEATED:
+                if values := curve[name]:
+                    curve[name] = shared.setdefault(values, values)
             activity = train.__dict__["block_activity"]
             train.__dict__["block_activity"] = shared.setdefault(activity, activity)
-        for part in (train, None if train is None else train.curve, state["proof"], *state["phases"]):
+            self._share_names(train)
+            self._share_names(train.curve)
+        for part in (state["proof"], *state["phases"]):
             if part is not None:
                 self._share_names(part)
 
     def _share_names(self, part: BaseModel) -> None:
         """Let a part that holds every field have the names of its fields from the first of its kind."""
         names = part.__pydantic_fields_set__
-        if len(names) == len(type(part).model_fields):
-            object.__setattr__(part, "__pydantic_fields_set__", self._shared.setdefault(type(part), names))
+        kind = type(part)
+        if len(names) == _NUM_FIELDS[kind]:
+            object.__setattr__(part, "__pydantic_fields_set__", self._shared.setdefault(kind, names))
 
     def _spec(self, text: bytes) -> RunSpec:
         """Return a spec: that of an earlier line with the same text but for the seed, and the seed."""
@@ -176,8 +189,6 @@ def _line_model() -> type[Part]:
 
 def _cut(line: bytes) -> tuple[Place, Place, Place] | None:
     """Return where spec, environment and scores stand in a line, or None where they do not as records are written."""
-    if not line.startswith(_BEGINS):
-        return None
     spec = line.find(_SPEC)
     environment = line.find(_ENVIRONMENT, spec)
     phases = line.find(_PHASES, environment)

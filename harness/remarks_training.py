@@ -182,10 +182,17 @@ class _Silent:
     """What says of runs that trained which of their settings did nothing, found once for runs that share them."""
 
     def __init__(self) -> None:
+        self._record: Record | None = None
+        self._said: dict[str, str] = {}
         self._last: tuple[Asked, dict[str, str]] | None = None
 
     def sentences(self, record: Record) -> dict[str, str]:
         """Return the sentences that there are, by kind."""
+        if record is not self._record:
+            self._record, self._said = record, self._found(record)
+        return self._said
+
+    def _found(self, record: Record) -> dict[str, str]:
         train, settings = record.train, record.train_settings
         if train is None or settings is None:
             return {}

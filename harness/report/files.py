@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from harness import files
 
@@ -40,11 +41,29 @@ def replace_table(file: Path, rows: Iterable[Sequence[Any]]) -> Path:
     Raises:
         HarnessError: it cannot be written; what was there stays.
     """
+    with _text_in_place_of(file) as stream:
+        csv.writer(stream, lineterminator="\n").writerows(rows)
+    return file
+
+
+def replace_lines(file: Path, lines: Iterable[str]) -> Path:
+    """Put lines that have their ends in the place of ``file`` as they come, and return ``file``.
+
+    Raises:
+        HarnessError: it cannot be written; what was there stays.
+    """
+    with _text_in_place_of(file) as stream:
+        stream.writelines(lines)
+    return file
+
+
+@contextlib.contextmanager
+def _text_in_place_of(file: Path) -> Iterator[TextIO]:
+    """Open what takes the place of a file at the end, whole and durably, unless something is raised."""
     with files.said_as(f"{file}: cannot be written", ADVICE):
         files.make_folder(file.parent)
         with (
             files.replacing(file) as part,
             part.open("w", encoding="utf-8", errors="replace", newline="") as stream,
         ):
-            csv.writer(stream, lineterminator="\n").writerows(rows)
-    return file
+            yield stream

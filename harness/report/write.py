@@ -8,7 +8,7 @@ from pathlib import Path
 from harness.calibration_log import Log
 from harness.catalogue.tuned import Tuned
 from harness.errors import HarnessError, near_miss
-from harness.report.files import make_folder, replace_file, replace_table
+from harness.report.files import make_folder, replace_file, replace_lines, replace_table
 from harness.report.formats import FORMATS, Format
 from harness.report.pages.terminal import summary_table, terminal_table
 from harness.report.reading.items import ReadItems
@@ -79,9 +79,9 @@ def write_summary(
     make_folder(out)
     written: list[Path] = []
     if "csv" in formats:
-        from harness.report.numbers.frames import csv_rows, run_columns, run_rows, score_csv_rows
+        from harness.report.numbers.frames import csv_rows, run_columns, run_rows, score_csv_lines
 
-        written.append(replace_table(out / "scores.csv", score_csv_rows(summary)))
+        written.append(replace_lines(out / "scores.csv", score_csv_lines(summary)))
         written.append(replace_table(out / "runs.csv", csv_rows(run_columns(), run_rows(summary))))
     if "json" in formats:
         from harness.report.numbers.report_json import report_json

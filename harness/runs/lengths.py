@@ -13,9 +13,8 @@ be the longest, and is held to be; one that only scores is short beside those th
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from statistics import fmean, median
+from statistics import median
 
 from harness.readings import seconds_taken
 from harness.record import Record
@@ -35,8 +34,10 @@ class Lengths:
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         """Take the records of runs on devices like those that the next ones will have."""
-        self._took: dict[tuple[str, str], list[float]] = defaultdict(list)
+        self._took: dict[tuple[str, str], tuple[float, int]] = {}
+        """Of a model and label the seconds of all runs, and how many they were."""
         self._per_operation: list[float] = []
+        self._rate: float | None = None
         for record in records:
             self.note(record)
 
@@ -44,11 +45,13 @@ class Lengths:
         """Take in how a run ended; return whether that says how long others will take: not where it was cut off."""
         if not record.is_run or not (record.is_ok or record.is_unproven):
             return False
-        seconds = seconds_taken(record)
-        self._took[record.model_name, record.label].append(seconds)
+        seconds, kind = seconds_taken(record), (record.model_name, record.label)
+        total, number = self._took.get(kind, (0.0, 0))
+        self._took[kind] = total + seconds, number + 1
         operations = _operations(record.spec, record.prediction)
         if operations:
             self._per_operation.append(seconds / operations)
+            self._rate = None
         return True
 
     def of(self, task: RunTask) -> float:
@@ -57,13 +60,15 @@ class Lengths:
             return 0.0
         spec = task.spec
         if took := self._took.get((spec.model_name, spec.label)):
-            return fmean(took)
+            return took[0] / took[1]
         if spec.train is None or task.finishes is not None:
             return 0.0
         operations = _operations(spec, task.prediction)
         if not operations:
             return math.inf
-        return operations * (median(self._per_operation) if self._per_operation else 1 / NOMINAL_RATE)
+        if self._rate is None:
+            self._rate = median(self._per_operation) if self._per_operation else 1 / NOMINAL_RATE
+        return operations * self._rate
 
     def longest_first(self, tasks: Sequence[RunTask]) -> list[RunTask]:
         """Return runs with the longest first; of equal ones the order stays."""

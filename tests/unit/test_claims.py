@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.runs.claims import FOLDER, LEASE_SECONDS, Claims, Lease, kernel_identity
+from harness.runs.claims import FOLDER, LEASE_SECONDS, LOOK_SECONDS, Claims, Lease, kernel_identity
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from harness.runs.claims import Claims
+from harness.runs.claims import LOOK_SECONDS, Claims
 with Claims(Path(sys.argv[1])) as claims:
     print(claims.take("run", "work"), flush=True)
     time.sleep(600)
@@ -104,3 +104,20 @@ def test_a_results_folder_where_no_claim_can_be_made_is_one_sentence(tmp_path: P
     (tmp_path / FOLDER).write_text("in the way")
     with pytest.raises(HarnessError, match=r"claims .* cannot be written"), Claims(tmp_path):
         pass
+
+
+def test_what_others_hold_is_listed_and_not_looked_at_again_at_once(tmp_path: Path) -> None:
+    now = [0.0]
+    with Claims(tmp_path) as others, Claims(tmp_path, clock=lambda: now[0]) as claims:
+        assert claims.of_others() == frozenset()
+        assert claims.take("mine", "work")
+        assert others.take("theirs", "work")
+        assert claims.of_others() == {"theirs"}
+        assert not claims.was_held("theirs")
+        assert not claims.take("theirs", "work")
+        assert claims.was_held("theirs")
+        now[0] += LOOK_SECONDS
+        assert not claims.was_held("theirs")
+        others.release("theirs")
+        assert claims.of_others() == frozenset()
+        assert claims.take("theirs", "work")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from io import StringIO
 from math import isnan
 from operator import attrgetter, itemgetter, ne
 from types import NoneType, UnionType
@@ -206,13 +208,38 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and isnan(value)
 
 
-def score_csv_rows(summary: Summary) -> Iterator[Sequence[Any]]:
-    """Yield what ``csv.writer`` writes of :func:`score_rows`, of which only an error may be no number."""
-    place = SCORE_COLUMNS.index("stderr")
-    yield SCORE_COLUMNS
-    for row in score_rows(summary):
-        error = row[place]
-        yield (*row[:place], None, *row[place + 1 :]) if _is_nan(error) else row
+MOST_WRITTEN = 100_000
+"""Lines of scores that are held on to, should few of them be alike."""
+
+
+def score_csv_lines(summary: Summary) -> Iterator[str]:
+    """Yield the lines of scores.csv, as :func:`csv_rows` of :func:`score_rows` gives them.
+
+    A run's columns are written once for all its scores, and a score's once for all runs that have the same.
+    """
+    yield csv_line(SCORE_COLUMNS)
+    written: dict[tuple[int, int], str] = {}
+    numbers = attrgetter(*SCORE_FIELDS)
+    for run, in_table in _runs(summary):
+        if run.record is None:
+            continue
+        head = csv_line(_identity(summary, run, in_table and run.status == "ok"))[:-1]
+        evaluation = run.record.evaluation_settings
+        for score in (*run.scores, *run.judged_scores()):
+            key = id(score), id(evaluation)  # the summary holds both
+            if key not in written:
+                if len(written) > MOST_WRITTEN:
+                    written.clear()
+                told = (*numbers(score), evaluation.limit, evaluation.rows, len(score.subtasks))
+                written[key] = csv_line([None if _is_nan(value) else value for value in told])
+            yield f"{head},{written[key]}"
+
+
+def csv_line(values: Sequence[Any]) -> str:
+    """Return a line of CSV with its end."""
+    line = StringIO()
+    csv.writer(line, lineterminator="\n").writerow(values)
+    return line.getvalue()
 
 
 def _frame(rows: Iterable[tuple[Any, ...]], columns: tuple[str, ...]) -> pd.DataFrame:

@@ -11,7 +11,7 @@ from harness.quantity import Quantity
 from harness.record import Score
 from harness.report.reading.chosen import ScoreKey
 from harness.report.reading.items import ItemKey, outcomes_of
-from harness.report.reading.summary import Row, Run, ScoreColumn, Summary
+from harness.report.reading.summary import Row, ScoreColumn, Summary
 from harness.report.statistics.intervals import Estimate, Interval, estimate_average, estimate_score
 from harness.report.statistics.means import mean_interval
 
@@ -50,7 +50,7 @@ def score_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
 
 
 def _estimate_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
-    scores = [run.score(column) for run in row.finished]
+    scores = row.scores(column)
     known = [score for score in scores if score is not None]
     if not known or len(known) < len(scores):
         return None
@@ -115,14 +115,15 @@ def average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, 
 
 
 def _average_of_row(row: Row, entering: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
-    runs: list[list[Score]] = []
-    for run in row.finished:
-        scores = [run.score(column) for column in entering]
-        known = [score for score in scores if score is not None]
-        if not known or len(known) < len(scores):
-            return None
-        runs.append(known)
-    return _average(runs, _by_item(row, entering))
+    known = _known([row.scores(column) for column in entering])
+    return None if known is None else _average(list(zip(*known, strict=True)), _by_item(row, entering))
+
+
+def _known(columns: Sequence[Sequence[Score | None]]) -> list[list[Score]] | None:
+    """Return the scores of each task where every run has all of them and there are any; else None."""
+    known = [[score for score in scores if score is not None] for scores in columns]
+    whole = all(len(found) == len(scores) for found, scores in zip(known, columns, strict=True))
+    return known if known and known[0] and whole else None
 
 
 def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple[Estimate, str] | None:
@@ -130,12 +131,11 @@ def normalised_average_of_row(row: Row, columns: Sequence[ScoreColumn]) -> tuple
     if average_of_row(row, columns) is None:
         return None
     entering = [column for column in columns if column.in_average]
-    others = [replace(column, metric=NORMALISED) if column.metric == "acc" else None for column in entering]
-    pairs = tuple(zip(entering, others, strict=True))
-    chosen = [[_normalised(run, column, other) for column, other in pairs] for run in row.finished]
-    metrics = [{score.metric for score in scores} for scores in zip(*chosen, strict=True)]
+    chosen = [_normalised(row, column) for column in entering]
+    metrics = [{score.metric for score in scores} for scores in chosen]
     alike = [replace(column, metric=min(found)) for column, found in zip(entering, metrics, strict=True)]
-    return _average(chosen, _by_item(row, alike) if all(len(found) == 1 for found in metrics) else None)
+    by_item = _by_item(row, alike) if all(len(found) == 1 for found in metrics) else None
+    return _average(list(zip(*chosen, strict=True)), by_item)
 
 
 def has_normalised(summary: Summary) -> bool:
@@ -143,14 +143,18 @@ def has_normalised(summary: Summary) -> bool:
     normalised = [
         replace(column, metric=NORMALISED) for column in summary.columns if column.in_average and column.metric == "acc"
     ]
-    return any(run.score(column) is not None for column in normalised for row in summary.rows for run in row.finished)
+    return any(score is not None for column in normalised for row in summary.rows for score in row.scores(column))
 
 
-def _normalised(run: Run, column: ScoreColumn, normalised: ScoreColumn | None) -> Score:
-    score = None if normalised is None else run.score(normalised)
-    own = run.score(column) if score is None else score
-    assert own is not None
-    return own
+def _normalised(row: Row, column: ScoreColumn) -> list[Score]:
+    """Return each finished run's score of a task, all of which have one: ``acc_norm`` where there is such."""
+    own = row.scores(column)
+    if column.metric == "acc":
+        others = row.scores(replace(column, metric=NORMALISED))
+        own = [score if other is None else other for score, other in zip(own, others, strict=True)]
+    known = [score for score in own if score is not None]
+    assert len(known) == len(own)
+    return known
 
 
 def _average(runs: Sequence[Sequence[Score]], by_item: Interval | None) -> tuple[Estimate, str] | None:

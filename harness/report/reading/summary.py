@@ -89,11 +89,12 @@ class Run:
 
     def score(self, column: ScoreColumn) -> Score | None:
         """Return the score of a task and metric, of a group's over the same tasks, or None."""
-        place = self._places.get((column.task, column.metric, column.subtasks))
+        place = self.places.get((column.task, column.metric, column.subtasks))
         return None if place is None else self.scores[place]
 
     @cached_property
-    def _places(self) -> Mapping[tuple[str, str | None, tuple[str, ...]], int]:
+    def places(self) -> Mapping[tuple[str, str | None, tuple[str, ...]], int]:
+        """Return where each score stands among them."""
         return _places_of(tuple(score.key for score in self.scores))
 
 
@@ -147,6 +148,19 @@ class Row:
     def finished(self) -> tuple[Run, ...]:
         """Return the runs with a result."""
         return tuple(run for run in self.runs if run.status == "ok")
+
+    def scores(self, column: ScoreColumn) -> list[Score | None]:
+        """Return the score of a task and metric of each run with a result, or None; see :meth:`Run.score`."""
+        layouts = self._layouts
+        if len(layouts) != 1:
+            return [run.score(column) for run in self.finished]
+        place = layouts[0].get((column.task, column.metric, column.subtasks))
+        return [None if place is None else run.scores[place] for run in self.finished]
+
+    @cached_property
+    def _layouts(self) -> tuple[Mapping[tuple[str, str | None, tuple[str, ...]], int], ...]:
+        """Return where the scores of runs with a result stand: of those that were scored alike it is one object."""
+        return tuple({id(places): places for places in (run.places for run in self.finished)}.values())
 
     @property
     def spec(self) -> RunSpec | None:
@@ -432,11 +446,12 @@ def _columns(suite: Suite, rows: Sequence[Row]) -> tuple[ScoreColumn, ...]:
     for row in rows:
         for run in row.finished:
             assert run.record is not None
+            if run.scores is run.record.scores:  # nothing was added: what others like it say, it says too
+                alike = id(run.places), tuple([score.headline for score in run.scores])
+                if alike in seen:
+                    continue
+                seen.add(alike)
             own = {score.key for score in run.record.scores}
-            alike = frozenset(own), tuple((score.key, score.headline) for score in run.scores)
-            if alike in seen:
-                continue
-            seen.add(alike)
             for score in run.scores:
                 task, metric, subtasks = score.key
                 if score.headline:
@@ -485,9 +500,8 @@ def _uneven_notes(rows: Sequence[Row], columns: Sequence[ScoreColumn]) -> list[s
         for model in dict.fromkeys(row.model for row in rows):
             counts: dict[int, set[str]] = defaultdict(set)
             for row in rows:
-                for run in row.finished if row.model == model else ():
-                    if (score := run.score(column)) is not None:
-                        counts[score.n].add(row.label)
+                for n in {score.n for score in row.scores(column) if score is not None} if row.model == model else ():
+                    counts[n].add(row.label)
             if len(counts) > 1:
                 told = "; ".join(f"{n} items: {', '.join(sorted(counts[n]))}" for n in sorted(counts, reverse=True))
                 notes.append(f"Scores of {column.task} on {model} are not over the same items: {told}.")

@@ -118,7 +118,8 @@ def estimate_average(runs: Sequence[Sequence[Score]], by_item: Interval | None =
         by_item: ``mean_interval`` of their outcomes; None: these are not known.
     """
     assert runs and all(len(run) == len(runs[0]) for run in runs)
-    values = [run[0].value if len(run) == 1 else mean_value(run) for run in runs]
+    number = len(runs[0])
+    values = [math.fsum([score.value for score in run]) / number for run in runs]
     items = [sum(score.n for score in run) for run in runs]
     counted = _items_interval(runs[0]) if len(runs) == 1 else None
     interval = by_item if counted is None else counted
