@@ -81,7 +81,9 @@ def ending_of(record: Record) -> tuple[Status, str | None]:
 
 def ending_by(record: Record, judgement: Judgement | None) -> tuple[Status, str | None]:
     """Return the same of a record whose judgement is known."""
-    if record.is_ok and judgement is not None and judgement.failed:
+    if not record.is_ok:
+        return record.ending
+    if judgement is not None and judgement.failed:
         return "unproven", judgement.sentence()
     return record.ending
 
