@@ -236,8 +236,8 @@ def step_flops(record: Record) -> float | None:
     What was predicted for rows of full length is scaled by the tokens that there were; of shorter rows that counts a
     little more for attention than there was.
     """
-    prediction, settings, tokens = record.prediction, record.train_settings, step_tokens(record)
-    if prediction is None or settings is None or tokens is None:
+    prediction, settings = record.prediction, record.train_settings
+    if prediction is None or settings is None or (tokens := step_tokens(record)) is None:
         return None
     planned = settings.batch_size * settings.gradient_accumulation_steps * settings.sequence_length
     return prediction.flops_per_step * tokens / planned
@@ -249,8 +249,10 @@ def model_flops_utilization(record: Record) -> float | None:
     None where the step was not timed, nothing was predicted, or the device's peak is not known.
     """
     flops, seconds, settings = step_flops(record), step_seconds(record), record.train_settings
+    if flops is None or not seconds or settings is None:
+        return None
     tokens, timed = step_tokens(record), timed_step_tokens(record)
-    if flops is None or not seconds or settings is None or not tokens or timed is None:
+    if not tokens or timed is None:
         return None
     device = _device(record.environment.device_name)
     peak = None if device is None else device.peak_flops(settings.dtype)

@@ -7,6 +7,7 @@ that is said wherever the name is. A name of the user's own stands for what the 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import is_
 
 from harness.catalogue.models import HUB
 from harness.catalogue.resolved import packaged_catalogue
@@ -44,11 +45,21 @@ def data_stand_ins(spec: RunSpec) -> dict[str, str]:
 def mark_of(specs: Iterable[RunSpec]) -> str:
     """Return what is to be read behind the name of some runs' model, as in ``llama2-7b (a folder in its place)``."""
     said: dict[str, None] = {}
+    last: tuple[object, ...] = ()
     for spec in specs:
+        told = told_by(spec)
+        if len(last) == len(told) and all(map(is_, told, last)):  # as with records that were read together
+            continue
+        last = told
         if (words := model_stand_in(spec)) is not None:
             said[words] = None
         said |= {f"{name}: {words}": None for name, words in data_stand_ins(spec).items()}
     return f" ({'; '.join(said)})" if said else ""
+
+
+def told_by(spec: RunSpec) -> tuple[object, ...]:
+    """Return the parts of a spec that say what stood in for what: where two share them, the same did."""
+    return spec.model, spec.sources, spec.train, spec.calibration, spec.general, spec.evaluation
 
 
 def called(spec: RunSpec) -> str:

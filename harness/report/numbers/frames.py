@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import StringIO
 from math import isnan
-from operator import attrgetter, itemgetter, ne
+from operator import attrgetter, is_, itemgetter, ne
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
@@ -19,7 +19,8 @@ from harness.readings import FACTS, IDENTITY, live_parts, live_peak, predicted_p
 from harness.record import Record
 from harness.record_training import MemoryBreakdown, OutOfMemoryAt, Phase, Prediction, TrackedPeak, TrainResult
 from harness.report.reading.summary import Run, Summary
-from harness.stand_ins import called
+from harness.spec import RunSpec
+from harness.stand_ins import called, told_by
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,12 +107,12 @@ def run_frame(summary: Summary) -> pd.DataFrame:
 
 def score_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
     """Yield the values of ``SCORE_COLUMNS`` for each run, task and metric."""
-    numbers = attrgetter(*SCORE_FIELDS)
+    numbers, identity = attrgetter(*SCORE_FIELDS), _Identity(summary)
     for run, in_table in _runs(summary):
         if run.record is None:
             continue
         # Scores of a run that is no result, as an unproven one's, are in no table.
-        head = _identity(summary, run, in_table and run.status == "ok")
+        head = identity(run, in_table and run.status == "ok")
         evaluation = run.record.evaluation_settings
         limit, rows = evaluation.limit, evaluation.rows
         for score in (*run.scores, *run.judged_scores()):
@@ -129,9 +130,9 @@ def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
     names = (*COLUMNS_OF_IDENTITY, *(name for part in parts for name in part.names))
     place = {name: i for i, name in enumerate(names)}  # of a name that two parts have, the later
     chosen, reads = itemgetter(*(place[name] for name in columns)), [part.read for part in parts]
-    status = columns.index("status")
+    status, identity = columns.index("status"), _Identity(summary)
     for run, in_table in _runs(summary):
-        values = list(_identity(summary, run, in_table))
+        values = list(identity(run, in_table))
         if run.record is None:
             values += [None] * (len(columns) - len(values))
             values[status] = run.status
@@ -150,28 +151,35 @@ def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:
         yield run, False
 
 
-def _identity(summary: Summary, run: Run, in_table: bool) -> tuple[Any, ...]:
-    """Return the values of ``COLUMNS_OF_IDENTITY``."""
-    if run.record is None:
-        suite = summary.suite
-        known: dict[str, Any] = {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol}
-        known |= {"model": run.model, "label": run.label, "seed": run.seed, "in_table": in_table}
-        return tuple(map(known.get, COLUMNS_OF_IDENTITY))
-    return tuple(
-        [
-            read(run.record) if (read := IDENTITY.get(name)) is not None else OWN[name](run, run.record, in_table)
-            for name in COLUMNS_OF_IDENTITY
-        ]
-    )
+class _Identity:
+    """The values of ``COLUMNS_OF_IDENTITY``, run after run."""
 
+    def __init__(self, summary: Summary) -> None:
+        self._suite = summary.suite
+        self._last: tuple[object, ...] = ()
+        self._called = ""
 
-OWN: Mapping[str, Callable[[Run, Record, bool], Any]] = {
-    "model": lambda run, record, in_table: called(record.spec),
-    "label": lambda run, record, in_table: run.label,
-    "seed": lambda run, record, in_table: run.seed,
-    "in_table": lambda run, record, in_table: in_table,
-}
-"""The columns of identity that are not of the record alone."""
+    def __call__(self, run: Run, in_table: bool) -> tuple[Any, ...]:
+        """Return those of a run."""
+        own = {"model": run.model, "label": run.label, "seed": run.seed, "in_table": in_table}
+        if run.record is None:
+            suite = self._suite
+            own |= {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol}
+        else:
+            own["model"] = self._name(run.record.spec)
+        return tuple(
+            [
+                own.get(name) if name in own or run.record is None else IDENTITY[name](run.record)
+                for name in COLUMNS_OF_IDENTITY
+            ]
+        )
+
+    def _name(self, spec: RunSpec) -> str:
+        """Return what a run's base model is called: as that of the last run, where nothing else can be told."""
+        told = told_by(spec)
+        if len(self._last) != len(told) or not all(map(is_, told, self._last)):
+            self._last, self._called = told, called(spec)
+        return self._called
 
 
 def _parts() -> tuple[_Columns, ...]:
@@ -219,11 +227,11 @@ def score_csv_lines(summary: Summary) -> Iterator[str]:
     """
     yield csv_line(SCORE_COLUMNS)
     written: dict[tuple[int, int], str] = {}
-    numbers = attrgetter(*SCORE_FIELDS)
+    numbers, identity = attrgetter(*SCORE_FIELDS), _Identity(summary)
     for run, in_table in _runs(summary):
         if run.record is None:
             continue
-        head = csv_line(_identity(summary, run, in_table and run.status == "ok"))[:-1]
+        head = csv_line(identity(run, in_table and run.status == "ok"))[:-1]
         evaluation = run.record.evaluation_settings
         for score in (*run.scores, *run.judged_scores()):
             key = id(score), id(evaluation)  # the summary holds both
