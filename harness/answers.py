@@ -7,7 +7,7 @@ same and the evaluation another, kept weights are scored, and nothing is trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.record import Record
@@ -20,7 +20,11 @@ NO_RETRY: frozenset[str] = frozenset()
 
 
 def answer(
-    records: Sequence[Record], spec: RunSpec, environment_id: str | None, retry: frozenset[str] = NO_RETRY
+    records: Sequence[Record],
+    spec: RunSpec,
+    environment_id: str | None,
+    retry: frozenset[str] = NO_RETRY,
+    newest: Mapping[str, Record] | None = None,
 ) -> Record | None:
     """Return the record that answers a run, its own outcome before another's; None where it is still to be done.
 
@@ -29,8 +33,10 @@ def answer(
         spec: The run.
         environment_id: Whose records count; None: those of any.
         retry: Statuses that are no answer.
+        newest: ``newest_outcomes`` of these records; None: it is looked for.
     """
-    own = newest_outcomes(runs_of(records, spec.run_id), environment_id).get(spec.run_id)
+    known = newest_outcomes(runs_of(records, spec.run_id), environment_id) if newest is None else newest
+    own = known.get(spec.run_id)
     if own is not None:
         return own if own.has_outcome(retry) else None
     found = [

@@ -32,6 +32,7 @@ from harness.evaluation.task_names import check_task_names
 from harness.expansion import load_suite
 from harness.planning.questions import PlanAnswer, PlanTask, ask
 from harness.progress import Progress
+from harness.record import Record
 from harness.record_environment import Environment
 from harness.record_training import Prediction
 from harness.report.pages.model_card import model_card
@@ -43,7 +44,7 @@ from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
 from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.stand_ins import mark_of
-from harness.store import Contents, Following, Store, runs_of
+from harness.store import Contents, Following, Store, newest_outcomes, runs_of
 from harness.task import RunTask
 
 
@@ -225,6 +226,8 @@ class _Wanted:
         self._records = Following(store, suite)
         self._environment_id = environment_id
         self._retry = retry
+        self._looked_at: Contents | None = None
+        self._newest: dict[str, Record] = {}
 
     def contents(self) -> Contents:
         """Return the suite's records as they are now."""
@@ -244,7 +247,11 @@ class _Wanted:
         return from_kept(task, self._store, records, environment)
 
     def __call__(self, spec: RunSpec) -> bool:
-        return answer(self.contents().records, spec, self._environment_id, self._retry) is None
+        contents = self.contents()
+        if contents is not self._looked_at:
+            self._newest = newest_outcomes(contents.records, self._environment_id)
+            self._looked_at = contents
+        return answer(contents.records, spec, self._environment_id, self._retry, self._newest) is None
 
 
 def _task(

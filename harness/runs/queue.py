@@ -83,13 +83,15 @@ class RunQueue:
                 continue
             if not suits(task) or (self._name(task) in elsewhere and self._claims.was_held(self._name(task))):
                 continue
-            if not self._claim(task):
-                continue
-            self._drop(task)
-            # Asked under the claim, as whoever held it before may have done the run; and once, as it reads records.
             if self._wanted(task):
-                return task
-            self.release(task)
+                if not self._claim(task):
+                    continue
+                # Asked again under the claim: whoever held it before may have done the run.
+                if self._wanted(task):
+                    self._drop(task)
+                    return task
+                self.release(task)
+            self._drop(task)
             self.num_by_others += 1
         return None
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from harness.beside import within
 from harness.errors import HarnessError
-from harness.files import parse_json, read_bytes, read_bytes_if_there
+from harness.files import parse_json, read_bytes, read_bytes_if_there, said_as
 from harness.record import Record
 from harness.report.reading.items import ItemFile, ItemKey, parse_items
 from harness.store import parse_files
 
 MOST_ITEMS = 2048
 """Files of items that a report holds on to: of more runs than that, pages that compare labels read some again."""
+DOCUMENT = ".json"
+"""Ending of a file that holds no records."""
+Part = bytes | Iterable[bytes]
+"""A file's bytes, whole or line by line."""
 RECORDS = "results/records"
 """Where a revision keeps its records, from the top of its repository."""
 
@@ -76,7 +80,20 @@ def load_side(text: str) -> Side:
 def _from_disk(text: str, path: Path) -> Side:
     folder = path if path.is_dir() else path.parent
     files = [path] if path.is_file() else sorted(path.glob("*.jsonl")) or sorted(path.glob("*.json"))
-    return _side(text, [(str(file), read_bytes(file)) for file in files], items_beside(folder).read_file)
+    parts: list[tuple[str, Part]] = [
+        (str(file), read_bytes(file) if str(file).endswith(DOCUMENT) else _lines(file)) for file in files
+    ]
+    return _side(text, parts, items_beside(folder).read_file)
+
+
+def _lines(file: Path) -> Iterator[bytes]:
+    """Yield the lines of a file, one in memory at a time.
+
+    Raises:
+        HarnessError: it cannot be read.
+    """
+    with said_as(f"{file}: cannot be read"), file.open("rb") as stream:
+        yield from stream
 
 
 def items_beside(folder: Path) -> Side:
@@ -116,7 +133,7 @@ def _from_git(text: str) -> Side:
         path = top / name
         return _git("cat-file", "blob", f"{commit_id}:{path}") if path in known else None
 
-    parts = []
+    parts: list[tuple[str, Part]] = []
     for path in wanted:
         data = _git("cat-file", "blob", f"{commit_id}:{path}")
         if data is None:
@@ -125,7 +142,7 @@ def _from_git(text: str) -> Side:
     return _side(f"{text} ({commit_id[:12]})", parts, read_file)
 
 
-def _side(name: str, parts: list[tuple[str, bytes]], read_file: Callable[[str], bytes | None]) -> Side:
+def _side(name: str, parts: list[tuple[str, Part]], read_file: Callable[[str], bytes | None]) -> Side:
     documents = [document for where, data in parts if (document := _benchmark_document(where, data)) is not None]
     if documents and len(documents) == len(parts):
         return Side(name, benchmarks=tuple(documents))
@@ -137,9 +154,9 @@ def _side(name: str, parts: list[tuple[str, bytes]], read_file: Callable[[str], 
     return Side(name, contents.records, warnings=list(damage), damage=damage, read_file=read_file)
 
 
-def _benchmark_document(where: str, data: bytes) -> dict[str, Any] | None:
+def _benchmark_document(where: str, data: Part) -> dict[str, Any] | None:
     """Return a whole JSON document of pytest-benchmark; None where the file is something else."""
-    if not where.endswith(".json"):
+    if not where.endswith(DOCUMENT) or not isinstance(data, bytes):
         return None
     document = parse_json(data, where)
     if not isinstance(document, dict) or not isinstance(document.get("benchmarks"), list):
