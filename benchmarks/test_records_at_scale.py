@@ -6,9 +6,10 @@ Aims on 2 cores: the report of 100,000 records in 30 s and 2 GiB, the comparison
 grows faster than the records. Each command is a process of its own, whose CPU time and largest resident set the system
 tells; sizes alternate in one run. A record has 30 steps and nine scores, 7.7 kB, and no files of items beside it.
 
-With HARNESS_BENCH_BASELINE_PYTHON, the Python of an environment with an older build, both builds report the same
+With HARNESS_BENCH_BASELINE_PYTHON, the Python of an environment with an older build, both builds take the same
 records as well, at the smallest size: of the older build's layout, made from ours by leaving out what it does not know.
-Then scores.csv has to be the same to the byte, and runs.csv in the columns that both have.
+Then scores.csv has to be the same to the byte, runs.csv in the columns that both have, and a comparison in its verdicts
+and values.
 
 HARNESS_BENCH_RECORDS: sizes, rising (10000,100000). HARNESS_BENCH_ROUNDS: how often each is taken (1).
 HARNESS_BENCH_FOLDER: where records are made, and found by the next call; else in a folder of pytest's.
@@ -199,34 +200,53 @@ def test_compare(place: Path) -> None:
         assert min(one.seconds for one in costs[max(SIZES)]) <= COMPARE_SECONDS
 
 
-@pytest.mark.skipif(BASELINE is None, reason="HARNESS_BENCH_BASELINE_PYTHON names no Python with an older build")
-def test_report_against_an_older_build(place: Path) -> None:
+def of_older_layout(source: Path, target: Path) -> Path:
+    """Fill a folder with the records of another as the older build writes them, and return it."""
     assert BASELINE is not None
-    number, file = min(SIZES), suite_file(place)
-    source, folder = records(place / f"{number}", number) / "quick.jsonl", place / "older"
-    folder.mkdir(exist_ok=True)
-    with source.open() as given, (folder / "quick.jsonl").open("w") as taken:
-        subprocess.run(
-            [BASELINE, "-c", OLDER],
-            stdin=given,
-            stdout=taken,
-            check=True,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": ""},
-        )
-    words = ("report", "--suite", str(file), "--results", ".", "--format", "csv", "--out")
-    older = [str(Path(BASELINE).with_name("harness")), *words, "before"]
+    target.mkdir(exist_ok=True)
+    with (source / "quick.jsonl").open() as given, (target / "quick.jsonl").open("w") as taken:
+        own = {**os.environ, "PYTHONPATH": ""}
+        subprocess.run([BASELINE, "-c", OLDER], stdin=given, stdout=taken, check=True, cwd=target, env=own)
+    return target
+
+
+def alternately(words: Sequence[str], folder: Path) -> dict[str, list[Cost]]:
+    """Return what a command of either build costs, and print it; ``BUILD`` among its words stands for before or now."""
+    assert BASELINE is not None
     costs: dict[str, list[Cost]] = {"before": [], "now": []}
     for _ in range(ROUNDS):
-        costs["before"].append(cost(older, folder, PYTHONPATH=""))
-        costs["now"].append(cost(command(*words, "now"), folder, PYTHONPATH=str(ROOT)))
+        for build, found in costs.items():
+            own = [word.replace("BUILD", build) for word in words]
+            program = [str(Path(BASELINE).with_name("harness"))] if build == "before" else command()
+            found.append(cost([*program, *own], folder, PYTHONPATH="" if build == "before" else str(ROOT)))
+            (folder / "output.txt").replace(folder / f"{words[0]}-{build}.txt")
+    print(f"\nharness {words[0]}, {min(SIZES):,} records\n  build    seconds  CPU seconds  peak GiB")
+    for build, found in costs.items():
+        for one in found:
+            print(f"{build:>7}  {one.seconds:9.2f}  {one.cpu_seconds:11.2f}  {one.peak_bytes / GIB:8.3f}")
+    ratio = median(one.cpu_seconds for one in costs["before"]) / median(one.cpu_seconds for one in costs["now"])
+    print(f"{ratio:.2f} times fewer CPU seconds")
+    return costs
+
+
+def cells(folder: Path, build: str) -> dict[tuple[str, str], list[str]]:
+    """Return the verdict and the values of a comparison by label and metric."""
+    rows = [line.split("|")[1:-1] for line in (folder / f"compare-{build}.txt").read_text().splitlines() if "|" in line]
+    stripped = [[cell.strip() for cell in row] for row in rows]
+    return {(row[1], row[2]): [row[0], *row[3:6]] for row in stripped if row[1].startswith("quick / ")}
+
+
+@pytest.mark.skipif(BASELINE is None, reason="HARNESS_BENCH_BASELINE_PYTHON names no Python with an older build")
+def test_against_an_older_build(place: Path) -> None:
+    number, file = min(SIZES), suite_file(place)
+    source = records(place / f"{number}", number)
+    folder, other = of_older_layout(source, place / "older"), of_older_layout(of_other_source(source), place / "newer")
+    alternately(("report", "--suite", str(file), "--results", ".", "--format", "csv", "--out", "BUILD"), folder)
     assert (folder / "before" / "scores.csv").read_bytes() == (folder / "now" / "scores.csv").read_bytes()
-    before, now = (list(csv.DictReader((folder / name / "runs.csv").open(encoding="utf-8"))) for name in costs)
+    before, now = (list(csv.DictReader((folder / name / "runs.csv").open())) for name in ("before", "now"))
     assert before[0].keys() - now[0].keys() == set()
     assert [{name: row[name] for name in before[0]} for row in now] == before
-    print(f"\nharness report --format csv, {number:,} records\n  build    seconds  CPU seconds  peak GiB")
-    for name, found in costs.items():
-        for one in found:
-            print(f"{name:>7}  {one.seconds:9.2f}  {one.cpu_seconds:11.2f}  {one.peak_bytes / GIB:8.3f}")
-    ratio = median(one.cpu_seconds for one in costs["before"]) / median(one.cpu_seconds for one in costs["now"])
-    print(f"CPU seconds: {ratio:.2f} times fewer")
+    alternately(("compare", ".", str(other)), folder)
+    known, found = cells(folder, "before"), cells(folder, "now")
+    assert len(known) >= 10 * len(LABELS)
+    assert known == {key: found.get(key) for key in known}

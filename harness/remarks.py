@@ -30,5 +30,5 @@ class Remark:
 
 def remarks_of(record: Record) -> tuple[Remark, ...]:
     """Return what there is to say of a run, in the order of ``KINDS``."""
-    said = ((kind, say(record)) for kind, say in KINDS.items())
-    return tuple(Remark(kind, sentence) for kind, sentence in said if sentence is not None)
+    said = [(kind, sentence) for kind, say in KINDS.items() if (sentence := say(record)) is not None]
+    return tuple([Remark(kind, sentence) for kind, sentence in said]) if said else ()
