@@ -35,6 +35,7 @@ from harness.engine.stepwise import refuse_other_optimizers
 from harness.method import Method, RunContext, StepOptimizer
 from harness.tensors import seeding
 from harness.tensors.optimizer_state import on_every_parameter
+from harness.tensors.placement import computed_on_cpu
 from harness.tensors.sharded import local
 
 SCHEDULER_STATE = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
@@ -283,6 +284,8 @@ class Stepping:
         gradients = [local(p.grad) for p in self._parameters() if p.grad is not None]
         norm = self._total_norm([_norm(gradient) for gradient in gradients])
         scale = _clip_scale(norm, max_norm)
+        if computed_on_cpu(scale) and self.context.read_scalar(scale) == 1.0:
+            return self.context.read_scalar(norm)  # a pass over every gradient would change none
         for gradient in gradients:
             gradient.mul_(scale.to(gradient.device))
         return self.context.read_scalar(norm)

@@ -45,6 +45,7 @@ from harness.tensors.decoder import active_blocks, find_decoder
 from harness.tensors.fakes import replace_by_fakes
 from harness.tensors.loading import build_model
 from harness.tensors.optimizer_state import on_every_parameter
+from harness.tensors.placement import planned_for
 from harness.tensors.rotary import hold_rotation
 from harness.tensors.sharded import shard
 from harness.tensors.storage_tracker import LOSS_MOMENTS, Span, StorageTracker
@@ -351,12 +352,8 @@ class FakeRun:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Take tensors without storage, and let the tracker see them."""
-        if self.by_sizes:
-            with sizes_are_fake(), self.tracker:
-                yield
-        else:
-            with self._fake, self.tracker:
-                yield
+        with planned_for(self.device), sizes_are_fake() if self.by_sizes else self._fake, self.tracker:
+            yield
 
     def _fake_batch(self, num_rows: int, *, masked: bool) -> MicroBatch:
         length = self.train.sequence_length

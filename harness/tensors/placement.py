@@ -3,6 +3,9 @@
 On a CPU host and device cannot be told apart by looking at a tensor, so whoever moves one says so: what is allocated
 inside ``with on_host():`` counts as host memory. What an optimizer holds is told from what it held at a step's end;
 of state that has left the device by then, ``with optimizer_state():`` says so where it is allocated.
+
+Tensors without storage are the CPU's whatever device is planned, so planning says which one it is: what is done in
+another way on a CPU is then planned as it will be done.
 """
 
 from __future__ import annotations
@@ -11,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
+import torch
+
 _HOST: ContextVar[bool] = ContextVar("harness_on_host", default=False)
 _STATE: ContextVar[bool] = ContextVar("harness_optimizer_state", default=False)
+_PLANNED: ContextVar[str] = ContextVar("harness_planned_for", default="cpu")
 
 
 @contextmanager
@@ -43,3 +49,18 @@ def optimizer_state() -> Iterator[None]:
 def meant_for_state() -> bool:
     """Return True inside :func:`optimizer_state`."""
     return _STATE.get()
+
+
+@contextmanager
+def planned_for(device: str) -> Iterator[None]:
+    """Let tensors without storage stand for those of a type of device inside: ``cpu``, ``cuda``."""
+    token = _PLANNED.set(device)
+    try:
+        yield
+    finally:
+        _PLANNED.reset(token)
+
+
+def computed_on_cpu(tensor: torch.Tensor) -> bool:
+    """Return whether a CPU computes with a tensor, or will where it is planned."""
+    return tensor.device.type == "cpu" and _PLANNED.get() == "cpu"
