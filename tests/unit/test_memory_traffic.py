@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from harness.data.batches import IGNORED
 from harness.engine.loss import ShiftedCrossEntropy
 from harness.methods._settings import AdamWSettings
 from harness.tensors.placement import computed_on_cpu, planned_for
+from tests.unit.test_training import build
 
 CACHED = 96
 
@@ -176,3 +178,21 @@ def test_the_shifted_loss_makes_two_tensors_as_large_as_the_logits() -> None:
             loss_of(logits, labels).backward()
         made.append(seen.made)
     assert made[1] == 2 < made[0]
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0, 2.0])
+def test_gradients_are_clipped_as_torch_clips_them(share: float, tiny_llama: Path, tokenizer: Any) -> None:
+    loop, _, data = build("full", tiny_llama, tokenizer)
+    batch = loop.placed(next(data.step_batches())[0])
+    loop.stepping._backward("forward/0", [(0, batch)], batch.num_trained_tokens)
+    ours = [p for p in loop.model.parameters() if p.grad is not None]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    for p, other in zip(ours, theirs, strict=True):
+        assert p.grad is not None
+        other.grad = p.grad.clone()
+    most = share * float(torch.nn.utils.get_total_norm([p.grad for p in ours], foreach=False))
+    norm = torch.nn.utils.clip_grad_norm_(theirs, most, foreach=False)
+    with Seen() as seen:
+        assert loop.stepping._clip(most) == float(norm)
+    assert all(torch.equal(p.grad, other.grad) for p, other in zip(ours, theirs, strict=True))
+    assert ("mul_" in seen.sizes) == (share <= 1.0)  # above it a pass over every gradient would change none
