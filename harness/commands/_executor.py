@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 from harness.commands._output import warn
 from harness.commands.requests import WhereToRun
@@ -31,7 +31,9 @@ def executor(where: WhereToRun, gpus_per_run: int = 1) -> Iterator[Executor]:
         for option, value in (("--ray-address", where.ray_address), ("--cpus-per-run", where.cpus_per_run)):
             if value is not None:
                 raise HarnessError(f"{option} is of --executor ray")
-        yield LocalMachine(devices_for(num_ranks, where.devices, where.busy))
+        machine = LocalMachine(devices_for(num_ranks, where.devices, where.busy))
+        with closing(machine):
+            yield machine
         return
     if where.devices:
         raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")

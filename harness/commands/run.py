@@ -129,6 +129,8 @@ def execute_on(
     wanted = _always if how.repeat else known
     to_do = _to_do(selection, wanted)
     if to_do.specs:
+        if isinstance(chosen, LocalMachine):
+            chosen.expect(model.architecture for model in to_do.models.values() if model.architecture is not None)
         with Display() as display:
             prepared = prepare(to_do, offline=offline, wheels=wheels, progress=display.progress)
         # A revision that was unknown until now is part of a run's identity.

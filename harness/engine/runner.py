@@ -6,7 +6,7 @@ Whatever happens ends in a record: this is the one place that catches ``Exceptio
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
@@ -35,6 +35,7 @@ from harness.progress import Progress
 from harness.proof import judge
 from harness.record import LOG_LINES, SCORED_OR_USELESS, Record, Status
 from harness.record_training import OutOfMemoryAt, Phase
+from harness.source import source_checksum, training_checksum
 from harness.task import RunTask
 from harness.tensors import seeding
 from harness.tensors.adapters import load_adapter
@@ -103,6 +104,23 @@ def execute(
     if deserted:
         raise Deserted(record(status, reason, log_tail) if ranks.first else None)
     return record(status, reason, log_tail)
+
+
+def import_libraries(architectures: Sequence[str]) -> None:
+    """Import what a run that trains imports before its first step, without computing anything.
+
+    lm-eval is left out: its memory would be in the figures of a run's training.
+
+    Args:
+        architectures: Names of model classes; one that transformers does not have is left to the run.
+    """
+    import peft  # noqa: F401
+    import torch._dynamo  # noqa: F401  # with peft; by itself in other methods
+    import transformers
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer", "get_scheduler", *architectures):
+        getattr(transformers, name, None)
+    source_checksum(), training_checksum()  # of what is imported: kept, whatever becomes of the files
 
 
 def _phases(run: RunParts) -> list[Phase]:

@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,17 @@ def main() -> None:
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
     os._exit(status)
+
+
+def import_libraries(architectures: Sequence[str]) -> None:
+    """Import what a run begins with; nothing is computed.
+
+    Args:
+        architectures: Names of model classes of transformers.
+    """
+    from harness.engine.runner import import_libraries as imported
+
+    imported(architectures)
 
 
 def _execute(task: RunTask, progress: Progress) -> int:

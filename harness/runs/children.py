@@ -7,7 +7,6 @@ import math
 import os
 import resource
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import IO
 from harness.record import LOG_LINES, RunProcess
 from harness.runs.child import DESERTED, RANK_VARIABLE, left_record, record_file
 from harness.runs.fate import RankEnd
+from harness.runs.starting import Hurried, Start, start_anew
 from harness.task import RunTask
 
 GRACE_SECONDS = 30.0
@@ -53,11 +53,18 @@ class Stop:
 class Children:
     """The ranks of a run. What they say comes through one queue, and they end in an order that is kept."""
 
-    def __init__(self, variables: Sequence[Mapping[str, str]]) -> None:
+    def __init__(
+        self,
+        variables: Sequence[Mapping[str, str]],
+        start: Start = start_anew,
+        hurried: Hurried = lambda: False,
+    ) -> None:
         """Start them all, or none.
 
         Args:
             variables: Of each rank the environment variables beside the parent's.
+            start: What starts each.
+            hurried: As of :class:`Start`.
 
         Raises:
             OSError: one cannot be started.
@@ -69,7 +76,7 @@ class Children:
         try:
             for rank, own in enumerate(variables):
                 which = {RANK_VARIABLE: str(rank)} if len(variables) > 1 else {}
-                self._children.append(_Child({**own, **which}, partial(self._hear, rank)))
+                self._children.append(_Child({**own, **which}, partial(self._hear, rank), start, hurried))
         except BaseException:
             self.kill()
             raise
@@ -145,22 +152,18 @@ class Children:
 class _Child:
     """The process of a rank, reaped by ``wait4`` so that what it used is known however it ended."""
 
-    def __init__(self, variables: Mapping[str, str], hear: Callable[[bytes | None], None]) -> None:
+    def __init__(
+        self, variables: Mapping[str, str], hear: Callable[[bytes | None], None], start: Start, hurried: Hurried
+    ) -> None:
         """Start it.
 
         Args:
             variables: Environment variables beside the parent's.
             hear: Called from a thread with each line that it says, and with None at the end.
+            start: What starts it.
+            hurried: As of :class:`Start`.
         """
-        self._process = subprocess.Popen(
-            # -P: the child imports the harness that its parent runs, not a folder of that name where it was started.
-            [sys.executable, "-P", "-m", "harness.runs.child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env={**os.environ, **variables},
-        )
+        self._process = start(variables, hurried)
         assert self._process.stdin and self._process.stdout and self._process.stderr
         self._usage: resource.struct_rusage | None = None
         self._log: deque[str] = deque(maxlen=LOG_LINES)

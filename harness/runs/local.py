@@ -6,9 +6,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from harness.record_environment import Environment
 from harness.runs.children import Stop
@@ -17,10 +18,14 @@ from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.process import Interrupted, launch
 from harness.runs.queue import RunQueue
 from harness.runs.settling import Ledger
+from harness.runs.starting import Hurried, Process, Template, start_anew
 from harness.task import RunTask
 
 POLL_SECONDS = 1.0
 """How often runs that other processes have claimed are looked at."""
+
+_Start = Callable[..., Process]
+"""As :class:`harness.runs.starting.Start`, with ``last``: whether no other run is to begin."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,23 @@ class LocalMachine:
         """
         assert devices
         self._devices = tuple(devices)
+        self._template: Template | None = None
+
+    def expect(self, architectures: Iterable[str]) -> None:
+        """Hear that runs on models of these architectures will come: on a CPU a template begins to import for them.
+
+        A GPU's libraries cannot be forked once they have looked at it: there each run is started anew.
+        """
+        alike = all(device.variables == ({},) and not device.environment.on_cuda for device in self._devices)
+        if alike and Template.is_possible():
+            self.close()
+            self._template = Template(sorted(set(architectures)))
+
+    def close(self) -> None:
+        """End the template, if there is one."""
+        if self._template is not None:
+            self._template.close()
+            self._template = None
 
     def environment(self) -> Environment:
         """Return the environment of a run on the first device."""
@@ -57,13 +79,32 @@ class LocalMachine:
         stop = Stop()
         with Claims(runs.store.folder) as claims, _asked_by_signals(stop):
             queue = RunQueue(runs, claims, at_once=len(self._devices) > 1)
-            return _Session(self._devices, runs, watcher, queue, stop).do()
+            return _Session(self._devices, runs, watcher, queue=queue, stop=stop, start=self._start).do()
+
+    def _start(self, variables: Mapping[str, str], hurried: Hurried, last: bool) -> Process:
+        """Begin a run's child; the template ends with the last, whose memory it need not hold."""
+        start = start_anew if self._template is None else self._template.start
+        try:
+            return start(variables, hurried)
+        finally:
+            if last:
+                self.close()
 
 
 class _Session:
     """One call: a thread for each device, which takes runs from one queue."""
 
-    def __init__(self, devices: Sequence[Device], runs: Runs, watcher: Watcher, queue: RunQueue, stop: Stop) -> None:
+    def __init__(
+        self,
+        devices: Sequence[Device],
+        runs: Runs,
+        watcher: Watcher,
+        *,
+        queue: RunQueue,
+        stop: Stop,
+        start: _Start,
+    ) -> None:
+        self._start = start
         self._devices = devices
         self._limits = runs.limits
         self._watcher = watcher
@@ -122,6 +163,7 @@ class _Session:
                 self._limits,
                 stop=self._stop,
                 variables=device.variables,
+                start=partial(self._start, last=not self._queue.pending),
             )
         except Interrupted as cut:
             record = cut.record

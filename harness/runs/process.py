@@ -27,6 +27,7 @@ from harness.runs.child import left_record
 from harness.runs.children import Children, Stop
 from harness.runs.executor import NO_LIMITS, Limits
 from harness.runs.fate import fate, with_what_is_left
+from harness.runs.starting import Start, start_anew
 from harness.task import RunTask
 
 POLL_SECONDS = 0.2
@@ -55,6 +56,7 @@ def launch(
     *,
     stop: Stop | None = None,
     variables: Sequence[Mapping[str, str]] = ({},),
+    start: Start = start_anew,
 ) -> Record:
     """Execute a task in child processes and return its record, files not yet moved.
 
@@ -66,6 +68,7 @@ def launch(
             all is up, they are interrupted as by Ctrl-C.
         stop: Interrupts the children when it is asked; Ctrl-C, where this thread meets it, asks too.
         variables: Of each rank the environment variables beside the parent's; as many as the run takes devices.
+        start: What starts the children.
 
     Raises:
         Interrupted: ``stop`` was asked, or the time of all runs is up; the run's record is attached.
@@ -76,7 +79,7 @@ def launch(
     stop = stop if stop is not None else Stop()
     try:
         task.work_folder.mkdir(parents=True)
-        children = Children(variables)
+        children = Children(variables, start, lambda: stop.asked)
     except OSError as error:
         raise HarnessError(f"the run's process cannot be started: {error}") from error
     end: End = "ended"
