@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 LONGEST = 1800
@@ -62,5 +61,7 @@ def near_miss(word: str, known: Iterable[str]) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that a word is a likely typo of, or None."""
+    import difflib  # only of words that are wrong
+
     close = difflib.get_close_matches(word, sorted(set(known)), n=1, cutoff=0.6) if len(word) <= LONGEST_WORD else []
     return close[0] if close else None

@@ -13,7 +13,6 @@ import errno
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,7 +119,7 @@ def read_json(file: Path, where: str | None = None) -> Any:
 
 def beside(target: Path) -> Path:
     """Return a place in the same folder, so on the same file system, that nobody else takes."""
-    return target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}{ENDING}"
+    return target.parent / f".{target.name}.{os.urandom(4).hex()}{ENDING}"
 
 
 def sweep_beside(target: Path) -> None:

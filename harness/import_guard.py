@@ -10,13 +10,14 @@ Source: the bitsandbytes 0.50.2 distribution, backends/cpu/ops.py:242-256.
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.machinery
-import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # every command would wait for what it imports
+    import logging
 
 ASKING = "bitsandbytes.backends.cpu.ops"
 """The module that asks for a kernel while it is imported."""
@@ -28,9 +29,16 @@ TOLD = "Failed to load"
 
 def guard_imports() -> None:
     """Let the module be imported without the package, from now on and in this process; once is enough."""
-    if any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        return
-    sys.meta_path.insert(0, _Finder())
+    if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+    if "logging" in sys.modules:  # else before the module runs
+        _filter_what_is_told()
+
+
+def _filter_what_is_told() -> None:
+    """Keep the warning back; a logger takes a filter once."""
+    import logging
+
     logging.getLogger(ASKING).addFilter(_is_told)
 
 
@@ -39,8 +47,11 @@ def _is_told(record: logging.LogRecord) -> bool:
     return not (record.getMessage().startswith(TOLD) and ASKED in record.getMessage())
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds the module as Python does, and has it run where the package is not."""
+class _Finder:
+    """Finds the module as Python does, and has it run where the package is not.
+
+    No subclass of ``importlib.abc``, whose import takes longer than the rest of the harness's for ``--help``.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,11 +60,13 @@ class _Finder(importlib.abc.MetaPathFinder):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            _filter_what_is_told()
+            loader: Any = _Loader(spec.loader)
+            spec.loader = loader
         return spec
 
 
-class _Loader(importlib.abc.Loader):
+class _Loader:
     """Runs a module while the package cannot be imported."""
 
     def __init__(self, loader: Any) -> None:

@@ -23,8 +23,6 @@ from harness.cli._groups import group_options
 from harness.cli._stdout import OutputLost, stdout_that_says_so
 from harness.cli._version import PrintVersion
 from harness.errors import HarnessError
-from harness.printable import printable
-from harness.redaction import redacted
 
 COMMANDS = {
     "list": "what there is: methods, models, datasets, suites, benchmarks, devices",
@@ -127,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{called}: error: {error}", file=sys.stderr)
         return 2
     except HarnessError as error:
-        print(printable(redacted(f"{called}: error: {error}")), file=sys.stderr)
+        _say_error(f"{called}: error: {error}")
         return error.exit_code
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] in ("harness", "__main__"):
@@ -145,6 +143,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader, head or less, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _say_error(text: str) -> None:
+    """Print an error, without what is secret or cannot be printed."""
+    from harness.printable import printable  # help needs neither
+    from harness.redaction import redacted
+
+    print(printable(redacted(text)), file=sys.stderr)
 
 
 def build_parser(name: str, *, whole: bool = False) -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -90,6 +89,8 @@ def _complete(action: argparse.Action, names: dict[str, list[str]]) -> None:
 
 def _functions(names: dict[str, list[str]]) -> str:
     """Return the functions of bash that complete names; a suite may be a file."""
+    import shlex  # of this command alone
+
     lines: list[str] = []
     for name, words in names.items():
         lines += [f"_harness_{name}() {{", f'  compgen -W {shlex.quote(_words(words))} -- "$1"']

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from harness.files import reason_of
-
 
 class OutputLost(Exception):
     """What a command prints could not be written; the sentence says why."""
@@ -39,6 +37,8 @@ def stdout_that_says_so() -> Iterator[None]:
             except BrokenPipeError:
                 raise
             except OSError as error:
+                from harness.files import reason_of  # help needs nothing of it
+
                 _let_go()
                 raise OutputLost(f"standard output cannot be written: {reason_of(error)}") from error
 
