@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
-from scipy.special import ndtri, stdtrit
-
 from harness.record import Score
 
 LEVEL = 0.95
+NORMAL_AT_LEVEL = 1.959963984540054
+"""Quantile of the normal distribution at 0.975, as scipy.special.ndtri gives it: scipy takes longer to import than all
+else that a table of single runs needs."""
 WHOLE = 1e-6
 """How far value x n may be from a whole number for the value to count as a share of right answers."""
 
@@ -47,7 +48,7 @@ def wilson_interval(successes: int, n: int, level: float = LEVEL) -> Interval:
     Statistics in Medicine 17:857-872.
     """
     assert 0 <= successes <= n and n > 0
-    return wilson(successes / n, n, _normal_quantile(level))
+    return wilson(successes / n, n, normal_quantile(level))
 
 
 def wilson(p: float, n: float, z: float) -> Interval:
@@ -78,7 +79,7 @@ def mean_of_accuracies_interval(counts: Sequence[tuple[int, int]], level: float 
         q = (successes + 0.5) / (n + 1)
         variance += q * (1 - q) / n
     mean = fmean(successes / n for successes, n in counts)
-    half = _normal_quantile(level) * math.sqrt(variance) / len(counts)
+    half = normal_quantile(level) * math.sqrt(variance) / len(counts)
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
@@ -88,7 +89,7 @@ def t_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     assert n > 1
     mean = fmean(values)
     deviation = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
-    half = float(stdtrit(n - 1, 0.5 + level / 2)) * deviation / math.sqrt(n)
+    half = student_quantile(n - 1, level) * deviation / math.sqrt(n)
     return mean - half, mean + half
 
 
@@ -145,7 +146,7 @@ def _items_interval(scores: Sequence[Score]) -> Interval | None:
     if len(errors) < len(scores):
         return None
     mean = mean_value(scores)
-    half = _normal_quantile(LEVEL) * math.sqrt(sum(error * error for error in errors)) / len(scores)
+    half = normal_quantile(LEVEL) * math.sqrt(sum(error * error for error in errors)) / len(scores)
     return mean - half, mean + half
 
 
@@ -159,6 +160,18 @@ def _counts(score: Score) -> tuple[int, int] | None:
     return successes, score.n
 
 
-def _normal_quantile(level: float) -> float:
+def normal_quantile(level: float) -> float:
+    """Return how many standard deviations to either side hold the share ``level`` of a normal distribution."""
     assert 0 < level < 1
+    if level == LEVEL:
+        return NORMAL_AT_LEVEL
+    from scipy.special import ndtri
+
     return float(ndtri(0.5 + level / 2))
+
+
+def student_quantile(degrees: float, level: float) -> float:
+    """Return the same of Student's distribution with so many degrees of freedom."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(degrees, 0.5 + level / 2))

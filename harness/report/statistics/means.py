@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from harness.report.statistics.intervals import LEVEL, Interval, wilson
+from harness.report.statistics.intervals import LEVEL, Interval, normal_quantile, student_quantile, wilson
 from harness.report.statistics.pairs import LEAST_SEEDS, LEAST_VARIANCE, both_part, paired_difference
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ def mean_interval(tasks: Sequence[Outcomes], level: float = LEVEL) -> Interval |
         level: Of the interval.
     """
     import numpy as np
-    from scipy.special import stdtrit
 
     if not all(bool(np.isin(task, (0.0, 1.0)).all()) for task in tasks):
         return _of_points(tasks, level)
@@ -55,7 +54,7 @@ def mean_interval(tasks: Sequence[Outcomes], level: float = LEVEL) -> Interval |
         inexact = [*both, (max(seeds, LEAST_SEEDS * shared), num_seeds - 1)]
         squares = sum(part**2 / freedom for part, freedom in inexact)
         degrees = max(num_seeds - 1, variance**2 / squares) if squares else math.inf
-    quantile = float(stdtrit(degrees, 0.5 + level / 2)) if math.isfinite(degrees) else _normal(level)
+    quantile = student_quantile(degrees, level) if math.isfinite(degrees) else normal_quantile(level)
     mean = float(by_seed.mean())
     if len(tasks) == 1:
         return wilson(mean, shares[0] * (1 - shares[0]) / variance, quantile)
@@ -72,16 +71,8 @@ def _items_part(means: Outcomes) -> tuple[float, float]:
 
 def _of_points(tasks: Sequence[Outcomes], level: float) -> Interval | None:
     """Return Student's interval by the variance of pairs; None where no outcome differs from another of its task."""
-    from scipy.special import stdtrit
-
     found = paired_difference(tasks)
     if found.standard_error == 0 or any(task.shape[1] < 2 for task in tasks):
         return None
-    half = float(stdtrit(found.degrees, 0.5 + level / 2)) * found.standard_error
+    half = student_quantile(found.degrees, level) * found.standard_error
     return found.mean - half, found.mean + half
-
-
-def _normal(level: float) -> float:
-    from scipy.special import ndtri
-
-    return float(ndtri(0.5 + level / 2))
