@@ -38,7 +38,7 @@ HOST = -1
 """Number of every storage that lies on the host."""
 
 
-@dataclass
+@dataclass(slots=True)
 class _Storage:
     size: int
     category: Category
@@ -95,6 +95,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._events: list[tuple[int, int, str]] = []
         self._next = 0
         self._alive_at_start: list[int] = []
+        self._performs_itself = type(self).perform is not StorageTracker.perform
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -118,10 +119,18 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
+        if types and any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # what it does to the parts of tensors comes by next
-        result = self.perform(func, types, args, kwargs)
-        if isinstance(result, torch.Tensor):
+        # A step has tens of thousands of operations: no call in between that nothing asks for.
+        if self._performs_itself:
+            result = self.perform(func, types, args, kwargs)
+        else:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        if type(result) is torch.Tensor:
+            storage = result.untyped_storage()
+            if storage._cdata not in self._known:
+                self._note_new(storage, result)
+        elif isinstance(result, torch.Tensor):
             self._note(result)
         elif result is not None:
             for value in pytree.tree_leaves(result):
@@ -177,8 +186,10 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note(self, tensor: torch.Tensor) -> None:
         storage = local(tensor).untyped_storage()
-        if storage._cdata in self._known:
-            return
+        if storage._cdata not in self._known:
+            self._note_new(storage, tensor)
+
+    def _note_new(self, storage: torch.UntypedStorage, tensor: torch.Tensor) -> None:
         elsewhere = self._device_type is not None and tensor.device.type != self._device_type
         category: Category = "activations" if self.moment in LOSS_MOMENTS else "other"
         self._begin(storage, "optimizer_state" if meant_for_state() else category, elsewhere or meant_for_host())
@@ -204,8 +215,9 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         index = self._known[key] = self._next
         self._next += 1
-        self._storages[index] = _Storage(storage.nbytes(), category)
-        self._events.append((index, storage.nbytes(), self.moment))
+        size = storage.nbytes()
+        self._storages[index] = _Storage(size, category)
+        self._events.append((index, size, self.moment))
 
     def _forget(self, key: int, _: Any) -> None:
         del self._references[key]
