@@ -79,8 +79,8 @@ def test_a_log_says_block_and_sample_and_what_is_loaded_whole(folder: Path, tmp_
     done = command(*arguments, f"smollm2-135m={other}", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert (
-        "harness: warning: smollm2-135m is loaded whole for the scores of its blocks: no one has read whether the blocks "
-        "of a 'olmo2' model can be run one by one"
+        "harness: warning: smollm2-135m is loaded whole for the scores of its blocks: no one has read whether the "
+        "blocks of a 'olmo2' model can be run one by one"
     ) in done.stderr
     assert len(json.loads(done.stdout)["blocks"]) == 4
 
