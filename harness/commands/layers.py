@@ -1,6 +1,7 @@
 """``harness layers``: the scores of a model's decoder blocks, and how often a label's sampling law would draw each.
 
-Scores come from the runs' own cache and go into it: what is printed is what a run of the same suite would use. Further
+Scores come from the runs' own cache and go into it: what is printed is what a run of the same suite would use. Those
+that are not kept are taken from the checkpoint, a block at a time, so that the model need not fit into memory. Further
 scores can be shown beside them, with the rank correlation (Spearman's) of every two.
 """
 
