@@ -38,7 +38,8 @@ _LONG_VALUE = re.compile(rb"(?:\A|[:,\[\s])-?\d{19}")
 _CUT = ("spec", "environment", "scores")
 _REPEATED = ("learning_rate", "trained_tokens", "tokens", "trainable_params", "optimizer_state_bytes")
 """Curves that runs of other seeds often have too."""
-_NUM_FIELDS = {kind: len(kind.model_fields) for kind in (Record, TrainResult, StepCurve, Proof, Phase)}
+_SHARING: tuple[type[Part], ...] = (Record, TrainResult, StepCurve, Proof, Phase)
+_NUM_FIELDS: dict[type[BaseModel], int] = {kind: len(kind.model_fields) for kind in _SHARING}
 _HIDDEN = ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 """What a model holds beside its values."""
 Place = tuple[int, int]
