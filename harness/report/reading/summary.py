@@ -149,13 +149,22 @@ class Row:
         """Return the runs with a result."""
         return tuple(run for run in self.runs if run.status == "ok")
 
-    def scores(self, column: ScoreColumn) -> list[Score | None]:
+    def scores(self, column: ScoreColumn) -> Sequence[Score | None]:
         """Return the score of a task and metric of each run with a result, or None; see :meth:`Run.score`."""
+        key = "scores", column.task, column.metric, column.subtasks
+        if key not in self.estimates:
+            self.estimates[key] = self._scores(column)
+        found: Sequence[Score | None] = self.estimates[key]
+        return found
+
+    def _scores(self, column: ScoreColumn) -> Sequence[Score | None]:
         layouts = self._layouts
         if len(layouts) != 1:
             return [run.score(column) for run in self.finished]
         place = layouts[0].get((column.task, column.metric, column.subtasks))
-        return [None if place is None else run.scores[place] for run in self.finished]
+        if place is None:
+            return [None] * len(self.finished)
+        return [run.scores[place] for run in self.finished]
 
     @cached_property
     def _layouts(self) -> tuple[Mapping[tuple[str, str | None, tuple[str, ...]], int], ...]:
