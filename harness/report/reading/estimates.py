@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from harness import quantities
 from harness.quantity import Quantity
 from harness.record import Score
 from harness.report.reading.chosen import ScoreKey
@@ -33,12 +34,27 @@ def over_seeds(row: Row, quantity: Quantity) -> float | None:
 
 
 def _over_seeds(row: Row, quantity: Quantity) -> float | None:
-    runs = row.runs if quantity.of_any_run else row.finished
-    values = [quantity.read(run.record) for run in runs if run.record is not None]
+    values = _measured(row, quantity)
     known = [value for value in values if value is not None]
     if quantity.over_seeds == "mean":
         return fmean(known) if known and len(known) == len(values) else None
     return max(known, key=abs if quantity.over_seeds == "farthest" else None, default=None)
+
+
+def _measured(row: Row, quantity: Quantity) -> Sequence[float | None]:
+    """Return a quantity of each run that counts for it, in the order of the row."""
+    key = "measured", quantity.of_any_run
+    if key not in row.estimates:
+        runs = row.runs if quantity.of_any_run else row.finished
+        alike = [other for other in quantities.ALL if other.of_any_run == quantity.of_any_run]
+        # Run by run, not quantity by quantity: many records are more than a processor's caches hold.
+        read = [[other.read(run.record) for other in alike] for run in runs if run.record is not None]
+        row.estimates[key] = dict(zip(alike, zip(*read, strict=True), strict=True)) if read else {}
+    found: dict[Quantity, Sequence[float | None]] = row.estimates[key]
+    if quantity in found or quantity in quantities.ALL:
+        return found.get(quantity, ())
+    runs = row.runs if quantity.of_any_run else row.finished
+    return [quantity.read(run.record) for run in runs if run.record is not None]
 
 
 def score_of_row(row: Row, column: ScoreColumn) -> tuple[Estimate, str] | None:
