@@ -12,6 +12,7 @@ import pytest
 
 from harness.record import Record
 from harness.record_lines import RecordLines, may_hold_long_number
+from harness.record_training import StepCurve, TrainResult
 from harness.store import Contents, Following, Store, parse_files
 from tests.records import make_record
 
@@ -177,3 +178,19 @@ def test_a_line_that_was_cut_off_and_a_file_that_was_replaced_are_read_anew(tmp_
     assert following.contents() == store.read("tiny")
     file.unlink()
     assert following.contents() == Contents(())
+
+
+def test_no_rule_over_several_fields_is_passed_by() -> None:
+    # Models of a line are made of fields: a validator of a whole model would not be asked.
+    for model in (Record, TrainResult, StepCurve):
+        found = model.__pydantic_decorators__
+        assert not (found.model_validators or found.field_validators or found.root_validators or found.validators)
+
+
+def test_curves_of_a_record_that_was_written_otherwise_are_whole() -> None:
+    record = RECORDS[4]
+    assert record.train is not None
+    curve = record.train.curve.model_copy(update={"group_learning_rates": ((1.0, 0.5), (0.25,))})
+    told = record.model_copy(update={"train": record.train.model_copy(update={"curve": curve})})
+    line = told.model_dump_json().encode() + b"\n"
+    assert RecordLines().record(line) == told
