@@ -213,10 +213,10 @@ class Decoding:
         of_stem = (together @ stem_keys[0].transpose(1, 2)).view(key_heads, rows, grouped, -1).transpose(0, 1)
         own = (query @ keys.transpose(2, 3)).masked_fill_(self._unseen, -torch.inf)
         weights = torch.cat([of_stem, own], dim=-1).softmax(-1)
-        stem_weights, own_weights = weights.split([of_stem.shape[-1], own.shape[-1]], dim=-1)
+        stem_weights, own_weights = weights[..., : of_stem.shape[-1]], weights[..., of_stem.shape[-1] :]
         stem_weights = stem_weights.transpose(0, 1).reshape(key_heads, rows * grouped, -1)
         read = (stem_weights @ stem_values[0]).view(key_heads, rows, grouped, -1).transpose(0, 1)
-        return own_weights @ values + read
+        return (own_weights @ values).add_(read)
 
 
 @functools.lru_cache(maxsize=4)

@@ -120,7 +120,7 @@ def test_a_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slots, "PIECE_TOKENS", 8)
     pieces = Answered(model, budget=200)
     assert pieces.texts == whole.texts
-    assert max(rows * tokens for rows, tokens in pieces.sizes) == 8
+    assert max(rows * tokens for rows, tokens in pieces.sizes if tokens > 1) == 8
     assert pieces.read == whole.read == sum(map(len, PROMPTS))
 
 
