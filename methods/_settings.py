@@ -44,7 +44,8 @@ class AdamWSettings(MethodConfig):
     stochastic_rounding: bool
     """Round updated bf16 weights up or down at random, without bias, in place of to nearest."""
     update_slice_elements: Annotated[PositiveInt | None, Later(None)] = None
-    """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all."""
+    """Elements of an unprojected parameter updated at once, whole rows, which bounds Adam's temporaries; None: all, but
+    in fp32 on a CPU what its cache holds."""
     moment_rounding: Annotated[Literal["nearest", "stochastic"], Later("nearest")] = "nearest"
     """``stochastic``: Adam's arithmetic runs in fp32, and bf16 moments are stored rounded up or down at random, without
     bias; it costs fp32 temporaries of what is updated at once, and no state."""
