@@ -28,14 +28,21 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from harness.catalogue.labels import load_labels
-from harness.catalogue.models import BaseModelSpec
-from harness.data.batches import MicroBatch
 from harness.engine.context import EngineContext
 from harness.engine.training import TrainingLoop
 from harness.method import METHODS
 from harness.settings import TrainSettings
-from harness.tensors.decoder import find_decoder
+
+try:
+    from harness.catalogue.labels import load_labels
+    from harness.catalogue.models import BaseModelSpec
+    from harness.data.batches import MicroBatch
+    from harness.tensors.decoder import find_decoder
+except ModuleNotFoundError:  # where builds up to 4e63219 have them
+    from harness.engine.data import MicroBatch  # type: ignore[no-redef]
+    from harness.engine.decoder import find_decoder  # type: ignore[no-redef]
+    from harness.labels import load_labels  # type: ignore[no-redef]
+    from harness.models import BaseModelSpec  # type: ignore[no-redef]
 
 RATE, MAX_NORM = 1e-4, 1.0
 NUM_BATCHES = 8
