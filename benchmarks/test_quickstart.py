@@ -8,8 +8,9 @@ first in every second round, with the threads that torch takes by itself: as man
 the processor's seconds are those of all its processes. The table by phase is from the records; what no phase holds of
 a run's process is its start and its end, and what no run holds is the command's own.
 
-Scores, what training held and proofs are asserted equal, losses to six digits: sums of the older build may be in
-another order. Needs ``harness prepare --suite quickstart``. ``HARNESS_BENCH_LABELS`` takes some of the labels, such as
+Scores, what training held and the blocks of the proofs are asserted equal, losses to four digits: sums of the older
+build may be in another order. Labels with dropout have neither losses nor scores compared: builds before the streams of
+micro-batches (CHANGELOG) drew other values. Needs ``harness prepare --suite quickstart``. ``HARNESS_BENCH_LABELS`` takes some of the labels, such as
 ``base,lora``; ``HARNESS_BENCH_ROUNDS`` sets the rounds (default 1). Without the other Python it is skipped.
 """
 
@@ -36,6 +37,7 @@ LABELS = tuple(os.environ.get("HARNESS_BENCH_LABELS", ",".join(ALL_LABELS)).spli
 ROUNDS = int(os.environ.get("HARNESS_BENCH_ROUNDS", "1"))
 RATIO = 0.6
 """What is asked for of all six labels."""
+WITH_DROPOUT = {"lora"}
 HELD = ("weights_bytes", "gradients_bytes", "optimizer_state_bytes")
 
 pytestmark = [
@@ -80,7 +82,7 @@ def call(python: str, option: str, folder: Path) -> Done:
     assert done.returncode == 0, done.stderr[-2000:]
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     lines = (folder / "records" / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
-    return Done(seconds, cpu, {record["spec"]["label"]: record for record in map(json.loads, lines)})
+    return Done(seconds, cpu, {_label(record): record for record in map(json.loads, lines)})
 
 
 def check_equal(ours: Done, theirs: Done) -> None:
@@ -89,16 +91,24 @@ def check_equal(ours: Done, theirs: Done) -> None:
     for label, record in ours.records.items():
         other = theirs.records[label]
         assert (record["status"], other["status"]) == ("ok", "ok")
-        assert _scores(record) == _scores(other), label
+        assert _scores(record).keys() == _scores(other).keys()
+        if label not in WITH_DROPOUT:
+            assert _scores(record) == _scores(other), label
         if record["train"] is None:
             continue
-        assert record["train"]["curve"]["loss"] == pytest.approx(other["train"]["curve"]["loss"], rel=1e-4), label
+        if label not in WITH_DROPOUT:
+            assert record["train"]["curve"]["loss"] == pytest.approx(other["train"]["curve"]["loss"], rel=1e-4), label
         peak, before = record["train"]["tracked_peak"], other["train"]["tracked_peak"]
         assert (peak["steps"], peak["step"], peak["moment"]) == (before["steps"], before["step"], before["moment"])
         assert {part: peak["at_peak"][part] for part in HELD} == {part: before["at_peak"][part] for part in HELD}, label
         assert peak["at_peak"]["activations_bytes"] <= before["at_peak"]["activations_bytes"], label
         activity = [record["proof"]["ever_trainable_blocks"], other["proof"]["ever_trainable_blocks"]]
         assert activity[0] == activity[1], label
+
+
+def _label(record: dict[str, Any]) -> str:
+    """Return the label, which is the method's name in this suite; older records have only that."""
+    return str(record["spec"].get("label") or record["spec"]["method"])
 
 
 def _scores(record: dict[str, Any]) -> dict[tuple[str, str], float]:
