@@ -10,8 +10,10 @@ a run's process is its start and its end, and what no run holds is the command's
 
 Scores, what training held and the blocks of the proofs are asserted equal, losses to four digits: sums of the older
 build may be in another order. Labels with dropout have neither losses nor scores compared: builds before the streams of
-micro-batches (CHANGELOG) drew other values. Needs ``harness prepare --suite quickstart``. ``HARNESS_BENCH_LABELS`` takes some of the labels, such as
-``base,lora``; ``HARNESS_BENCH_ROUNDS`` sets the rounds (default 1). Without the other Python it is skipped.
+micro-batches (CHANGELOG) drew other values.
+
+Needs ``harness prepare --suite quickstart``. ``HARNESS_BENCH_LABELS`` takes some of the labels, such as ``base,lora``;
+``HARNESS_BENCH_ROUNDS`` sets the rounds (default 1). Without the other Python it is skipped.
 """
 
 from __future__ import annotations
