@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import IO, Protocol
 
 from harness.runs.child import RANK_VARIABLE
+from harness.runs.template import set_reaper
 
 COMMAND = (sys.executable, "-P", "-m", "harness.runs.template")
 PATIENCE_SECONDS = 120.0
 """How long a template may take to import what runs need, and to answer, before a child is started anew instead."""
 POLL_SECONDS = 0.1
-_PR_SET_CHILD_SUBREAPER, _PR_GET_CHILD_SUBREAPER = 36, 37
+_PR_GET_CHILD_SUBREAPER = 37
 """Of <linux/prctl.h>."""
 
 
@@ -86,7 +87,7 @@ class Template:
         self._lock = threading.Lock()
         self._environment = dict(os.environ)
         self._reaper_before = _reaper()
-        _set_reaper(1)
+        set_reaper(True)
         self._begin()
 
     @staticmethod
@@ -115,7 +116,7 @@ class Template:
         with self._lock:
             if self._process is not None:
                 self._end()
-            _set_reaper(self._reaper_before)
+            set_reaper(self._reaper_before)
 
     def _begin(self) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -185,12 +186,8 @@ def _status_of(process: subprocess.Popen[bytes]) -> int:
         return 0
 
 
-def _reaper() -> int:
-    """Return whether this process is given the orphans among its descendants, 0 or 1."""
+def _reaper() -> bool:
+    """Return whether this process is given the orphans among its descendants."""
     found = ctypes.c_int()
     ctypes.CDLL(None).prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(found), 0, 0, 0)
-    return found.value
-
-
-def _set_reaper(value: int) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, value, 0, 0, 0)
+    return bool(found.value)

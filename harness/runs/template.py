@@ -13,6 +13,7 @@ and no end of the template's reaches it.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -28,6 +29,8 @@ from harness.runs import child
 
 UNFIT = 19
 """Exit status of a template that cannot be forked safely: something that it imported keeps a thread."""
+PR_SET_CHILD_SUBREAPER = 36
+"""Of <linux/prctl.h>."""
 REQUEST_BYTES = 1 << 16
 GIVEN_SECONDS = 30.0
 """How long it may take until a child is the harness's; that is gone where it takes longer."""
@@ -36,6 +39,7 @@ GIVEN_SECONDS = 30.0
 def main() -> None:
     """Import what runs of the named architectures begin with, then fork until the other end is gone."""
     child.die_with_parent()
+    set_reaper(False)  # whoever started this process may have had it be one: orphans are the harness's
     line = _line_in_place_of_input()
     child.import_libraries(sys.argv[1:])
     # What is there now is no garbage, and stays where it is: a collection would copy its pages in every fork.
@@ -80,6 +84,11 @@ def forks_alone() -> bool:
         os._exit(0)
     os.waitpid(trial, 0)
     return len(list(Path("/proc/self/task").iterdir())) == 1
+
+
+def set_reaper(reaper: bool) -> None:
+    """Say whether this process is given the orphans among its descendants."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, int(reaper), 0, 0, 0)
 
 
 def _line_in_place_of_input() -> socket.socket:

@@ -149,6 +149,15 @@ def test_a_template_that_is_killed_is_replaced_and_its_child_goes_on(make: Calla
     assert said(started, "print(1)") == "1\n"
 
 
+def test_a_template_that_was_made_a_reaper_keeps_no_child(program: Any) -> None:
+    program(PREAMBLE + "template.set_reaper(True)\ntemplate.main()")
+    made = Template([])
+    try:
+        assert said(fork(made), "print(os.getppid())") == f"{os.getpid()}\n"
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("text", ["raise SystemExit(1)", KEEPS_A_THREAD])
 def test_a_template_that_cannot_serve_leaves_children_to_be_started_anew(program: Any, text: str) -> None:
     program(text)
@@ -217,7 +226,7 @@ def test_closing_ends_the_template_and_gives_orphans_back_to_whom_they_were(prog
     before = starting._reaper()
     made = Template([])
     process = psutil.Process(made.pid)
-    assert starting._reaper() == 1
+    assert starting._reaper()
     made.close()
     assert (starting._reaper(), made.pid) == (before, None)
     psutil.wait_procs([process], timeout=10)
