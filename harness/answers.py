@@ -52,6 +52,11 @@ def answer(
     return found[-1] if found else None
 
 
+def asks_alike(record: Record, other: Record) -> bool:
+    """Return whether two records are of one question, whatever their seeds."""
+    return record.attempted == other.attempted or record.spec.asks_as(other.spec)
+
+
 def answers(given: EvaluationSettings, asked: EvaluationSettings) -> bool:
     """Return whether scores of one evaluation are those of another, or more items of the same questions."""
     if given is asked:  # as with records that were read together

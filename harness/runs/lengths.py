@@ -16,11 +16,10 @@ import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from harness.readings import seconds_taken
+from harness.readings import seconds_taken, steps_done
 from harness.record import Record
 from harness.record_training import Prediction
 from harness.settings import TrainSettings
-from harness.spec import RunSpec
 from harness.task import RunTask
 
 NOMINAL_RATE = 1e12
@@ -48,7 +47,7 @@ class Lengths:
         seconds, kind = seconds_taken(record), (record.model_name, record.label)
         total, number = self._took.get(kind, (0.0, 0))
         self._took[kind] = total + seconds, number + 1
-        operations = _operations(record.spec, record.prediction)
+        operations = None if record.train is None else _operations(record.prediction, steps_done(record))
         if operations:
             self._per_operation.append(seconds / operations)
             self._rate = None
@@ -63,7 +62,7 @@ class Lengths:
             return took[0] / took[1]
         if spec.train is None or task.finishes is not None:
             return 0.0
-        operations = _operations(spec, task.prediction)
+        operations = _operations(task.prediction, _steps(spec.train, spec.max_steps))
         if not operations:
             return math.inf
         if self._rate is None:
@@ -75,16 +74,16 @@ class Lengths:
         return sorted(tasks, key=self.of, reverse=True)  # with reverse the sort is stable too
 
 
-def _operations(spec: RunSpec, prediction: Prediction | None) -> float | None:
-    """Return the predicted operations of a run's training; None where it does not train or nothing was predicted."""
-    if spec.train is None or prediction is None:
+def _operations(prediction: Prediction | None, num_steps: float) -> float | None:
+    """Return the predicted operations of a run's training; None where nothing was predicted."""
+    if prediction is None:
         return None
-    steps = _steps(spec.train)
-    steps = steps if spec.max_steps is None else min(steps, spec.max_steps)
-    return (prediction.flops_per_step + prediction.recomputed_flops_per_step) * steps
+    return (prediction.flops_per_step + prediction.recomputed_flops_per_step) * num_steps
 
 
-def _steps(train: TrainSettings) -> float:
-    if train.num_steps is not None:
-        return train.num_steps
-    return (train.num_epochs or 1) * NOMINAL_ROWS / (train.batch_size * train.gradient_accumulation_steps)
+def _steps(train: TrainSettings, max_steps: int | None) -> float:
+    """Return how many steps a training will take at most."""
+    steps: float | None = train.num_steps
+    if steps is None:
+        steps = (train.num_epochs or 1) * NOMINAL_ROWS / (train.batch_size * train.gradient_accumulation_steps)
+    return steps if max_steps is None else min(steps, max_steps)

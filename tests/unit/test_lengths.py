@@ -11,7 +11,7 @@ import pytest
 
 from harness.catalogue.models import load_models
 from harness.record import Record
-from harness.record_training import Prediction
+from harness.record_training import Prediction, TrainResult
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs
 from harness.runs.lengths import Lengths
@@ -63,8 +63,10 @@ def predicted(flops: int) -> Prediction:
 
 
 def ended(task: RunTask, seconds: float, **changes: Any) -> Record:
-    record = make_record(spec=task.spec, prediction=task.prediction)
-    return record.model_copy(update={"finished_at": record.started_at + timedelta(seconds=seconds), **changes})
+    record, settings = make_record(spec=task.spec, prediction=task.prediction), task.spec.train
+    train = None if settings is None else TrainResult.model_construct(num_steps=settings.num_steps)
+    ended = {"finished_at": record.started_at + timedelta(seconds=seconds), "train": train}
+    return record.model_copy(update=ended | changes)
 
 
 def begun(queue: RunQueue) -> list[str]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat
 
+from harness.answers import asks_alike
 from harness.proof import ending_of
 from harness.readings import headline_scores, question
 from harness.record import Record, Score
@@ -114,7 +115,7 @@ def subjects_of_records(
         for record in own:
             if not record.ran_in(newest.environment_id):
                 left_out["of an older environment"] += 1
-            elif record.attempted != newest.attempted and not record.spec.asks_as(newest.spec):
+            elif not asks_alike(record, newest):
                 left_out["with other settings than the newest of their label"] += 1
             else:
                 kept.append(record)
