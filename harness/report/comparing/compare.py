@@ -18,7 +18,7 @@ from harness.record import Record
 from harness.report.comparing.cells import RUN, Cell, Comparison, OpenCell, Verdict
 from harness.report.comparing.measures import SCORE, metric_of, scored_tasks
 from harness.report.comparing.ratios import SINGLE, measured_cells
-from harness.report.comparing.scores import score_change
+from harness.report.comparing.scores import Tasks, score_change
 from harness.report.comparing.subjects import (
     Key,
     ScoreSample,
@@ -173,11 +173,12 @@ def _scored(
             continue
         if score.is_fraction and score.higher_is_better:
             averaged.append(title)
-        yield from _score_cell(cell, {title: before}, {title: after}, sides)
+        alone = {title: old.scores_by_seed(title)}, {title: new.scores_by_seed(title)}
+        yield from _score_cell(cell, *alone, sides)
     if len(averaged) > 1 and (tolerance := tolerances.get(SCORE)) is not None:
         cell = Cell(old.key, old.title, SCORE, f"average of {len(averaged)} tasks", "same", tolerance=tolerance)
-        chosen = [{title: side.scores[title] for title in averaged} for side in (old, new)]
-        yield from _score_cell(cell, chosen[0], chosen[1], sides)
+        before_all, after_all = ({title: side.scores_by_seed(title) for title in averaged} for side in (old, new))
+        yield from _score_cell(cell, before_all, after_all, sides)
 
 
 def _unlike(before: Sequence[ScoreSample], after: Sequence[ScoreSample]) -> str:
@@ -191,8 +192,8 @@ def _unlike(before: Sequence[ScoreSample], after: Sequence[ScoreSample]) -> str:
 
 def _score_cell(
     cell: Cell,
-    before: Mapping[str, Sequence[ScoreSample]],
-    after: Mapping[str, Sequence[ScoreSample]],
+    before: Tasks,
+    after: Tasks,
     sides: tuple[Side, Side],
 ) -> Iterator[OpenCell | Cell]:
     found = score_change(before, after, sides)

@@ -56,10 +56,11 @@ def shared_outcomes(
 
     found: list[list[dict[ItemKey, float]]] = []
     for samples, of_side, side in zip((old, new), seeds, sides, strict=True):
-        outcomes = [_outcomes(samples[seed], side) for seed in of_side]
-        known = [one for one in outcomes if one is not None]
-        if len(known) < len(outcomes):
-            return None
+        known: list[dict[ItemKey, float]] = []
+        for seed in of_side:
+            if (outcomes := _outcomes(samples[seed], side)) is None:
+                return None
+            known.append(outcomes)
         found.append(known)
     keys = sorted(set.intersection(*(set(one) for side in found for one in side)))
     if not keys:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -49,8 +48,8 @@ class ScoreChange:
 
 
 def score_change(
-    baseline: Mapping[str, Sequence[ScoreSample]],
-    candidate: Mapping[str, Sequence[ScoreSample]],
+    old: Tasks,
+    new: Tasks,
     sides: tuple[Side, Side],
 ) -> ScoreChange | None:
     """Return how the mean of some tasks' scores changed; None where a side has no seed of all tasks.
@@ -59,12 +58,10 @@ def score_change(
     what is tested are of the same items.
 
     Args:
-        baseline: Samples of each task, which all have one unit and direction; repeats of a seed are averaged.
-        candidate: The same tasks.
+        old: Samples of each task of the baseline by seed, which all have one unit and direction; repeats are averaged.
+        new: The same tasks of the candidate.
         sides: Where the items are.
     """
-    old = {task: _by_seed(samples) for task, samples in baseline.items()}
-    new = {task: _by_seed(samples) for task, samples in candidate.items()}
     seeds = [sorted(set.intersection(*map(set, side.values()))) for side in (old, new)]
     if not all(seeds):
         return None
@@ -99,13 +96,6 @@ def _over(seeds: Sequence[Sequence[int]], alike: bool) -> str:
         return f", {len(seeds[0])} seeds" if len(seeds[0]) > 1 else ""
     said = f", seeds {', '.join(map(str, seeds[0]))} against {', '.join(map(str, seeds[1]))}"
     return said + (": the choice of a single seed is not covered" if min(map(len, seeds)) == 1 else "")
-
-
-def _by_seed(samples: Sequence[ScoreSample]) -> dict[int, list[ScoreSample]]:
-    found: dict[int, list[ScoreSample]] = defaultdict(list)
-    for sample in samples:
-        found[sample.seed].append(sample)
-    return found
 
 
 def _means(side: Tasks, seeds: Sequence[int]) -> list[list[float]]:

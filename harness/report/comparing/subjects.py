@@ -64,6 +64,8 @@ class Subject:
     """One a seed and repeat, by measure."""
     scores: dict[str, list[ScoreSample]] = field(default_factory=lambda: defaultdict(list))
     """By ``task metric``; of a judged one with the judge."""
+    by_seed: dict[str, dict[int, list[ScoreSample]]] = field(default_factory=dict, compare=False)
+    """The same by seed, once it was asked for."""
     device_type: str | None = None
     """Of the newest environment; None of a benchmark."""
     trains: bool = True
@@ -74,6 +76,15 @@ class Subject:
             getattr(self, part) == getattr(other, part)
             for part in ("uuids", "statuses", "environment", "values", "scores")
         )
+
+    def scores_by_seed(self, title: str) -> dict[int, list[ScoreSample]]:
+        """Return the samples of a score by their seeds; repeats of one seed stand together."""
+        if title not in self.by_seed:
+            found: dict[int, list[ScoreSample]] = defaultdict(list)
+            for sample in self.scores[title]:
+                found[sample.seed].append(sample)
+            self.by_seed[title] = found
+        return self.by_seed[title]
 
     @property
     def title(self) -> str:
