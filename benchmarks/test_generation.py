@@ -254,20 +254,21 @@ def compare(kind: Kind, loaded: tuple[Any, Any], before: Callable[[Any], Lap] | 
                 turns["generate_batch"] = lambda: lap(lambda: by_generate_batch(kind, model, tokenizer))
             for side, take in turns.items():
                 kind.laps.setdefault(side, []).append(take())
-                print(f"{kind.name}, {side}: {kind.laps[side][-1].cpu:.1f} s CPU", flush=True)
-    check_equal(kind)
+                check_equal(kind, side, tokenizer)
     return kind
 
 
-def check_equal(kind: Kind) -> None:
-    """Assert that every side's texts are ours, request by request; ``generate_batch`` knows no stop texts."""
-    ours = kind.laps["ours"][0].texts
-    for side, laps in kind.laps.items():
-        for one in laps:
-            wanted = ours if side == "ours" else [ours[n] for n in kind.some]
-            different = [n for n, pair in enumerate(zip(one.texts, wanted, strict=True)) if pair[0] != pair[1]]
-            print(f"{kind.name}, {side}: {len(wanted) - len(different)} of {len(wanted)} texts equal to ours")
-            assert side == "generate_batch" or not different, (kind.name, side, different)
+def check_equal(kind: Kind, side: str, tokenizer: Any) -> None:
+    """Assert that a side's texts are ours, request by request; ``generate_batch`` knows no stop texts."""
+    ours, one = kind.laps["ours"][0].texts, kind.laps[side][-1]
+    wanted = ours if side == "ours" else [ours[n] for n in kind.some]
+    different = [n for n, pair in enumerate(zip(one.texts, wanted, strict=True)) if pair[0] != pair[1]]
+    print(
+        f"{kind.name}, {side}: {one.cpu:.1f} s CPU, {one.clock:.1f} s, {rate(one, tokenizer, 'cpu'):.2f} tokens a CPU "
+        f"second; {len(wanted) - len(different)} of {len(wanted)} texts equal to ours",
+        flush=True,
+    )
+    assert side == "generate_batch" or not different, (kind.name, side, different)
 
 
 def report(kind: Kind, tokenizer: Any) -> dict[str, float]:
