@@ -144,7 +144,8 @@ class Template:
         """Return a fork; None where the template has ended, which is replaced unless it ended by itself."""
         assert self._process is not None
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            ends, files = [], []
+            ends: list[int] = []
+            files: list[IO[bytes]] = []
             for mode in ("wb", "rb", "rb"):
                 read, write = os.pipe()
                 end, own = (read, write) if mode == "wb" else (write, read)
@@ -158,7 +159,8 @@ class Template:
                 pid = None
             if pid is not None:
                 ours.pop_all()
-                return Forked(pid, *files)
+                stdin, stdout, stderr = files
+                return Forked(pid, stdin, stdout, stderr)
         was_killed = _status_of(self._process) < 0
         self._end()
         if was_killed and not hurried():

@@ -118,8 +118,8 @@ def _become(variables: Mapping[str, str], ends: Sequence[int], line: socket.sock
         _reseed()
         child.main()
         status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
     except BaseException:
         traceback.print_exc()
     finally:
