@@ -119,10 +119,11 @@ class Template:
             set_reaper(self._reaper_before)
 
     def _begin(self) -> None:
+        """Start the process, or be without one where the system has none to give: the run itself may say so."""
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._line.settimeout(POLL_SECONDS)
         self._process: subprocess.Popen[bytes] | None = None
-        with theirs:
+        with theirs, contextlib.suppress(OSError):
             self._process = subprocess.Popen(
                 [*COMMAND, *self._architectures],
                 stdin=theirs.fileno(),

@@ -158,6 +158,19 @@ def test_a_template_that_was_made_a_reaper_keeps_no_child(program: Any) -> None:
         made.close()
 
 
+def test_a_template_that_cannot_be_started_is_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(starting, "COMMAND", ("/nowhere/python",))
+    made = Template([])
+    try:
+        assert made.pid is None
+        started = made.start({}, never)
+        assert isinstance(started, subprocess.Popen)
+        started.kill()
+        started.communicate()
+    finally:
+        made.close()
+
+
 @pytest.mark.parametrize("text", ["raise SystemExit(1)", KEEPS_A_THREAD])
 def test_a_template_that_cannot_serve_leaves_children_to_be_started_anew(program: Any, text: str) -> None:
     program(text)
