@@ -14,6 +14,7 @@ the left, the first token of an empty context is the tokenizer's bos (else eos).
   read (:mod:`harness.tensors.causality`), those that positions scaled by length rotate otherwise
   (:mod:`harness.tensors.rotary`), and prompts to which the model's own generation settings apply. HFLM pads them.
 - A model whose outputs depend on what follows is refused; HFLM scores it as if they did not.
+- On a CPU in fp32 rows lie one behind another in a pass (:mod:`harness.evaluation.flat_passes`): nothing is padded.
 - The head is applied at the scored positions only, and the log-softmax is taken in fp32 whatever the weights' dtype.
 - What a tokenizer puts behind every text is left out (:mod:`harness.encoding`); HFLM scores that alone.
 - An empty continuation is an error with a sentence instead of an ``assert``; one that is longer than the model's length
@@ -38,9 +39,11 @@ from transformers import DynamicCache
 
 from harness.encoding import text_encoder
 from harness.errors import HarnessError
+from harness.evaluation.flat_passes import PASS_TOKENS, SMALLEST_PASS, can_lay_flat, flat_logits, flat_passes
 from harness.evaluation.looking_ahead import refuse_looking_ahead
 from harness.evaluation.packing import Family, Row, Scored, batches, plan_families, plan_rows
 from harness.evaluation.text_generation import TextGeneration
+from harness.evaluation.token_scores import token_scores
 from harness.tensors.causality import is_known_causal
 from harness.tensors.out_of_memory import is_out_of_memory
 from harness.tensors.rotary import reset_rotation, rotation_limit
@@ -54,9 +57,6 @@ ATTENTION_SLOWNESS = 4.0
 
 MIN_ROW_TOKENS = 2048
 """How long a row that saves tokens may grow under a smaller budget: apart, its sequences would cost more."""
-
-LOGITS_CHUNK = 1 << 24
-"""Elements of logits that are turned into fp32 at once."""
 
 
 class StemCache(DynamicCache):  # type: ignore[misc]
@@ -139,6 +139,13 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         self._takes_padding = is_known_causal(model)
         self._rotation_limit = rotation_limit(model)
         self._sharded = any(is_sharded(p) for p in model.parameters())
+        self._can_lay_flat = (
+            share_prefixes
+            and self._takes_padding
+            and self._keeps_logits
+            and model.config.model_type in SHARING_ARCHITECTURES
+            and can_lay_flat(model, self._device)
+        )
 
     @property
     def eot_token_id(self) -> int:
@@ -226,7 +233,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             tokens, rows, padded = pending.popleft()
             stem: StemCache | None = None
             while rows:
-                batch = next(batches(rows, self.batch_tokens, len(tokens), padded=padded))
+                copied = 0 if padded and self._can_lay_flat else len(tokens)  # of the stem, into every row
+                batch = next(batches(rows, self.batch_tokens, copied, padded=padded))
                 indivisible = len(batch) == 1 and batch[0].is_chain and not tokens
                 try:
                     stem = stem or self._encode_stem(tokens)
@@ -276,8 +284,16 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             or config._attn_implementation != "sdpa"
         ):
             return False
-        window = getattr(config, "sliding_window", None)
-        return window is None or max((len(sequence.inputs) for sequence in sequences), default=0) <= window
+        return self._window_holds(max((len(sequence.inputs) for sequence in sequences), default=0))
+
+    def _window_holds(self, num_tokens: int) -> bool:
+        window = getattr(self.model.config, "sliding_window", None)
+        return window is None or num_tokens <= window
+
+    def _lays_flat(self, batch: Sequence[Row]) -> bool:
+        """Return whether a batch goes through the model without padding and masks, its rows behind one another."""
+        longest = 1 + max(max(row.positions) for row in batch)
+        return self._can_lay_flat and self._window_holds(longest) and not self._is_long(longest)
 
     def _tokens_per_key(self) -> float:
         """Return how many keys a token can attend to for the cost of its matrix products.
@@ -309,20 +325,18 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             tokens[number, : len(row.tokens)] = row.tokens
             for _, places, _ in row.scored:
                 kept[number, places] = True
-        logits = self._logits(batch, tokens, kept, stem)  # (kept positions, vocab)
+        logits = self._logits(batch, tokens, kept, stem)
         places_of = np.cumsum(kept.reshape(-1)) - 1
         take = np.concatenate(
             [places_of[number * longest + places] for number, row in enumerate(batch) for _, places, _ in row.scored]
         )
         targets = np.concatenate([np.asarray(targets) for row in batch for _, _, targets in row.scored])
-        values, best = self._token_scores(logits, take, targets)
+        values, greedy = token_scores(logits, take, targets)
         scores, end = [], 0
         for row in batch:
             for index, _, wanted in row.scored:
                 begin, end = end, end + len(wanted)
-                scores.append(
-                    (index, float(values[begin:end].sum()), bool((best[begin:end] == targets[begin:end]).all()))
-                )
+                scores.append((index, float(values[begin:end].sum()), bool(greedy[begin:end].all())))
         return scores
 
     def _logits(
@@ -331,12 +345,22 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
         tokens: np.ndarray[Any, Any],
         kept: np.ndarray[Any, Any],
         stem: StemCache | None,
-    ) -> torch.Tensor:
-        """Return the logits at the kept positions, row by row: (kept positions, vocab).
+    ) -> Iterator[torch.Tensor]:
+        """Yield the logits at the kept positions, row by row, in one part or several: (kept positions, vocab).
 
         Padding stands on the right, where no causal token sees it, so that rows of one sequence each need no mask of
         their own, and none at all without a stem.
         """
+        if self._lays_flat(batch):
+            config = self.model.config
+            passes = flat_passes(
+                batch,
+                stem,
+                pass_tokens=min(max(self.batch_tokens, SMALLEST_PASS), PASS_TOKENS),
+                heads_per_key=config.num_attention_heads // config.num_key_value_heads,
+            )
+            yield from flat_logits(self.model, passes, self._device)
+            return
         longest = tokens.shape[1]
         before = 0 if stem is None else stem.get_seq_length()
         inputs: dict[str, Any] = {"input_ids": torch.from_numpy(tokens).to(self._device), "use_cache": stem is not None}
@@ -358,24 +382,11 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]
             inputs["attention_mask"] = torch.ones(tokens.shape, dtype=torch.int64, device=self._device)
         reset_rotation(self.model)
         keep = torch.from_numpy(kept).to(self._device)
-        if self._keeps_logits:
-            return self.model(**inputs, logits_to_keep=keep).logits  # type: ignore[no-any-return]
-        return self.model(**inputs).logits[keep]  # type: ignore[no-any-return]
-
-    @staticmethod
-    def _token_scores(
-        logits: torch.Tensor, take: np.ndarray[Any, Any], targets: np.ndarray[Any, Any]
-    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Return the log-probability of each target and the likeliest token there, as float64 and int64 arrays."""
-        normalisers, best = [], []
-        step = max(1, LOGITS_CHUNK // logits.shape[-1])
-        for chunk in (logits[first : first + step] for first in range(0, len(logits), step)):
-            normalisers.append(chunk.float().logsumexp(-1))
-            best.append(chunk.argmax(-1))
-        where = torch.from_numpy(take).to(logits.device)
-        wanted = torch.from_numpy(targets).to(logits.device)
-        values = logits[where, wanted].float() - torch.cat(normalisers)[where]
-        return values.double().cpu().numpy(), torch.cat(best)[where].cpu().numpy()
+        yield (
+            self.model(**inputs, logits_to_keep=keep).logits
+            if self._keeps_logits
+            else self.model(**inputs).logits[keep]
+        )
 
     def _back_off(self) -> None:
         self.num_out_of_memory += 1
