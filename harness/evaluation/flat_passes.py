@@ -25,7 +25,6 @@ from torch import nn
 from harness.evaluation.flat_attention import FLAT_ATTENTION, Block, FlatPass, Held, Piece
 from harness.evaluation.packing import Row
 from harness.tensors.rotary import reset_rotation
-from harness.tensors.sharded import is_sharded
 
 PASS_TOKENS = 512
 """Of a pass: more leave the cache, fewer are slower in matrix products. Measured on a core with 2 MB of its own."""
@@ -46,11 +45,7 @@ def can_lay_flat(model: nn.Module, device: torch.device) -> bool:
     return (
         device.type == "cpu"
         and config._attn_implementation == "sdpa"
-        and all(
-            parameter.dtype == torch.float32 and not is_sharded(parameter)
-            for parameter in model.parameters()
-            if parameter.is_floating_point()
-        )
+        and all(parameter.dtype == torch.float32 for parameter in model.parameters() if parameter.is_floating_point())
         and all(getattr(module, "config", None) is config for module in _attention(model).values())
     )
 
