@@ -72,6 +72,7 @@ def test_other_spellings_of_a_record_are_read_in_full() -> None:
 TRICKS = {
     "a seed in the config": (b'"config":{', b'"config":{"seed":5,'),
     "a seed below the seed": (b'"files":null', b'"files":{"a":"b","seed":"7"}'),
+    "another question behind the seed": (b'"files":null', b'"files":{"a":"b"}'),
     "a seed that is no number": (b'"seed":1,', b'"seed":01,'),
     "a seed that is too large": (b'"seed":1,', b'"seed":4294967296,'),
     "a negative seed": (b'"seed":1,', b'"seed":-1,'),
