@@ -40,6 +40,8 @@ from safetensors.torch import save_file
 from harness.assets.cache import cache_root
 from harness.checkpoint_files import INDEX
 from harness.data.packaged import rows_place
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own models and records
 from tests.conftest import byte_tokenizer, needed
 
 ROOT = Path(__file__).parent.parent

@@ -19,6 +19,7 @@ import heapq
 import itertools
 import os
 import random
+import sys
 import tempfile
 import time
 from collections import defaultdict, deque
@@ -45,6 +46,8 @@ from harness.runs.settling import Ledger, work_folder
 from harness.source import source_checksum
 from harness.store import Store
 from harness.task import RunTask
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own models and records
 from tests.records import ENVIRONMENT, make_spec
 
 NUM_RUNS = int(os.environ.get("HARNESS_BENCH_RUNS", "1000"))
