@@ -23,6 +23,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -97,8 +98,10 @@ def fresh_cache(folder: Path) -> Path:
     """Return a cache with what was prepared and nothing that was computed: neither predictions nor block scores."""
     folder.mkdir()
     for entry in cache_root().iterdir():
-        if entry.name not in COMPUTED:
+        if entry.is_dir() and entry.name not in COMPUTED:
             (folder / entry.name).symlink_to(entry)
+        elif entry.suffix == ".json":
+            shutil.copy(entry, folder)
     return folder
 
 
