@@ -240,7 +240,10 @@ class Record(Part):
 
     def phase(self, name: str) -> Phase | None:
         """Return the phase called ``name``, or None when the run did not reach it."""
-        return next((phase for phase in self.phases if phase.name == name), None)
+        for phase in self.phases:  # a report of many records asks a hundred times for each: no generator
+            if phase.name == name:
+                return phase
+        return None
 
     @property
     def is_run(self) -> bool:

@@ -121,16 +121,26 @@ def score_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
 
 def run_columns() -> tuple[str, ...]:
     """Return the columns of runs.csv: what a run is, what its record holds, and every quantity."""
-    return tuple(dict.fromkeys((*COLUMNS_OF_IDENTITY, *(name for part in _parts() for name in part.names))))
+    return tuple(dict.fromkeys(_names(_parts())))
+
+
+def _names(parts: Iterable[_Columns]) -> tuple[str, ...]:
+    """Return the name of each value of a run, in order; two parts may have one of the same name."""
+    of_parts = (name for part in parts for name in part.names)
+    return (*COLUMNS_OF_IDENTITY, *of_parts, *(quantities.ALL[i].column_of_runs for i in _measured_places()))
+
+
+def _measured_places() -> tuple[int, ...]:
+    """Return where in ``quantities.ALL`` those stand that have a column."""
+    return tuple(i for i, one in enumerate(quantities.ALL) if "csv" in one.shown.places)
 
 
 def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
     """Yield the values of :func:`run_columns` for each run."""
     columns, parts = run_columns(), _parts()
-    names = (*COLUMNS_OF_IDENTITY, *(name for part in parts for name in part.names))
-    place = {name: i for i, name in enumerate(names)}  # of a name that two parts have, the later
+    place = {name: i for i, name in enumerate(_names(parts))}  # of a name that two parts have, the later
     chosen, reads = itemgetter(*(place[name] for name in columns)), [part.read for part in parts]
-    status, identity = columns.index("status"), _Identity(summary)
+    status, identity, measured = columns.index("status"), _Identity(summary), _measured_places()
     for run, in_table in _runs(summary):
         values = list(identity(run, in_table))
         if run.record is None:
@@ -140,6 +150,8 @@ def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
         else:
             for read in reads:
                 values += read(run.record)
+            of_run = run.measured
+            values += [of_run[i] for i in measured]
             yield chosen(values)
 
 
@@ -161,18 +173,14 @@ class _Identity:
 
     def __call__(self, run: Run, in_table: bool) -> tuple[Any, ...]:
         """Return those of a run."""
-        own = {"model": run.model, "label": run.label, "seed": run.seed, "in_table": in_table}
-        if run.record is None:
+        record = run.record
+        if record is None:
             suite = self._suite
-            own |= {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol}
+            own = {"suite": suite.name, "suite_version": suite.version, "protocol": suite.protocol, "model": run.model}
         else:
-            own["model"] = self._name(run.record.spec)
-        return tuple(
-            [
-                own.get(name) if name in own or run.record is None else IDENTITY[name](run.record)
-                for name in COLUMNS_OF_IDENTITY
-            ]
-        )
+            own = {name: read(record) for name, read in IDENTITY.items()} | {"model": self._name(record.spec)}
+        own |= {"label": run.label, "seed": run.seed, "in_table": in_table}
+        return tuple(map(own.get, COLUMNS_OF_IDENTITY))
 
     def _name(self, spec: RunSpec) -> str:
         """Return what a run's base model is called: as that of the last run, where nothing else can be told."""
@@ -183,9 +191,8 @@ class _Identity:
 
 
 def _parts() -> tuple[_Columns, ...]:
-    """Return the columns of what happened to a run, of training, memory and prediction, and of every quantity."""
+    """Return the columns of what happened to a run, of training, memory and prediction: all but the quantities."""
     peak = ("allocated_peak_step", "allocated_peak_moment")
-    measured = {one.column_of_runs: one.read for one in quantities.ALL if "csv" in one.shown.places}
     return (
         _each(FACTS),
         _part("", TrainResult, attrgetter("train")),
@@ -196,7 +203,6 @@ def _parts() -> tuple[_Columns, ...]:
         _part("predicted_peak_", MemoryBreakdown, predicted_parts),
         _part("prediction_", Prediction, attrgetter("prediction"), without="peak_bytes"),
         _part("out_of_memory_", OutOfMemoryAt, attrgetter("out_of_memory_at")),
-        _each(measured),
     )
 
 

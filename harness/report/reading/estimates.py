@@ -46,10 +46,9 @@ def _measured(row: Row, quantity: Quantity) -> Sequence[float | None]:
     key = "measured", quantity.of_any_run
     if key not in row.estimates:
         runs = row.runs if quantity.of_any_run else row.finished
-        alike = [other for other in quantities.ALL if other.of_any_run == quantity.of_any_run]
-        # Run by run, not quantity by quantity: many records are more than a processor's caches hold.
-        read = [[other.read(run.record) for other in alike] for run in runs if run.record is not None]
-        row.estimates[key] = dict(zip(alike, zip(*read, strict=True), strict=True)) if read else {}
+        read = [run.measured for run in runs if run.record is not None]
+        columns = zip(quantities.ALL, zip(*read, strict=True), strict=True) if read else ()
+        row.estimates[key] = {one: values for one, values in columns if one.of_any_run == quantity.of_any_run}
     found: dict[Quantity, Sequence[float | None]] = row.estimates[key]
     if quantity in found or quantity in quantities.ALL:
         return found.get(quantity, ())

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
+from harness import quantities
 from harness.calibration_log import SUITES
 from harness.catalogue.tuned import Choice, Tuned
 from harness.errors import HarnessError
@@ -67,6 +68,11 @@ class Run:
     @cached_property
     def _ending(self) -> tuple[str, str | None]:
         return (ABSENT, None) if self.record is None else ending_by(self.record, self.judgement)
+
+    @cached_property
+    def measured(self) -> tuple[float | None, ...]:
+        """Return each of ``quantities.ALL``, read once for every table and file; none without a record."""
+        return () if self.record is None else tuple([quantity.read(self.record) for quantity in quantities.ALL])
 
     @property
     def told_by(self) -> tuple[Record, ...]:

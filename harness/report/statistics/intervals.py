@@ -120,8 +120,11 @@ def estimate_average(runs: Sequence[Sequence[Score]], by_item: Interval | None =
     """
     assert runs and all(len(run) == len(runs[0]) for run in runs)
     number = len(runs[0])
-    values = [math.fsum([score.value for score in run]) / number for run in runs]
-    items = [sum(score.n for score in run) for run in runs]
+    if number == 1:  # as below; of many runs the sums of one take long
+        values, items = [run[0].value for run in runs], [run[0].n for run in runs]
+    else:
+        values = [math.fsum([score.value for score in run]) / number for run in runs]
+        items = [sum([score.n for score in run]) for run in runs]
     counted = _items_interval(runs[0]) if len(runs) == 1 else None
     interval = by_item if counted is None else counted
     covered: Basis = "items" if len(runs) == 1 else "items and seeds"
