@@ -94,11 +94,11 @@ def _update_in_slices(
 ) -> None:
     """Do what :func:`adamw_update` does a slice after the other."""
     size = CACHED * torch.get_num_threads()
-    parts = [one.view(-1).split(size) for one in (target, grad, state["exp_avg"], state["exp_avg_sq"])]
-    for w, g, m, v in zip(*parts, strict=True):
+    flat = [one.view(-1) for one in (target, grad, state["exp_avg"], state["exp_avg_sq"])]
+    if is_fake(target):  # without values one slice shows what all of them take
+        flat = [one[:size] for one in flat]
+    for w, g, m, v in zip(*(one.split(size) for one in flat), strict=True):
         adamw_update(w, g, {"exp_avg": m, "exp_avg_sq": v, "step": state["step"]}, lr, settings)
-        if is_fake(w):
-            return  # without values one slice shows what all of them take
 
 
 def round_stochastically(values: torch.Tensor, generator: torch.Generator, place: Place | None = None) -> torch.Tensor:
