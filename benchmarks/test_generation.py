@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -76,6 +77,8 @@ class Kind:
     lengths: dict[str, int] | None = None
     """Tokens of each context's answer; None: answers end where they do."""
     laps: dict[str, list[Lap]] = field(default_factory=dict)
+    reading: float = math.nan
+    """CPU seconds a request that ours takes for a prompt and one token."""
 
     @property
     def some(self) -> list[int]:
@@ -255,6 +258,11 @@ def compare(kind: Kind, loaded: tuple[Any, Any], before: Callable[[Any], Lap] | 
             for side, take in turns.items():
                 kind.laps.setdefault(side, []).append(take())
                 check_equal(kind, side, tokenizer)
+    reading = {context: 1 for context, _ in kind.requests}
+    read = Kind(kind.name, [(context, dict(asked, max_gen_toks=1)) for context, asked in kind.requests], reading)
+    with lengths_kept(read, model, tokenizer):
+        alone = lap(lambda: ours.generate_until(instances(read, read.some)))
+    kind.reading = alone.cpu / len(read.some)
     return kind
 
 
@@ -286,6 +294,15 @@ def report(kind: Kind, tokenizer: Any) -> dict[str, float]:
         ratios = [our / other for our, other in zip(rates["ours"], (cpu, clock), strict=True)]
         number = len(kind.laps[side][0].texts)
         print(f"| {side} | {number} | {cpu:.2f} | {clock:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
+    print(f"a request, CPU seconds: {kind.reading:.2f} for ours to read the prompt and write one token; ", end="")
+    whole = {
+        side: statistics.median(one.cpu / len(one.texts) for one in laps)
+        for side, laps in kind.laps.items()
+        if side != "ours"
+    }
+    for side, seconds in whole.items():
+        print(f"{side} {seconds:.2f} in all, {seconds / kind.reading:.2f} times that; ", end="")
+    print()
     return {side: rates["ours"][0] / cpu for side, (cpu, _) in rates.items()}
 
 

@@ -30,8 +30,10 @@ from __future__ import annotations
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +42,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.catalogue.labels import load_labels
 from harness.engine.run_log import WARMUP_STEPS
 from harness.methods._optimizers import AdamW, Group
-from harness.methods._projection import LowRankProjection
+from harness.methods._projection import LowRankProjection, Side, basis_for, exact_projector, project, project_back
 from harness.methods._settings import AdamWSettings, LowRank
 from harness.methods._update_rules import CACHED
 from harness.tensors.seeding import torch_generator
@@ -56,6 +59,8 @@ from training_racers import (
     Racer,
     comparison_loop,
     harness_racer,
+    new_ids,
+    new_model,
     trainer_racer,
 )
 
@@ -162,6 +167,43 @@ def test_a_step_takes_at_most_the_trainers_time(label: str, rows: int, length: i
     assert ratios["peft's comparison, AdamW"] <= TARGET
 
 
+def median_seconds(act: Callable[[], object], times: int = 9) -> float:
+    """Return the median CPU time of a call."""
+    seconds = []
+    for _ in range(times):
+        begin = time.process_time()
+        act()
+        seconds.append(time.process_time() - begin)
+    return statistics.median(seconds)
+
+
+def forward_and_backward(course: Course) -> float:
+    """Return the CPU seconds of a forward and a backward pass of the course's model, and of nothing else."""
+    model, ids = new_model(course), new_ids(course)[0]
+
+    def passes() -> None:
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+
+    return median_seconds(passes)
+
+
+def products(course: Course) -> float:
+    """Return the CPU seconds of the products of one plain step of GaLore: down into each subspace, and back."""
+    rank = load_labels()["galore"].values()["rank"]
+    seconds = 0.0
+    for name, p in new_model(course).named_parameters():
+        if ".layers." in name and p.dim() == 2:
+            grad, basis = torch.randn_like(p), basis_for(p.shape, rank, "reference")
+            projector = exact_projector(grad[: basis.rank] if basis.side == "right" else grad[:, : basis.rank], basis)
+            seconds += median_seconds(partial(there_and_back, grad, projector, basis.side))
+    return seconds
+
+
+def there_and_back(grad: torch.Tensor, projector: torch.Tensor, side: Side) -> None:
+    project_back(project(grad, projector, side), projector, side)
+
+
 def galore_cycles(course: Course) -> float:
     """Race two cycles and print the second; return the ratio of ours to the Trainer's for a cycle of ``GAP`` steps."""
     pytest.importorskip("galore_torch", reason="the Trainer's galore_adamw needs galore-torch")
@@ -186,6 +228,10 @@ def galore_cycles(course: Course) -> float:
     for name in list(cycles)[1:]:
         ratios = [ours / its for ours, its in zip(cycles["ours"], cycles[name], strict=True)]
         print(f"ours / {name}: all of {gap} steps {ratios[0]:.3f}, cycle of {GAP} {ratios[1]:.3f}")
+    least = forward_and_backward(course), products(course)
+    bound = GAP * sum(least) / cycles["Trainer, galore_adamw"][1]
+    print(f"forward and backward {least[0]:.4f}, products into the subspaces and back {least[1]:.4f} of a plain step;")
+    print(f"with these alone, and refreshes for nothing, the cycle would take {bound:.3f} of the Trainer's")
     for our, its in zip(laps["ours"], laps["Trainer, galore_adamw"], strict=True):
         assert our.loss == pytest.approx(its.loss, rel=CLOSE)
     return cycles["ours"][1] / cycles["Trainer, galore_adamw"][1]
