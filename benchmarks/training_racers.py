@@ -2,8 +2,8 @@
 
 Every loop runs whole, from one step's end to the next one's, in a thread of its own that stands still until it is
 asked for a step: so loops that call back and loops that are called can take turns in one process, and nothing of them
-is left out, data and bookkeeping included. As a program it is the harness's loop behind a pipe, for another
-environment's harness: ``python training_racers.py COURSE`` makes a step for each line of its input.
+is left out, data and bookkeeping included. As a program it is one loop behind a pipe, the harness's of any environment
+or the Trainer's: ``python training_racers.py COURSE [OPTIM]`` makes a step for each line of its input.
 
 References: transformers/trainer.py of transformers 5.23.0; in huggingface/peft@026d1e0 the file
 method_comparison/MetaMathQA/run.py, function ``train``, whose order of calls :func:`comparison_loop` has, without its
@@ -266,11 +266,22 @@ def comparison_loop(course: Course) -> Racer:
 
 
 class Elsewhere:
-    """The harness's loop in another environment, behind a pipe."""
+    """A loop in a process of its own, of this or another environment, behind a pipe."""
 
-    def __init__(self, python: str, course: Course) -> None:
-        """Start it where no checkout lies, so that its own harness is imported."""
-        command = [python, str(Path(__file__).resolve()), json.dumps(asdict(course))]
+    def __init__(self, python: str, course: Course, optim: str | None = None) -> None:
+        """Start it where no checkout lies, so that its own harness is imported.
+
+        Args:
+            python: Of the environment.
+            course: What is trained.
+            optim: Of the Trainer; None: the harness's loop.
+        """
+        command = [
+            python,
+            str(Path(__file__).resolve()),
+            json.dumps(asdict(course)),
+            *([] if optim is None else [optim]),
+        ]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/", env=_without_path()
         )
@@ -300,10 +311,14 @@ def main() -> None:
     """Answer each line of the input with a step."""
     import harness
 
-    racer = harness_racer(Course(**json.loads(sys.argv[1])))
-    print(harness.__file__, flush=True)
+    course, *optims = sys.argv[1:]
+    racer = (
+        trainer_racer(Course(**json.loads(course)), *optims) if optims else harness_racer(Course(**json.loads(course)))
+    )
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the Trainer prints
+    print(harness.__file__, file=answers, flush=True)
     for _ in sys.stdin:
-        print(json.dumps(asdict(racer.step())), flush=True)
+        print(json.dumps(asdict(racer.step())), file=answers, flush=True)
 
 
 if __name__ == "__main__":
