@@ -42,6 +42,7 @@ MAY_IMPORT = {
     "commands": TENSORS
     | {"preparing", "bundling", "runs", "loggers", "planning", "calibration", "checking", "report", "commands"},
     "cli": GROUND | {"report", "commands", "cli"},
+    "api": GROUND | {"report", "commands", "api"},
 }
 """By room, of the project's rooms; what stands at the top of harness/ is a contract."""
 WINGS: dict[str, set[str]] = {
@@ -63,7 +64,7 @@ WINGS: dict[str, set[str]] = {
 """The rooms inside report/, each with those that it may import beside itself."""
 WITHOUT_TORCH_ROOMS = (
     *("contracts", "catalogue", "assets", "data", "preparing", "bundling", "runs", "loggers", "report"),
-    *("commands", "cli"),
+    *("commands", "cli", "api"),
 )
 LAST_STAGES = {"batches.py", "drawn.py"}
 """Of the data path: they make tensors."""
