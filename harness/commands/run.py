@@ -93,9 +93,9 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
     store = Store(results.resolve())
     if selection.stand_in is not None:
         print(selection.stand_in)
-    loggers = ready_loggers(how.log, store.folder, assets.offline)
     if how.dry_run:
         return _dry_run(selection, store)
+    loggers = ready_loggers(how.log, store.folder, assets.offline)
     store.check_writable()
     if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")

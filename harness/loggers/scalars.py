@@ -45,11 +45,12 @@ def recorded_facts(train: TrainResult) -> Iterator[Facts]:
     """Yield all facts of a training in their order, as its process has told them, from its record."""
     num_steps = len(train.curve.loss)
     columns = {name: own for name, own in train.curve if name not in NO_NUMBERS and len(own) == num_steps}
-    losses = list(zip(train.validation_steps, train.validation_losses, strict=True))
+    losses = dict(zip(train.validation_steps, train.validation_losses, strict=True))
     for step in range(num_steps + 1):
         if step:
             yield {"step": step, **{name: values[step - 1] for name, values in columns.items()}}
-        yield from ({"step": at, HELD_OUT: loss} for at, loss in losses if at == step)
+        if step in losses:
+            yield {"step": step, HELD_OUT: losses[step]}
 
 
 def figures_of(record: Record) -> dict[str, float]:

@@ -31,6 +31,8 @@ class Trail:
         if left is not None:
             self.key, self._last[False], self._last[True] = left
             self.resumed = True
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
         self._note()
 
     @property
@@ -54,7 +56,6 @@ class Trail:
 
     def _note(self) -> None:
         if self._file is not None:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             # One short line of one length: whatever moment a kill comes at, it is there whole.
             with self._file.open("r+b" if self._file.exists() else "wb") as file:
                 file.write(f"{self.key} {self._last[False]:12d} {self._last[True]:12d}\n".encode())

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -90,24 +93,32 @@ def of_wandb(logs: Path) -> Iterator[Read]:
     yield from found.values()
 
 
-def of_trackio(folder: Path) -> Iterator[Read]:
-    """Yield the runs in trackio's folder, by its own storage."""
-    import trackio.utils
-    from trackio.sqlite_storage import SQLiteStorage
+TRACKIO = """
+import json
+from trackio.sqlite_storage import SQLiteStorage
+for project in SQLiteStorage.get_projects():
+    for run in SQLiteStorage.get_run_records(project):
+        known = {"run_id": run["id"]}
+        config = SQLiteStorage.get_run_config(project, run["name"], **known)
+        print(json.dumps([run["name"], config, SQLiteStorage.get_logs(project, run["name"], **known)]))
+"""
 
-    assert folder == trackio.utils.TRACKIO_DIR
-    for project in SQLiteStorage.get_projects():
-        for run in SQLiteStorage.get_run_records(project):
-            config = SQLiteStorage.get_run_config(project, run["name"], run_id=run["id"])
-            read = Read(config["_Group"], str(run["name"]), "", None, config)
-            for row in SQLiteStorage.get_logs(project, run["name"], run_id=run["id"]):
-                read.status = row.pop("status", read.status)
-                read.reason = row.pop("reason", read.reason) or None
-                step = row.pop("step")
-                row.pop("timestamp")
-                for name, value in row.items():
-                    read.scalars.setdefault(name, []).append((step, value))
-            yield read
+
+def of_trackio(folder: Path) -> Iterator[Read]:
+    """Yield the runs in trackio's folder, by its own storage, in a process of its own: it takes it at import."""
+    variables = {**os.environ, "TRACKIO_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", TRACKIO], env=variables, capture_output=True, text=True, check=True)
+    for line in done.stdout.splitlines():
+        name, config, logs = json.loads(line)
+        read = Read(config["_Group"], name, "", None, config)
+        for row in logs:
+            read.status = row.pop("status", read.status)
+            read.reason = row.pop("reason", read.reason) or None
+            step = row.pop("step")
+            row.pop("timestamp")
+            for scalar, value in row.items():
+                read.scalars.setdefault(scalar, []).append((step, value))
+        yield read
 
 
 def _blocks(data: bytes) -> Iterator[bytes]:
