@@ -1,12 +1,22 @@
-"""How whatever takes long says how far it is."""
+"""How whatever takes long says how far it is, and what a run that trains says of its steps."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 Progress = Callable[[str, int, int | None], None]
 """Called with what is being done, how much is done, and how much there is to do (None: unknown)."""
+
+Facts = Mapping[str, float | None]
+"""What is known of a run after ``step`` optimizer steps: ``held_out_loss``, in nats, or what the last of the steps says
+of itself, by the names of :class:`harness.record_training.StepCurve`. None where it was not taken."""
+Tell = Callable[[Facts], None]
+"""Called with each of them as it comes."""
+
+
+def unheard(facts: Facts) -> None:
+    """Tell nobody."""
 
 
 def silent(what: str, done: int, total: int | None) -> None:

@@ -72,6 +72,10 @@ class StepCurve(Part):
     optimizer."""
 
 
+NO_NUMBERS = frozenset({"group_learning_rates", "peak_moments"})
+"""What of a curve holds something else than one number a step."""
+
+
 class MemoryBreakdown(Part):
     """What the bytes alive at one moment are, each storage counted once and whole."""
 

@@ -15,6 +15,7 @@ from itertools import product
 
 from harness.label_text import same_label
 from harness.record import Record
+from harness.spec import RunSpec
 
 LAST = "last"
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -59,8 +60,13 @@ def folder_name(record: Record) -> str:
     The digits are those of the record: two runs of one name, and letters that a file system does not tell apart, keep
     folders of their own.
     """
-    digits = hashlib.sha256(record.file_stem.encode()).hexdigest()[:8]
-    return f"{_safe(record.model_name)}-{_safe(record.label)}-{record.seed}-{digits}"
+    return run_folder(record.spec, record.file_stem)
+
+
+def run_folder(spec: RunSpec, of: str) -> str:
+    """Return ``MODEL-LABEL-SEED-DIGITS`` of a run; the digits are those of what alone it stands for."""
+    digits = hashlib.sha256(of.encode()).hexdigest()[:8]
+    return f"{_safe(spec.model_name)}-{_safe(spec.label)}-{spec.seed}-{digits}"
 
 
 def _safe(name: str) -> str:

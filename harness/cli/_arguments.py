@@ -220,6 +220,14 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         help="asked of Ray, and threads of a run (default: OMP_NUM_THREADS, else 1)",
     )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
+    command.add_argument(
+        "--log",
+        action="append",
+        default=[],
+        metavar="LOGGER",
+        help="follow steps, losses, figures in tensorboard, wandb, mlflow, trackio, or MODULE:CLASS of your own; may "
+        "be repeated",
+    )
 
 
 def add_gpus_per_run(command: argparse.ArgumentParser, default: str) -> None:
@@ -244,6 +252,7 @@ def how_to_run_from(args: argparse.Namespace, *, repeat: int | None = None, keep
         budget_seconds=args.budget_seconds,
         max_failures=args.max_failures,
         dry_run=args.dry_run,
+        log=tuple(args.log),
         where=WhereToRun(
             executor=args.executor,
             devices=tuple(args.devices or ()),

@@ -45,6 +45,7 @@ EXAMPLES: dict[str, tuple[Example, ...]] = {
         ("weights to score later", "harness run --suite quickstart --label lora --keep-weights"),
         ("an hour at most; again goes on", "harness run --suite commonsense --budget-seconds 3600"),
         ("each run on two GPUs; on a CPU two processes", "harness run --suite quickstart --gpus-per-run 2"),
+        ("losses as they come, in TensorBoard", "harness run --suite quickstart --log tensorboard"),
     ),
     "tune": (("one grid of learning rates for every label", "harness tune --suite commonsense"),),
     "evaluate": (

@@ -56,7 +56,7 @@ def console(*, stderr: bool = False) -> Console:
     elif not stream.isatty():
         width = PIPE_WIDTH
     height = None if width is None else HEIGHT  # without one rich takes 80 columns for a terminal that it calls dumb
-    return _Console(file=stream, width=width, height=height, highlight=False, soft_wrap=False)
+    return _Console(file=stream, width=width, height=height, highlight=False, soft_wrap=False, force_jupyter=False)
 
 
 def print_table(rows: Sequence[Mapping[str, str]], *, keys: int = 1, title: str | None = None) -> None:

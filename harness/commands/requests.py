@@ -116,6 +116,8 @@ class HowToRun:
     """So many failed runs, and no further one starts."""
     dry_run: bool = False
     """List the runs and stop."""
+    log: tuple[str, ...] = ()
+    """What is told of steps, losses and figures as they come: tensorboard, wandb, mlflow, trackio, ``MODULE:CLASS``."""
     where: WhereToRun = field(default_factory=WhereToRun)
 
 

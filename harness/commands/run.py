@@ -20,6 +20,7 @@ from harness.assets.cache import cache_root
 from harness.commands._assets import Prepared, prepare
 from harness.commands._executor import executor
 from harness.commands._finishing import awaiting, finishing
+from harness.commands._following import observer, ready_loggers
 from harness.commands._kept import from_kept, way_of, ways_sentences
 from harness.commands._output import Display, print_table, say, warn
 from harness.commands._readiness import unready
@@ -37,7 +38,7 @@ from harness.record_environment import Environment
 from harness.record_training import Prediction
 from harness.report.pages.model_card import model_card
 from harness.report.units import gib, memory_text
-from harness.runs.executor import Executor, Limits, Runs, Tally
+from harness.runs.executor import NOBODY, Executor, Limits, Observer, Runs, Tally
 from harness.runs.failing import Endings, NotStarted, told
 from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
@@ -94,12 +95,20 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
         print(selection.stand_in)
     if how.dry_run:
         return _dry_run(selection, store)
+    loggers = ready_loggers(how.log, store.folder, assets.offline)
     store.check_writable()
     if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
-    with executor(how.where, selection.suite.gpus_per_run) as chosen:
+    with executor(how.where, selection.suite.gpus_per_run) as chosen, observer(loggers, store.folder) as watching:
         tally, num_tasks = execute_on(
-            chosen, how, choose, store, stop_at=stop_at, offline=assets.offline, wheels=wheels
+            chosen,
+            how,
+            choose,
+            store,
+            stop_at=stop_at,
+            offline=assets.offline,
+            wheels=wheels,
+            watching=watching,
         )
     if num_tasks:
         _close(store, tally, num_tasks)
@@ -115,6 +124,7 @@ def execute_on(
     stop_at: float | None,
     offline: bool,
     wheels: Sequence[Path] = (),
+    watching: Observer = NOBODY,
 ) -> tuple[Tally, int]:
     """Do what is to be done of a selection where the executor has its machines; return how it went, and of how many.
 
@@ -175,6 +185,7 @@ def execute_on(
             tried=tried,
             recorded=[record for record in known.contents().records if record.ran_in(environment.environment_id)],
             card=model_card,
+            observer=watching,
         )
         tally = chosen.run(runs, display)
     return tally, len(tasks)

@@ -13,7 +13,15 @@ from harness.data.batches import MicroBatch, RowCounts
 from harness.engine.step_memory import StepPeak
 from harness.engine.stepping import Taken
 from harness.method import Decoder, StepOptimizer
-from harness.record_training import BlockActivity, ProbeResult, QuantizedWeights, StepCurve, TrackedPeak, TrainResult
+from harness.record_training import (
+    NO_NUMBERS,
+    BlockActivity,
+    ProbeResult,
+    QuantizedWeights,
+    StepCurve,
+    TrackedPeak,
+    TrainResult,
+)
 from harness.tensors.decoder import active_blocks, active_others
 from harness.tensors.quantized import held_packed, parameter_sizes
 
@@ -129,6 +137,11 @@ class RunLog:
             curve.allocated_peak_bytes.append(cost.peak.peaks.allocated_bytes)
             curve.reserved_peak_bytes.append(cost.peak.peaks.reserved_bytes)
             curve.peak_moments.append(cost.peak.moment)
+
+    def newest(self) -> dict[str, float | None]:
+        """Return what the last step that is done says of itself, one number each, by the names of the curve."""
+        columns = {name: values for name, values in vars(self._curve).items() if name not in NO_NUMBERS}
+        return {name: values[-1] for name, values in columns.items() if values}
 
     def note_data(self, seconds: float) -> None:
         """Keep the time that loading the data of a step took."""

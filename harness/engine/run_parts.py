@@ -13,7 +13,7 @@ from harness.conversation import ConversationTemplate, find_template
 from harness.engine.memory import PhaseMeter
 from harness.engine.ranks import Ranks
 from harness.method import Method
-from harness.progress import Progress
+from harness.progress import Progress, Tell, unheard
 from harness.record import MTBenchAnswers, Proof, Record, Score
 from harness.record_text import EncodingFacts, RowFacts, ScoringFacts
 from harness.record_training import OutOfMemoryAt, Phase, TrainResult
@@ -60,6 +60,8 @@ class RunParts:
     record: Callable[..., Record]
     """Returns the record as it is now, of a status, a reason and a log's tail."""
     leave: Callable[[Record], None]
+    tell: Tell = unheard
+    """Called with what each step says of itself."""
     unscored: Trained | None = None
     """Trained, and not yet scored."""
     phases: list[Phase] | None = None

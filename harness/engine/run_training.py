@@ -63,6 +63,7 @@ def train(run: RunParts, method: Method, model: nn.Module, tokenizer: Any, decod
     loss_before = _loss(run, "validate_before", model, held_out, context)
     if loss_before is not None:
         loop.note_validation(loss_before)
+        run.tell({"step": loop.step, "held_out_loss": loss_before})
     general_before = _loss(run, "general_before", model, general, context)
     if run.device.type == "cuda":
         torch.cuda.empty_cache()  # what these reserved is no part of the train phase
@@ -71,6 +72,7 @@ def train(run: RunParts, method: Method, model: nn.Module, tokenizer: Any, decod
     loss_after = _loss(run, "validate_after", model, held_out, context)
     if loss_after is not None:
         loop.note_validation(loss_after)
+        run.tell({"step": loop.step, "held_out_loss": loss_after})
     general_after = _loss(run, "general_after", model, general, context)
     run.outcome.train = trained_together(run.ranks, loop.result(), model).model_copy(
         update={
@@ -143,7 +145,13 @@ def _general_text(run: RunParts, tokenizer: Any, settings: TrainSettings) -> lis
 def _run_loop(run: RunParts, loop: TrainingLoop, data: TrainData, held_out: list[MicroBatch]) -> None:
     def validate() -> float:
         with run.meter.aside("validate_during"):
-            return mean_loss(loop.model, held_out, loop.context)[0]
+            loss = mean_loss(loop.model, held_out, loop.context)[0]
+        run.tell({"step": loop.step, "held_out_loss": loss})
+        return loss
+
+    def stepped(done: int, loss: float) -> None:
+        run.progress(f"training, loss {loss:.3f}", done, total)
+        run.tell({"step": done, **loop.log.newest()})
 
     folder, total = run.task.checkpoint_folder, loop.context.num_steps
     checkpoints = Checkpoints(folder, loop) if folder is not None else None
@@ -159,7 +167,7 @@ def _run_loop(run: RunParts, loop: TrainingLoop, data: TrainData, held_out: list
     run.progress("training", loop.step, total)
     loop.run(
         data.step_batches(skipped + loop.step),
-        lambda done, loss: run.progress(f"training, loss {loss:.3f}", done, total),
+        stepped,
         checkpoints.save if checkpoints is not None else None,
         run.task.checkpoint_every,
         validate if held_out else None,

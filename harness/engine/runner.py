@@ -31,7 +31,7 @@ from harness.engine.together import phases_together
 from harness.engine.unchanged import check_unchanged
 from harness.errors import HarnessError, Refused
 from harness.method import METHODS, check_run
-from harness.progress import Progress
+from harness.progress import Progress, Tell, unheard
 from harness.proof import judge
 from harness.record import LOG_LINES, SCORED_OR_USELESS, Record, Status
 from harness.record_training import OutOfMemoryAt, Phase
@@ -51,6 +51,7 @@ def execute(
     progress: Progress,
     leave: Callable[[Record], None] = lambda record: None,
     ranks: Ranks = ALONE,
+    tell: Tell = unheard,
 ) -> Record:
     """Return the record of a run; raises only an interrupt that comes while the record is made, and ``Deserted``.
 
@@ -59,6 +60,7 @@ def execute(
         progress: Called with what is going on.
         leave: Called before the evaluation, once the weights are kept, with the record of a run that ends there.
         ranks: The processes that share the run out. Each returns a record; the first one's holds what all measured.
+        tell: Called with what each step says of itself, and each held-out loss.
 
     Raises:
         Deserted: this process could not go on because another one ended; with the first one's record.
@@ -71,7 +73,7 @@ def execute(
         parts = vars(run.outcome) | {"phases": run.phases or _phases(run), "log_tail": log_tail}
         return task.record(environment, started_at, status, reason, **parts)
 
-    run = RunParts(task, progress, device, PhaseMeter(device), ranks, record, leave)
+    run = RunParts(task, progress, device, PhaseMeter(device), ranks, record, leave, tell)
     status: Status = "ok"
     reason: str | None = None
     log_tail: str | None = None

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from harness.files import write_file
-from harness.progress import Progress, throttled
+from harness.progress import Facts, Progress, Tell, throttled
 from harness.record import Record
 from harness.task import RunTask
 
@@ -59,7 +59,10 @@ def main() -> None:
     def told(what: str, done: int, total: int | None) -> None:
         send({"event": "progress", "what": what, "done": done, "total": total})
 
-    status = _execute(task, throttled(told, PROGRESS_SECONDS, ends=True))
+    def tell(facts: Facts) -> None:
+        send({"event": "facts", "facts": facts})
+
+    status = _execute(task, throttled(told, PROGRESS_SECONDS, ends=True), tell)
     send({"event": "finished"})
     # Skip the interpreter's slow teardown: the record is on disk.
     sys.stderr.flush()
@@ -77,7 +80,7 @@ def import_libraries(architectures: Sequence[str]) -> None:
     imported(architectures)
 
 
-def _execute(task: RunTask, progress: Progress) -> int:
+def _execute(task: RunTask, progress: Progress, tell: Tell) -> int:
     """Execute a task as one of its ranks, leave the record, and return the exit status."""
     from harness.engine.ranks import Deserted, joined
     from harness.engine.runner import execute
@@ -94,7 +97,7 @@ def _execute(task: RunTask, progress: Progress) -> int:
     with ExitStack() as group:
         ranks = group.enter_context(joined(task.gpus_per_run, rank, task.work_folder))
         try:
-            record = execute(task, progress, leave, ranks)
+            record = execute(task, progress, leave, ranks, tell)
         except Deserted as deserted:
             if deserted.record is not None:
                 end(deserted.record)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from harness.progress import Facts
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.runs.describing import Card
@@ -40,6 +41,35 @@ def always(task: RunTask) -> bool:
     return True
 
 
+class Observer(Protocol):
+    """Hears of each run by itself while it goes on. It may be called from several threads, and raises nothing."""
+
+    def begins(self, task: RunTask) -> None:
+        """A run starts."""
+
+    def told(self, task: RunTask, facts: Facts) -> None:
+        """A run has taken a step, or its held-out loss is known; the last ones may stand in its record alone."""
+
+    def ended(self, task: RunTask, record: Record) -> None:
+        """A run has its record, appended already; one that cannot begin has it without a start."""
+
+
+class Nobody:
+    """An observer that does nothing."""
+
+    def begins(self, task: RunTask) -> None:
+        """Pass it over."""
+
+    def told(self, task: RunTask, facts: Facts) -> None:
+        """Pass it over."""
+
+    def ended(self, task: RunTask, record: Record) -> None:
+        """Pass it over."""
+
+
+NOBODY = Nobody()
+
+
 @dataclass(frozen=True)
 class Runs:
     """What an executor is asked to do."""
@@ -57,6 +87,8 @@ class Runs:
     """What ran before on devices like these: it tells how long a run will take."""
     card: Card | None = None
     """What writes the card of kept weights; None: they have none."""
+    observer: Observer = NOBODY
+    """Hears what each run says of itself."""
 
 
 class Watcher(Protocol):

@@ -108,6 +108,7 @@ class _Session:
         self._devices = devices
         self._limits = runs.limits
         self._watcher = watcher
+        self._observer = runs.observer
         self._queue = queue
         self._stop = stop
         self._ledger = Ledger(runs, queue, watcher)
@@ -155,6 +156,7 @@ class _Session:
             with self._lock:
                 self._ledger.keep_refusal(task, device.environment)
             return
+        self._observer.begins(task)
         try:
             record = launch(
                 task,
@@ -164,6 +166,7 @@ class _Session:
                 stop=self._stop,
                 variables=device.variables,
                 start=partial(self._start, last=not self._queue.pending),
+                tell=partial(self._observer.told, task),
             )
         except Interrupted as cut:
             record = cut.record

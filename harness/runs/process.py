@@ -14,13 +14,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from typing import Literal
 
 from harness.errors import HarnessError
-from harness.progress import Progress
+from harness.progress import Progress, Tell, unheard
 from harness.record import Record, Status
 from harness.record_environment import Environment
 from harness.runs.child import left_record
@@ -57,6 +57,7 @@ def launch(
     stop: Stop | None = None,
     variables: Sequence[Mapping[str, str]] = ({},),
     start: Start = start_anew,
+    tell: Tell = unheard,
 ) -> Record:
     """Execute a task in child processes and return its record, files not yet moved.
 
@@ -69,6 +70,7 @@ def launch(
         stop: Interrupts the children when it is asked; Ctrl-C, where this thread meets it, asks too.
         variables: Of each rank the environment variables beside the parent's; as many as the run takes devices.
         start: What starts the children.
+        tell: Called with what each step says of itself; those of a run that is cut off may be missing at its end.
 
     Raises:
         Interrupted: ``stop`` was asked, or the time of all runs is up; the run's record is attached.
@@ -86,7 +88,7 @@ def launch(
     try:
         try:
             children.send(task)
-            end = _follow(children, task, progress, limits, stop)
+            end = _follow(children, task, partial(_tell, progress=progress, tell=tell), limits, stop)
         except KeyboardInterrupt:
             stop.ask()
             end = "stopped"
@@ -111,7 +113,7 @@ def launch(
     return record
 
 
-def _follow(children: Children, task: RunTask, progress: Progress, limits: Limits, stop: Stop) -> End:
+def _follow(children: Children, task: RunTask, hear: Callable[[bytes], None], limits: Limits, stop: Stop) -> End:
     """Pass events on until all have ended, or their fate is sealed, a time is up or a stop is asked; return which."""
     deadline = math.inf if limits.timeout_seconds is None else time.monotonic() + limits.timeout_seconds
     budget_end = math.inf if limits.stop_at is None else limits.stop_at
@@ -129,17 +131,19 @@ def _follow(children: Children, task: RunTask, progress: Progress, limits: Limit
         if sealed == math.inf and any(end.ends_others for end in children.ends(task.work_folder)):
             sealed = now + ONE_FATE_SECONDS
         if line is not None:
-            _tell(line, progress)
+            hear(line)
 
 
-def _tell(line: bytes, progress: Progress) -> None:
-    """Pass on what a child says of its progress."""
+def _tell(line: bytes, progress: Progress, tell: Tell) -> None:
+    """Pass on what a child says of its progress and of its steps."""
     try:
         event = json.loads(line)
     except ValueError:
         return
     if isinstance(event, dict) and event.get("event") == "progress":
         progress(str(event["what"]), int(event["done"]), event["total"])
+    elif isinstance(event, dict) and event.get("event") == "facts":
+        tell(event["facts"])
 
 
 def probe_environment(variables: Mapping[str, str] | None = None) -> Environment:

@@ -13,13 +13,14 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.progress import Facts
 from harness.record_environment import Environment
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
@@ -48,17 +49,24 @@ SETTINGS = {
 LOOPBACK = "127.0.0.1"
 
 
+_Doing = tuple[str, str, int, int | None]
+"""Node, what, how much is done, of how much."""
+
+
 class _Events:
-    """Actor: the last thing that each run was doing."""
+    """Actor: the last thing that each run was doing, and what its steps said."""
 
     def __init__(self) -> None:
-        self._last: dict[str, tuple[str, str, int, int | None]] = {}
+        self._last: dict[str, tuple[_Doing, list[Facts]]] = {}
 
-    def say(self, task: str, node: str, what: str, done: int, total: int | None) -> None:
-        """Note what a run does."""
-        self._last[task] = node, what, done, total
+    def say(
+        self, task: str, node: str, what: str, done: int, total: int | None, *, facts: Sequence[Facts] = ()
+    ) -> None:
+        """Note what a run does, and what its steps have said since it was noted last."""
+        _, before = self._last.get(task, (None, []))
+        self._last[task] = (node, what, done, total), [*before, *facts]
 
-    def take(self) -> dict[str, tuple[str, str, int, int | None]]:
+    def take(self) -> dict[str, tuple[_Doing, list[Facts]]]:
         """Return what was noted since the last call."""
         taken, self._last = self._last, {}
         return taken
@@ -218,14 +226,15 @@ class _Session:
         self._ray = cluster.ray
         self._limits = runs.limits
         self._watcher = watcher
+        self._observer = runs.observer
         self._queue = queue
         self._events = events
         self._marker = marker
         self._ledger = Ledger(runs, queue, watcher)
         self._pending: dict[Any, RunTask] = {}
         """By Ray's reference."""
-        self._doing: dict[str, tuple[str, str, int, int | None]] = {}
-        """By uuid: node, what, how much is done, of how much."""
+        self._doing: dict[str, _Doing] = {}
+        """By uuid."""
         self._cut: list[RunTask] = []
         """Runs that were interrupted and have a record that says so."""
         self._recalled: set[Any] = set()
@@ -336,12 +345,15 @@ class _Session:
         """Tell the watcher what begins, and what the cluster is doing."""
         said = self._ray.get(self._events.take.remote())
         waiting = {task.uuid: task for task in self._pending.values()}
-        for name, now in said.items():
+        for name, (now, facts) in said.items():
             if name not in waiting:
                 continue
             if name not in self._doing:
                 self._watcher.run_begins(waiting[name])
+                self._observer.begins(waiting[name])
             self._doing[name] = now
+            for one in facts:
+                self._observer.told(waiting[name], one)
         if said and self._doing:
             nodes = len({node for node, *_ in self._doing.values()})
             name, (_, what, done, total) = list(self._doing.items())[-1]

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from harness.assets.cache import cache_root
 from harness.errors import HarnessError
 from harness.preparing.runs import prepare_runs
-from harness.progress import Progress, silent, throttled
+from harness.progress import Facts, Progress, silent, throttled
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.runs.executor import Limits
@@ -82,13 +82,18 @@ def run_task(order_json: str, events: Any) -> bytes:
 
 
 def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
+    facts: list[Facts] = []
+    """Since the parent was told last; what is left at the end stands in the record."""
+
     def progress(what: str, done: int, total: int | None) -> None:
-        events.say.remote(task.uuid, node, what, done, total)
+        events.say.remote(task.uuid, node, what, done, total, facts=facts.copy())
+        facts.clear()
 
     limits = Limits(timeout_seconds=order.timeout_seconds)
     told = throttled(progress, EVENT_SECONDS, ends=False)
     try:
-        return launch(task, order.environment, told, limits, variables=_of_ranks(task.gpus_per_run, order.environment))
+        variables = _of_ranks(task.gpus_per_run, order.environment)
+        return launch(task, order.environment, told, limits, variables=variables, tell=facts.append)
     except Interrupted as stop:  # the parent cancelled the Ray task
         return stop.record
 

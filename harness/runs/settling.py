@@ -35,6 +35,7 @@ class Ledger:
         self._card = runs.card
         self._queue = queue
         self._watcher = watcher
+        self._observer = runs.observer
         self._records: list[Record] = []
 
     def keep(self, task: RunTask, record: Record, work: Path | None = None) -> None:
@@ -55,6 +56,7 @@ class Ledger:
         self._records.append(kept)
         self._queue.note(kept)
         self._watcher.run_ended(kept)
+        self._observer.ended(task, kept)
 
     def _let_go(self, before: Record | None, kept: Record) -> None:
         """Remove weights that were held to be scored, once they are and nobody wants them."""

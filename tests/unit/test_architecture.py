@@ -34,13 +34,15 @@ MAY_IMPORT = {
     "evaluation": GROUND | {"assets", "evaluation", "tensors"},
     "engine": TENSORS,
     "runs": GROUND | {"assets", "preparing", "runs"},
+    "loggers": GROUND | {"loggers"},
     "planning": TENSORS - {"evaluation"} | {"runs", "planning"},
     "calibration": TENSORS | {"preparing", "runs", "planning", "calibration"},
     "checking": TENSORS | {"planning", "calibration", "checking"},
     "report": GROUND | {"report"},
     "commands": TENSORS
-    | {"preparing", "bundling", "runs", "planning", "calibration", "checking", "report", "commands"},
+    | {"preparing", "bundling", "runs", "loggers", "planning", "calibration", "checking", "report", "commands"},
     "cli": GROUND | {"report", "commands", "cli"},
+    "api": GROUND | {"report", "commands", "api"},
 }
 """By room, of the project's rooms; what stands at the top of harness/ is a contract."""
 WINGS: dict[str, set[str]] = {
@@ -61,7 +63,8 @@ WINGS: dict[str, set[str]] = {
 }
 """The rooms inside report/, each with those that it may import beside itself."""
 WITHOUT_TORCH_ROOMS = (
-    *("contracts", "catalogue", "assets", "data", "preparing", "bundling", "runs", "report", "commands", "cli"),
+    *("contracts", "catalogue", "assets", "data", "preparing", "bundling", "runs", "loggers", "report"),
+    *("commands", "cli", "api"),
 )
 LAST_STAGES = {"batches.py", "drawn.py"}
 """Of the data path: they make tensors."""

@@ -69,6 +69,7 @@ def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "dev"}
     modules = {"fschat": "fastchat", "ray": "ray", "nvidia-ml-py": "pynvml", "bitsandbytes": "bitsandbytes"}
+    modules |= {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow-skinny": "mlflow", "trackio": "trackio"}
     sources = (*(ROOT / "harness").rglob("*.py"), *(ROOT / "methods").glob("*.py"))
     code = "".join(file.read_text(encoding="utf-8") for file in sources)
     for wanted in extras.values():
@@ -79,6 +80,15 @@ def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_
         for found in re.findall(r"'\.\[([a-z,-]+)\]'", file.read_text(encoding="utf-8")):
             named |= set(found.split(","))
     assert {"ray", "mt-bench", "quantized"} <= named <= set(extras)
+
+
+def test_the_trackers_constraints_are_the_project_s_but_for_what_two_of_them_refuse() -> None:
+    """mlflow-skinny 3.17 refuses cachetools 8, trackio 0.43 pillow 13; all else is pinned alike."""
+    pinned = [
+        dict(line.split("==") for line in (ROOT / file).read_text(encoding="utf-8").split())
+        for file in ("constraints.txt", "tests/loggers/constraints.txt")
+    ]
+    assert {name for name, version in pinned[0].items() if pinned[1][name] != version} == {"cachetools", "pillow"}
 
 
 def test_the_citation_is_of_this_version_and_license() -> None:

@@ -49,6 +49,7 @@ HOW = [
     *("--retry", "ok", "--retry", "diverged", "--any-environment", "--checkpoint-every", "7", "--timeout", "8"),
     *("--budget-seconds", "9", "--devices", "0, 1", "--busy", "skip", "--executor", "ray", "--ray-address", "a"),
     *("--gpus-per-run", "2", "--cpus-per-run", "3", "--max-failures", "2", "--dry-run"),
+    *("--log", "tensorboard", "--log", "m:C"),
 ]
 ASKED = {
     "retry": ("ok", "diverged"),
@@ -58,6 +59,7 @@ ASKED = {
     "budget_seconds": 9.0,
     "max_failures": 2,
     "dry_run": True,
+    "log": ("tensorboard", "m:C"),
     "where": WhereToRun(
         executor="ray", devices=("0", "1"), gpus_per_run=2, busy="skip", ray_address="a", cpus_per_run=3
     ),

@@ -371,7 +371,9 @@ def as_rank(
         asked.append((size, which, folder))
         yield "ranks"
 
-    def execute(task: RunTask, progress: Any, leave: Callable[[Record], None], ranks: Any = None) -> Record:
+    def execute(
+        task: RunTask, progress: Any, leave: Callable[[Record], None], ranks: Any = None, tell: Any = None
+    ) -> Record:
         asked.append(ranks)
         leave(make_record(task, "interrupted"))
         return record(task)
@@ -385,7 +387,7 @@ def as_rank(
     monkeypatch.setenv("HARNESS_RANK", str(rank))
     task = make_task(tmp_path)
     task.work_folder.mkdir()
-    return task, asked, child_module._execute(task, lambda *_: None)
+    return task, asked, child_module._execute(task, lambda *_: None, lambda _: None)
 
 
 def make_record(task: RunTask, status: Status) -> Record:

@@ -38,6 +38,8 @@ COLUMNS_OF_IDENTITY = (
     "uuid",
     "in_table",
 )
+OF_RECORD = COLUMNS_OF_IDENTITY[:-1]
+"""Of these what a record says by itself."""
 SCORE_FIELDS = (
     "task",
     "metric",
@@ -153,6 +155,71 @@ def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
             of_run = run.measured
             values += [of_run[i] for i in measured]
             yield chosen(values)
+
+
+def record_columns() -> tuple[str, ...]:
+    """Return what :func:`record_values` has: the columns of runs.csv from a run's record alone."""
+    return tuple(dict.fromkeys((*OF_RECORD, *(name for part in _parts() for name in part.names))))
+
+
+def record_values(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
+    """Yield the values of :func:`record_columns` for each record, as runs.csv has them."""
+    columns, parts = record_columns(), _parts()
+    place = {name: i for i, name in enumerate((*OF_RECORD, *(name for part in parts for name in part.names)))}
+    chosen, reads = itemgetter(*(place[name] for name in columns)), [part.read for part in parts]
+    for record in records:
+        values = list(identity_of(record))
+        for read in reads:
+            values += read(record)
+        yield chosen(values)
+
+
+def record_kinds() -> dict[str, type]:
+    """Return of each of :func:`record_columns` what its values are: int, float, bool or str, where they are there.
+
+    Columns of FACTS and of IDENTITY are left out: their readings have no declared type.
+    """
+    declared: dict[str, tuple[type[BaseModel], ...]] = {
+        "": (TrainResult,),
+        "train_": (Phase,),
+        "tracked_peak_": (TrackedPeak, MemoryBreakdown),
+        "predicted_peak_": (MemoryBreakdown,),
+        "prediction_": (Prediction,),
+        "out_of_memory_": (OutOfMemoryAt,),
+    }
+    kinds = {
+        f"{prefix}{name}": _kind(model.model_fields[name].annotation)
+        for prefix, group in declared.items()
+        for model in group
+        for name in _numbers(model)
+    }
+    kinds |= {"allocated_peak_step": int, "allocated_peak_moment": str}
+    for one in quantities.ALL:
+        kinds.setdefault(one.column_of_runs, int if one.unit == "bytes" else float)
+    return {name: kinds[name] for name in record_columns() if name in kinds}
+
+
+def _kind(annotation: Any) -> type:
+    """Return the type of a number, word or truth value that may be None."""
+    kinds = {kind for kind in get_args(annotation) or (annotation,) if kind is not NoneType}
+    if all(isinstance(kind, str) for kind in kinds) or str in kinds:
+        return str
+    return next(kind for kind in (float, int, bool) if kind in kinds)
+
+
+def identity_of(record: Record) -> tuple[Any, ...]:
+    """Return the values of ``OF_RECORD``."""
+    own = {"model": called(record.spec), "label": record.label, "seed": record.seed}
+    return tuple(own[name] if name in own else IDENTITY[name](record) for name in OF_RECORD)
+
+
+def score_values(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
+    """Yield for each score of each record ``OF_RECORD``, then what follows it in ``SCORE_COLUMNS``."""
+    numbers = attrgetter(*SCORE_FIELDS)
+    for record in records:
+        head, evaluation = identity_of(record), record.evaluation_settings
+        for score in record.scores:
+            yield (*head, *numbers(score), evaluation.limit, evaluation.rows, len(score.subtasks))
 
 
 def _runs(summary: Summary) -> Iterator[tuple[Run, bool]]:

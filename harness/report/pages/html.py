@@ -70,6 +70,13 @@ def html_page(document: Document) -> str:
     )
 
 
+def html_part(document: Document) -> str:
+    """Return a document as it may stand within another page, in a notebook: without style, script and files."""
+    anchors = _anchors(document)
+    body = [_block(block, anchors.get(i, "")) for i, block in enumerate(document) if not isinstance(block, PlotBlock)]
+    return f'<div class="harness-report">\n{chr(10).join(body)}\n</div>'
+
+
 def _checksum(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 

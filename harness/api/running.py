@@ -1,0 +1,174 @@
+"""``harness run`` as a function."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.api.results import Results
+from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
+from harness.errors import HarnessError
+from harness.store import Contents, Store
+
+INTERRUPTED = 130
+LARGEST_SEED = 2**32 - 1
+Names = str | Sequence[str]
+
+
+def run(
+    suite: str | os.PathLike[str],
+    *,
+    models: Names = (),
+    labels: Names = (),
+    seeds: int | Sequence[int] = (),
+    data: Names = (),
+    settings: Mapping[str, Any] | None = None,
+    limit: int | None = None,
+    max_steps: int | None = None,
+    results: str | os.PathLike[str] = RESULTS,
+    catalogue: str | os.PathLike[str] | None = None,
+    include_path: Names = (),
+    offline: bool = False,
+    retry: Names = (),
+    any_environment: bool = False,
+    repeat: int | None = None,
+    keep_weights: bool = False,
+    checkpoint_every: int | None = None,
+    timeout_seconds: float | None = None,
+    budget_seconds: float | None = None,
+    max_failures: int | None = None,
+    log: Names = (),
+    devices: Names = (),
+    gpus_per_run: int | None = None,
+    executor: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+) -> Results:
+    """Run a suite and return the newest record of each of its runs, those that had an outcome before among them.
+
+    It is ``harness run``: what has an outcome is skipped, what is missing is prepared, every run is a process of its
+    own, and how it goes is printed. A run that fails raises nothing: look at ``status`` in the ``runs`` of what is
+    returned. Nothing of the calling process is forked, so that a script needs no guard but the usual one and a notebook
+    none.
+
+    Args:
+        suite: A packaged suite's name, or the path of a ``.toml`` file.
+        models: Base models, each ``NAME`` or ``NAME=PATH``; none: the suite's.
+        labels: None: the suite's.
+        seeds: None: the suite's.
+        data: Local files, each ``NAME=PATH``.
+        settings: Changed settings by key, as ``--set``.
+        limit: Items of each task that are scored.
+        max_steps: Optimizer steps at most.
+        results: Folder of the records.
+        catalogue: A ``.toml`` file with base models, data sets and labels of one's own.
+        include_path: Folders with lm-eval's YAML files of tasks of one's own.
+        offline: Never touch the network.
+        retry: Outcomes of runs that are done again.
+        any_environment: Skip also what was run in another environment.
+        repeat: Run everything so many times more, done or not.
+        keep_weights: Save the trained weights beside the records.
+        checkpoint_every: Optimizer steps between checkpoints.
+        timeout_seconds: Of one run.
+        budget_seconds: Of the whole call: no run starts later.
+        max_failures: So many failed runs, and no further one starts.
+        log: Loggers that are told while runs go on, as ``--log``.
+        devices: CUDA devices by number or UUID; none: the first.
+        gpus_per_run: Devices that share a run; None: as the suite says.
+        executor: ``local``, or ``ray``.
+        ray_address: Of a cluster that runs already.
+
+    Raises:
+        HarnessError: something is unknown, not valid, missing or cannot be had; nothing was begun, or what was under
+            way has its record.
+        KeyboardInterrupt: it was interrupted; what was under way has its record.
+    """
+    from harness.commands.called import run_called
+
+    chosen = SelectionRequest(
+        suite=os.fspath(suite),
+        models=_names("models", models),
+        labels=_names("labels", labels),
+        data=_names("data", data),
+        catalogue=None if catalogue is None else Path(catalogue),
+        tasks=TasksRequest(include=_names("include_path", include_path)),
+        seeds=_seeds(seeds),
+        overrides=tuple(f"{key}={_text(value)}" for key, value in (settings or {}).items()),
+        limit=_at_least_one("limit", limit),
+        max_steps=_at_least_one("max_steps", max_steps),
+    )
+    how = HowToRun(
+        retry=_names("retry", retry),
+        any_environment=any_environment,
+        repeat=_at_least_one("repeat", repeat),
+        keep_weights=keep_weights,
+        checkpoint_every=_at_least_one("checkpoint_every", checkpoint_every),
+        timeout_seconds=_above_zero("timeout_seconds", timeout_seconds),
+        budget_seconds=_above_zero("budget_seconds", budget_seconds),
+        max_failures=_at_least_one("max_failures", max_failures),
+        log=_names("log", log),
+        where=WhereToRun(
+            executor=executor,
+            devices=_names("devices", devices),
+            gpus_per_run=_at_least_one("gpus_per_run", gpus_per_run),
+            ray_address=ray_address,
+        ),
+    )
+    folder = Path(results)
+    try:
+        code, asked = run_called(chosen, how, AssetsRequest(offline=offline), results=folder)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "harness":
+            raise
+        raise HarnessError(f"the package '{error.name}' is not installed, which a run needs") from error
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return Results(folder, _of(Store(folder).read(), asked))
+
+
+def _of(contents: Contents, asked: frozenset[str]) -> Contents:
+    """Return the newest record of each run, and the scores that were added to it."""
+    newest = {record.run_id: record.uuid for record in contents.records if record.is_run and record.run_id in asked}
+    wanted = set(newest.values())
+    return Contents(
+        tuple(record for record in contents.records if (record.of or record.uuid) in wanted), contents.warnings
+    )
+
+
+def _names(what: str, given: Names) -> tuple[str, ...]:
+    """Return words that may be given as one.
+
+    Raises:
+        HarnessError: one of them is no word.
+    """
+    found = (given,) if isinstance(given, str) else tuple(given)
+    for one in found:
+        if not isinstance(one, str):
+            raise HarnessError(f"harness.run: {what} takes text, not {one!r}")
+    return found
+
+
+def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
+    found = (given,) if isinstance(given, int) else tuple(given)
+    for one in found:
+        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= LARGEST_SEED:
+            raise HarnessError(f"harness.run: {one!r} is no seed: a whole number from 0 to 2**32 - 1")
+    return found
+
+
+def _at_least_one(what: str, given: int | None) -> int | None:
+    if given is not None and (isinstance(given, bool) or not isinstance(given, int) or given < 1):
+        raise HarnessError(f"harness.run: {what} is {given!r}, and has to be a whole number of at least 1")
+    return given
+
+
+def _above_zero(what: str, given: float | None) -> float | None:
+    if given is not None and (not isinstance(given, int | float) or not 0 < given < float("inf")):
+        raise HarnessError(f"harness.run: {what} is {given!r}, and has to be a number of seconds above 0")
+    return given
+
+
+def _text(value: Any) -> str:
+    """Return a value as ``--set`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
