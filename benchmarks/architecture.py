@@ -37,7 +37,7 @@ FLOORS = (
     {"methods", "plugin"},
     {"preparing", "evaluation"},
     {"engine", "bundling"},
-    {"planning", "runs"},
+    {"planning", "runs", "integrations"},
     {"calibration", "report"},
     {"checking"},
     {"commands"},
