@@ -37,7 +37,7 @@ FLOORS = (
     {"methods", "plugin"},
     {"preparing", "evaluation"},
     {"engine", "bundling"},
-    {"planning", "runs", "loggers"},
+    {"planning", "runs", "loggers", "integrations"},
     {"calibration", "report"},
     {"checking"},
     {"commands"},

@@ -221,12 +221,16 @@ class TrainData:
 
     def order(self, position: int = 0, stream: str = "data_order") -> Iterator[int]:
         """Yield the index of the example at a position of a stream, of the next, and so on, for ever."""
-        epoch, offset = divmod(position, len(self))
-        while True:
-            generator = torch_generator(self._seed, f"{stream}/{epoch}")
-            permutation = torch.randperm(len(self), generator=generator).tolist()
-            yield from permutation[offset:]
-            epoch, offset = epoch + 1, 0
+        return shuffled(len(self), self._seed, stream, position)
+
+
+def shuffled(number: int, seed: int, stream: str, position: int = 0) -> Iterator[int]:
+    """Yield the indices of so many examples from a position of a stream on, an epoch after the other, for ever."""
+    epoch, offset = divmod(position, number)
+    while True:
+        permutation = torch.randperm(number, generator=torch_generator(seed, f"{stream}/{epoch}")).tolist()
+        yield from permutation[offset:]
+        epoch, offset = epoch + 1, 0
 
 
 def validation_batches(

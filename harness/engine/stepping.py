@@ -88,8 +88,11 @@ class Stepping:
         watch: StepWatch,
         *,
         ranks: Ranks = ALONE,
+        scheduler: Any = None,
     ) -> None:
-        """Take what is trained, who watches, and which processes share the micro-batches of a step out.
+        """Take what is trained, who watches, which processes share the micro-batches of a step out, and the schedule.
+
+        A schedule of the optimizer's rates that there is already is taken as it is; else it is that of the settings.
 
         Raises:
             HarnessError: the optimizer is not what the contract asks for.
@@ -106,7 +109,7 @@ class Stepping:
         """Of the updates."""
         self._watch = watch
         self._ranks = ranks
-        self._scheduler = get_scheduler(
+        self._scheduler = scheduler or get_scheduler(
             context.train.lr_scheduler,
             optimizer,
             num_warmup_steps=context.train.warmup_steps,

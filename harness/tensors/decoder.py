@@ -41,20 +41,33 @@ def find_decoder(model: nn.Module, spec: BaseModelSpec) -> Decoder:
     Raises:
         HarnessError: the model has no module at one of the spec's paths.
     """
-    places = spec.places()
-    parts = {role: _module_at(model, places[role], role, spec.name) for role in ("blocks", *OTHERS)}
+    return decoder_at(model, spec.places(), spec.name)
+
+
+def decoder_at(model: nn.Module, places: Mapping[str, str], name: str) -> Decoder:
+    """Return the decoder of a model whose parts are at these places.
+
+    Args:
+        model: Not wrapped yet.
+        places: Names of modules by part: blocks, embedding, final_norm, head.
+        name: Of the model, in a message.
+
+    Raises:
+        HarnessError: the model has no module at one of them.
+    """
+    parts = {role: _module_at(model, places[role], role, name) for role in ("blocks", *OTHERS)}
     blocks = tuple(parts["blocks"].children())
     if not blocks:
-        raise HarnessError(f"model '{spec.name}': '{places['blocks']}' holds no decoder block")
+        raise HarnessError(f"model '{name}': '{places['blocks']}' holds no decoder block")
     head, embedding = parts["head"], parts["embedding"]
     return Decoder(
         blocks=blocks,
-        block_names=tuple(f"{places['blocks']}.{name}" for name, _ in parts["blocks"].named_children()),
+        block_names=tuple(f"{places['blocks']}.{child}" for child, _ in parts["blocks"].named_children()),
         embedding=embedding,
         final_norm=parts["final_norm"],
         head=head,
         tied_head=getattr(head, "weight", None) is getattr(embedding, "weight", None),
-        names={id(parameter): name for name, parameter in model.named_parameters()},
+        names={id(parameter): path for path, parameter in model.named_parameters()},
     )
 
 

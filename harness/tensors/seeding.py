@@ -41,12 +41,19 @@ def seeded_globally(seed: int, stream: str) -> Iterator[None]:
 @contextmanager
 def fenced(seed: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's global generators with a number itself; restore them at the end."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    cuda = torch.cuda.is_available()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
+    with restored():
         random.seed(seed)
         np.random.seed(seed % 2**32)
         torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def restored() -> Iterator[None]:
+    """Leave Python's, numpy's and torch's global generators as they are now, whatever is drawn inside the ``with``."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    cuda = torch.cuda.is_available()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else ()):
         try:
             yield
         finally:

@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "bundling": GROUND | {"assets", "data", "preparing", "bundling"},
     "evaluation": GROUND | {"assets", "evaluation", "tensors"},
     "engine": TENSORS,
+    "integrations": TENSORS - {"assets", "evaluation"} | {"integrations"},
     "runs": GROUND | {"assets", "preparing", "runs"},
     "loggers": GROUND | {"loggers"},
     "planning": TENSORS - {"evaluation"} | {"runs", "planning"},

@@ -1,0 +1,1 @@
+"""Methods in loops of other people's: each module is called like the library whose loop it is."""
