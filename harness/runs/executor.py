@@ -57,6 +57,8 @@ class Runs:
     """What ran before on devices like these: it tells how long a run will take."""
     card: Card | None = None
     """What writes the card of kept weights; None: they have none."""
+    patient: bool = True
+    """Whether runs that other processes do are waited for, and done where those give them up; else they are left."""
 
 
 class Watcher(Protocol):
