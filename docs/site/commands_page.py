@@ -10,8 +10,8 @@ from harness.cli._examples import epilog
 HEAD = """# Commands
 
 Made from the parser. `harness help COMMAND` prints the same in a terminal. Exit codes: 0 done; 1 a run failed or timed
-out, something became worse (`compare`), or what was read was incomplete; 2 wrong use, said in one sentence; 3 the budget
-of `--budget-seconds` ended before all runs were done; 130 interrupted.
+out, something became worse (`compare`), or what was read was incomplete; 2 wrong use, said in one sentence; 3 the
+budget of `--budget-seconds` ended before all runs were done; 130 interrupted.
 """
 
 

@@ -1,4 +1,4 @@
-"""A page for each finding, made from the head of its script: what it says, its versions, and what was seen."""
+"""A page for each finding: what the head of its script says, its versions, and what README.md says was seen."""
 
 from __future__ import annotations
 
@@ -20,13 +20,17 @@ class Finding:
     parts: tuple[tuple[str, str], ...]
     """Heading and text of each paragraph."""
     versions: tuple[str, ...]
-    seen: str | None
-    """What it printed."""
+    seen: str
+    """What was seen, with its figures: of the table in README.md, as the two below."""
+    advice: str
+    here: str
+    """How the harness takes it."""
 
 
 def findings() -> list[Finding]:
     """Return all findings, by name."""
-    return [_read(file) for file in sorted(FOLDER.glob("*.sh"))]
+    rows = _rows()
+    return [_read(file, rows[file.name]) for file in sorted(FOLDER.glob("*.sh"))]
 
 
 def pages() -> dict[str, str]:
@@ -40,7 +44,17 @@ def listing() -> str:
     return f"\n\n```{{toctree}}\n:hidden:\n\n{names}\n```\n"
 
 
-def _read(file: Path) -> Finding:
+def _rows() -> dict[str, tuple[str, str, str]]:
+    """Return the cells behind each script's name in the table of README.md."""
+    table = re.findall(r"^\| `([\w-]+\.sh)` \| (.*) \|$", (FOLDER / "README.md").read_text("utf-8"), re.MULTILINE)
+    found = {}
+    for name, row in table:
+        seen, advice, here = re.split(r" \| ", row)
+        found[name] = (seen, advice, here)
+    return found
+
+
+def _read(file: Path, row: tuple[str, str, str]) -> Finding:
     text = file.read_text(encoding="utf-8")
     head = [line.removeprefix("#").rstrip() for line in text.partition("set -euo")[0].splitlines()[1:]]
     sentence = head[0].strip()
@@ -53,13 +67,14 @@ def _read(file: Path) -> Finding:
         elif line.strip() and not parts:
             sentence = f"{sentence} {line.strip()}"
     pins = dict(PIN.findall(text.replace("$release", "")))
-    seen = FOLDER / "seen" / f"{file.stem}.txt"
     return Finding(
         name=file.stem,
         sentence=sentence,
         parts=tuple(parts),
         versions=tuple(f"{name} {version}" for name, version in sorted(pins.items())),
-        seen=seen.read_text(encoding="utf-8") if seen.exists() else None,
+        seen=row[0],
+        advice=row[1],
+        here=row[2],
     )
 
 
@@ -67,10 +82,9 @@ def _page(finding: Finding) -> str:
     title = finding.name.replace("-", " ")
     lines = [f"# {title[0].upper()}{title[1:]}\n", f"{_plain(finding.sentence)}\n"]
     lines += [f"**{heading}.** {_plain(text)}\n" for heading, text in finding.parts]
+    lines += [f"**Seen.** {finding.seen}\n", f"**In short.** {finding.advice}\n", f"**Here.** {finding.here}\n"]
     lines.append(f"**Versions.** {', '.join(finding.versions)}; Python 3.11.\n")
     lines.append(f"**To see it.** `bash findings/{finding.name}.sh`\n")
-    if finding.seen is not None:
-        lines.append(f"What it printed:\n\n```\n{finding.seen.rstrip()}\n```\n")
     return "\n".join(lines)
 
 

@@ -105,7 +105,8 @@ def lay_out(source: Path) -> None:
     pages = {page: turned((ROOT / name).read_text("utf-8"), name, places, files) for name, page in places.items()}
     pages[Path("index.md")] += navigation()
     pages[Path("findings/index.md")] += findings_pages.listing()
-    pages |= {Path("findings") / name: text for name, text in findings_pages.pages().items()}
+    for name, text in findings_pages.pages().items():  # in the folder of README.md, whose links they repeat
+        pages[Path("findings") / name] = turned(text, Path("findings/README.md"), places, files)
     pages[Path("reference/commands.md")] = commands_page.page()
     pages[Path("reference/plugin.md")] = plugin_page.page()
     for page, text in pages.items():

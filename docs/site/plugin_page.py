@@ -1,4 +1,4 @@
-"""The page of what a method of one's own is written with: the public names of ``harness.plugin``, by their docstrings."""
+"""The page of what a method of one's own is written with: the public names of ``harness.plugin``, by docstrings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import harness.plugin
 
 HEAD = """# What a plug-in imports
 
-`harness.plugin` is kept stable; [adding-a-method.md](../adding-a-method.md) says how a method is written with it. Nothing
-of it imports torch but `Stepwise`, when that is asked for.
+`harness.plugin` is kept stable; [adding-a-method.md](../adding-a-method.md) says how a method is written with it.
+Nothing of it imports torch but `Stepwise`, when that is asked for.
 """
 REGISTRY = """## How it is found
 
