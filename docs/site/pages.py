@@ -30,7 +30,10 @@ BESIDE = {
 """Documents outside ``docs/``, with the names of their pages."""
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 NAVIGATION: Mapping[str, tuple[str, ...]] = {
-    "Begin": ("quickstart", "how-to/index"),
+    "Begin": (
+        *("quickstart", "how-to/index", "how-to/fits-my-gpu", "how-to/is-it-on", "how-to/is-it-better"),
+        *("how-to/did-it-get-worse", "how-to/does-the-paper-hold"),
+    ),
     "Suites and data": ("suites", "suite-keys", "tasks", "small-suites", "mt-bench"),
     "Results": ("reports", "plots", "proof", "regressions"),
     "Memory and speed": ("memory", "calibration", "evaluation", "performance"),

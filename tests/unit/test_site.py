@@ -33,15 +33,7 @@ def test_every_document_is_a_page_that_the_navigation_has(source: Path) -> None:
     for file in DOCUMENTS:
         page = pages.documents()[file.relative_to(ROOT)]
         assert (source / page).exists()
-        how_to = page.parts[0] == "how-to" and page.stem != "index"
-        assert (
-            how_to
-            or page.stem == "index" == page.as_posix().removesuffix(".md")
-            or page.with_suffix("").as_posix() in named
-        )
-    beside = (source / "how-to" / "index.md").read_text()
-    for file in (ROOT / "docs" / "how-to").glob("*.md"):
-        assert file.stem == "index" or re.search(rf"^{file.stem}$", beside, re.MULTILINE), file
+        assert page == Path("index.md") or page.with_suffix("").as_posix() in named, page
 
 
 def test_every_link_of_a_page_leads_to_a_file_of_the_site(source: Path) -> None:
@@ -52,7 +44,7 @@ def test_every_link_of_a_page_leads_to_a_file_of_the_site(source: Path) -> None:
             if not re.match(r"[a-z]+:", target):
                 assert (page.parent / target).exists(), f"{page}: {target}"
                 seen += 1
-    assert seen > 200
+    assert seen > 100
 
 
 def test_every_option_of_every_command_is_on_its_page(source: Path) -> None:
