@@ -81,7 +81,7 @@ def _read(file: Path, row: tuple[str, str, str]) -> Finding:
 def _page(finding: Finding) -> str:
     title = finding.name.replace("-", " ")
     lines = [f"# {title[0].upper()}{title[1:]}\n", f"{_plain(finding.sentence)}\n"]
-    lines += [f"**{heading}.** {_plain(text)}\n" for heading, text in finding.parts]
+    lines += [f"**{heading}:** {_plain(text)}\n" for heading, text in finding.parts]
     lines += [f"**Seen.** {finding.seen}\n", f"**In short.** {finding.advice}\n", f"**Here.** {finding.here}\n"]
     lines.append(f"**Versions.** {', '.join(finding.versions)}; Python 3.11.\n")
     lines.append(f"**To see it.** `bash findings/{finding.name}.sh`\n")

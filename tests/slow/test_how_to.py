@@ -42,12 +42,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def called(folder: Path, *words: str) -> str:
+def called(folder: Path, *words: str, code: int = 0) -> str:
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     done = warm.harness(
         [*words, *(("--offline",) if words[0] == "run" else ())], cwd=folder, env=variables, timeout=600
     )
-    assert done.returncode == 0, (words, done.stdout, done.stderr)
+    assert done.returncode == code, (words, done.stdout, done.stderr)
     return done.stdout
 
 
@@ -60,7 +60,8 @@ def test_every_command_of_the_pages_does_what_it_says(place: Path) -> None:
     for block, words in typed():
         assert words[0] == "harness", block
         more = SHORT if words[1] == "run" else ()
-        said = called(place, *words[1:], *more)
+        missing_labels = words[1] == "compare"  # the page says that the gate fails, as not every label was run again
+        said = called(place, *words[1:], *more, code=int(missing_labels))
         ran += 1
         if block.text.startswith("$ ") and words[1] in ("show", "plan", "compare"):
             # What is shown below the command has the words that the command prints today, whatever the numbers are.
