@@ -139,6 +139,7 @@ class SlurmCluster:
         self.environment()
         # Those of submissions: a run's own claim is its job's, on the node.
         with Claims(self.files.folder) as submitting, Claims(runs.store.folder) as claims, sigterm_interrupts():
+            self._sweep(submitting)
             queue = RunQueue(runs, submitting, at_once=True)
             return SlurmSession(self, runs, watcher, queue=queue, claims=claims).do()
 
@@ -163,6 +164,14 @@ class SlurmCluster:
         ask([found])
         # Slurm forgets jobs after a time: what it does not tell of is no longer there.
         return None if found.state == "UNKNOWN" or found.is_over(0.0) else found
+
+    def _sweep(self, submitting: Claims) -> None:
+        """Remove what was noted of jobs that have answered and that no call follows any more."""
+        for name, submission in self.files.submissions().items():
+            said = self.files.answer(submission.uuid)
+            if said is not None and not said.interrupted and submitting.take(name, submission.uuid):
+                self.files.forget(name, submission.uuid)
+                submitting.release(name)
 
     def _asked_environment(self) -> Environment:
         file = self.files.answer_file(f"probe-{uuid.uuid4().hex}")
