@@ -68,6 +68,11 @@ class RunTask(BaseModel):
     """Why what it would train could not be scored: it is recorded as failed, and no process is started."""
 
     @property
+    def claimed_as(self) -> str:
+        """Return what is claimed in the results folder while this runs."""
+        return self.claim or self.uuid
+
+    @property
     def cannot_begin(self) -> bool:
         """Return whether no process is to be started for it."""
         return self.refusal is not None or self.unready is not None

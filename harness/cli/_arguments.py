@@ -208,7 +208,10 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         help="of the devices those that others use: run on them and mark it (default), or leave them out",
     )
     command.add_argument(
-        "--executor", choices=("local", "ray"), default="local", help="this machine, or a Ray cluster (default: local)"
+        "--executor",
+        choices=("local", "ray", "slurm"),
+        default="local",
+        help="this machine, a Ray cluster, or a Slurm job for each run (default: local)",
     )
     command.add_argument(
         "--ray-address", metavar="ADDRESS", help="a cluster that runs already (default: start one on this machine)"
@@ -217,7 +220,15 @@ def add_how_to_run(command: argparse.ArgumentParser) -> None:
         "--cpus-per-run",
         type=positive,
         metavar="N",
-        help="asked of Ray, and threads of a run (default: OMP_NUM_THREADS, else 1)",
+        help="asked of Ray or Slurm, and threads of a run (default: OMP_NUM_THREADS, else 1)",
+    )
+    command.add_argument(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="asked of Slurm for each run's job: timeout_min (must be given), partition, account, qos, mem_gb, gres "
+        "and what else submitit takes; may be repeated",
     )
     command.add_argument("--dry-run", action="store_true", help="list the runs and stop")
     command.add_argument(
@@ -260,6 +271,7 @@ def how_to_run_from(args: argparse.Namespace, *, repeat: int | None = None, keep
             busy=args.busy,
             ray_address=args.ray_address,
             cpus_per_run=args.cpus_per_run,
+            slurm=tuple(args.slurm),
         ),
     )
 

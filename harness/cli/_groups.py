@@ -12,7 +12,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "settings": ("overrides", "batch_size", "seq_len", "dtype", "checkpointing", "tau"),
     "which runs": ("retry", "any_environment", "repeat", "dry_run", "run", "again", "part", "smoke"),
     "limits": ("checkpoint_every", "timeout", "budget_seconds", "max_failures"),
-    "where runs take place": ("gpus_per_run", "devices", "busy", "executor", "ray_address", "cpus_per_run"),
+    "where runs take place": (
+        *("gpus_per_run", "devices", "busy", "executor", "ray_address", "cpus_per_run", "slurm"),
+    ),
     "live logs": ("log",),
     "the device": ("device", "device_profile", "device_memory", "mfu", "gpus", "horizon"),
     "the judge": (

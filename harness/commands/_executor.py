@@ -1,13 +1,14 @@
-"""Where runs take place: on this machine, or on a Ray cluster."""
+"""Where runs take place: on this machine, on a Ray cluster, or as Slurm jobs."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from pathlib import Path
 
-from harness.commands._output import warn
-from harness.commands.requests import WhereToRun
+from harness.commands._output import say, warn
+from harness.commands.requests import RESULTS, WhereToRun
 from harness.errors import HarnessError
 from harness.record_environment import Environment
 from harness.runs.executor import Executor
@@ -16,31 +17,50 @@ from harness.runs.process import probe_environment
 
 
 @contextmanager
-def executor(where: WhereToRun, gpus_per_run: int = 1) -> Iterator[Executor]:
+def executor(where: WhereToRun, gpus_per_run: int = 1, results: Path = Path(RESULTS)) -> Iterator[Executor]:
     """Give the executor that is asked for; a cluster that it starts is stopped at the end.
 
     Args:
         where: As the user says it.
         gpus_per_run: Devices of a run where the user does not say: the suite's.
+        results: Folder of the records, which jobs of Slurm share with this process.
 
     Raises:
         HarnessError: an option of the other executor, a device that is not there, or no cluster can be had.
     """
     num_ranks = where.gpus_per_run or gpus_per_run
+    _check_options(where)
     if where.executor == "local":
-        for option, value in (("--ray-address", where.ray_address), ("--cpus-per-run", where.cpus_per_run)):
-            if value is not None:
-                raise HarnessError(f"{option} is of --executor ray")
         machine = LocalMachine(devices_for(num_ranks, where.devices, where.busy))
         with closing(machine):
             yield machine
         return
-    if where.devices:
-        raise HarnessError("--devices is of --executor local: Ray places runs on the devices it knows")
+    cpus = where.cpus_per_run or _threads() * num_ranks
+    if where.executor == "slurm":
+        from harness.commands._slurm_job import work
+        from harness.runs.slurm import slurm_cluster
+        from harness.runs.slurm_settings import slurm_settings
+
+        settings = slurm_settings(where.slurm, num_ranks)
+        yield slurm_cluster(settings, results.resolve(), cpus=cpus, num_ranks=num_ranks, work=work, told=say)
+        return
     from harness.runs.ray import ray_cluster
 
-    with ray_cluster(where.ray_address, where.cpus_per_run or _threads() * num_ranks, num_ranks) as cluster:
+    with ray_cluster(where.ray_address, cpus, num_ranks) as cluster:
         yield cluster
+
+
+def _check_options(where: WhereToRun) -> None:
+    """Refuse an option of another executor."""
+    if where.executor != "local" and where.devices:
+        name = where.executor.capitalize()
+        raise HarnessError(f"--devices is of --executor local: {name} places runs on the devices it knows")
+    if where.executor != "ray" and where.ray_address is not None:
+        raise HarnessError("--ray-address is of --executor ray")
+    if where.executor == "local" and where.cpus_per_run is not None:
+        raise HarnessError("--cpus-per-run is of --executor ray and slurm")
+    if where.executor != "slurm" and where.slurm:
+        raise HarnessError("--slurm is of --executor slurm")
 
 
 def _threads() -> int:

@@ -24,7 +24,7 @@ from harness.source import checkout_state
 
 PACKAGES = (
     *("torch", "transformers", "peft", "lm-eval", "tokenizers", "safetensors", "accelerate", "datasets", "numpy"),
-    *("huggingface-hub", "pydantic", "filelock", "ray", "fschat", "openai", "anthropic", "nvidia-ml-py"),
+    *("huggingface-hub", "pydantic", "filelock", "ray", "submitit", "fschat", "openai", "anthropic", "nvidia-ml-py"),
 )
 """Those that can move a number or stop a run, and those of the extras."""
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")

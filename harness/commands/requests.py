@@ -82,7 +82,7 @@ class BundleOptions:
 class WhereToRun:
     """Which machine does runs, and what of it."""
 
-    executor: Literal["local", "ray"] = "local"
+    executor: Literal["local", "ray", "slurm"] = "local"
     devices: tuple[str, ...] = ()
     """CUDA devices by number or UUID; none: the first, or as many as a run takes. For ``local``."""
     gpus_per_run: int | None = None
@@ -92,7 +92,9 @@ class WhereToRun:
     ray_address: str | None = None
     """None: a cluster is started on this machine. For ``ray``."""
     cpus_per_run: int | None = None
-    """For ``ray``; None: as many threads as the environment asks of OpenMP, else one."""
+    """For ``ray`` and ``slurm``; None: as many threads as the environment asks of OpenMP, else one."""
+    slurm: tuple[str, ...] = ()
+    """``KEY=VALUE`` of a job, by submitit's names. For ``slurm``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,7 @@ from harness.runs.executor import NOBODY, Executor, Limits, Observer, Runs, Tall
 from harness.runs.failing import Endings, NotStarted, told
 from harness.runs.local import LocalMachine
 from harness.runs.settling import WORK, checkpoint_folder, recover, work_folder
+from harness.runs.slurm import SlurmCluster
 from harness.source import package_checksum
 from harness.spec import RunSpec
 from harness.stand_ins import mark_of
@@ -99,7 +100,10 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
     store.check_writable()
     if recovered := recover(store, model_card):
         print(f"{recovered} finished runs of a process that was ended are recorded now")
-    with executor(how.where, selection.suite.gpus_per_run) as chosen, observer(loggers, store.folder) as watching:
+    with (
+        executor(how.where, selection.suite.gpus_per_run, store.folder) as chosen,
+        observer(loggers, store.folder) as watching,
+    ):
         tally, num_tasks = execute_on(
             chosen,
             how,
@@ -192,8 +196,8 @@ def execute_on(
 
 
 def _is_here(chosen: Executor) -> bool:
-    """Return whether runs take place on this machine, where kept weights lie."""
-    return isinstance(chosen, LocalMachine)
+    """Return whether runs see the results folder under its path here, where kept weights lie."""
+    return isinstance(chosen, LocalMachine | SlurmCluster)
 
 
 def _that_can_be_scored(tasks: Sequence[RunTask]) -> list[RunTask]:

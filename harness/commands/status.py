@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.answers import answer
@@ -11,7 +12,9 @@ from harness.commands._output import print_table, warn
 from harness.commands._selection import select
 from harness.commands.requests import SelectionRequest
 from harness.record import Record
+from harness.runs.claims import FOLDER as CLAIMS
 from harness.runs.failing import Endings
+from harness.runs.slurm_files import SlurmFiles
 from harness.spec import RunSpec
 from harness.stand_ins import called
 from harness.store import Store, runs_of
@@ -30,7 +33,8 @@ def status(
     contents = Store(results).read(selection.suite.name)
     environment_id = None if any_environment else _environment_id(gpus_per_run or selection.suite.gpus_per_run)
     endings = Endings.recorded(contents.records, environment_id, ())
-    rows = [_row(spec, contents.records, environment_id, endings.of(spec)) for spec in selection.specs]
+    submitted = _submitted(results)
+    rows = [_row(spec, contents.records, environment_id, endings.of(spec), submitted) for spec in selection.specs]
     warn(contents.warnings)
     if in_json:
         print(json.dumps(rows, indent=2))
@@ -49,13 +53,27 @@ def _environment_id(num_ranks: int) -> str | None:
         return None
 
 
+def _submitted(results: Path) -> dict[str, str]:
+    """Return what the Slurm jobs are doing that have not answered yet, by the id of their run."""
+    files, found = SlurmFiles(results), {}
+    for name, submission in files.submissions().items():
+        if files.answer(submission.uuid) is None:
+            begun = (results / CLAIMS / f"{name}.lease").exists()
+            found[submission.run_id] = f"{'running' if begun else 'queued'} as job {submission.job}"
+    return found
+
+
 def _shown(row: dict[str, str]) -> dict[str, str]:
     """Return a row as it stands in the table: the name of the run first, which says model, label and seed."""
     return {"run": row["run"], "id": row["run_id"][:8]} | {key: row[key] for key in ("state", "to_do", "reason")}
 
 
 def _row(
-    spec: RunSpec, records: tuple[Record, ...], environment_id: str | None, ending: Record | None
+    spec: RunSpec,
+    records: tuple[Record, ...],
+    environment_id: str | None,
+    ending: Record | None,
+    submitted: Mapping[str, str],
 ) -> dict[str, str]:
     """Return what is known of a run.
 
@@ -64,6 +82,7 @@ def _row(
         records: Of its suite.
         environment_id: Whose records count; None: any.
         ending: Of another seed, as which this one would end.
+        submitted: What jobs are doing, by the id of their run.
     """
     of_run = runs_of(records, spec.run_id)
     here = [record for record in of_run if record.ran_in(environment_id)]
@@ -76,7 +95,9 @@ def _row(
     if answered is not None and not of_run:
         state, reason = answered.ending
         state += f" by {answered.called}, whose scores hold these"
-    if ending is not None and answered is None:
+    if answered is None and spec.run_id in submitted:
+        state, reason = submitted[spec.run_id], None
+    elif ending is not None and answered is None:
         status, why = ending.ending
         reason = f"would end as seed {ending.seed} did ({status}: {why})"
     return {

@@ -89,6 +89,8 @@ class Runs:
     """What writes the card of kept weights; None: they have none."""
     observer: Observer = NOBODY
     """Hears what each run says of itself."""
+    patient: bool = True
+    """Whether runs that other processes do are waited for, and done where those give them up; else they are left."""
 
 
 class Watcher(Protocol):

@@ -18,7 +18,7 @@ from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.process import Interrupted, launch
 from harness.runs.queue import RunQueue
 from harness.runs.settling import Ledger
-from harness.runs.starting import Hurried, Process, Template, start_anew
+from harness.runs.starting import Hurried, Process, Start, Template, start_anew
 from harness.task import RunTask
 
 POLL_SECONDS = 1.0
@@ -45,13 +45,18 @@ class Device:
 class LocalMachine:
     """The devices of this machine, of one kind; satisfies :class:`harness.runs.executor.Executor`."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], start: Start = start_anew) -> None:
         """Take the devices, at least one.
 
         A run goes to the first that is free and holds its predicted peak, to any where none does.
+
+        Args:
+            devices: Of one kind.
+            start: What starts a run's children where no template forks them.
         """
         assert devices
         self._devices = tuple(devices)
+        self._anew = start
         self._template: Template | None = None
 
     def expect(self, architectures: Iterable[str]) -> None:
@@ -83,7 +88,7 @@ class LocalMachine:
 
     def _start(self, variables: Mapping[str, str], hurried: Hurried, last: bool) -> Process:
         """Begin a run's child; the template ends with the last, whose memory it need not hold."""
-        start = start_anew if self._template is None else self._template.start
+        start = self._anew if self._template is None else self._template.start
         try:
             return start(variables, hurried)
         finally:

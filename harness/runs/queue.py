@@ -31,6 +31,7 @@ class RunQueue:
         """Runs that would end as another seed's did."""
         self._claims = claims
         self._wanted = runs.wanted
+        self._patient = runs.patient
         self._endings = Endings(runs.tried)
         self._failures_left = runs.limits.max_failures
         self._lengths = Lengths(runs.recorded)
@@ -81,23 +82,24 @@ class RunQueue:
             if self._spared(task):
                 self._drop(task)
                 continue
-            if not suits(task) or (self._name(task) in elsewhere and self._claims.was_held(self._name(task))):
+            if not suits(task) or (task.claimed_as in elsewhere and self._claims.was_held(task.claimed_as)):
                 continue
             if self._wanted(task):
                 if not self._claim(task):
+                    if not self._patient:
+                        self._leave(task)
                     continue
                 # Asked again under the claim: whoever held it before may have done the run.
                 if self._wanted(task):
                     self._drop(task)
                     return task
                 self.release(task)
-            self._drop(task)
-            self.num_by_others += 1
+            self._leave(task)
         return None
 
     def release(self, task: RunTask) -> None:
         """Give up the claim on a run."""
-        self._claims.release(self._name(task))
+        self._claims.release(task.claimed_as)
 
     def num_left(self, *begun: RunTask) -> int:
         """Return how many runs are still to do, those that were begun and cut off among them."""
@@ -123,13 +125,12 @@ class RunQueue:
             self.not_started.append(NotStarted(task.spec, ending))
         return ending is not None
 
+    def _leave(self, task: RunTask) -> None:
+        self._drop(task)
+        self.num_by_others += 1
+
     def _claim(self, task: RunTask) -> bool:
-        return self._claims.take(self._name(task), task.work_folder.name)
+        return self._claims.take(task.claimed_as, task.work_folder.name)
 
     def _drop(self, task: RunTask) -> None:
         self.pending = [other for other in self.pending if other is not task]
-
-    @staticmethod
-    def _name(task: RunTask) -> str:
-        """Return what is claimed."""
-        return task.claim or task.uuid

@@ -8,7 +8,6 @@ one at an address is left as it was. Imports no torch.
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import tempfile
 import time
@@ -24,9 +23,11 @@ from harness.progress import Facts
 from harness.record_environment import Environment
 from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
+from harness.runs.node import describe_node
 from harness.runs.queue import RunQueue
-from harness.runs.ray_worker import Order, describe_node, run_task, unpack
+from harness.runs.ray_worker import Order, run_task, unpack
 from harness.runs.settling import Ledger
+from harness.runs.signals import sigterm_interrupts
 from harness.source import source_checksum
 from harness.task import RunTask
 
@@ -158,7 +159,7 @@ class RayCluster:
         events = self.ray.remote(num_cpus=0)(_Events).remote()
         store = runs.store
         try:
-            with Claims(store.folder) as claims, _marker(store.folder) as marker, _sigterm_interrupts():
+            with Claims(store.folder) as claims, _marker(store.folder) as marker, sigterm_interrupts():
                 queue = RunQueue(runs, claims, at_once=self.places() > 1)
                 return _Session(self, runs, watcher, queue, events=events, marker=marker).do()
         finally:
@@ -360,16 +361,6 @@ class _Session:
             num_waiting = len(waiting) - len(self._doing) + len(self._queue.pending)
             counts = f"{len(self._doing)} running on {nodes} nodes, {num_waiting} waiting"
             self._watcher.progress(f"{counts}; {waiting[name].spec.label}: {what}", done, total)
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM stop as Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

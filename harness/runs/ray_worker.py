@@ -18,25 +18,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from harness.assets.cache import cache_root
 from harness.errors import HarnessError
-from harness.preparing.runs import prepare_runs
-from harness.progress import Facts, Progress, silent, throttled
+from harness.progress import Facts, throttled
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.runs.executor import Limits
-from harness.runs.process import Interrupted, launch, probe_environment
-from harness.source import source_checksum
+from harness.runs.node import check_source, devices_of_ranks, localize
+from harness.runs.process import Interrupted, launch
 from harness.task import RunTask
 
 RECORD, ATTEMPT = "record.json", "attempt"
 EVENT_SECONDS = 1.0
-
-
-def describe_node(threads: int) -> bytes:
-    """Return the environment of a run on this worker, as JSON."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    return probe_environment().model_dump_json().encode()
 
 
 class Order(BaseModel):
@@ -73,7 +65,7 @@ def run_task(order_json: str, events: Any) -> bytes:
         attempt = f"attempt-{os.getpid()}-{started_at:%H%M%S%f}"
         folder = (task.work_folder if shared else Path(temporary)) / attempt
         try:
-            _check_source(environment, node)
+            check_source(environment, node)
             here = localize(task.model_copy(update={"work_folder": folder}))
             record = _launched(here, order, events, node)
         except HarnessError as error:
@@ -92,74 +84,16 @@ def _launched(task: RunTask, order: Order, events: Any, node: str) -> Record:
     limits = Limits(timeout_seconds=order.timeout_seconds)
     told = throttled(progress, EVENT_SECONDS, ends=False)
     try:
-        variables = _of_ranks(task.gpus_per_run, order.environment)
-        return launch(task, order.environment, told, limits, variables=variables, tell=facts.append)
+        return launch(
+            task,
+            order.environment,
+            told,
+            limits,
+            variables=devices_of_ranks(task.gpus_per_run, order.environment, "Ray"),
+            tell=facts.append,
+        )
     except Interrupted as stop:  # the parent cancelled the Ray task
         return stop.record
-
-
-def _of_ranks(number: int, environment: Environment) -> list[dict[str, str]]:
-    """Return variables that show each rank one of the GPUs that Ray gave this worker.
-
-    Raises:
-        HarnessError: it gave fewer.
-    """
-    if number == 1 or not environment.on_cuda:
-        return [{}] * number
-    given = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    if len(given) < number:
-        raise HarnessError(f"a run takes {number} GPUs, and Ray gave its worker {len(given)}")
-    return [{"CUDA_VISIBLE_DEVICES": name} for name in given[:number]]
-
-
-def _check_source(environment: Environment, node: str) -> None:
-    if not environment.has_source(here := source_checksum()):
-        raise HarnessError(
-            f"its harness has source checksum {here[:12]}, the parent's {environment.source}; install "
-            "the same version on every node"
-        )
-
-
-def localize(task: RunTask) -> RunTask:
-    """Return the task with the places of this node: the parent's where they are seen here, else prepared here.
-
-    Raises:
-        HarnessError: something is missing here and cannot be had.
-    """
-    for name, spec in task.datasets.items():
-        if spec.file is not None and not spec.file.exists():
-            raise HarnessError(
-                f"data set '{name}': {spec.file}: the file is not on this node; name one that every node sees"
-            )
-    for place in (*task.own_tasks.include_path, *(rows.scored for rows in task.own_tasks.rows.values())):
-        if not place.exists():
-            raise HarnessError(f"tasks of one's own: {place}: is not on this node; name one that every node sees")
-    places = (task.cache_folder, task.model_folder, task.rows_folder, task.mt_bench_folder)
-    if all(place is None or place.exists() for place in places):
-        return task
-    prepared = prepare_runs(
-        [task.spec],
-        [task.model],
-        task.datasets,
-        convert=_convert,
-        offline=task.offline,
-        wheels=(),
-        progress=silent,
-    )
-    return task.model_copy(
-        update={
-            "cache_folder": cache_root(),
-            "model_folder": prepared.model_folders.get(task.model.name),
-            "rows_folder": prepared.rows_folder,
-            "mt_bench_folder": prepared.mt_bench_folder,
-        }
-    )
-
-
-def _convert(gguf_file: Path, folder: Path, architecture: str, progress: Progress) -> None:
-    from harness.assets.gguf import convert_gguf  # torch comes with it
-
-    convert_gguf(gguf_file, folder, architecture, progress)
 
 
 def pack(record: Record, folder: Path, *, send_files: bool) -> bytes:

@@ -52,6 +52,10 @@ class Ledger:
         kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder, self._card)
         shutil.rmtree(task.work_folder, ignore_errors=True)
         self._let_go(task.finishes, kept)
+        self.take(task, kept)
+
+    def take(self, task: RunTask, kept: Record) -> None:
+        """Take the record of a run that another process has stored for this call."""
         self._queue.release(task)
         self._records.append(kept)
         self._queue.note(kept)

@@ -68,7 +68,13 @@ def test_no_document_and_no_message_installs_from_an_index_what_is_on_none() -> 
 def test_every_extra_is_of_packages_that_the_harness_imports_and_documents_name_extras_that_there_are() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = {name: wanted for name, wanted in project["optional-dependencies"].items() if name != "dev"}
-    modules = {"fschat": "fastchat", "ray": "ray", "nvidia-ml-py": "pynvml", "bitsandbytes": "bitsandbytes"}
+    modules = {
+        "fschat": "fastchat",
+        "ray": "ray",
+        "nvidia-ml-py": "pynvml",
+        "bitsandbytes": "bitsandbytes",
+        "submitit": "submitit",
+    }
     modules |= {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow-skinny": "mlflow", "trackio": "trackio"}
     sources = (*(ROOT / "harness").rglob("*.py"), *(ROOT / "methods").glob("*.py"))
     code = "".join(file.read_text(encoding="utf-8") for file in sources)

@@ -48,7 +48,7 @@ RESULTS = ["--results", "r"]
 HOW = [
     *("--retry", "ok", "--retry", "diverged", "--any-environment", "--checkpoint-every", "7", "--timeout", "8"),
     *("--budget-seconds", "9", "--devices", "0, 1", "--busy", "skip", "--executor", "ray", "--ray-address", "a"),
-    *("--gpus-per-run", "2", "--cpus-per-run", "3", "--max-failures", "2", "--dry-run"),
+    *("--gpus-per-run", "2", "--cpus-per-run", "3", "--slurm", "qos=long", "--max-failures", "2", "--dry-run"),
     *("--log", "tensorboard", "--log", "m:C"),
 ]
 ASKED = {
@@ -61,7 +61,13 @@ ASKED = {
     "dry_run": True,
     "log": ("tensorboard", "m:C"),
     "where": WhereToRun(
-        executor="ray", devices=("0", "1"), gpus_per_run=2, busy="skip", ray_address="a", cpus_per_run=3
+        executor="ray",
+        devices=("0", "1"),
+        gpus_per_run=2,
+        busy="skip",
+        ray_address="a",
+        cpus_per_run=3,
+        slurm=("qos=long",),
     ),
 }
 HANDED_ON: list[tuple[str, list[str], list[Any], dict[str, Any]]] = [

@@ -1,7 +1,8 @@
-"""What every executor keeps, on this machine and on Ray: one contract, three places.
+"""What every executor keeps, on this machine, on Ray and as Slurm jobs: one contract, four places.
 
 The second place is Ray's own code path with a stand-in for Ray that runs tasks in a thread of this process; the third,
-slow, is a cluster, whose workers return records without a child.
+slow, is a cluster, whose workers return records without a child. The fourth is Slurm's code path, of the parent and of
+the jobs, with a stand-in for submitit whose jobs are forks of this process.
 """
 
 from __future__ import annotations
@@ -31,12 +32,15 @@ from harness.record_environment import Environment
 from harness.record_training import Phase
 from harness.runs import process as launch
 from harness.runs import ray as ray_executor
+from harness.runs import slurm, slurm_job, slurm_session
 from harness.runs.claims import FOLDER, Claims
 from harness.runs.executor import Executor, Limits, Runs
 from harness.runs.local import Device, LocalMachine
 from harness.runs.ray import RayCluster, ray_cluster
 from harness.runs.ray_worker import Order, pack
 from harness.runs.settling import WORK, work_folder
+from harness.runs.slurm import SlurmCluster
+from harness.runs.slurm_settings import slurm_settings
 from harness.source import source_checksum
 from harness.store import Store
 from harness.task import RunTask
@@ -123,6 +127,58 @@ class StandInRay:
         future = self._pool.submit(start)
         placed.set()
         return future
+
+
+class ForkedJob:
+    """What an executor uses of a job of submitit: a fork of this process."""
+
+    paths = SimpleNamespace(
+        **dict.fromkeys(("submission_file", "submitted_pickle", "result_pickle", "stdout", "stderr"), "/nonexistent")
+    )
+
+    def __init__(self, function: Callable[..., None], arguments: Sequence[Any]) -> None:
+        self._pid = os.fork()
+        if self._pid == 0:
+            status = 1
+            try:
+                function(*arguments)
+                status = 0
+            finally:
+                os._exit(status)
+        self._ended = False
+
+    @property
+    def job_id(self) -> str:
+        return str(self._pid)
+
+    @property
+    def state(self) -> str:
+        self._ended = self._ended or os.waitpid(self._pid, os.WNOHANG)[0] != 0
+        return "COMPLETED" if self._ended else "RUNNING"
+
+    def get_info(self, mode: str = "force") -> dict[str, str]:
+        return {"State": self.state}
+
+    def cancel(self, check: bool = True) -> None:
+        if self.state == "RUNNING":
+            os.kill(self._pid, signal.SIGTERM)
+
+    def stderr(self) -> str | None:
+        return None
+
+
+class StandInSubmitit:
+    """As much of submitit as an executor uses."""
+
+    class AutoExecutor:
+        def __init__(self, **_: Any) -> None:
+            self.asked: list[dict[str, Any]] = []
+
+        def update_parameters(self, **asked: Any) -> None:
+            self.asked.append(asked)
+
+        def submit(self, function: Callable[..., None], *arguments: Any) -> ForkedJob:
+            return ForkedJob(function, arguments)
 
 
 @dataclass
@@ -241,8 +297,8 @@ def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequ
     return do
 
 
-@pytest.fixture(params=["local", "stand-in", pytest.param("ray", marks=pytest.mark.slow)])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+@pytest.fixture(params=["local", "stand-in", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
+def place(request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker sets it for its children: put back at the end
     monkeypatch.setattr(ray_executor, "describe_node", describes)
     if request.param == "local":
@@ -251,6 +307,15 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         ray = StandInRay()
         yield Place("stand-in", RayCluster(ray, 1), programs(monkeypatch, 1))
         ray.close()
+    elif request.param == "slurm":
+        monkeypatch.setattr(slurm_job, "describe_node", describes)
+        for module in (slurm, slurm_session):
+            monkeypatch.setattr(module, "POLL_SECONDS", 0.1)
+        monkeypatch.setitem(slurm.LAG_SECONDS, "local", 0.2)
+        settings = slurm_settings(["cluster=local", "timeout_min=60"], 1)
+        work = partial(slurm_job.do_run, card=None)
+        asked: dict[str, Any] = {"cpus": 1, "num_ranks": 1, "work": work, "told": lambda sentence: None}
+        yield Place("slurm", SlurmCluster(StandInSubmitit(), settings, store.folder, **asked), programs(monkeypatch, 0))
     else:
         cluster = RayCluster(request.getfixturevalue("started_ray"), os.cpu_count() or 1)  # one run at a time
         bodies = {"works": works, "breaks": breaks, "sleeps": sleeps, "fails": fails}

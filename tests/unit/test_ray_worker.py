@@ -14,9 +14,10 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.preparing.runs import Prepared
-from harness.runs import ray, ray_worker
+from harness.runs import node, ray
+from harness.runs.node import devices_of_ranks, localize
 from harness.runs.ray import RayCluster
-from harness.runs.ray_worker import _of_ranks, localize, pack, unpack
+from harness.runs.ray_worker import pack, unpack
 from harness.source import source_checksum
 from harness.task import RunTask
 from tests.records import ENVIRONMENT
@@ -101,7 +102,7 @@ def test_a_node_that_lacks_a_place_prepares_its_own(
 ) -> None:
     task = order(tmp_path, **{missing: tmp_path / "absent"})
     own = Prepared({task.model.name: tmp_path / "model"}, tmp_path / "rows")
-    monkeypatch.setattr(ray_worker, "prepare_runs", lambda *_, **__: own)
+    monkeypatch.setattr(node, "prepare_runs", lambda *_, **__: own)
     here = localize(task)
     assert (here.model_folder, here.rows_folder) == (tmp_path / "model", tmp_path / "rows")
 
@@ -116,10 +117,10 @@ def test_data_that_a_node_does_not_see_is_one_sentence(tmp_path: Path) -> None:
 def test_each_rank_is_shown_one_of_the_gpus_that_ray_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = ENVIRONMENT.model_copy(update={"device_type": "cuda"})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-a")
-    assert _of_ranks(2, gpu) == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-a"}]
-    assert (_of_ranks(1, gpu), _of_ranks(2, ENVIRONMENT)) == ([{}], [{}, {}])
+    assert devices_of_ranks(2, gpu, "Ray") == [{"CUDA_VISIBLE_DEVICES": "5"}, {"CUDA_VISIBLE_DEVICES": "GPU-a"}]
+    assert (devices_of_ranks(1, gpu, "Ray"), devices_of_ranks(2, ENVIRONMENT, "Ray")) == ([{}], [{}, {}])
     with pytest.raises(HarnessError, match="a run takes 3 GPUs, and Ray gave its worker 2"):
-        _of_ranks(3, gpu)
+        devices_of_ranks(3, gpu, "Ray")
 
 
 class Cluster:
