@@ -96,6 +96,8 @@ def execute(choose: Callable[[], Selection], how: HowToRun, assets: AssetsReques
         print(selection.stand_in)
     if how.dry_run:
         return _dry_run(selection, store)
+    if how.log and how.where.executor == "slurm":
+        raise HarnessError("--log is not of --executor slurm: its jobs tell nothing of a run before it is recorded")
     loggers = ready_loggers(how.log, store.folder, assets.offline)
     store.check_writable()
     if recovered := recover(store, model_card):

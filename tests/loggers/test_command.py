@@ -81,4 +81,8 @@ def test_what_cannot_be_used_stops_the_command_before_anything_starts(folder: Pa
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"harness run: error: --log {name}: ")
         assert done.stderr.count("\n") == 1
+    slurm = ("--executor", "slurm", "--slurm", "timeout_min=5", "--log", "lines:Lines")
+    done = command(*asked, *slurm, cwd=folder, environment={"PYTHONPATH": str(folder)})
+    assert done.returncode == 2
+    assert done.stderr.startswith("harness run: error: --log is not of --executor slurm: ")
     assert not (folder / "results").exists()

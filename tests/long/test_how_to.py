@@ -15,7 +15,7 @@ from tests import warm
 from tests.conftest import needed
 from tests.documents import ROOT, Block, blocks
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 FOLDER = ROOT / "docs" / "how-to"
 SHORT = ("--limit", "1", "--max-steps", "4")
 
