@@ -1,6 +1,6 @@
 """Every command in the documents is one that works: its options are parsed, and what it names is there.
 
-A block whose commands cannot be judged so stands in ``LISTED`` with its reason. ``tests/slow/test_how_to.py`` runs
+A block whose commands cannot be judged so stands in ``LISTED`` with its reason. ``tests/long/test_how_to.py`` runs
 those of the pages under docs/how-to.
 """
 

@@ -159,12 +159,12 @@ def run_rows(summary: Summary) -> Iterator[tuple[Any, ...]]:
 
 def record_columns() -> tuple[str, ...]:
     """Return what :func:`record_values` has: the columns of runs.csv from a run's record alone."""
-    return tuple(dict.fromkeys((*OF_RECORD, *(name for part in _parts() for name in part.names))))
+    return tuple(dict.fromkeys((*OF_RECORD, *(name for part in _parts_of_record() for name in part.names))))
 
 
 def record_values(records: Iterable[Record]) -> Iterator[tuple[Any, ...]]:
     """Yield the values of :func:`record_columns` for each record, as runs.csv has them."""
-    columns, parts = record_columns(), _parts()
+    columns, parts = record_columns(), _parts_of_record()
     place = {name: i for i, name in enumerate((*OF_RECORD, *(name for part in parts for name in part.names)))}
     chosen, reads = itemgetter(*(place[name] for name in columns)), [part.read for part in parts]
     for record in records:
@@ -271,6 +271,11 @@ def _parts() -> tuple[_Columns, ...]:
         _part("prediction_", Prediction, attrgetter("prediction"), without="peak_bytes"),
         _part("out_of_memory_", OutOfMemoryAt, attrgetter("out_of_memory_at")),
     )
+
+
+def _parts_of_record() -> tuple[_Columns, ...]:
+    """Return the same and the quantities, which of a run are read once for all tables."""
+    return (*_parts(), _each({quantities.ALL[i].column_of_runs: quantities.ALL[i].read for i in _measured_places()}))
 
 
 def _step_peak(record: Record) -> tuple[int | None, str | None]:
