@@ -31,6 +31,13 @@ ComputeCapability = Annotated[str, Field(pattern=r"^[1-9][0-9]?\.[0-9]$")]
 """Of an NVIDIA device, ``major.minor``: what ``torch.cuda.get_device_capability()`` gives."""
 
 
+def no_seed(value: object) -> str | None:
+    """Return the sentence that says why a value is no :data:`Seed`; None where it is one."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32:
+        return None
+    return f"{value!r} is no seed: a whole number from 0 to 2**32 - 1"
+
+
 class Strict(BaseModel):
     """A frozen model that forbids unknown keys."""
 

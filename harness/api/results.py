@@ -27,7 +27,7 @@ class Results:
     def __init__(self, folder: Path, contents: Contents) -> None:
         """Take what a folder of records holds."""
         self._folder = folder
-        self._contents = contents
+        self._contents = _each_once(contents)
 
     @property
     def records(self) -> tuple[Record, ...]:
@@ -114,3 +114,12 @@ def read(path: str | os.PathLike[str] = RESULTS, *, suite: str | None = None) ->
             raise HarnessError(f"{folder} holds no record of suite '{suite}'{known}")
         contents = Contents(kept, contents.warnings)
     return Results(folder, contents)
+
+
+def _each_once(contents: Contents) -> Contents:
+    """Return contents without records that stand there again, as where files were put together, and a sentence."""
+    once = {record.uuid: record for record in reversed(contents.records)}
+    if (again := len(contents.records) - len(once)) == 0:
+        return contents
+    said = f"{again} records stand there more than once, by their uuid; each counts once"
+    return Contents(tuple(reversed(once.values())), (*contents.warnings, said))

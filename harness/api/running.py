@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.api.results import Results
 from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 from harness.errors import HarnessError
+from harness.settings import no_seed
 from harness.store import Contents, Store
 
 INTERRUPTED = 130
-LARGEST_SEED = 2**32 - 1
-Names = str | Sequence[str]
+Names = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+EXECUTORS = ("local", "ray")
 
 
 def run(
     suite: str | os.PathLike[str],
     *,
-    models: Names = (),
-    labels: Names = (),
-    seeds: int | Sequence[int] = (),
-    data: Names = (),
+    models: Names | None = None,
+    labels: Names | None = None,
+    seeds: int | Sequence[int] | None = None,
+    data: Names | None = None,
     settings: Mapping[str, Any] | None = None,
     limit: int | None = None,
     max_steps: int | None = None,
     results: str | os.PathLike[str] = RESULTS,
     catalogue: str | os.PathLike[str] | None = None,
-    include_path: Names = (),
+    include_path: Names | None = None,
     offline: bool = False,
-    retry: Names = (),
+    retry: Names | None = None,
     any_environment: bool = False,
     repeat: int | None = None,
     keep_weights: bool = False,
@@ -39,8 +40,8 @@ def run(
     timeout_seconds: float | None = None,
     budget_seconds: float | None = None,
     max_failures: int | None = None,
-    log: Names = (),
-    devices: Names = (),
+    log: Names | None = None,
+    devices: Names | None = None,
     gpus_per_run: int | None = None,
     executor: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
@@ -54,7 +55,7 @@ def run(
 
     Args:
         suite: A packaged suite's name, or the path of a ``.toml`` file.
-        models: Base models, each ``NAME`` or ``NAME=PATH``; none: the suite's.
+        models: Base models, each ``NAME`` or ``NAME=PATH``; None: the suite's.
         labels: None: the suite's.
         seeds: None: the suite's.
         data: Local files, each ``NAME=PATH``.
@@ -74,7 +75,7 @@ def run(
         budget_seconds: Of the whole call: no run starts later.
         max_failures: So many failed runs, and no further one starts.
         log: Loggers that are told while runs go on, as ``--log``.
-        devices: CUDA devices by number or UUID; none: the first.
+        devices: CUDA devices by number or UUID; None: the first.
         gpus_per_run: Devices that share a run; None: as the suite says.
         executor: ``local``, or ``ray``.
         ray_address: Of a cluster that runs already.
@@ -86,12 +87,16 @@ def run(
     """
     from harness.commands.called import run_called
 
+    if executor not in EXECUTORS:
+        raise HarnessError(f"harness.run: there is no executor {executor!r}; known: {', '.join(EXECUTORS)}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise HarnessError(f"harness.run: settings takes names with their values, not {settings!r}")
     chosen = SelectionRequest(
-        suite=os.fspath(suite),
+        suite=_path("suite", suite),
         models=_names("models", models),
         labels=_names("labels", labels),
         data=_names("data", data),
-        catalogue=None if catalogue is None else Path(catalogue),
+        catalogue=None if catalogue is None else Path(_path("catalogue", catalogue)),
         tasks=TasksRequest(include=_names("include_path", include_path)),
         seeds=_seeds(seeds),
         overrides=tuple(f"{key}={_text(value)}" for key, value in (settings or {}).items()),
@@ -115,7 +120,7 @@ def run(
             ray_address=ray_address,
         ),
     )
-    folder = Path(results)
+    folder = Path(_path("results", results))
     try:
         code, asked = run_called(chosen, how, AssetsRequest(offline=offline), results=folder)
     except ModuleNotFoundError as error:
@@ -136,24 +141,43 @@ def _of(contents: Contents, asked: frozenset[str]) -> Contents:
     )
 
 
-def _names(what: str, given: Names) -> tuple[str, ...]:
-    """Return words that may be given as one.
+def _path(what: str, given: object) -> str:
+    """Return a name or a path as text.
 
     Raises:
-        HarnessError: one of them is no word.
+        HarnessError: it is neither.
     """
-    found = (given,) if isinstance(given, str) else tuple(given)
-    for one in found:
-        if not isinstance(one, str):
-            raise HarnessError(f"harness.run: {what} takes text, not {one!r}")
+    found = os.fspath(given) if isinstance(given, str | os.PathLike) else None
+    if not isinstance(found, str):
+        raise HarnessError(f"harness.run: {what} takes text or a path, not {given!r}")
     return found
 
 
-def _seeds(given: int | Sequence[int]) -> tuple[int, ...]:
-    found = (given,) if isinstance(given, int) else tuple(given)
+def _names(what: str, given: Names | None) -> tuple[str, ...]:
+    """Return words, of which one may stand alone; none for None.
+
+    Raises:
+        HarnessError: one of them is no word, or there is none, which would choose everything.
+    """
+    if given is None:
+        return ()
+    if isinstance(given, str | os.PathLike):
+        return (_path(what, given),)
+    found = tuple(_path(what, one) for one in given) if isinstance(given, Iterable) else (_path(what, given),)
+    if not found:
+        raise HarnessError(f"harness.run: {what} is empty; leave it out, or give None, for all that there is")
+    return found
+
+
+def _seeds(given: int | Sequence[int] | None) -> tuple[int, ...]:
+    if given is None:
+        return ()
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     for one in found:
-        if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one <= LARGEST_SEED:
-            raise HarnessError(f"harness.run: {one!r} is no seed: a whole number from 0 to 2**32 - 1")
+        if (wrong := no_seed(one)) is not None:
+            raise HarnessError(f"harness.run: {wrong}")
+    if not found:
+        raise HarnessError("harness.run: seeds is empty; leave it out, or give None, for those of the suite")
     return found
 
 

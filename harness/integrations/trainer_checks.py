@@ -113,6 +113,8 @@ def train_settings(
         HarnessError: a value is not valid.
     """
     steps = num_steps if num_steps is not None else args.max_steps
+    if isinstance(steps, bool) or not isinstance(steps, int):
+        raise Refused(f"the number of optimizer steps is a whole number, not {steps!r}")
     if steps < 1:
         raise Refused(
             "how many optimizer steps there will be is not known before the Trainer has the rows: set max_steps in "

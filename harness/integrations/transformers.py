@@ -40,7 +40,7 @@ from harness.integrations.trainer_callback import MethodCallback
 from harness.integrations.trainer_checks import check_arguments, train_settings
 from harness.integrations.trainer_run import TrainerRun
 from harness.method import METHODS, BlockScoreRequest, Decoder, Method, check_run
-from harness.settings import CalibrationSettings, Dtype, TrainSettings, with_implied
+from harness.settings import CalibrationSettings, Dtype, TrainSettings, no_seed, with_implied
 from harness.tensors.decoder import decoder_at
 from harness.tensors.parts import PartsUnknown, find_parts
 from harness.tensors.quantized import quantize
@@ -120,6 +120,10 @@ def prepare(
         Refused: the label cannot be right in a Trainer, or not under these arguments.
         HarnessError: there is no such label or setting, or the settings are not valid.
     """
+    if seed is not None and (wrong := no_seed(seed)) is not None:
+        raise HarnessError(f"prepare: {wrong}")
+    if settings is not None and not isinstance(settings, Mapping):
+        raise HarnessError(f"prepare: settings takes names with their values, not {settings!r}")
     method_class, values, training = _settings_of(label, settings or {})
     if not method_class.trains:
         raise Refused(f"label '{label}' trains nothing, so there is no Trainer to give it to")
@@ -141,7 +145,7 @@ def prepare(
         num_steps=train.num_steps or 0,
         train=train,
         decoder=decoder,
-        block_scores=_scores(label, method, model, decoder, calibration or ()),
+        block_scores=_scores(label, method, model, decoder, () if calibration is None else calibration),
     )
     enable_checkpointing(model, decoder, train)
     trained = method.prepare(model, context)
@@ -180,6 +184,8 @@ def _settings_of(label: str, given: Mapping[str, Any]) -> tuple[type[Method], di
         HarnessError: there is no such label or setting.
     """
     labels = packaged_catalogue().labels
+    if not isinstance(label, str):
+        raise HarnessError(f"prepare: a label is a name, not {label!r}")
     if label not in labels and label not in (*METHODS.names(), *METHODS.broken()):
         raise HarnessError(f"there is no label '{label}'{near_miss(label, [*labels, *METHODS.names()])}")
     entry = labels.get(label) or LabelEntry(method=label)
@@ -250,9 +256,10 @@ def _scores(
     request = method.block_scores_needed()
     if request is None:
         return {}
-    if request.kind == "outlier" and not samples:
-        raise Refused(
-            f"label '{label}' draws blocks by their outliers on calibration text: give "
-            "calibration = calibration_samples(texts, tokenizer, num_samples=..., sequence_length=...)"
-        )
+    asked = "calibration = calibration_samples(texts, tokenizer, num_samples=..., sequence_length=...)"
+    if request.kind == "outlier" and not len(samples):
+        raise Refused(f"label '{label}' draws blocks by their outliers on calibration text: give {asked}")
+    for sample in samples:
+        if not (isinstance(sample, torch.Tensor) and sample.dtype == torch.int64 and sample.shape[:-1] == (1,)):
+            raise Refused(f"calibration takes tensors of token ids, each (1, tokens) int64: give {asked}")
     return {request: scoring.block_scores(request, model, decoder, samples)}

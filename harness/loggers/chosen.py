@@ -44,7 +44,7 @@ def chosen_loggers(names: Sequence[str], place: Place) -> dict[str, Logger]:
             ) from error
         except HarnessError:
             raise
-        except Exception as error:  # a library that cannot be imported or set up here
+        except (Exception, SystemExit) as error:  # a library that cannot be imported or set up here
             said = next(iter(str(error).strip().splitlines()), "")
             raise HarnessError(
                 f"--log {name} cannot be used: {type(error).__name__}{': ' * bool(said)}{said}"
@@ -68,6 +68,11 @@ def _kind(name: str) -> type[Logger]:
     except (ImportError, AttributeError, ValueError) as error:
         raise HarnessError(
             f"--log {name}: cannot be imported: {error}; the module has to be installed, or its folder in PYTHONPATH"
+        ) from error
+    except (Exception, SystemExit) as error:  # what a stranger's module raises as it is imported
+        said = next(iter(str(error).strip().splitlines()), "")
+        raise HarnessError(
+            f"--log {name}: cannot be imported: {type(error).__name__}{': ' * bool(said)}{said}"
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, Logger)):
         raise HarnessError(f"--log {name}: is no subclass of harness.loggers.contract.Logger")

@@ -145,7 +145,7 @@ class _Thread:
         """Do something; where that fails, the log of the run ends."""
         try:
             call()
-        except Exception as error:  # of a stranger's library: whatever it is, the run goes on
+        except (Exception, SystemExit) as error:  # of a stranger's library: whatever it is, the run goes on
             what = "a run" if task is None else task.spec.run_name
             said = next(iter(str(error).strip().splitlines()), "")
             self._warn(

@@ -88,6 +88,26 @@ def test_a_label_with_scores_of_text_needs_the_text(label: str, tmp_path: Path, 
         calibration_samples(["too little"], tokenizer, num_samples=4, sequence_length=100)
     samples = calibration_samples(["enough"] * 9, tokenizer, num_samples=2, sequence_length=20)
     assert [tuple(sample.shape) for sample in samples] == [(1, 20)] * 2 and samples[0].dtype == torch.int64
+    wrong: list[Any] = [[samples[0][0]], [samples[0].tolist()], [samples[0].int()], torch.cat(samples), "abc"]
+    for given in wrong:
+        with pytest.raises(Refused, match=r"calibration takes tensors of token ids, each \(1, tokens\) int64"):
+            prepare(label, tiny_model(), training_arguments(tmp_path), calibration=given)
+
+
+@pytest.mark.parametrize(
+    ("label", "given", "said"),
+    [
+        ("lisa", {"seed": "a"}, "prepare: 'a' is no seed"),
+        ("lisa", {"seed": True}, "prepare: True is no seed"),
+        ("lisa", {"seed": 2**32}, "prepare: 4294967296 is no seed"),
+        ("lora", {"settings": ["rank"]}, "prepare: settings takes names with their values"),
+        ("lisa", {"num_steps": "a"}, "the number of optimizer steps is a whole number, not 'a'"),
+        (None, {}, "prepare: a label is a name, not None"),
+    ],
+)
+def test_what_is_of_another_type_is_one_sentence(label: Any, given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(HarnessError, match=said):
+        prepare(label, tiny_model(), training_arguments(tmp_path), **given)
 
 
 def test_a_model_that_is_no_plain_one_is_refused(tmp_path: Path) -> None:

@@ -123,6 +123,16 @@ def test_newest_is_the_last_attempt_and_added_scores_are_of_their_run(records: l
     assert len(scores.merge(runs, left_on="run_uuid", right_on="uuid")) == len(scores)
 
 
+def test_a_record_that_stands_there_twice_counts_once(folder: Path, records: list[Record]) -> None:
+    file = folder / "quickstart.jsonl"
+    file.write_text(file.read_text() * 2)
+    results = harness.read(folder)
+    assert list(results.records) == sorted(records, key=lambda record: record.in_time)
+    assert results.runs["uuid"].is_unique
+    (said,) = results.warnings
+    assert said == f"{len(records)} records stand there more than once, by their uuid; each counts once"
+
+
 def test_a_report_is_the_commands_and_a_notebook_sees_its_tables(folder: Path, tmp_path: Path, capsys: Any) -> None:
     report = harness.read(folder).report()
     files = report.save(tmp_path / "ours")
@@ -164,7 +174,16 @@ def _has_lxml() -> bool:
         (lambda folder: harness.read(folder).report().save(folder, formats=["pdf"]), "there is no report format 'pdf'"),
         (lambda folder: harness.run("quikstart"), "did you mean 'quickstart'?"),
         (lambda folder: harness.run("quickstart", labels="lorra", results=folder), "did you mean 'lora'?"),
-        (lambda folder: harness.run("quickstart", labels=[3]), "labels takes text, not 3"),
+        (lambda folder: harness.run("quickstart", labels=[3]), "labels takes text or a path, not 3"),
+        (lambda folder: harness.run("quickstart", labels=3), "labels takes text or a path, not 3"),
+        (lambda folder: harness.run("quickstart", labels=[]), "labels is empty; leave it out"),
+        (lambda folder: harness.run("quickstart", seeds=[]), "seeds is empty; leave it out"),
+        (lambda folder: harness.run("quickstart", seeds="1"), "'1' is no seed"),
+        (lambda folder: harness.run("quickstart", settings="rank=3"), "settings takes names with their values"),
+        (lambda folder: harness.run("quickstart", executor="slurm"), "there is no executor 'slurm'; known: local, ray"),
+        (lambda folder: harness.run("quickstart", results=3), "results takes text or a path, not 3"),
+        (lambda folder: harness.run("quickstart", catalogue=3), "catalogue takes text or a path, not 3"),
+        (lambda folder: harness.run(None), "suite takes text or a path, not None"),
         (lambda folder: harness.run("quickstart", seeds=-1), "-1 is no seed"),
         (lambda folder: harness.run("quickstart", max_steps=0), "max_steps is 0"),
         (lambda folder: harness.run("quickstart", limit=True), "limit is True"),

@@ -214,20 +214,20 @@ def test_steps_are_told_while_the_run_goes_on(tmp_path: Path, monkeypatch: pytes
     check_whole(book.logs[0], 1)
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(5)], ids=str)
 @pytest.mark.parametrize("what", ["begin", "log", "end"])
 def test_a_logger_that_fails_warns_once_and_costs_no_run(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    what: str, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
     tasks, book, other = make_tasks(store, 1), notebook(tmp_path), notebook(tmp_path)
     talking(tasks, monkeypatch, 0, 0.0)
-    book.raises[what] = OSError(28, "No space left on device")
+    book.raises[what] = error
     observer, warned = followed(tmp_path, full=book, other=other)
     tally = LocalMachine([Device(HERE)]).run(Runs(tasks, store, observer=observer), Watcher(store))
     observer.close()
     assert [record.status for record in tally.records] == ["ok"]
-    sentence = "--log full: the log of tiny/full/1 ends here: OSError: [Errno 28] No space left on device"
-    assert warned == [sentence]
+    assert warned == [f"--log full: the log of tiny/full/1 ends here: {type(error).__name__}: {error}"]
     check_whole(other.logs[0], 1)
 
 
@@ -340,6 +340,31 @@ def test_what_is_no_logger_is_one_sentence(name: str, sentence: str, tmp_path: P
         chosen_loggers([name], Place(tmp_path, offline=True))
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("code", ["raise RuntimeError('boom')", "def (", "raise SystemExit('bye')"])
+def test_a_module_that_raises_as_it_is_imported_is_one_sentence(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "raising_logger.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HarnessError, match=r"^--log raising_logger:X: cannot be imported: \w+: ") as error:
+        chosen_loggers(["raising_logger:X"], Place(tmp_path, offline=True))
+    assert "\n" not in str(error.value)
+
+
+def test_a_logger_that_exits_as_it_is_made_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "exiting_logger.py").write_text(
+        "from harness.loggers.contract import Logger\n"
+        "class Exits(Logger):\n"
+        "    def __init__(self, place):\n"
+        "        raise SystemExit(0)\n"
+        "    def begin(self, run, *, resumed):\n"
+        "        raise NotImplementedError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(HarnessError, match=r"^--log exiting_logger:Exits cannot be used: SystemExit: 0$"):
+        chosen_loggers(["exiting_logger:Exits"], Place(tmp_path, offline=True))
 
 
 def test_one_s_own_is_named_by_module_and_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
