@@ -103,3 +103,14 @@ def test_the_citation_is_of_this_version_and_license() -> None:
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
     assert citation["title"].startswith(project["name"])
     assert citation["authors"]
+
+
+def test_every_planted_fault_stands_once_in_its_file() -> None:
+    faults = tomllib.loads((ROOT / "tests" / "long" / "mutations.toml").read_text(encoding="utf-8"))["fault"]
+    folders = {"harness/methods/": "methods/", "harness/suites/": "suites/"}
+    stale = []
+    for fault in faults:
+        place = next((fault["file"].replace(a, b, 1) for a, b in folders.items() if fault["file"].startswith(a)), None)
+        if (ROOT / (place or fault["file"])).read_text(encoding="utf-8").count(fault["old"]) != 1:
+            stale.append(fault["id"])
+    assert len(faults) > 400 and not stale
