@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,8 +29,9 @@ Begin = Callable[[], Followed]
 def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give where loggers write; Trackio takes its folder when it is imported, and this process imports it once."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setattr("trackio.utils.TRACKIO_DIR", tmp_path / LOGS / "trackio", raising=False)
-    monkeypatch.setattr("trackio.sqlite_storage.TRACKIO_DIR", tmp_path / LOGS / "trackio", raising=False)
+    if importlib.util.find_spec("trackio") is not None:
+        for module in ("utils", "sqlite_storage"):
+            monkeypatch.setattr(f"trackio.{module}.TRACKIO_DIR", tmp_path / LOGS / "trackio", raising=False)
     return tmp_path / LOGS
 
 
