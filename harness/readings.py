@@ -5,7 +5,7 @@ A reader that asks here needs no knowledge of where a record keeps things; what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from harness.catalogue.devices import DeviceSpec, known_device, load_devices
 from harness.record import Record, Score
 from harness.record_training import MemoryBreakdown, Prediction, StepCurve, TrackedPeak, TrainResult
+from harness.spec import RunSpec
 
 
 class PeakPlace(NamedTuple):
@@ -49,6 +50,46 @@ def ran_on_cuda(record: Record) -> bool:
 def began_busy(record: Record) -> bool:
     """Return whether others used the device when the run began."""
     return record.environment.not_idle() is not None
+
+
+def spec_of(record: Record) -> RunSpec:
+    """Return what was to be run."""
+    return record.spec
+
+
+def all_scores(record: Record) -> tuple[Score, ...]:
+    """Return every score that stands in a record, its own tasks' and groups'."""
+    return record.scores
+
+
+def scored_run(record: Record) -> str:
+    """Return the name of the run whose scores a record has: its own, or that to which they were added."""
+    return record.of or record.uuid
+
+
+def recorded_as(records: Iterable[Record], uuid: str) -> Record | None:
+    """Return the record of a name, or None."""
+    return next((record for record in records if record.uuid == uuid), None)
+
+
+def each_once(records: Sequence[Record]) -> tuple[Record, ...]:
+    """Return records without those that stand there again: the first of each name, in their order."""
+    return tuple(reversed({record.uuid: record for record in reversed(records)}.values()))
+
+
+def newest_runs(records: Iterable[Record], run_ids: Container[str] | None = None) -> frozenset[str]:
+    """Return the names of the newest records of runs.
+
+    Args:
+        records: In the order of time.
+        run_ids: Of the runs that count, wherever they ran; None: all, of each environment the newest.
+    """
+    newest = {
+        (record.run_id, record.environment_id if run_ids is None else ""): record.uuid
+        for record in records
+        if record.is_run and (run_ids is None or record.run_id in run_ids)
+    }
+    return frozenset(newest.values())
 
 
 def headline_scores(record: Record) -> list[Score]:

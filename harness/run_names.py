@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import product
 
 from harness.label_text import same_label
+from harness.readings import spec_of
 from harness.record import Record
 from harness.spec import RunSpec
 
@@ -60,7 +61,7 @@ def folder_name(record: Record) -> str:
     The digits are those of the record: two runs of one name, and letters that a file system does not tell apart, keep
     folders of their own.
     """
-    return run_folder(record.spec, record.file_stem)
+    return run_folder(spec_of(record), record.file_stem)
 
 
 def run_folder(spec: RunSpec, of: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.readings import all_scores, newest_runs, scored_run
 from harness.record import Record
 from harness.report.numbers.frames import (
     OF_RECORD,
@@ -42,10 +43,10 @@ def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
     environment.
     """
     runs = [record for record in records if record.is_run]
-    newest = newest_uuids(runs)
+    newest = newest_runs(runs)
     kinds = {name: DTYPES[kind] for name, kind in record_kinds().items()}
     frame = _frame(record_values(runs), record_columns(), kinds)
-    frame.insert(len(OF_RECORD), NEWEST, _column([record.uuid in newest for record in runs], TRUTH))
+    frame.insert(len(OF_RECORD), NEWEST, _column([scored_run(record) in newest for record in runs], TRUTH))
     return frame
 
 
@@ -56,18 +57,13 @@ def scores_frame(records: Sequence[Record]) -> pd.DataFrame:
     its own where scores were added later; and ``newest``, whether that run is the newest.
     """
     runs = [record for record in records if record.is_run]
-    newest = newest_uuids(runs)
-    scored = [record.of or record.uuid for record in records for _ in record.scores]
+    newest = newest_runs(runs)
+    scored = [scored_run(record) for record in records for _ in all_scores(record)]
     columns = (*OF_RECORD, *SCORE_COLUMNS[SCORE_COLUMNS.index(SCORE_FIELDS[0]) :])
     frame = _frame(score_values(records), columns, {})
     frame.insert(len(OF_RECORD), RUN_UUID, _column(scored, WORD))
     frame.insert(len(OF_RECORD) + 1, NEWEST, _column([uuid in newest for uuid in scored], TRUTH))
     return frame
-
-
-def newest_uuids(runs: Sequence[Record]) -> set[str]:
-    """Return the newest of the records of each run in each environment; they stand in the order of time."""
-    return set({(record.run_id, record.environment_id): record.uuid for record in runs}.values())
 
 
 def _frame(rows: Iterable[tuple[Any, ...]], columns: Sequence[str], kinds: Mapping[str, str]) -> pd.DataFrame:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from harness.api.reports import Report, report_of
 from harness.commands.requests import RESULTS
 from harness.errors import HarnessError, near_miss
+from harness.readings import each_once
 from harness.record import Record
 from harness.store import Contents, Store, no_collection
 
@@ -118,8 +119,8 @@ def read(path: str | os.PathLike[str] = RESULTS, *, suite: str | None = None) ->
 
 def _each_once(contents: Contents) -> Contents:
     """Return contents without records that stand there again, as where files were put together, and a sentence."""
-    once = {record.uuid: record for record in reversed(contents.records)}
+    once = each_once(contents.records)
     if (again := len(contents.records) - len(once)) == 0:
         return contents
     said = f"{again} records stand there more than once, by their uuid; each counts once"
-    return Contents(tuple(reversed(once.values())), (*contents.warnings, said))
+    return Contents(once, (*contents.warnings, said))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from harness.api.results import Results
 from harness.commands.requests import RESULTS, AssetsRequest, HowToRun, SelectionRequest, TasksRequest, WhereToRun
 from harness.errors import HarnessError
+from harness.readings import newest_runs, scored_run
 from harness.settings import no_seed
 from harness.store import Contents, Store
 
@@ -134,11 +135,8 @@ def run(
 
 def _of(contents: Contents, asked: frozenset[str]) -> Contents:
     """Return the newest record of each run, and the scores that were added to it."""
-    newest = {record.run_id: record.uuid for record in contents.records if record.is_run and record.run_id in asked}
-    wanted = set(newest.values())
-    return Contents(
-        tuple(record for record in contents.records if (record.of or record.uuid) in wanted), contents.warnings
-    )
+    newest = newest_runs(contents.records, asked)
+    return Contents(tuple(record for record in contents.records if scored_run(record) in newest), contents.warnings)
 
 
 def _path(what: str, given: object) -> str:

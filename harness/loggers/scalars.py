@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from harness import quantities
 from harness.progress import Facts
-from harness.readings import headline_scores
+from harness.readings import all_scores, headline_scores
 from harness.record import Record
 from harness.record_training import NO_NUMBERS, TrainResult
 
@@ -57,7 +57,7 @@ def figures_of(record: Record) -> dict[str, float]:
     """Return what a record holds in single numbers: every quantity by its name, every score by task and metric."""
     read = {f"{FIGURE}{one.name}": one.read(record) for one in quantities.ALL}
     found = {name: value for name, value in read.items() if value is not None}
-    found |= {f"{SCORE}{score.task}/{score.metric}": score.value for score in record.scores}
+    found |= {f"{SCORE}{score.task}/{score.metric}": score.value for score in all_scores(record)}
     headline = headline_scores(record)
     if headline and len({score.unit for score in headline}) == 1:
         found[f"{SCORE}average"] = sum(score.value for score in headline) / len(headline)

@@ -19,6 +19,7 @@ from pathlib import Path
 from harness.answers import answer
 from harness.errors import HarnessError
 from harness.files import said_as, write_file
+from harness.readings import recorded_as, scored_run
 from harness.record import Record
 from harness.runs.describing import Card
 from harness.runs.executor import Limits, Runs
@@ -66,7 +67,7 @@ def do_run(order_json: str, card: Card | None) -> None:
     runs = Runs([task], store, limits, _Wanted(order, store), frozenset(order.retry), card=card, patient=False)
     tally = machine.run(runs, _Silent())
     record = tally.records[-1] if tally.records else None
-    said = Answer(uuid=None if record is None else record.uuid, interrupted=tally.interrupted)
+    said = Answer(uuid=None if record is None else scored_run(record), interrupted=tally.interrupted)
     with said_as(f"{files.folder}: the job's answer cannot be written"):
         write_file(files.answer_file(order.task.uuid), said.model_dump_json())
     if tally.interrupted:
@@ -108,7 +109,7 @@ class _Silent:
 
 def _anew(task: RunTask, store: Store) -> RunTask:
     """Return the task as another attempt where Slurm began this job before: that one has a folder or a record."""
-    known = any(record.uuid == task.uuid for record in store.read(task.spec.suite).records)
+    known = recorded_as(store.read(task.spec.suite).records, task.uuid) is not None
     if not known and not task.work_folder.exists():
         return task
     name = uuid.uuid4().hex

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from harness.errors import HarnessError
+from harness.readings import recorded_as
 from harness.record import Record
 from harness.record_environment import Environment
 from harness.runs.child import left_record
@@ -199,7 +200,7 @@ class SlurmSession:
     def _stored(self, task: RunTask, name: str) -> Record | None:
         """Return the record that a job has stored."""
         records = self._records[task.spec.suite].contents().records
-        found = next((record for record in records if record.uuid == name), None)
+        found = recorded_as(records, name)
         if found is not None and found.was_interrupted:
             self._cut.append(task)
         return found

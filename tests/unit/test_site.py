@@ -16,7 +16,7 @@ import harness.plugin
 from harness.cli import COMMANDS, build_parser
 from tests.documents import DOCUMENTS, ROOT
 
-sys.path.insert(0, str(ROOT / "docs" / "site"))
+sys.path.append(str(ROOT / "docs" / "site"))  # at the end: processes that tests start take the path over
 import findings_pages
 import pages
 
