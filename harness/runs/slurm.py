@@ -31,15 +31,12 @@ from harness.runs.signals import sigterm_interrupts
 from harness.runs.slurm_files import SlurmFiles, Submission
 from harness.runs.slurm_job import describe
 from harness.runs.slurm_jobs import Followed, ask
-from harness.runs.slurm_session import SlurmSession
+from harness.runs.slurm_session import POLL_SECONDS, STATES_SECONDS, SlurmSession
 from harness.runs.slurm_settings import SlurmSettings
 from harness.source import source_checksum
 
 QUIET = {"SUBMITIT_LOG_LEVEL": "ERROR"}
 """Read by submitit when it is imported."""
-POLL_SECONDS = 1.0
-STATES_SECONDS = 10.0
-"""How often Slurm is asked for the states of jobs."""
 LAG_SECONDS = {"slurm": 15.0, "local": 1.0}
 """How long what a job wrote last may take to be seen by the parent."""
 PROGRAMS = ("sbatch", "srun", "scancel", "sacct")
