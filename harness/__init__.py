@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["HarnessError", "Report", "Results", "__version__", "read", "run"]
 _PLACES = {
     "HarnessError": "errors",

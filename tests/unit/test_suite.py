@@ -310,6 +310,7 @@ def test_every_suite_has_a_small_twin_of_another_protocol() -> None:
         "commonsense-packed",
         "configurations",
         "quickstart",
+        "small-study",
     }  # another's code path
     assert {name for name in suite_names() if not name.endswith("-small")} - variants == set(SMALL)
     for name in SMALL:
