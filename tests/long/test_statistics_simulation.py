@@ -21,6 +21,7 @@ from harness.record import Record, Score
 from harness.report.comparing.cells import Comparison
 from harness.report.comparing.compare import compare_sides
 from harness.report.reading.sides import Side
+from harness.report.statistics.blocked import blocked_means
 from harness.report.statistics.changes import log_changes
 from harness.report.statistics.family import holm
 from harness.report.statistics.intervals import t_interval
@@ -382,3 +383,17 @@ def coverage(num_seeds: int, num_tasks: int, swing: float, effect: float) -> flo
         found = compare_methods([a for a, _ in pairs], [b for _, b in pairs])
         covered += found.interval[0] <= 0.1 <= found.interval[1]
     return covered / COMPARISONS
+
+
+@pytest.mark.parametrize(
+    ("spreads", "most"), [((1.0,) * 9, 0.05), ((1.0,) * 6 + (2.0,) * 3, 0.08), ((1.0,) * 8 + (4.0,), 0.12)]
+)
+def test_losses_that_are_alike_are_seldom_told_apart(spreads: tuple[float, ...], most: float) -> None:
+    draw = np.random.default_rng(len(set(spreads)))
+    apart = 0
+    for _ in range(COMPARISONS):
+        values = draw.normal(size=(9, 3)) * np.array(spreads)[:, None] + 3 * draw.normal(size=3)
+        found = blocked_means(values)
+        apart += any(found.apart(i, j) for i in range(9) for j in range(i))
+    print(f"spreads {spreads}: some pair told apart in {apart} of {COMPARISONS}")
+    assert apart / COMPARISONS <= most + 3 * ERROR

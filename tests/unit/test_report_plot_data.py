@@ -24,7 +24,7 @@ from harness.record import Proof, Record
 from harness.record_training import BlockActivity
 from harness.report.plots.blocks import block_figure, changing_probabilities, draw_probabilities
 from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
-from harness.report.plots.memory_score import memory_score_figure, pareto_front
+from harness.report.plots.memory_against import memory_score_figure, pareto_front
 from harness.report.plots.names import shortened
 from harness.report.plots.shown import DRAWN
 from harness.report.plots.style import FORMATS, HATCHES, common_style, label_styles

@@ -66,7 +66,7 @@ def test_each_plot_is_written_as_svg_png_and_pdf(drawn: dict[str, list[Path]]) -
 def test_the_svg_is_xml_that_holds_every_label_as_text(drawn: dict[str, list[Path]], name: str) -> None:
     found = texts(drawn[name][0])
     # a name beside its point has its beginning and its end
-    hostile = "lora[a|b `c`…" if name == "memory_score" else "lora[a|b `c` <script>alert(1)</script> …"
+    hostile = "lora[a|b `c`…" if name in {"memory_score", "memory_loss"} else "lora[a|b `c` <script>alert(1)</script> …"
     for label in ("full", "lora", "galore", "lisa", "owlore", hostile):
         assert label in found
     assert ("base" in found) == (name in {"memory_score", "tasks"})

@@ -32,7 +32,7 @@ def rows_of(file: Path) -> list[dict[str, str]]:
 def test_both_formats_write_every_file_and_nothing_else(tmp_path: Path) -> None:
     suite, contents = mixed()
     files = write_report(suite, contents, tmp_path / "out", ["md", "csv"])
-    names = ("memory_score", "tasks", "memory", "loss", "loss_tokens", "loss_seconds", "blocks")
+    names = ("memory_score", "memory_loss", "tasks", "memory", "loss", "loss_tokens", "loss_seconds", "blocks")
     plots = [f"plots/{name}.{kind}" for name in names for kind in ("svg", "png", "pdf")]
     found = [file.relative_to(tmp_path / "out").as_posix() for file in files]
     assert found == ["report.md", "scores.csv", "runs.csv", *plots]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from harness import quantities
 from harness.quantity import Quantity
+from harness.report.pages.losses import Losses, losses_sentences
 from harness.report.pages.pairs import Pair
 from harness.report.reading.estimates import over_seeds
 from harness.report.reading.summary import Row, Summary
@@ -14,22 +15,27 @@ from harness.report.reading.words import status_words
 from harness.report.statistics.intervals import LEVEL
 from harness.report.units import UNITS, bare
 
+NO_LOSSES: Mapping[str, Sequence[Losses]] = {}
 MOST_NAMED = 6
 """Pairs of labels that are told apart and named."""
 
 
-def outcome_sentences(summary: Summary, pairs: Mapping[str, Sequence[Pair]]) -> list[str]:
+def outcome_sentences(
+    summary: Summary, pairs: Mapping[str, Sequence[Pair]], losses: Mapping[str, Sequence[Losses]] = NO_LOSSES
+) -> list[str]:
     """Return how many runs have a result, which labels can be told apart, and the ranges of memory and loss.
 
     Args:
         summary: What is reported.
         pairs: The comparisons of each model's labels that could be made.
+        losses: Those by a loss.
     """
     sentences = [_runs_sentence(summary)]
     models = [model for model in summary.models if summary.has_records(model)]
     for model in models:
         said = [
             *([_apart_sentence(pairs[model])] if model in pairs else []),
+            *losses_sentences(losses.get(model, ())),
             *_range_sentences(summary, summary.rows_of(model)),
         ]
         sentences += [f"{model}: {sentence}" if len(models) > 1 else sentence for sentence in said]

@@ -23,6 +23,8 @@ from harness.report.pages.document import (
     Text,
     file_stem,
 )
+from harness.report.pages.losses import DEFINITIONS as LOSSES_DEFINITIONS
+from harness.report.pages.losses import found_losses, losses_blocks
 from harness.report.pages.outcome import outcome_sentences
 from harness.report.pages.pairs import DEFINITIONS as PAIR_DEFINITIONS
 from harness.report.pages.pairs import found_pairs, told_apart_blocks
@@ -95,10 +97,12 @@ def report_document(
     """
     suite, view = summary.suite, summary.view
     pairs = {} if read_items is None else found_pairs(summary, read_items)
+    losses = found_losses(summary)
     blocks: list[Block] = [Heading(1, f"Report of suite {suite.name}, version {view.suite_version}")]
     blocks += [Paragraph(suite.description), Heading(2, OUTCOME_TITLE)]
-    blocks += [Bullets(tuple(outcome_sentences(summary, pairs))), Heading(2, "Results"), *_results(summary)]
+    blocks += [Bullets(tuple(outcome_sentences(summary, pairs, losses))), Heading(2, "Results"), *_results(summary)]
     blocks += told_apart_blocks(summary, pairs)
+    blocks += losses_blocks(summary, losses)
     if calibration is not None:
         blocks += calibration_blocks(summary, calibration)
     blocks += [Heading(2, "Notes"), Bullets(tuple(all_notes(summary)))]
@@ -113,7 +117,7 @@ def report_document(
     blocks.append(Heading(2, MISSING_TITLE))
     blocks.append(Paragraph("Every run has one.") if missing is None else TableBlock(missing))
     blocks += proof_blocks(summary)
-    blocks += [Heading(2, "How to read the tables"), _definitions(summary, told_apart=bool(pairs))]
+    blocks += [Heading(2, "How to read the tables"), _definitions(summary, told_apart=bool(pairs), losses=bool(losses))]
     blocks += [Heading(2, "Protocol"), *_protocol(summary), Heading(2, "Environment")]
     records = [run.record for row in summary.rows for run in row.runs if run.record is not None]
     blocks.append(Paragraph(f"Environment {view.environment_id}."))
@@ -121,13 +125,14 @@ def report_document(
     return tuple(blocks)
 
 
-def _definitions(summary: Summary, *, told_apart: bool) -> Definitions:
+def _definitions(summary: Summary, *, told_apart: bool, losses: bool) -> Definitions:
     """Return what the words of the tables mean, in the order of the tables."""
     found = [*judging.DEFINITIONS] if judging.judges_of(summary) else []
     found += groups.DEFINITIONS if groups.groups_of(summary) else ()
     found += SCORE_DEFINITIONS if summary.columns else ()
     found += [*map(definition, shown_quantities(summary.rows, "table")), BUSY_DEFINITION]
     found += PAIR_DEFINITIONS if told_apart else ()
+    found += LOSSES_DEFINITIONS if losses else ()
     return Definitions(tuple((term, Prose(text)) for term, text in found))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from harness.report.plots import blocks as block_plots
 from harness.report.plots import loss as loss_plots
 from harness.report.plots import memory as memory_plots
-from harness.report.plots import memory_score as score_plots
+from harness.report.plots import memory_against
 from harness.report.plots import sweeps as sweep_plots
 from harness.report.plots import tasks as task_plots
 from harness.report.plots.style import LabelStyle, common_style, label_styles, save_figure
@@ -40,7 +40,12 @@ def _loss(title: str, progress: loss_plots.Progress) -> Plot:
 
 
 DRAWN: dict[str, Plot] = {
-    "memory_score": Plot("Memory against score", score_plots.MEMORY_SCORE_CAPTION, score_plots.memory_score_figure),
+    "memory_score": Plot(
+        "Memory against score", memory_against.MEMORY_SCORE_CAPTION, memory_against.memory_score_figure
+    ),
+    "memory_loss": Plot(
+        "Memory against held-out loss", memory_against.MEMORY_LOSS_CAPTION, memory_against.memory_loss_figure
+    ),
     "tasks": Plot("Scores by task", task_plots.CAPTION, task_plots.task_figure),
     "memory": Plot(
         "What the memory peak is made of, measured and predicted", memory_plots.CAPTION, memory_plots.memory_figure

@@ -1,20 +1,19 @@
-"""The plots of scores: memory against score with its front, and a bar a label for every task."""
+"""Memory against what it bought: the average score, and the held-out loss, each with its front."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from harness.quantities import PEAK_MEMORY, TRACKED_PEAK
+from harness.quantities import HELD_OUT_LOSS, PEAK_MEMORY, TRACKED_PEAK
 from harness.report.plots.names import Named, Segment, write_names
 from harness.report.plots.panels import finish, panels, set_x_label, shown_models
 from harness.report.plots.style import GREY, NO_NAME, LabelStyle
-from harness.report.reading.estimates import average_of_row, average_title
+from harness.report.reading.estimates import average_of_row, average_title, over_seeds
 from harness.report.reading.summary import Row, Summary
 from harness.report.reading.words import NOT_SCORED
-from harness.report.statistics.intervals import Estimate
 from harness.report.table import one_line
 from harness.report.units import GIB
 
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANEL_HEIGHT = 2.5
+LEAST_POINTS = 2
+"""Of a model in the plot of losses: one alone is compared with nothing."""
 CUDA_AXIS = "peak memory in training (CUDA, allocated), GiB"
 TRACKED_AXIS = "tracked peak of the first steps, GiB\n(live storages on the CPU: not GPU memory)"
 MEMORY_SCORE_CAPTION = (
@@ -32,6 +33,12 @@ MEMORY_SCORE_CAPTION = (
     "95% interval. The thin steps are the Pareto front: the best mean that so much memory bought here. It joins point "
     "estimates and is no test: a label below it may well be as good. What does not train is a level and no point, "
     "and no part of the front."
+)
+MEMORY_LOSS_CAPTION = (
+    "Across: the largest peak over the seeds, as in the tables, with a line to the smallest; without CUDA it is the "
+    "tracked peak. Up: the mean held-out loss, lower being better, with a line from the lowest to the highest seed, "
+    "which is no interval. The thin steps are the Pareto front: the lowest mean that so much memory bought here. It "
+    "joins means and is no test: which labels can be told apart by their loss says the table of losses."
 )
 
 
@@ -42,55 +49,104 @@ class Point:
     label: str
     peaks: tuple[float, ...]
     """Bytes, one a seed; empty for a label that does not train."""
-    score: Estimate
+    up: float
+    """As it is drawn."""
+    reach: tuple[float, float] | None
+    """From where to where a line goes through it."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """What is drawn against memory."""
+
+    title: str
+    axis: str
+    lower_is_better: bool
+    lacking: str
+    """Of labels with a result and no point."""
 
 
 def memory_score_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | None:
     """Return memory against the average score, a panel a model, or None where no label has both."""
-    from matplotlib.lines import Line2D
-
-    cuda = summary.view.environment.on_cuda
     averages = {(row.model, row.label): average_of_row(row, summary.columns) for row in summary.rows if row.finished}
     unit = next((average[1] for average in averages.values() if average is not None), None)
+    scale = 100 if unit == "fraction" else 1
     points: dict[str, list[Point]] = {}
-    for row in summary.rows:
+    for row, peaks in _with_peaks(summary):
         average = averages.get((row.model, row.label))
-        peaks = _peaks(row, cuda=cuda)
-        if average is not None and average[1] == unit and (peaks or row.trains is False):
-            points.setdefault(row.model, []).append(Point(row.label, peaks, average[0]))
+        if average is not None and average[1] == unit:
+            estimate = average[0]
+            reach = None if estimate.interval is None else (scale * estimate.interval[0], scale * estimate.interval[1])
+            points.setdefault(row.model, []).append(Point(row.label, peaks, scale * estimate.mean, reach))
+    axis = f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}"
+    against = Against("Memory against score, with 95% intervals", axis, lower_is_better=False, lacking=NOT_SCORED)
+    return _figure(summary, styles, points, against)
+
+
+def memory_loss_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figure | None:
+    """Return memory against the held-out loss, a panel a model, or None where fewer than two labels have both."""
+    points: dict[str, list[Point]] = {}
+    for row, peaks in _with_peaks(summary):
+        mean = over_seeds(row, HELD_OUT_LOSS)
+        read = [HELD_OUT_LOSS.read(record) for record in row.records]
+        values = [value for value in read if value is not None]
+        if mean is not None and peaks:
+            reach = (min(values), max(values)) if len(values) > 1 else None
+            points.setdefault(row.model, []).append(Point(row.label, peaks, mean, reach))
+    if all(len(found) < LEAST_POINTS for found in points.values()):
+        return None
+    against = Against("Memory against held-out loss", "held-out loss, nats", lower_is_better=True, lacking="no loss")
+    return _figure(summary, styles, points, against)
+
+
+def _with_peaks(summary: Summary) -> Iterable[tuple[Row, tuple[float, ...]]]:
+    """Yield the rows that have a peak, or do not train."""
+    for row in summary.rows:
+        peaks = _peaks(row, cuda=summary.view.environment.on_cuda)
+        if peaks or row.trains is False:
+            yield row, peaks
+
+
+def _figure(
+    summary: Summary, styles: dict[str, LabelStyle], points: Mapping[str, Sequence[Point]], against: Against
+) -> Figure | None:
+    from matplotlib.lines import Line2D
+
     models = shown_models(summary, (model for model, found in points.items() if any(point.peaks for point in found)))
     if not models:
         return None
-    scale = 100 if unit == "fraction" else 1
+    cuda = summary.view.environment.on_cuda
     figure, axes = panels(models, PANEL_HEIGHT)
     for axis, model in zip(axes, models, strict=True):
         found = points.get(model, [])
         for point in found:
-            _draw_point(axis, styles[point.label], point, scale)
-        _draw_front(axis, found, scale)
+            _draw_point(axis, styles[point.label], point)
+        _draw_front(axis, found, against)
         drawn = {point.label for point in found}
         lacking = [row for row in summary.rows_of(model) if row.finished and row.label not in drawn]
-        words = f"{NOT_SCORED}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
+        if against.lower_is_better:
+            lacking = [row for row in lacking if row.trains]
+        words = f"{against.lacking}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
         set_x_label(axis, CUDA_AXIS if cuda else TRACKED_AXIS, summary.rows_of(model), extra=words)
-        axis.set_ylabel(f"{average_title(summary)}, {'%' if unit == 'fraction' else unit}")
+        axis.set_ylabel(against.axis)
         axis.margins(x=0.18, y=0.12)
         if not any(point.peaks for point in found):
             axis.set_xticks([])  # nothing stands at any place across
     entries: list[tuple[Artist, str]] = [(Line2D([], [], color=GREY, linewidth=0.7), "Pareto front")]
     if any(not point.peaks for found in points.values() for point in found):
         entries.append((Line2D([], [], color=GREY, linestyle="--", linewidth=1.0), "no training"))
-    finish(figure, "Memory against score, with 95% intervals", entries)
+    finish(figure, against.title, entries)
     figure.draw_without_rendering()  # lays the figure out: a name is placed by where its point then lies
     for axis, model in zip(axes, models, strict=True):
         found = points.get(model, [])
-        write_names(axis, [_named(point, scale) for point in found], _front_segments(found, scale))
+        write_names(axis, [_named(point) for point in found], _front_segments(found, against))
     return figure
 
 
-def _named(point: Point, scale: int) -> Named:
-    low, high = point.score.interval or (point.score.mean, point.score.mean)
+def _named(point: Point) -> Named:
+    low, high = point.reach or (point.up, point.up)
     across = max(point.peaks) / GIB if point.peaks else None
-    return Named(one_line(point.label) or NO_NAME, across, scale * point.score.mean, scale * low, scale * high)
+    return Named(one_line(point.label) or NO_NAME, across, point.up, low, high)
 
 
 def _peaks(row: Row, *, cuda: bool) -> tuple[float, ...]:
@@ -115,45 +171,45 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _front_line(points: Sequence[Point], scale: int) -> list[tuple[float, float]]:
+def _front_line(points: Sequence[Point], against: Against) -> list[tuple[float, float]]:
     """Return the corners of the front, from its first point on; nothing where there is no point."""
-    placed = [(max(point.peaks) / GIB, scale * point.score.mean) for point in points if point.peaks]
+    placed = [(max(point.peaks) / GIB, point.up) for point in points if point.peaks]
     if not placed:
         return []
-    steps = [placed[i] for i in pareto_front(placed)]
+    sign = -1 if against.lower_is_better else 1
+    steps = [placed[i] for i in pareto_front([(memory, sign * up) for memory, up in placed])]
     return [*steps, (max(memory for memory, _ in placed), steps[-1][1])]
 
 
-def _front_segments(points: Sequence[Point], scale: int) -> list[Segment]:
-    corners = _front_line(points, scale)
+def _front_segments(points: Sequence[Point], against: Against) -> list[Segment]:
+    corners = _front_line(points, against)
     found: list[Segment] = []
     for (x, y), (next_x, next_y) in pairwise(corners):
         found += [((x, y), (next_x, y)), ((next_x, y), (next_x, next_y))]
     return found
 
 
-def _draw_front(axis: Axes, points: Sequence[Point], scale: int) -> None:
-    corners = _front_line(points, scale)
+def _draw_front(axis: Axes, points: Sequence[Point], against: Against) -> None:
+    corners = _front_line(points, against)
     if corners:
         x, y = zip(*corners, strict=True)
         axis.plot(x, y, color=GREY, linewidth=0.7, drawstyle="steps-post", zorder=1, gid="front")
 
 
-def _draw_point(axis: Axes, style: LabelStyle, point: Point, scale: int) -> None:
-    score = point.score
+def _draw_point(axis: Axes, style: LabelStyle, point: Point) -> None:
     if not point.peaks:  # no training: a level to compare with, at no memory of training
-        axis.axhline(scale * score.mean, color=style.color, linestyle="--", linewidth=1.0, zorder=1)
+        axis.axhline(point.up, color=style.color, linestyle="--", linewidth=1.0, zorder=1)
         return
     y_errors, x_errors = None, None
-    if score.interval is not None:
-        low, high = score.interval
-        y_errors = [[scale * (score.mean - low)], [scale * (high - score.mean)]]
+    if point.reach is not None:
+        low, high = point.reach
+        y_errors = [[point.up - low], [high - point.up]]
     largest, smallest = max(point.peaks), min(point.peaks)
     if largest > smallest:
         x_errors = [[(largest - smallest) / GIB], [0.0]]
     axis.errorbar(
         largest / GIB,
-        scale * score.mean,
+        point.up,
         xerr=x_errors,
         yerr=y_errors,
         color=style.color,
