@@ -311,6 +311,7 @@ def test_every_suite_has_a_small_twin_of_another_protocol() -> None:
         "configurations",
         "quickstart",
         "small-study",
+        "small-study-gpu",
     }  # another's code path
     assert {name for name in suite_names() if not name.endswith("-small")} - variants == set(SMALL)
     for name in SMALL:
@@ -338,6 +339,22 @@ def test_a_packaged_suite_names_data_and_models_that_there_are(name: str) -> Non
         assert suite.train["validation_rows"] > 0
     for model in suite.models:
         assert models[model].with_weights(suite.weights).weights == suite.weights
+
+
+def test_the_small_study_grows_in_sizes_alone() -> None:
+    small, grown = load_suite("small-study"), load_suite("small-study-gpu")
+    assert (small.labels, small.seeds, small.protocol) == (grown.labels, grown.seeds, grown.protocol)
+    sizes = {"sequence_length", "batch_size", "num_steps", "warmup_steps", "validation_rows", "learning_rate"}
+    of_a_gpu = {"gradient_checkpointing", "validation_every_steps"}
+    changed = {key for key in small.train | grown.train if small.train.get(key) != grown.train.get(key)}
+    assert changed == sizes | of_a_gpu
+    for label in small.labels:
+        theirs, ours = grown.settings.get(label, {}), small.settings.get(label, {})
+        assert {key: ours.get(key) for key in theirs} == theirs  # periods and gaps are shortened in the small one alone
+        assert set(ours) - set(theirs) <= {"interval_steps", "update_gap"}
+    assert small.sweep.keys() == grown.sweep.keys()
+    assert set(small.evaluation.tasks) < set(grown.evaluation.tasks)
+    assert small.tune is not None and grown.tune is not None and small.tune.seeds == grown.tune.seeds
 
 
 def test_the_packed_variant_differs_from_commonsense_in_how_it_trains_alone() -> None:
