@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
+import harness
+
 ROOT = Path(__file__).parents[2]
 COMMANDS = ["tox -e quickstart", "tox"]
 
@@ -101,6 +103,7 @@ def test_the_citation_is_of_this_version_and_license() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = read("CITATION.cff")
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert harness.__version__ == project["version"]
     assert citation["title"].startswith(project["name"])
     assert citation["authors"]
 
