@@ -74,7 +74,7 @@ LOSSES = {
 
 def record(label: str, seed: int, loss: float | None, **changes: Any) -> Any:
     made = make.make_record(label, seed=seed, minute=seed, **changes)
-    read = {"validation_loss_after": loss, "general_loss_after": None}
+    read = {"validation_loss_before": 4.0, "validation_loss_after": loss, "general_loss_after": None}
     return made.model_copy(update={"train": made.train.model_copy(update=read)})
 
 
@@ -118,13 +118,53 @@ def test_a_label_that_lacks_a_seed_is_left_out_by_name() -> None:
     (losses,) = found_losses(summary)["tiny"]
     assert losses.labels == ("full", "lora", "lisa") and losses.left_out == ("galore",)
     said = [block.text for block in losses_blocks(summary, {"tiny": [losses]}) if isinstance(block, Paragraph)]
-    assert said == ["Of other seeds or another precision, and not compared: galore."]
+    assert said == ["Not compared: galore."]
 
 
 def test_the_seeds_are_those_that_tell_most() -> None:
     summary = summary_of({"full": (2.20, 2.25, 2.23), "lora": (2.21, 2.26), "lisa": (2.50, 2.56)})
     losses = losses_of(summary.rows_of("tiny"), HELD_OUT_LOSS)
     assert losses is not None and losses.labels == ("full", "lora", "lisa") and losses.seeds == (1, 2)
+
+
+def test_seeds_that_two_labels_share_are_enough() -> None:
+    full = [record("full", seed, loss) for seed, loss in ((1, 2.2), (2, 2.3), (3, 2.25))]
+    lora = [record("lora", seed, loss) for seed, loss in ((2, 2.4), (3, 2.35), (4, 2.5))]
+    suite = make.make_suite(labels=("full", "lora"), seeds=(1, 2, 3, 4))
+    losses = losses_of(summarize(suite, Contents((*full, *lora))).rows_of("tiny"), HELD_OUT_LOSS)
+    assert losses is not None and losses.seeds == (2, 3)
+
+
+@pytest.mark.parametrize("wild", [(3.9, 7.5, 3.8), (float("nan"), 2.3, 2.3), (float("inf"),) * 3])
+def test_a_label_that_came_to_nothing_is_named_and_hides_nothing(wild: tuple[float, ...]) -> None:
+    summary = summary_of({**LOSSES, "galore": wild})
+    (losses,) = found_losses(summary)["tiny"]
+    assert losses.left_out == ("galore",)
+    assert losses.blocked == found_losses(summary_of(LOSSES))["tiny"][0].blocked
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"sequence_length": 64}, {"batch_size": 7}, {"validation_rows": 3}, {"prompt": "plain"}, {"dtype": "bf16"}],
+)
+def test_a_label_on_other_rows_batches_or_precision_is_not_compared(change: dict[str, Any]) -> None:
+    records = [
+        record(label, seed, loss, **({"spec": {"train": made_train(change)}} if label == "galore" else {}))
+        for label, values in {**LOSSES, "galore": (2.3, 2.35, 2.32)}.items()
+        for seed, loss in enumerate(values, start=1)
+    ]
+    suite = make.make_suite(labels=(*LOSSES, "galore"), seeds=(1, 2, 3))
+    (losses,) = found_losses(summarize(suite, Contents(tuple(records))))["tiny"]
+    assert losses.labels == tuple(LOSSES) and losses.left_out == ("galore",)
+
+
+def made_train(change: dict[str, Any]) -> Any:
+    return make.make_record("full").spec.train.model_copy(update=change)
+
+
+def test_losses_that_are_alike_but_for_rounding_are_not_told_apart() -> None:
+    (losses,) = found_losses(summary_of({"full": (2.2, 2.3, 2.4), "lora": (2.20001, 2.30001, 2.40001)}))["tiny"]
+    assert not losses.pairs_apart and losses.blocked.smallest_apart == 1e-4
 
 
 def test_one_seed_or_one_label_or_no_loss_has_no_table() -> None:

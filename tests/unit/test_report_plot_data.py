@@ -24,7 +24,7 @@ from harness.record import Proof, Record
 from harness.record_training import BlockActivity
 from harness.report.plots.blocks import block_figure, changing_probabilities, draw_probabilities
 from harness.report.plots.loss import SECONDS, STEPS, TOKENS, loss_figure, mean_curve
-from harness.report.plots.memory_against import memory_score_figure, pareto_front
+from harness.report.plots.memory_against import memory_loss_figure, memory_score_figure, pareto_front
 from harness.report.plots.names import shortened
 from harness.report.plots.shown import DRAWN
 from harness.report.plots.style import FORMATS, HATCHES, common_style, label_styles
@@ -86,6 +86,69 @@ def test_points_of_memory_and_score_are_the_records_and_base_is_no_part_of_the_f
     assert (3.0, pytest.approx(scores["full"])) in [tuple(point) for point in front]
     assert front[:, 0].max() == 5.0
     assert scores["base"] not in front[:, 1]
+
+
+def with_loss(label: str, loss: float | None, *, grows: float = 1.0, seed: int = 1, predicted: bool = True) -> Any:
+    """Return a run on a CPU whose predicted peak is ``grows`` times the tracked one."""
+    record = make.with_memory(make.make_record(label, seed=seed, minute=seed), predicted=predicted)
+    changes = {"train": record.train.model_copy(update={"validation_loss_after": loss})}
+    if predicted:
+        peak = int(grows * make.make_breakdown(label).total_bytes)
+        changes["prediction"] = record.prediction.model_copy(update={"peak_bytes": peak})
+    return record.model_copy(update=changes)
+
+
+def test_points_of_memory_and_loss_are_the_records_and_less_loss_is_the_front() -> None:
+    suite = make.make_suite(labels=("base", "full", "lora", "lisa"), seeds=(1, 2))
+    losses = {
+        ("full", 1): 2.0,
+        ("full", 2): 2.2,
+        ("lora", 1): 2.3,
+        ("lora", 2): 2.5,
+        ("lisa", 1): 2.9,
+        ("lisa", 2): 2.7,
+    }
+    records = [with_loss(label, loss, seed=seed) for (label, seed), loss in losses.items()]
+    summary = summary_of(suite, make.make_record("base"), *records)
+    axis = drawn(memory_loss_figure(summary, styles_of(summary))).axes[0]
+    points = {bars.get_label(): tuple(bars.lines[0].get_xydata()[0]) for bars in axis.containers}
+    size = {label: make.make_breakdown(label).total_bytes / make.GIB for label in ("full", "lora", "lisa")}
+    assert points == {
+        "full": pytest.approx((size["full"], 2.1)),
+        "lora": pytest.approx((size["lora"], 2.4)),
+        "lisa": pytest.approx((size["lisa"], 2.8)),
+    }
+    assert axis.get_ylabel() == "held-out loss, nats" and "tracked peak" in axis.get_xlabel()
+    front = [tuple(corner) for corner in line_called(axis, "front")]
+    assert (pytest.approx(size["lora"]), pytest.approx(2.4)) in front
+    assert all(up != pytest.approx(2.8) for _, up in front)  # more memory than lora, and a higher loss
+
+
+def test_where_memory_grows_after_the_tracked_steps_every_label_stands_at_its_predicted_peak() -> None:
+    suite = make.make_suite(labels=("full", "lisa"))
+    summary = summary_of(suite, with_loss("full", 2.0), with_loss("lisa", 2.5, grows=1.5))
+    for figure in (memory_loss_figure, memory_score_figure):
+        axis = drawn(figure(summary, styles_of(summary))).axes[0]
+        points = {bars.get_label(): bars.lines[0].get_xydata()[0][0] for bars in axis.containers}
+        size = {label: make.make_breakdown(label).total_bytes / make.GIB for label in ("full", "lisa")}
+        assert points == {"full": pytest.approx(size["full"]), "lisa": pytest.approx(1.5 * size["lisa"])}
+        assert axis.get_xlabel().startswith("predicted peak of the whole run")
+    lacks = summary_of(suite, with_loss("full", 2.0, predicted=False), with_loss("lisa", 2.5, grows=1.5))
+    axis = drawn(memory_loss_figure(lacks, styles_of(lacks))).axes[0]
+    assert "tracked peak" in axis.get_xlabel()  # of all labels the same
+
+
+def test_a_loss_that_is_not_finite_is_no_point_and_is_named() -> None:
+    suite = make.make_suite(labels=("full", "lora", "lisa"))
+    summary = summary_of(suite, with_loss("full", 2.0), with_loss("lora", float("nan")), with_loss("lisa", 2.5))
+    axis = drawn(memory_loss_figure(summary, styles_of(summary))).axes[0]
+    assert {bars.get_label() for bars in axis.containers} == {"full", "lisa"}
+    assert "no finite loss, or no peak: lora" in axis.get_xlabel()
+
+
+def test_one_loss_is_compared_with_nothing() -> None:
+    summary = summary_of(make.make_suite(labels=("full", "lora")), with_loss("full", 2.0), with_loss("lora", None))
+    assert memory_loss_figure(summary, styles_of(summary)) is None
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -6,8 +6,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from harness.quantities import GENERAL_LOSS, HELD_OUT_LOSS
+from harness.quantities import GENERAL_LOSS, HELD_OUT_BEFORE, HELD_OUT_LOSS
 from harness.quantity import Quantity
 from harness.report.pages.document import Block, Heading, Paragraph, TableBlock
 from harness.report.reading.summary import Row, Summary
@@ -24,8 +25,18 @@ LOSSES_DEFINITION = (
     "part falls out. Two are told apart where they differ by more than Tukey's honest significant difference at "
     f"{percent(1 - LEVEL)}% over all pairs of the table, by the variance of what neither label nor seed explains; "
     "where the differences of a pair spread more than that from seed to seed, by half their own. It covers the draws "
-    "of batches, blocks and adapters, and not the choice of the rows whose loss is taken."
+    "of batches, blocks and adapters; not the choice of the rows whose loss is taken, nor that of the learning rates: "
+    "a difference as small as that between two neighbours of a grid is none of methods. Left out by name are labels "
+    "with a run that ended above its held-out loss before training or without a finite one, that lack a seed of the "
+    "others, or that train on other rows, batches or in another precision."
 )
+LEAST = 1e-4
+"""Nats: what is nearer is rounding, whatever seeds do."""
+ALIKE = (
+    *("data", "prompt", "loss_on", "packing", "sequence_length", "batch_size", "gradient_accumulation_steps"),
+    *("validation_rows", "dtype", "quantization"),
+)
+"""Settings that labels must share for a seed to draw the same batches and a loss to be of the same rows."""
 DEFINITIONS = (("losses told apart", LOSSES_DEFINITION),)
 
 
@@ -40,7 +51,7 @@ class Losses:
     """Nats, of each label with each seed."""
     blocked: Blocked
     left_out: tuple[str, ...]
-    """Labels with a loss that lack a seed of the others', or that train in another precision."""
+    """Labels with a loss that are not compared."""
 
     @property
     def pairs_apart(self) -> frozenset[frozenset[str]]:
@@ -62,32 +73,58 @@ def losses_of(rows: Sequence[Row], quantity: Quantity) -> Losses | None:
     """Return a loss of the rows of one model that share at least two seeds; None where no two do."""
     import numpy as np
 
-    given: dict[str, tuple[str, dict[int, float]]] = {}
-    for row in rows:
-        read = {run.seed: quantity.read(run.record) for run in row.finished if run.record is not None}
-        values = {seed: value for seed, value in read.items() if value is not None and math.isfinite(value)}
-        if row.trains and row.spec is not None and values:
-            given[row.label] = row.spec.dtype, values
-    precision, seeds = _most_telling([(dtype, frozenset(values)) for dtype, values in given.values()])
+    found = ((row.label, _readings(row, quantity)) for row in rows if row.trains and row.finished)
+    given = {label: readings for label, readings in found if readings is not None}
+    usable = {label: readings for label, readings in given.items() if readings.usable}
+    alike, seeds = _most_telling(list(usable.values()))
     chosen = {
-        label: values for label, (dtype, values) in given.items() if dtype == precision and seeds <= values.keys()
+        label: readings.values
+        for label, readings in usable.items()
+        if readings.alike == alike and seeds <= readings.values.keys()
     }
     if len(chosen) < 2:
         return None
-    table = np.array([[values[seed] for seed in sorted(seeds)] for values in chosen.values()])
+    order = sorted(seeds)
+    table = np.array([[values[seed] for seed in order] for values in chosen.values()])
     left_out = tuple(label for label in given if label not in chosen)
     shown = tuple(tuple(map(float, line)) for line in table)
-    return Losses(quantity, tuple(chosen), tuple(sorted(seeds)), shown, blocked_means(table), left_out)
+    return Losses(quantity, tuple(chosen), tuple(order), shown, blocked_means(table, least=LEAST), left_out)
 
 
-def _most_telling(given: Sequence[tuple[str, frozenset[int]]]) -> tuple[str | None, frozenset[int]]:
-    """Return the precision and the seeds of which labels give the most degrees of freedom; None where none has two."""
-    freedom = {
-        (dtype, seeds): (sum(dtype == other and seeds <= others for other, others in given) - 1) * (len(seeds) - 1)
-        for dtype, seeds in given
-    }
+@dataclass(frozen=True)
+class _Readings:
+    """One loss of one label."""
+
+    alike: tuple[Any, ...]
+    """What labels must share to be compared."""
+    values: dict[int, float]
+    """By seed; nothing that is not finite."""
+    usable: bool
+    """False: a run has no finite loss, or ended above where it began."""
+
+
+def _readings(row: Row, quantity: Quantity) -> _Readings | None:
+    """Return what was read of a loss; None where nothing was."""
+    assert row.spec is not None and row.spec.train is not None
+    runs = [(run.seed, run.record) for run in row.finished if run.record is not None]
+    read = {seed: value for seed, record in runs if (value := quantity.read(record)) is not None}
+    finite = {seed: value for seed, value in read.items() if math.isfinite(value)}
+    ends = [(HELD_OUT_BEFORE.read(record), HELD_OUT_LOSS.read(record)) for _, record in runs]
+    learned = all(before is None or after is None or after <= before for before, after in ends)
+    alike = (*(getattr(row.spec.train, name) for name in ALIKE), row.spec.sources.get("train"))
+    return _Readings(alike, finite, usable=learned and len(finite) == len(read)) if read else None
+
+
+def _most_telling(given: Sequence[_Readings]) -> tuple[tuple[Any, ...] | None, frozenset[int]]:
+    """Return what labels share and the seeds that give the most degrees of freedom; None where nothing gives any."""
+    freedom: dict[tuple[tuple[Any, ...], frozenset[int]], int] = {}
+    for one, other in itertools.combinations(given, 2):
+        seeds = frozenset(one.values) & frozenset(other.values)
+        if one.alike == other.alike and (one.alike, seeds) not in freedom:
+            sharing = sum(third.alike == one.alike and seeds <= third.values.keys() for third in given)
+            freedom[one.alike, seeds] = (sharing - 1) * (len(seeds) - 1)
     found = max(freedom, key=freedom.__getitem__, default=None)
-    return (None, frozenset()) if found is None or not freedom[found] else found
+    return (None, frozenset()) if found is None or freedom[found] < 1 else found
 
 
 def losses_blocks(summary: Summary, found: dict[str, list[Losses]]) -> list[Block]:
@@ -98,8 +135,7 @@ def losses_blocks(summary: Summary, found: dict[str, list[Losses]]) -> list[Bloc
         for losses in several:
             blocks.append(TableBlock(losses_table(losses), _caption(losses)))
             if losses.left_out:
-                others = "Of other seeds or another precision, and not compared: "
-                blocks.append(Paragraph(f"{others}{', '.join(losses.left_out)}."))
+                blocks.append(Paragraph(f"Not compared: {', '.join(losses.left_out)}."))
     return [Heading(2, "Which losses can be told apart"), *blocks] if blocks else []
 
 

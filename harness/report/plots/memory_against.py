@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from harness.quantities import HELD_OUT_LOSS, PEAK_MEMORY, TRACKED_PEAK
+from harness.quantities import HELD_OUT_LOSS, PEAK_MEMORY, PREDICTED_PEAK, TRACKED_PEAK
+from harness.quantity import Quantity
 from harness.report.plots.names import Named, Segment, write_names
 from harness.report.plots.panels import finish, panels, set_x_label, shown_models
 from harness.report.plots.style import GREY, NO_NAME, LabelStyle
@@ -27,18 +29,23 @@ LEAST_POINTS = 2
 """Of a model in the plot of losses: one alone is compared with nothing."""
 CUDA_AXIS = "peak memory in training (CUDA, allocated), GiB"
 TRACKED_AXIS = "tracked peak of the first steps, GiB\n(live storages on the CPU: not GPU memory)"
-MEMORY_SCORE_CAPTION = (
+PREDICTED_AXIS = "predicted peak of the whole run, GiB\n(for the CPU: not GPU memory)"
+GROWS = 1.02
+"""Of the tracked peak: a run predicted to need more than this goes on growing after its tracked steps."""
+ACROSS = (
     "Across: the largest peak over the seeds, as in the tables, with a line to the smallest; without CUDA it is the "
-    "tracked peak. Up: the average with its "
+    "tracked peak, or, where a run needs more after its tracked steps, the predicted one of every label."
+)
+MEMORY_SCORE_CAPTION = (
+    f"{ACROSS} Up: the average with its "
     "95% interval. The thin steps are the Pareto front: the best mean that so much memory bought here. It joins point "
     "estimates and is no test: a label below it may well be as good. What does not train is a level and no point, "
     "and no part of the front."
 )
 MEMORY_LOSS_CAPTION = (
-    "Across: the largest peak over the seeds, as in the tables, with a line to the smallest; without CUDA it is the "
-    "tracked peak. Up: the mean held-out loss, lower being better, with a line from the lowest to the highest seed, "
+    f"{ACROSS} Up: the mean held-out loss, lower being better, with a line from the lowest to the highest seed, "
     "which is no interval. The thin steps are the Pareto front: the lowest mean that so much memory bought here. It "
-    "joins means and is no test: which labels can be told apart by their loss says the table of losses."
+    "joins means and is no test: where labels share seeds, a table says which losses can be told apart."
 )
 
 
@@ -90,21 +97,36 @@ def memory_loss_figure(summary: Summary, styles: dict[str, LabelStyle]) -> Figur
         mean = over_seeds(row, HELD_OUT_LOSS)
         read = [HELD_OUT_LOSS.read(record) for record in row.records]
         values = [value for value in read if value is not None]
-        if mean is not None and peaks:
+        if mean is not None and math.isfinite(mean) and peaks:
             reach = (min(values), max(values)) if len(values) > 1 else None
             points.setdefault(row.model, []).append(Point(row.label, peaks, mean, reach))
     if all(len(found) < LEAST_POINTS for found in points.values()):
         return None
-    against = Against("Memory against held-out loss", "held-out loss, nats", lower_is_better=True, lacking="no loss")
+    against = Against(
+        "Memory against held-out loss", "held-out loss, nats", lower_is_better=True, lacking="no finite loss"
+    )
     return _figure(summary, styles, points, against)
 
 
 def _with_peaks(summary: Summary) -> Iterable[tuple[Row, tuple[float, ...]]]:
     """Yield the rows that have a peak, or do not train."""
+    quantity, _ = _memory(summary)
     for row in summary.rows:
-        peaks = _peaks(row, cuda=summary.view.environment.on_cuda)
+        read = [quantity.read(record) for record in row.records] if row.trains else []
+        peaks = tuple(peak for peak in read if peak is not None)
         if peaks or row.trains is False:
             yield row, peaks
+
+
+def _memory(summary: Summary) -> tuple[Quantity, str]:
+    """Return which peak is drawn, of all labels the same, and how its axis is called."""
+    if summary.view.environment.on_cuda:
+        return PEAK_MEMORY, CUDA_AXIS
+    rows = [row for row in summary.rows if row.finished and row.trains and over_seeds(row, TRACKED_PEAK) is not None]
+    pairs = [(over_seeds(row, TRACKED_PEAK) or 0, over_seeds(row, PREDICTED_PEAK) or 0) for row in rows]
+    if all(predicted for _, predicted in pairs) and any(predicted > GROWS * tracked for tracked, predicted in pairs):
+        return PREDICTED_PEAK, PREDICTED_AXIS
+    return TRACKED_PEAK, TRACKED_AXIS
 
 
 def _figure(
@@ -115,7 +137,7 @@ def _figure(
     models = shown_models(summary, (model for model, found in points.items() if any(point.peaks for point in found)))
     if not models:
         return None
-    cuda = summary.view.environment.on_cuda
+    _, across = _memory(summary)
     figure, axes = panels(models, PANEL_HEIGHT)
     for axis, model in zip(axes, models, strict=True):
         found = points.get(model, [])
@@ -127,7 +149,7 @@ def _figure(
         if against.lower_is_better:
             lacking = [row for row in lacking if row.trains]
         words = f"{against.lacking}, or no peak: {', '.join(row.label for row in lacking)}" if lacking else ""
-        set_x_label(axis, CUDA_AXIS if cuda else TRACKED_AXIS, summary.rows_of(model), extra=words)
+        set_x_label(axis, across, summary.rows_of(model), extra=words)
         axis.set_ylabel(against.axis)
         axis.margins(x=0.18, y=0.12)
         if not any(point.peaks for point in found):
@@ -147,13 +169,6 @@ def _named(point: Point) -> Named:
     low, high = point.reach or (point.up, point.up)
     across = max(point.peaks) / GIB if point.peaks else None
     return Named(one_line(point.label) or NO_NAME, across, point.up, low, high)
-
-
-def _peaks(row: Row, *, cuda: bool) -> tuple[float, ...]:
-    if not row.trains:
-        return ()
-    read = PEAK_MEMORY.read if cuda else TRACKED_PEAK.read
-    return tuple(peak for record in row.records if (peak := read(record)) is not None)
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -6,6 +6,7 @@ next to nothing of their own spread, so the variance of the rest is pooled, ``su
 means are told apart where they differ by more than Tukey's honest significant difference, ``q(level; L, (L - 1)(S - 1))
 * sqrt(variance / S)``: it errs in one table of twenty, over all its pairs together.
 
+A label that swings far more than the others raises what all pairs need: the caller leaves out what came to nothing.
 One variance for all is an assumption. Where the differences of one pair, seed by seed, spread more than it says, half
 their variance takes its place for that pair (ours). Simulated with nine labels, three seeds and no true difference,
 some pair is told apart in 4% of the tables where all spread alike, in 6% where one or three labels spread twice as much
@@ -46,12 +47,13 @@ class Blocked:
         return abs(self.means[first] - self.means[second]) > self.needed[first][second]
 
 
-def blocked_means(values: NDArray[np.float64], level: float = LEVEL) -> Blocked:
+def blocked_means(values: NDArray[np.float64], level: float = LEVEL, least: float = 0.0) -> Blocked:
     """Return the means of labels that ran with the same seeds, and how far apart two must be.
 
     Args:
         values: (num_labels, num_seeds), at least two of each, all finite.
         level: One less the chance that labels without a difference are told apart anywhere in the table.
+        least: No two means nearer than this are told apart, however little seeds do.
     """
     import numpy as np
 
@@ -63,11 +65,11 @@ def blocked_means(values: NDArray[np.float64], level: float = LEVEL) -> Blocked:
     variance = float((rest**2).sum()) / degrees
     quantile = _studentized_range(level, num_labels, degrees)
     own = (values[:, None] - values[None]).var(axis=2, ddof=1) / 2
-    needed = quantile * np.sqrt(np.maximum(own, variance) / num_seeds)
+    needed = np.maximum(quantile * np.sqrt(np.maximum(own, variance) / num_seeds), least)
     return Blocked(
         tuple(map(float, means)),
         math.sqrt(variance),
-        quantile * math.sqrt(variance / num_seeds),
+        max(quantile * math.sqrt(variance / num_seeds), least),
         tuple(tuple(map(float, row)) for row in needed),
     )
 
