@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from harness.catalogue.tuned import best_rate
@@ -88,6 +90,37 @@ def test_the_tuned_file_is_what_the_trials_say(trials: tuple[Record, ...], recor
     for record in records:
         if record.spec.train is not None:
             assert record.spec.train.learning_rate == chosen[record.spec.label]
+
+
+def test_memory_is_what_was_predicted_to_the_byte_as_the_page_says(records: tuple[Record, ...]) -> None:
+    grows = {"lisa", "owlore", "ows-fullrank", "badam"}
+    for record in records:
+        if (train := record.train) is None:
+            continue
+        assert record.prediction is not None and train.tracked_peak is not None
+        assert train.peak_optimizer_state_bytes == record.prediction.optimizer_state_bytes
+        alike = train.tracked_peak.at_peak.total_bytes == record.prediction.peak_bytes
+        assert alike == (record.spec.label.partition("[")[0] not in grows)
+
+
+def test_what_the_grid_may_have_cost_is_as_the_page_says() -> None:
+    tuned = load_tuned(SUITE.name, SUITE)
+    assert tuned is not None
+    cost: dict[str, float] = {}
+    for choice in tuned.choices:
+        ordered = sorted(choice.trials, key=lambda trial: trial.learning_rate)
+        best = min(range(len(ordered)), key=lambda i: ordered[i].validation_loss or math.inf)
+        assert 0 < best < len(ordered) - 1  # at no edge of the grid
+        three = ordered[best - 1 : best + 2]
+        losses = [trial.validation_loss for trial in three]
+        a, b, c = np.polyfit([math.log(trial.learning_rate) for trial in three], losses, 2)
+        cost[choice.label] = losses[1] - (c - b**2 / (4 * a))
+    named = {"lora[rank=32]": 0.042, "lora[rank=272]": 0.032, "ows-fullrank[active_layers=5]": 0.025, "full": 0.008}
+    page = " ".join(PAGE.read_text(encoding="utf-8").split())
+    for label, value in named.items():
+        assert cost.pop(label) == pytest.approx(value, abs=0.0005)
+        assert f"{value} nats (`{label}`)" in page or f"{value} (`{label}`)" in page
+    assert max(cost.values()) < 0.004
 
 
 def test_every_table_of_the_page_is_the_reports_or_a_commands_of_the_page(
