@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def record(label: str, seed: int, loss: float | None, **changes: Any) -> Any:
     return made.model_copy(update={"train": made.train.model_copy(update=read)})
 
 
-def summary_of(losses: dict[str, tuple[float | None, ...]], **changes: Any) -> Summary:
+def summary_of(losses: Mapping[str, tuple[float | None, ...]], **changes: Any) -> Summary:
     records = [
         record(label, seed, loss, **changes)
         for label, values in losses.items()

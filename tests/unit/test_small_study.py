@@ -112,7 +112,7 @@ def test_what_the_grid_may_have_cost_is_as_the_page_says() -> None:
         best = min(range(len(ordered)), key=lambda i: ordered[i].validation_loss or math.inf)
         assert 0 < best < len(ordered) - 1  # at no edge of the grid
         three = ordered[best - 1 : best + 2]
-        losses = [trial.validation_loss for trial in three]
+        losses = [trial.validation_loss or math.nan for trial in three]
         a, b, c = np.polyfit([math.log(trial.learning_rate) for trial in three], losses, 2)
         cost[choice.label] = losses[1] - (c - b**2 / (4 * a))
     named = {"lora[rank=32]": 0.042, "lora[rank=272]": 0.032, "ows-fullrank[active_layers=5]": 0.025, "full": 0.008}
