@@ -45,7 +45,7 @@ def test_a_notebook_shows_the_frames_and_the_tables_of_the_report(tmp_path: Path
     cells = executed([*blocks, "accuracy", "report"], tmp_path)
     records = [r for r in Store(ROOT / "results" / "records").read().records if r.is_run]
     frame = result_of(cells[0])["text/html"]
-    assert frame.count("<tr") - 1 == len(records)
+    assert f"<p>{len(records)} rows" in frame  # pandas shows the first and the last of so many
     assert all(f"<td>{record.label}</td>" in frame for record in records)
     assert "winogrande" in result_of(cells[3])["text/html"]
     page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
