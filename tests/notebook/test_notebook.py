@@ -42,7 +42,7 @@ def test_a_notebook_shows_the_frames_and_the_tables_of_the_report(tmp_path: Path
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = [block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "harness.run" not in block]
     assert len(blocks) == 3
-    whole = "import pandas\npandas.set_option('display.max_rows', None)  # else the first and the last of so many records\n"
+    whole = "import pandas\nfor what in ('max_rows', 'max_colwidth'): pandas.set_option(f'display.{what}', None)\n"
     cells = executed([whole + blocks[0], *blocks[1:], "accuracy", "report"], tmp_path)
     records = [r for r in Store(ROOT / "results" / "records").read().records if r.is_run]
     frame = result_of(cells[0])["text/html"]
