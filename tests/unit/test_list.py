@@ -69,11 +69,11 @@ def test_a_task_is_one_line_with_the_suites_that_use_it(said: Said) -> None:
     (boolq,) = [line for line in lines if line.startswith("boolq")]
     assert boolq.split(maxsplit=1)[1] == (
         "ablations, commonsense-70b, commonsense-packed, commonsense-small, commonsense, quickstart, rivals, "
-        "sharded-small"
+        "sharded-small, small-study-gpu"
     )
     (quick,) = [line for line in said("benchmarks", "boolq").splitlines() if line.startswith("quickstart")]
     assert quick.split() == ["quickstart", "packaged-scored", "0", "6"]
-    assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 8
+    assert len([row for row in json.loads(said("benchmarks", "--json")) if row["benchmark"] == "boolq"]) == 9
 
 
 @pytest.mark.parametrize(
