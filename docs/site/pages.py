@@ -32,8 +32,8 @@ BESIDE = {
 LINK = re.compile(r"(\]\()([^)\s#]+)((?:#[^)\s]*)?\))")
 NAVIGATION: Mapping[str, tuple[str, ...]] = {
     "Begin": (
-        *("quickstart", "install", "what-to-use", "how-to/index", "how-to/fits-my-gpu", "how-to/is-it-on", "how-to/is-it-better"),
-        *("how-to/did-it-get-worse", "how-to/does-the-paper-hold"),
+        *("quickstart", "install", "what-to-use", "how-to/index", "how-to/fits-my-gpu", "how-to/is-it-on"),
+        *("how-to/is-it-better", "how-to/did-it-get-worse", "how-to/does-the-paper-hold"),
     ),
     "Suites and data": ("suites", "suite-keys", "tasks", "small-study", "small-suites", "mt-bench"),
     "Results": ("reports", "plots", "proof", "regressions", "logging", "python"),
