@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from harness.runs.claims import Claims
 from harness.runs.executor import Runs, Tally, Watcher
 from harness.runs.node import describe_node
 from harness.runs.queue import RunQueue
-from harness.runs.ray_worker import Order, run_task, unpack
+from harness.runs.ray_worker import Order, run_task, unpack, what_is_left
 from harness.runs.settling import Ledger
 from harness.runs.signals import sigterm_interrupts
 from harness.source import source_checksum
@@ -299,23 +300,31 @@ class _Session:
         self._pending[self._cluster.submit(order, self._events)] = task
 
     def _take(self, reference: Any) -> None:
-        """Hand in the record of a run that ended; one that was cancelled before it began has none."""
+        """Hand in the record of a run that ended; one that was cancelled may have none."""
         task = self._pending[reference]
-        exceptions, work = self._ray.exceptions, task.work_folder
+        exceptions = self._ray.exceptions
+        ended = partial(task.record, self._cluster.environment(), datetime.now(UTC))
         try:
-            record, work = unpack(self._ray.get(reference), work)
+            record, work = unpack(self._ray.get(reference), task.work_folder)
         except exceptions.TaskCancelledError:
-            if reference in self._recalled:
-                self._queue.take_back(self._pending.pop(reference))
-            return
+            # Before it began, or between two lines of the worker's own: then files of it may lie there.
+            record, work = what_is_left(task, cut := ended("interrupted", "interrupted"))
+            if record is cut:
+                self._forget(reference)
+                return
         except (exceptions.RayError, HarnessError) as error:
-            reason = f"the cluster lost the run: {_first_line(error)}"
-            record = task.record(self._cluster.environment(), datetime.now(UTC), "failed", reason)
+            record, work = what_is_left(task, ended("failed", f"the cluster lost the run: {_first_line(error)}"))
         if record.was_interrupted:
             self._cut.append(task)
         self._ledger.keep(task, record, work)
         del self._pending[reference]
         self._doing.pop(task.uuid, None)
+
+    def _forget(self, reference: Any) -> None:
+        """Remove what a run left that was cancelled and has no record; one that was taken back is still to do."""
+        self._ledger.forget(self._pending[reference])
+        if reference in self._recalled:
+            self._queue.take_back(self._pending.pop(reference))
 
     def _recall(self) -> None:
         """Take back what has not begun and is not to begin any more; what begins this moment is interrupted."""

@@ -22,7 +22,9 @@ from harness.errors import HarnessError
 from harness.progress import Facts, throttled
 from harness.record import Record
 from harness.record_environment import Environment
+from harness.runs.child import TRAINED_FILE, left_record
 from harness.runs.executor import Limits
+from harness.runs.fate import with_what_is_left
 from harness.runs.node import check_source, devices_of_ranks, localize
 from harness.runs.process import Interrupted, launch
 from harness.task import RunTask
@@ -135,6 +137,26 @@ def unpack(data: bytes, folder: Path) -> tuple[Record, Path]:
     except (tarfile.TarError, KeyError, ValueError, OSError) as error:
         raise HarnessError(f"what a node sent of a run cannot be read: {error}") from error
     return record, folder if sent else folder / attempt
+
+
+def what_is_left(task: RunTask, ended: Record) -> tuple[Record, Path]:
+    """Return the record of a run that no worker handed in, and the folder of its files.
+
+    What an attempt recorded stands; one that had left its weights keeps them. A node that does not see the parent's
+    results folder leaves nothing there.
+
+    Args:
+        task: The run.
+        ended: How it ended: the record where no attempt has left any.
+    """
+    attempts = sorted(task.work_folder.glob("attempt-*"), key=lambda one: one.stat().st_mtime, reverse=True)
+    for attempt in attempts:
+        if (record := left_record(attempt)) is not None:
+            return record, attempt
+    for attempt in attempts:
+        if (left := left_record(attempt, TRAINED_FILE)) is not None:
+            return with_what_is_left(task, ended, left), attempt
+    return ended, task.work_folder
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

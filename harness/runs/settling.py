@@ -68,6 +68,10 @@ class Ledger:
         if scored and before is not None and before.weights_held and before.weights:
             shutil.rmtree(within(self._store.folder, before.weights), ignore_errors=True)
 
+    def forget(self, task: RunTask) -> None:
+        """Remove what a run left that ends without a record."""
+        shutil.rmtree(task.work_folder, ignore_errors=True)
+
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
         """Record that a run cannot be done, for good or until what is missing is there.
 

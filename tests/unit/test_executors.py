@@ -7,7 +7,6 @@ the jobs, with a stand-in for submitit whose jobs are forks of this process.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -15,12 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,14 +67,17 @@ class Lost(Exception):
 
 
 class StandInRay:
-    """As much of Ray as an executor uses: one worker, a thread of this process, and actors that answer at once."""
+    """As much of Ray as an executor uses: one worker, a thread of this process, and actors that answer at once.
+
+    A task that has begun is cancelled as Ray does it, by a KeyboardInterrupt between any two lines. Here they are lines
+    of the harness or of this module: to interrupt a thread anywhere, CPython may interrupt the one that it begins.
+    """
 
     exceptions = SimpleNamespace(RayError=Lost, TaskCancelledError=Cancelled)
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1)
-        self._worker: int | None = None
-        self._running: Future[Any] | None = None
+        self._cancelled: set[Any] = set()
 
     def cluster_resources(self) -> dict[str, float]:
         return {"CPU": 1.0}
@@ -91,8 +93,6 @@ class StandInRay:
             return reference
         if reference.cancelled():
             raise Cancelled
-        if reference.done() and isinstance(reference.exception(), KeyboardInterrupt):
-            raise Cancelled  # it came before the task's own code or after it: raised here it would be this process's
         return reference.result()
 
     def wait(self, references: Sequence[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
@@ -102,9 +102,8 @@ class StandInRay:
         return [one for one in references if one.done()], [one for one in references if not one.done()]
 
     def cancel(self, reference: Any, force: bool) -> None:
-        if not reference.cancel() and reference is self._running and self._worker is not None:
-            raised = ctypes.py_object(KeyboardInterrupt)
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self._worker), raised)
+        self._cancelled.add(reference)
+        reference.cancel()
 
     def kill(self, actor: Any) -> None:
         pass
@@ -121,12 +120,37 @@ class StandInRay:
 
         def start() -> Any:
             placed.wait()
-            self._worker, self._running = threading.get_ident(), future
-            return function(*arguments)
+            try:
+                with interrupted_when(lambda: future in self._cancelled):
+                    return function(*arguments)
+            except KeyboardInterrupt:  # it came before the task's own code or after it
+                raise Cancelled from None
 
         future = self._pool.submit(start)
         placed.set()
         return future
+
+
+@contextmanager
+def interrupted_when(asked: Callable[[], bool]) -> Iterator[None]:
+    """Raise a KeyboardInterrupt once, at the next line of this thread, in code of the harness, when it is asked."""
+    raised = False
+
+    def look(frame: FrameType, event: str, _: Any) -> Any:
+        nonlocal raised
+        if not frame.f_globals.get("__name__", "").startswith(("harness.", __name__)):
+            return None
+        if event == "line" and not raised and asked():
+            raised = True
+            raise KeyboardInterrupt
+        return look
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 class ForkedJob:
@@ -262,6 +286,27 @@ def broken(task: RunTask, environment: Environment) -> Record:
     )
 
 
+def leaves(order_json: str) -> None:
+    """Leave what a child has recorded: of seed 2 all, of seed 3 what it does before it scores, of another nothing."""
+    order = Order.model_validate_json(order_json)
+    (attempt := order.task.work_folder / "attempt-1").mkdir(parents=True)
+    if (name := {2: "record.json", 3: "trained.json"}.get(order.task.spec.seed)) is not None:
+        (attempt / ITEMS).write_bytes(b"items")
+        record = order.task.record(order.environment, datetime.now(UTC), "ok", None, items=ITEMS)
+        (attempt / name).write_text(record.model_dump_json())
+    (attempt / "begun").touch()
+
+
+def is_cut(order_json: str, events: Any) -> bytes:
+    """Stand for a worker that is interrupted outside the wait for its child; seed 1 fails before that."""
+    if Order.model_validate_json(order_json).task.spec.seed == 1:
+        return fails(order_json, events)
+    leaves(order_json)
+    for _ in range(600):
+        time.sleep(0.05)
+    raise AssertionError("nobody interrupted it")
+
+
 def breaks(order_json: str, events: Any) -> bytes:
     """Stand for the worker's part: return a record of a failure before the first step."""
     order = Order.model_validate_json(order_json)
@@ -297,17 +342,26 @@ def programs(monkeypatch: pytest.MonkeyPatch, depth: int) -> Callable[[str, Sequ
     return do
 
 
-@pytest.fixture(params=["local", "stand-in", "slurm", pytest.param("ray", marks=pytest.mark.slow)])
-def place(request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+RAY = pytest.param("ray", marks=pytest.mark.slow)
+
+
+@pytest.fixture(scope="module", params=["local", "stand-in", "slurm", RAY])
+def where(request: pytest.FixtureRequest) -> str:
+    """Return the name of a place; the tests of one go together, so that nothing forks while Ray is connected."""
+    return str(request.param)
+
+
+@pytest.fixture
+def place(where: str, request: pytest.FixtureRequest, store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker sets it for its children: put back at the end
     monkeypatch.setattr(ray_executor, "describe_node", describes)
-    if request.param == "local":
+    if where == "local":
         yield Place("local", LocalMachine([Device(HERE)]), programs(monkeypatch, 0))
-    elif request.param == "stand-in":
+    elif where == "stand-in":
         ray = StandInRay()
         yield Place("stand-in", RayCluster(ray, 1), programs(monkeypatch, 1))
         ray.close()
-    elif request.param == "slurm":
+    elif where == "slurm":
         monkeypatch.setattr(slurm_job, "describe_node", describes)
         for module in (slurm, slurm_session):
             monkeypatch.setattr(module, "POLL_SECONDS", 0.1)
@@ -396,6 +450,71 @@ def test_no_run_starts_after_so_many_failures(place: Place, store: Store) -> Non
     if place.name == "local":
         assert (len(tally.records), tally.left_by_failures) == (1, 2)
     assert (tally.left_by_budget, tally.exit_code, tally.not_started) == (None, 1, ())
+    assert nothing_is_left(store)
+
+
+@pytest.fixture
+def cut_cluster(where: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[RayCluster]:
+    """A place for one run at a time whose workers are cut between two lines of their own."""
+    monkeypatch.setattr(ray_executor, "describe_node", describes)
+    monkeypatch.setattr(ray_executor, "run_task", is_cut)
+    if where == "ray":
+        yield RayCluster(request.getfixturevalue("started_ray"), os.cpu_count() or 1)
+    else:
+        yield RayCluster(ray := StandInRay(), 1)
+        ray.close()
+
+
+class WaitsForTheNext(Watcher):
+    """Is told of a run's end only when the next has begun."""
+
+    next: RunTask | None = None
+
+    def run_ended(self, record: Record) -> None:
+        super().run_ended(record)
+        deadline = time.monotonic() + 60
+        while self.next is not None and not list(self.next.work_folder.glob("*/begun")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self.next = None
+
+
+@pytest.mark.parametrize("where", ["stand-in", RAY], indirect=True)
+def test_a_run_that_is_taken_back_as_it_begins_leaves_nothing(cut_cluster: RayCluster, store: Store) -> None:
+    tasks, watcher = make_tasks(store, 1, 4), WaitsForTheNext(store)
+    watcher.next = tasks[1]
+    tally = cut_cluster.run(Runs(tasks, store, Limits(max_failures=1)), watcher)
+    assert [(record.spec.seed, record.status) for record in tally.records] == [(1, "failed")]
+    assert (tally.left_by_failures, tally.exit_code) == (1, 1)
+    assert nothing_is_left(store)
+
+
+@pytest.mark.parametrize("where", ["stand-in", RAY], indirect=True)
+@pytest.mark.parametrize(("seed", "status"), [(2, "ok"), (3, "interrupted")])
+def test_what_a_cut_run_has_recorded_stands(cut_cluster: RayCluster, store: Store, seed: int, status: str) -> None:
+    tasks, watcher = make_tasks(store, 1, seed), WaitsForTheNext(store)
+    watcher.next = tasks[1]
+    tally = cut_cluster.run(Runs(tasks, store, Limits(max_failures=1)), watcher)
+    assert [(record.spec.seed, record.status) for record in tally.records] == [(1, "failed"), (seed, status)]
+    assert (store.folder / str(tally.records[1].items)).read_bytes() == b"items"
+    assert nothing_is_left(store)
+
+
+@pytest.mark.parametrize(("seed", "status"), [(2, "ok"), (3, "failed"), (4, "failed")])
+def test_what_a_lost_run_has_recorded_stands(
+    store: Store, monkeypatch: pytest.MonkeyPatch, seed: int, status: str
+) -> None:
+    def dies(order_json: str, events: Any) -> bytes:
+        leaves(order_json)
+        raise Lost("its node is gone")
+
+    monkeypatch.setattr(ray_executor, "describe_node", describes)
+    monkeypatch.setattr(ray_executor, "run_task", dies)
+    ray = StandInRay()
+    tally = RayCluster(ray, 1).run(Runs(make_tasks(store, seed), store), Watcher(store))
+    ray.close()
+    (record,) = tally.records
+    assert (record.status, record.items is not None) == (status, seed != 4)
+    assert record.reason == (None if seed == 2 else "the cluster lost the run: its node is gone")
     assert nothing_is_left(store)
 
 
