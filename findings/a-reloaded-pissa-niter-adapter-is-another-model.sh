@@ -84,4 +84,5 @@ for falling in (False, True):
                 assert lost > 0.1 and change > 0.2, (start, lost, change)
             else:
                 assert change > 1e-4, (start, change)
+print("as described: loaded under another seed, what began with a fast SVD is another model")
 PY

@@ -100,4 +100,5 @@ assert plain[:2] == looked[:2], "the two runs begin alike"
 assert changed == total, "the look repacks every frozen weight"
 assert max(abs(one - other) for one, other in zip(plain[3:], looked[3:])) > 0.05, "later losses are others"
 assert kept == plain and untouched == 0, "with the format kept off the look changes nothing"
+print("as described: one look on a CPU repacks every frozen 4-bit weight, and the training after it is another")
 PY
