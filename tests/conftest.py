@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from harness.runs.signals import hear_interrupts
+
+hear_interrupts()  # tests send it, to themselves and to what they start; begun by a script with & they would ignore it
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

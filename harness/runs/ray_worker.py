@@ -27,6 +27,7 @@ from harness.runs.executor import Limits
 from harness.runs.fate import with_what_is_left
 from harness.runs.node import check_source, devices_of_ranks, localize
 from harness.runs.process import Interrupted, launch
+from harness.runs.signals import hear_interrupts
 from harness.task import RunTask
 
 RECORD, ATTEMPT = "record.json", "attempt"
@@ -55,6 +56,7 @@ def run_task(order_json: str, events: Any) -> bytes:
         order_json: An :class:`Order`.
         events: Actor with ``say``, told what goes on.
     """
+    hear_interrupts()
     order = Order.model_validate_json(order_json)
     task, environment = order.task, order.environment
     os.environ["OMP_NUM_THREADS"] = str(order.threads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import tarfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,10 @@ from harness.catalogue.datasets import DatasetSpec
 from harness.catalogue.models import load_models
 from harness.errors import HarnessError
 from harness.preparing.runs import Prepared
-from harness.runs import node, ray
+from harness.runs import node, ray, ray_worker
 from harness.runs.node import devices_of_ranks, localize
 from harness.runs.ray import RayCluster
-from harness.runs.ray_worker import pack, unpack
+from harness.runs.ray_worker import Order, pack, unpack
 from harness.source import source_checksum
 from harness.task import RunTask
 from tests.records import ENVIRONMENT
@@ -46,6 +47,22 @@ def test_files_stay_where_the_results_folder_is_seen(tmp_path: Path) -> None:
     assert place == attempt
     assert (attempt / "items.jsonl.zst").exists()
     assert record.spec.label == "full"
+
+
+def test_a_worker_that_was_born_ignoring_interrupts_hears_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def is_cancelled(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a worker sets it for its children: put back at the end
+    monkeypatch.setattr(ray_worker, "check_source", is_cancelled)
+    asked = Order(task=order(tmp_path), environment=ENVIRONMENT, marker=tmp_path, threads=1, timeout_seconds=None)
+    events = SimpleNamespace(say=SimpleNamespace(remote=lambda *_: None))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ray_worker.run_task(asked.model_dump_json(), events)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_node_names_no_folder_elsewhere(tmp_path: Path) -> None:
