@@ -131,11 +131,14 @@ def serve(line: socket.socket) -> None:
         else:
             between = os.fork()
             if between == 0:
+                between = os.getpid()
                 pid = os.fork()
                 if pid == 0:
                     line.close()
-                    while os.getppid() != asked["parent"]:  # until the one between is gone
+                    while os.getppid() == between:  # until it is gone, and what asked has taken this one on
                         os.sched_yield()
+                    if os.getppid() != asked["parent"]:  # what asked is gone too
+                        os._exit(1)
                     _become(asked, descriptors)
                 _send(line, {"pid": pid})
                 os._exit(0)
