@@ -56,6 +56,7 @@ def run(request: dict[str, Any]) -> int:
         os.dup2(stream.fileno(), 2)
     os.chdir(request["folder"])
     sys.path.insert(0, request["site"])
+    os.environ["PYTHONPATH"] = request["site"]  # of what the tests start
     for name in ("harness", "harness.methods", "harness.suites", "harness.engine"):
         file = importlib.import_module(name).__file__
         if file is None or not Path(file).is_relative_to(request["site"]):

@@ -58,14 +58,15 @@ FAULTS = read_faults()
 
 
 class Copy:
-    """The package under ``site`` and the tests under ``checkout``, where no folder called harness hides the package."""
+    """The package under ``site`` and what tests it under ``checkout``, where no folder harness hides the package."""
 
     def __init__(self, folder: Path) -> None:
         self.site, self.checkout = folder / "site", folder / "checkout"
         ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
         for inside, source in PACKAGE.items():
             shutil.copytree(REPOSITORY / source, self.site / inside, ignore=ignored)
-        shutil.copytree(REPOSITORY / "tests", self.checkout / "tests", ignore=ignored)
+        for beside in ("tests", "benchmarks"):
+            shutil.copytree(REPOSITORY / beside, self.checkout / beside, ignore=ignored)
         shutil.copy(REPOSITORY / "pyproject.toml", self.checkout)
 
     def plant(self, fault: Fault) -> None:
