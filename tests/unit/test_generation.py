@@ -15,7 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from harness.assets.mt_bench import Question
 from harness.conversation import find_template
 from harness.errors import HarnessError
-from harness.evaluation import mt_bench
+from harness.evaluation import mt_bench, text_generation
 from harness.evaluation.generation import acting_fields, end_tokens, protocol_alone
 from harness.evaluation.language_model import HarnessLM
 from harness.evaluation.local_judge import LocalJudge
@@ -127,8 +127,13 @@ def test_any_of_several_end_tokens_ends_an_answer_and_a_judgment(tiny_llama: Pat
     assert len(greedy(model, prompt_of(tokenizer), set(ends))) < len(judged)
 
 
-def test_padding_is_no_text_that_must_not_be_repeated(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_slots", [True, False])
+def test_padding_is_no_text_that_must_not_be_repeated(
+    in_slots: bool, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch is padded with a token that the model would say, and may not where padding counts as text."""
+    if not in_slots:
+        monkeypatch.setattr(text_generation, "takes_slots", lambda *_: False)
     model, tokenizer = loaded(with_own(tmp_path / "m", tiny_llama, no_repeat_ngram_size=1))
     contexts = ["Question: a longer one, by far?", "Question: b?"]
     settings = {"until": ["never"], "max_gen_toks": 1, "do_sample": False}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import harness
 from harness.import_guard import guard_imports
 
 ASKED = """
@@ -40,7 +41,7 @@ def said_by(code: str, folder: Path, *, stand_in: bool) -> str:
         for package in (module.parent, *module.parent.parents[:2]):
             (package / "__init__.py").touch()
         module.write_text(ASKING)
-    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    path = os.pathsep.join([str(folder), str(Path(harness.__file__).parents[1])])
     run = [sys.executable, "-c", code]
     done = subprocess.run(
         run, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=120, check=True

@@ -111,11 +111,13 @@ def test_a_score_is_that_of_a_row_alone_whatever_is_scored_beside_it(name: str) 
     assert back == pytest.approx(wanted, abs=2e-3)
 
 
-def test_rows_share_as_before_where_positions_are_not_scaled() -> None:
+@pytest.mark.parametrize("flat", [True, False])
+def test_rows_share_as_before_where_positions_are_not_scaled(flat: bool) -> None:
     requests = [(None, [5] * 20 + [number], [7, number]) for number in range(3, 20)]
     requests += [(None, [6] * 20, [7, number]) for number in (4, 5)]  # a shorter row beside, which is padded
     model = scaled("dynamic")
     lm = HarnessLM(model, Letters(), device="cpu", batch_tokens=4096, max_length=120)
+    lm._can_lay_flat = lm._can_lay_flat and flat
     found = [value for value, _ in lm._loglikelihood_tokens(requests)]
     assert lm.num_processed_tokens < 40 + 3 * len(requests), "the shared beginnings went through once"
     assert found == pytest.approx([alone(model, one, two) for _, one, two in requests], abs=2e-3)

@@ -135,7 +135,7 @@ def out_of_memory(ranks: Ranks, folder: Path) -> str:
 
     scorer._score_batch = scarce  # type: ignore[method-assign, assignment]
     try:
-        scorer._loglikelihood_tokens([("", [1, 2], [3]), ("", [1, 2], [4])])
+        scorer._loglikelihood_tokens([("", [1, 2], [3, 5]), ("", [1, 2], [4, 5])])  # in one row that could be cut
     except MemoryError as error:
         return f"{error} {scorer.batch_tokens}"
     return ""
