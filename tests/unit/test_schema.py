@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from harness.catalogue.labels import load_labels
 from harness.errors import HarnessError
 from harness.expansion import load_suite
+from harness.key_types import words_of
 from harness.method import METHODS
 from harness.schema import KINDS, field_docs, schema_file, schema_of, schema_text
 from harness.settings import TrainSettings
@@ -173,6 +174,11 @@ def test_a_plug_ins_settings_are_in_the_schema_of_this_machine(tmp_path: Path, m
     look_again(monkeypatch, "plugmodule")
     assert "mine" in schema_of("suite")["properties"]["settings"]["properties"]
     assert "mine" not in schema_of("suite", plug_ins=False)["properties"]["settings"]["properties"]
+
+
+def test_values_are_said_in_an_order_of_their_own() -> None:
+    for values in (["b", "a", "c"], ["c", "b", "a"]):
+        assert words_of({"enum": values}, {}) == 'one of "a", "b", "c"'
 
 
 def test_nothing_hangs_on_what_was_imported_first() -> None:
