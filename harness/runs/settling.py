@@ -50,7 +50,7 @@ class Ledger:
             HarnessError: it cannot be stored.
         """
         kept = settle(work or task.work_folder, record, self._store, task.checkpoint_folder, self._card)
-        shutil.rmtree(task.work_folder, ignore_errors=True)
+        self.forget(task)
         self._let_go(task.finishes, kept)
         self.take(task, kept)
 
@@ -69,7 +69,7 @@ class Ledger:
             shutil.rmtree(within(self._store.folder, before.weights), ignore_errors=True)
 
     def forget(self, task: RunTask) -> None:
-        """Remove what a run left that ends without a record."""
+        """Remove what a run has left in its work folder."""
         shutil.rmtree(task.work_folder, ignore_errors=True)
 
     def keep_refusal(self, task: RunTask, environment: Environment) -> None:
